@@ -1,0 +1,70 @@
+// Package bulk is the wire between controllers and an agent's own port: streams,
+// signals, pulls. It is HTTP/1.1 over yamux over mTLS (ALPN drover-bulk/1), one
+// connection a pair, each stream with a window of its own, so that an unread
+// stream stops no other. Who may call, and what the calls do, is the agent's.
+package bulk
+
+import (
+	"encoding/binary"
+	"io"
+)
+
+// ALPN is the protocol name on an agent's port.
+const ALPN = "drover-bulk/1"
+
+// Paths on the agent. {id} is a task id in hex.
+//
+//	POST   /v1/tasks/{id}/attach?stdin&stdout&stderr&logs&stream   101, frames down, stdin up with half-close
+//	GET    /v1/tasks/{id}/logs?stdout&stderr&follow&timestamps&since&until&tail   200, frames
+//	GET    /v1/tasks/{id}/wait?attempt=N     200, JSON of dv1.Exit (protojson) when attempt N has ended
+//	POST   /v1/tasks/{id}/kill?signal=S&key=K   204; 409 when not running
+//	POST   /v1/tasks/{id}/resize?w=&h=       204
+//	POST   /v1/tasks/{id}/exec               body container.ExecCreateRequest; 201 {"Id"}
+//	POST   /v1/exec/{eid}/start?attach&w&h   101 frames as attach, or 204 without attach
+//	POST   /v1/exec/{eid}/resize?w=&h=       204
+//	GET    /v1/exec/{eid}                    200, JSON of task.ExecState's fields
+//	POST   /v1/images/pull                   body PullRequest; 200, NDJSON of PullLine
+//	DELETE /v1/images/{digest}               204
+//	GET    /v1/probe                         204
+//
+// An error is a status with {"message": …}; a stream's late error is a frame of FrameError.
+const (
+	FrameStdout byte = 1
+	FrameStderr byte = 2
+	FrameError  byte = 3  // text; the last frame
+	FrameExit   byte = 16 // protojson of dv1.Exit; the last frame
+)
+
+// MaxFrame bounds a frame's payload.
+const MaxFrame = 64 << 10
+
+// PullRequest asks an agent for an image's content.
+type PullRequest struct {
+	Ref, Digest                                   string
+	Username, Password, IdentityToken, AuthServer string `json:",omitempty"`
+}
+
+// PullLine is progress, then once Image (protojson of dv1.Image) or Error.
+type PullLine struct {
+	ID, Status     string `json:",omitempty"`
+	Current, Total int64  `json:",omitempty"`
+	Image          []byte `json:",omitempty"`
+	Error          string `json:",omitempty"`
+}
+
+// WriteFrame writes p as one or more frames of kind: [kind 0 0 0 len32 payload],
+// docker's stdcopy framing.
+func WriteFrame(w io.Writer, kind byte, p []byte) error {
+	for first := true; first || len(p) > 0; first = false {
+		n := min(len(p), MaxFrame)
+		b := make([]byte, 8+n)
+		b[0] = kind
+		binary.BigEndian.PutUint32(b[4:], uint32(n))
+		copy(b[8:], p[:n])
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
