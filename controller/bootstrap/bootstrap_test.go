@@ -1,0 +1,100 @@
+package bootstrap
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/drover/drover/pkg/pki"
+)
+
+func options(dir string) Options {
+	return Options{DataDir: dir, NodeName: "a", Hosts: []string{"127.0.0.1"}, Controller: "127.0.0.1:7443", Pool: "10.210.0.0/16", Now: time.Unix(1_700_000_000, 0)}
+}
+
+func TestUpMakesIdentitiesThatBelongTogether(t *testing.T) {
+	dir := t.TempDir()
+	created, err := Up(options(dir))
+	if err != nil || !created {
+		t.Fatalf("Up: created=%v err=%v", created, err)
+	}
+	ctl, err := pki.LoadFiles(ControllerPKI(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := LoadIdentity(IdentityFile(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ctl.Principal.ID != id.Node || ctl.Principal.Cluster != id.Cluster {
+		t.Fatalf("controller is %+v, agent %+v", ctl.Principal, id)
+	}
+	cmd, err := Pending(dir)
+	if err != nil || cmd == nil {
+		t.Fatalf("Pending: %v %v", cmd, err)
+	}
+	dk, err := Unwrap(cmd.GetInit().GetSealed()[1], ctl.Seal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dk.Open(cmd.GetInit().GetSealed()[0]); err != nil {
+		t.Fatal(err)
+	}
+	cmd.GetInit().GetSealed()[0].Name = "other"
+	if _, err := dk.Open(cmd.GetInit().GetSealed()[0]); err == nil {
+		t.Fatal("a sealed secret was opened under another name")
+	}
+}
+
+// A crash after the decision and before or during the copying must end in the
+// same cluster; a crash before it in a new one, with nothing of the old left.
+func TestUpResumesAfterACrash(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Up(options(dir)); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(IdentityFile(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lost := range []string{IdentityFile(dir), filepath.Join(ControllerPKI(dir), "cert.pem"), AgentPKI(dir)} {
+		if err := os.RemoveAll(lost); err != nil {
+			t.Fatal(err)
+		}
+		if created, err := Up(options(dir)); err != nil || created {
+			t.Fatalf("Up again without %s: created=%v err=%v", lost, created, err)
+		}
+		got, err := os.ReadFile(IdentityFile(dir))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("identity changed after losing %s: %s (%v)", lost, got, err)
+		}
+	}
+	if err := Done(dir); err != nil {
+		t.Fatal(err)
+	}
+	if created, err := Up(options(dir)); err != nil || created {
+		t.Fatalf("Up after Done: created=%v err=%v", created, err)
+	}
+	if cmd, err := Pending(dir); cmd != nil || err != nil {
+		t.Fatalf("Pending after Done: %v %v", cmd, err)
+	}
+}
+
+func TestUpStartsOverBeforeTheDecision(t *testing.T) {
+	dir := t.TempDir()
+	half := filepath.Join(dir, staging, "controller")
+	if err := os.MkdirAll(half, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(half, "key.pem"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if created, err := Up(options(dir)); err != nil || !created {
+		t.Fatalf("Up: created=%v err=%v", created, err)
+	}
+	if _, err := pki.LoadFiles(ControllerPKI(dir)); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,135 @@
+package bootstrap
+
+import (
+	"context"
+	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ecdh"
+	"crypto/hpke"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base32"
+	"fmt"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// DataKey seals every secret in raft. It is itself there wrapped for each
+// controller's HPKE key and for the operator's recovery key. Wrapping protects
+// snapshots and logs that leave the hosts, not a stolen controller's disk.
+type DataKey struct {
+	ID  string
+	key []byte // AES-256-GCM
+}
+
+// NewDataKey makes a data key.
+func NewDataKey() (*DataKey, error) {
+	id, err := newID()
+	if err != nil {
+		return nil, err
+	}
+	k := make([]byte, 32)
+	if _, err := rand.Read(k); err != nil {
+		return nil, fmt.Errorf("making the data key: %w", err)
+	}
+	return &DataKey{ID: id, key: k}, nil
+}
+
+// Seal encrypts a secret under its name, so that none can stand for another.
+func (d *DataKey) Seal(name string, secret []byte) (*dv1.Sealed, error) {
+	g, err := d.gcm()
+	if err != nil {
+		return nil, err
+	}
+	return &dv1.Sealed{Name: name, DataKey: d.ID, Blob: g.Seal(nil, nil, secret, []byte(name))}, nil
+}
+
+// Open decrypts what Seal made.
+func (d *DataKey) Open(s *dv1.Sealed) ([]byte, error) {
+	if s.GetDataKey() != d.ID {
+		return nil, fmt.Errorf("%s is sealed with data key %s, not %s", s.GetName(), s.GetDataKey(), d.ID)
+	}
+	g, err := d.gcm()
+	if err != nil {
+		return nil, err
+	}
+	b, err := g.Open(nil, nil, s.GetBlob(), []byte(s.GetName()))
+	if err != nil {
+		return nil, fmt.Errorf("unsealing %s: %w", s.GetName(), err)
+	}
+	return b, nil
+}
+
+// WrapFor encrypts the data key itself for a holder of an HPKE key.
+func (d *DataKey) WrapFor(name string, pk hpke.PublicKey) (*dv1.Sealed, error) {
+	b, err := hpke.Seal(pk, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(name), d.key)
+	if err != nil {
+		return nil, fmt.Errorf("wrapping the data key as %s: %w", name, err)
+	}
+	return &dv1.Sealed{Name: name, DataKey: d.ID, Blob: b}, nil
+}
+
+// Unwrap opens a data key that WrapFor wrapped, with the raw HPKE private key.
+func Unwrap(s *dv1.Sealed, rawKey []byte) (*DataKey, error) {
+	sk, err := hpke.DHKEM(curve()).NewPrivateKey(rawKey)
+	if err != nil {
+		return nil, fmt.Errorf("reading the sealing key: %w", err)
+	}
+	k, err := hpke.Open(sk, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(s.GetName()), s.GetBlob())
+	if err != nil {
+		return nil, fmt.Errorf("unwrapping %s: %w", s.GetName(), err)
+	}
+	return &DataKey{ID: s.GetDataKey(), key: k}, nil
+}
+
+// RecoveryName is where the data key's recovery wrap is in raft.
+const RecoveryName = "recovery"
+
+// Recovery makes the operator's recovery key, commits the data key wrapped for
+// it, and only then gives the key as text, to be shown once. A crash in between
+// loses a key that nobody saw; doing it again replaces the wrap.
+func Recovery(ctx context.Context, d *DataKey, propose func(context.Context, *dv1.Command) (*dv1.CommandResult, error)) (string, error) {
+	sk, err := hpke.DHKEM(curve()).GenerateKey()
+	if err != nil {
+		return "", fmt.Errorf("making the recovery key: %w", err)
+	}
+	s, err := d.WrapFor(RecoveryName, sk.PublicKey())
+	if err != nil {
+		return "", err
+	}
+	r, err := propose(ctx, &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
+	if err != nil {
+		return "", fmt.Errorf("committing the recovery key's wrap: %w", err)
+	}
+	if e := r.GetError(); e != nil {
+		return "", fmt.Errorf("committing the recovery key's wrap: %s", e.GetMessage())
+	}
+	raw, err := sk.Bytes()
+	if err != nil {
+		return "", fmt.Errorf("encoding the recovery key: %w", err)
+	}
+	return "DROVER-RECOVERY-" + base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw), nil
+}
+
+func (d *DataKey) gcm() (cipher.AEAD, error) {
+	b, err := aes.NewCipher(d.key)
+	if err != nil {
+		return nil, fmt.Errorf("using data key %s: %w", d.ID, err)
+	}
+	g, err := cipher.NewGCMWithRandomNonce(b)
+	if err != nil {
+		return nil, fmt.Errorf("using data key %s: %w", d.ID, err)
+	}
+	return g, nil
+}
+
+func curve() ecdh.Curve { return ecdh.X25519() }
+
+func marshalKey(k crypto.Signer) ([]byte, error) {
+	b, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the authority's key: %w", err)
+	}
+	return b, nil
+}

@@ -1,0 +1,188 @@
+package mux
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/drover/drover/pkg/pki"
+	"go.uber.org/goleak"
+)
+
+type world struct {
+	ca  *pki.Authority
+	dir string
+	t   *testing.T
+}
+
+func newWorld(t *testing.T, cluster string, now time.Time) *world {
+	ca, err := pki.NewAuthority(cluster, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &world{ca: ca, t: t}
+}
+
+func (w *world) files(uri string, now time.Time) *pki.Files {
+	w.t.Helper()
+	key, err := pki.NewKey()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	der, err := w.ca.Issue(uri, key.Public(), []string{"127.0.0.1"}, now)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	dir := w.t.TempDir()
+	if err := pki.WriteFiles(dir, [][]byte{w.ca.Cert.Raw}, der, key, nil); err != nil {
+		w.t.Fatal(err)
+	}
+	f, err := pki.LoadFiles(dir)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return f
+}
+
+// serve runs a mux with an API, and a peers' protocol that only nodes may use
+// and of which one node is revoked. Both answer one line.
+func serve(t *testing.T, w *world) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := w.files(pki.URI("c", pki.KindController, "1"), time.Now())
+	m := New(l, slog.New(slog.DiscardHandler))
+	api := pki.ServerTLS(f, nil)
+	api.ClientAuth = tls.VerifyClientCertIfGiven
+	apiL := m.Handle(api, "h2", "http/1.1", "")
+	revoked := func(p pki.Principal) error {
+		if p.ID == "gone" {
+			return pki.ErrRevoked
+		}
+		return nil
+	}
+	peerL := m.Handle(pki.PeerServerTLS(f, pki.All(pki.Kinds(pki.KindNode), revoked)), "peer/1")
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }), ReadHeaderTimeout: time.Second}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{}, 3)
+	go func() { _ = srv.Serve(apiL); done <- struct{}{} }()
+	go func() {
+		for {
+			c, err := peerL.Accept()
+			if err != nil {
+				break
+			}
+			_, _ = io.WriteString(c, "peer")
+			_ = c.Close()
+		}
+		done <- struct{}{}
+	}()
+	go func() { _ = m.Run(ctx); done <- struct{}{} }()
+	t.Cleanup(func() {
+		cancel()
+		_ = srv.Close()
+		for range 3 {
+			<-done
+		}
+		goleak.VerifyNone(t)
+	})
+	return l.Addr().String()
+}
+
+func peer(addr string, f *pki.Files, alpn string) (string, error) {
+	c, err := tls.Dial("tcp", addr, pki.PeerClientTLS(f, alpn, pki.Kinds(pki.KindController)))
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	b, err := io.ReadAll(c)
+	return string(b), err
+}
+
+func TestPeersAreCheckedByChainRoleAndRevocationNotByTheClock(t *testing.T) {
+	now := time.Now()
+	w := newWorld(t, "c", now.Add(-20*365*24*time.Hour))
+	other := newWorld(t, "c", now)
+	addr := serve(t, w)
+	node := func(id string) string { return pki.URI("c", pki.KindNode, id) }
+	for name, c := range map[string]struct {
+		f    *pki.Files
+		alpn string
+		ok   bool
+	}{
+		"a node":            {w.files(node("1"), now), "peer/1", true},
+		"an expired node":   {w.files(node("1"), now.Add(-10*365*24*time.Hour)), "peer/1", true},
+		"a node in future":  {w.files(node("1"), now.Add(5*365*24*time.Hour)), "peer/1", true},
+		"a revoked node":    {w.files(node("gone"), now), "peer/1", false},
+		"a user":            {w.files(pki.URI("c", pki.KindUser, "1"), now), "peer/1", false},
+		"a stranger's node": {other.files(node("1"), now), "peer/1", false},
+		"another cluster":   {w.files(pki.URI("d", pki.KindNode, "1"), now), "peer/1", false},
+		"unknown ALPN":      {w.files(node("1"), now), "nope/9", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := peer(addr, c.f, c.alpn)
+			if ok := err == nil && got == "peer"; ok != c.ok {
+				t.Fatalf("got %q, %v; want ok=%v", got, err, c.ok)
+			}
+		})
+	}
+}
+
+func TestAPIServesEveryHTTPClient(t *testing.T) {
+	w := newWorld(t, "c", time.Now())
+	addr := serve(t, w)
+	pool := w.files(pki.URI("c", pki.KindUser, "u"), time.Now()).Pool()
+	for name, c := range map[string]struct {
+		protos []string
+		h2     bool
+		want   string
+	}{
+		"h2":                {[]string{"h2"}, true, "HTTP/2.0"},
+		"http/1.1":          {[]string{"http/1.1"}, false, "HTTP/1.1"},
+		"no ALPN as docker": {nil, false, "HTTP/1.1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, NextProtos: c.protos}, ForceAttemptHTTP2: c.h2}
+			defer tr.CloseIdleConnections()
+			r, err := (&http.Client{Transport: tr}).Get("https://" + addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Body.Close()
+			if b, _ := io.ReadAll(r.Body); string(b) != c.want {
+				t.Fatalf("served as %s, want %s", b, c.want)
+			}
+		})
+	}
+}
+
+func TestGarbageOnThePortDisturbsNobody(t *testing.T) {
+	w := newWorld(t, "c", time.Now())
+	addr := serve(t, w)
+	for _, s := range []string{"", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01", strings.Repeat("\xff", 1<<16)} {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, s)
+		_ = c.(*net.TCPConn).CloseWrite()
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal("the port keeps a truncated handshake open")
+		}
+		_ = c.Close()
+	}
+	got, err := peer(addr, w.files(pki.URI("c", pki.KindNode, "1"), time.Now()), "peer/1")
+	if err != nil || got != "peer" {
+		t.Fatalf("after garbage: %q %v", got, err)
+	}
+}

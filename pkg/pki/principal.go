@@ -1,0 +1,87 @@
+// Package pki is who is who: the cluster's authority, identities as SPIFFE URIs
+// in certificates, the files that hold them, and TLS configurations that check
+// them. What an identity may do is decided by roles in raft, not here.
+package pki
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Kinds of identity.
+const (
+	KindController = "controller"
+	KindNode       = "node"
+	KindUser       = "user"
+	KindLocal      = "local" // the peer of a unix socket
+)
+
+// RoleAdmin may do everything; the other roles are named like their kinds.
+const RoleAdmin = "admin"
+
+// Principal is the caller, whichever way it proved who it is.
+type Principal struct {
+	Kind    string
+	ID      string
+	Cluster string
+	URI     string // spiffe://CLUSTER/KIND/ID, or unix:UID
+	Roles   []string
+}
+
+// Has tells whether the principal has a role; an admin has all of a user's.
+func (p Principal) Has(role string) bool { return slices.Contains(p.Roles, role) }
+
+// URI is the name of an identity in its certificate.
+func URI(cluster, kind, id string) string {
+	return (&url.URL{Scheme: "spiffe", Host: cluster, Path: "/" + kind + "/" + id}).String()
+}
+
+// FromURI reads spiffe://CLUSTER/KIND/ID.
+func FromURI(s string) (Principal, error) {
+	u, err := url.Parse(s)
+	if err != nil {
+		return Principal{}, fmt.Errorf("identity %q: %w", s, err)
+	}
+	kind, id, ok := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
+	known := kind == KindController || kind == KindNode || kind == KindUser
+	if u.Scheme != "spiffe" || u.Host == "" || !ok || !known || id == "" || strings.Contains(id, "/") {
+		return Principal{}, fmt.Errorf("identity %q is not spiffe://CLUSTER/{controller,node,user}/ID", s)
+	}
+	return Principal{Kind: kind, ID: id, Cluster: u.Host, URI: s}, nil
+}
+
+// FromCert gives the identity in a verified certificate. It has no roles yet.
+func FromCert(c *x509.Certificate) (Principal, error) {
+	if len(c.URIs) != 1 {
+		return Principal{}, fmt.Errorf("certificate %q has %d identity URIs, want 1", c.Subject, len(c.URIs))
+	}
+	return FromURI(c.URIs[0].String())
+}
+
+// Local is the peer of a unix socket.
+func Local(uid int, roles ...string) Principal {
+	id := strconv.Itoa(uid)
+	return Principal{Kind: KindLocal, ID: id, URI: "unix:" + id, Roles: roles}
+}
+
+type principalKey struct{}
+
+// WithPrincipal puts the caller into a request's context.
+func WithPrincipal(ctx context.Context, p Principal) context.Context {
+	return context.WithValue(ctx, principalKey{}, p)
+}
+
+// ErrNoPrincipal: nobody proved who the caller is.
+var ErrNoPrincipal = errors.New("no identity: a client certificate of this cluster is needed")
+
+// PrincipalFrom gives the caller that WithPrincipal put there.
+func PrincipalFrom(ctx context.Context) (Principal, bool) {
+	p, ok := ctx.Value(principalKey{}).(Principal)
+	return p, ok
+}

@@ -1,0 +1,121 @@
+package pki
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Verify says whether an identity whose chain is good may connect: its role,
+// and that it is not revoked.
+type Verify func(Principal) error
+
+// ServerTLS is a listener's base: whom it trusts, and who it is. A connection
+// without a client certificate passes here where the ALPN's ClientAuth lets it;
+// a certificate that is shown must always be good. Verify runs on resumed
+// sessions too.
+func ServerTLS(f *Files, verify Verify) *tls.Config {
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		Certificates: []tls.Certificate{f.Cert},
+		ClientCAs:    f.Pool(),
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			if len(cs.PeerCertificates) == 0 {
+				return nil
+			}
+			return check(f, cs, x509.ExtKeyUsageClientAuth, time.Time{}, verify)
+		},
+	}
+}
+
+// PeerServerTLS is ServerTLS for connections among the cluster's own processes,
+// which must come up with a clock at 1970 and with expired leaves: it checks
+// chain, role and revocation, not the clock.
+func PeerServerTLS(f *Files, verify Verify) *tls.Config {
+	c := ServerTLS(f, verify)
+	c.ClientAuth = tls.RequireAnyClientCert
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		return checkTimeless(f, cs, x509.ExtKeyUsageClientAuth, verify)
+	}
+	return c
+}
+
+// PeerClientTLS dials another process of the cluster on one ALPN. The server is
+// known by its URI, never by address or host name, and not by the clock.
+func PeerClientTLS(f *Files, alpn string, verify Verify) *tls.Config {
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		Certificates: []tls.Certificate{f.Cert},
+		NextProtos:   []string{alpn},
+		// Chain and identity are checked below, as the names are not addresses.
+		InsecureSkipVerify: true,
+		ClientSessionCache: tls.NewLRUClientSessionCache(16),
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			if cs.NegotiatedProtocol != alpn {
+				return fmt.Errorf("the peer speaks %q, not %s", cs.NegotiatedProtocol, alpn)
+			}
+			return checkTimeless(f, cs, x509.ExtKeyUsageServerAuth, verify)
+		},
+	}
+}
+
+func checkTimeless(f *Files, cs tls.ConnectionState, usage x509.ExtKeyUsage, verify Verify) error {
+	if len(cs.PeerCertificates) == 0 {
+		return ErrNoPrincipal
+	}
+	return check(f, cs, usage, cs.PeerCertificates[0].NotBefore.Add(time.Second), verify)
+}
+
+func check(f *Files, cs tls.ConnectionState, usage x509.ExtKeyUsage, at time.Time, verify Verify) error {
+	leaf := cs.PeerCertificates[0]
+	inter := x509.NewCertPool()
+	for _, c := range cs.PeerCertificates[1:] {
+		inter.AddCert(c)
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{
+		Roots: f.Pool(), Intermediates: inter, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage},
+	})
+	if err != nil {
+		return fmt.Errorf("the peer's certificate is not of this cluster: %w", err)
+	}
+	p, err := FromCert(leaf)
+	if err != nil {
+		return err
+	}
+	if p.Cluster != f.Principal.Cluster {
+		return fmt.Errorf("%s is of another cluster than %s", p.URI, f.Principal.Cluster)
+	}
+	if verify == nil {
+		return nil
+	}
+	return verify(p)
+}
+
+// Kinds gives a Verify that lets the named kinds in.
+func Kinds(kinds ...string) Verify {
+	return func(p Principal) error {
+		for _, k := range kinds {
+			if p.Kind == k {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s may not use this protocol", p.URI)
+	}
+}
+
+// All joins checks; the first refusal counts.
+func All(vs ...Verify) Verify {
+	return func(p Principal) error {
+		for _, v := range vs {
+			if err := v(p); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// ErrRevoked: the identity was taken back.
+var ErrRevoked = errors.New("identity is revoked")
