@@ -1,0 +1,61 @@
+# Every target sets up what it needs. `make help` lists them.
+SHELL := /bin/bash -o pipefail
+GO ?= go
+export CGO_ENABLED ?= 0
+LDFLAGS := -s -w -X main.version=$(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BUILD := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+PAYLOADS := agent/payload/bin/drover-containerd.gz agent/payload/bin/drover-shim.gz
+
+.PHONY: help setup build payload binary test unit integration e2e lint bench generate check-generated demo demo-env demo-down clean
+
+help: ## what there is
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+setup: ## install the packages that building and testing need
+	@deploy/setup.sh
+
+payload: ## the embedded daemons: containerd and the shim, compressed
+	@$(GO) build -trimpath -ldflags '-s -w' -o agent/payload/bin/ ./agent/containerd/drover-containerd
+	@$(GO) build -trimpath -ldflags '-s -w' -tags no_grpc -o agent/payload/bin/ ./agent/shim/drover-shim
+	@cd agent/payload/bin && for f in drover-containerd drover-shim; do \
+	  gzip -9nc $$f > $$f.gz.new && rm $$f && { cmp -s $$f.gz.new $$f.gz && rm $$f.gz.new || mv $$f.gz.new $$f.gz; }; done
+
+build: setup payload binary ## bin/drover, payloads first
+
+binary:
+	@mkdir -p bin && $(BUILD) -o bin/drover ./cli/drover
+
+test: setup payload binary unit integration ## everything: unit tests under the race detector, real containers, the real binary
+
+unit: setup payload
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /internal/deps -e /agent/engine -e /agent/network)
+
+integration: setup payload binary
+	$(GO) test -count=1 -timeout 15m ./agent/engine/... ./agent/network/... ./e2e/...
+
+lint: ## vet, format and the import rules
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	CGO_ENABLED=0 $(GO) tool -modfile=tools/go.mod golangci-lint run ./...
+
+bench: build ## ratios against ctr and docker, both sides in one run
+	@deploy/bench.sh
+
+generate: ## protobuf code
+	@mkdir -p bin/gen && $(GO) build -o bin/gen/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+	@cd pkg/api/v1 && PATH=$(CURDIR)/bin/gen:$$PATH protoc --go_out=paths=source_relative:. --connect-go_out=paths=source_relative:. *.proto
+
+check-generated: setup generate ## fails when generated code is not what the sources say
+	@git diff --exit-code --stat -- pkg/api/v1
+
+demo: build ## two hosts as network namespaces, every command shown with its output
+	@deploy/demo.sh up
+
+demo-env: ## eval "$(make demo-env)" points a shell at the demo
+	@deploy/demo.sh env
+
+demo-down: ## remove the demo, all of it
+	@deploy/demo.sh down
+
+clean:
+	rm -rf bin agent/payload/bin/*.gz
