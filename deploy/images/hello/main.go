@@ -25,4 +25,4 @@ To try something more ambitious, run a shell in a container:
  $ drover run -it ubuntu /bin/sh
 `
 
-func main() { fmt.Println(greeting) }
+func main() { fmt.Print(greeting) }
