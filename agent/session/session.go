@@ -1,0 +1,219 @@
+// Package session keeps an agent's stream to the control plane open: hello,
+// beats, syncs down, observations and acknowledgements up. What a sync means for
+// containers is the reconciler's.
+package session
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"golang.org/x/net/http2"
+	"golang.org/x/sync/errgroup"
+)
+
+// ALPN is the session's protocol name on a controller's port.
+const ALPN = "drover-session/1"
+
+// Times of the session. A controller that says nothing for Silence is given up.
+const (
+	BeatEvery = 500 * time.Millisecond
+	Silence   = 2500 * time.Millisecond
+	maxWait   = time.Second // between attempts to connect
+	maxRead   = 16 << 20    // a full sync of a large node
+)
+
+// Agent is the host side that a session speaks for.
+type Agent interface {
+	// Hello says who and where the agent is; its number grows for ever.
+	Hello(ctx context.Context) (*dv1.Hello, error)
+	// Welcome takes the answer: subnet, epoch, cluster.
+	Welcome(ctx context.Context, w *dv1.Welcome) error
+	// Take stores a sync durably and acknowledges it through the outbox. One
+	// that is older than what the agent has is ErrStale: nothing was changed.
+	Take(ctx context.Context, s *dv1.Sync) error
+}
+
+// ErrStale: the sync is older than the agent's highest (epoch, term, index).
+var ErrStale = errors.New("the sync is older than what this agent has")
+
+// Options of Run. Controllers are host:port; TLS is pki.PeerClientTLS for ALPN.
+type Options struct {
+	Controllers []string
+	TLS         *tls.Config
+	Agent       Agent
+	Outbox      *Outbox
+	Log         *slog.Logger
+}
+
+// Run keeps a session open until ctx ends; it gives up on nothing else.
+func Run(ctx context.Context, o Options) error {
+	wait := time.Duration(0)
+	failing := ""
+	for i := 0; ctx.Err() == nil; i++ {
+		addr := o.Controllers[i%len(o.Controllers)]
+		welcomed, err := o.once(ctx, addr)
+		if ctx.Err() != nil {
+			break
+		}
+		if welcomed {
+			wait, failing = 0, ""
+		}
+		if err != nil && err.Error() != failing { // the same reason is logged once
+			failing = err.Error()
+			o.Log.Warn("session ended", "controller", addr, "err", err)
+		}
+		wait = min(maxWait, max(20*time.Millisecond, 2*wait))
+		t := time.NewTimer(rand.N(wait)) // full jitter
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+	}
+	return ctx.Err()
+}
+
+// once holds one session until it ends; welcomed says whether it ever worked.
+func (o Options) once(ctx context.Context, addr string) (welcomed bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: Silence}, Config: o.TLS}
+		return d.DialContext(ctx, "tcp", addr)
+	}}
+	defer tr.CloseIdleConnections()
+	hello, err := o.Agent.Hello(ctx)
+	if err != nil {
+		return false, fmt.Errorf("preparing the hello: %w", err)
+	}
+	c := dv1connect.NewSessionClient(&http.Client{Transport: tr}, "https://"+addr, connect.WithReadMaxBytes(maxRead))
+	s := c.Open(ctx)
+	defer func() { _ = s.CloseResponse() }()
+	defer func() { _ = s.CloseRequest() }()
+	alive := time.AfterFunc(2*Silence, func() {
+		cancel(fmt.Errorf("controller %s has been silent for %v", addr, Silence))
+	})
+	defer alive.Stop()
+	if err := s.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Hello{Hello: hello}}); err != nil {
+		if _, rerr := s.Receive(); rerr != nil {
+			err = rerr // the refusal's words are on the other side
+		}
+		return false, fmt.Errorf("opening a session with %s: %w", addr, cause(ctx, err))
+	}
+	first, err := s.Receive()
+	if err != nil {
+		return false, fmt.Errorf("opening a session with %s: %w", addr, cause(ctx, err))
+	}
+	if first.GetWelcome() == nil {
+		return false, fmt.Errorf("opening a session with %s: it began with %T instead of a welcome", addr, first.GetOf())
+	}
+	if err := o.Agent.Welcome(ctx, first.GetWelcome()); err != nil {
+		return false, fmt.Errorf("taking the welcome of %s: %w", addr, err)
+	}
+	o.Log.Info("session open", "controller", addr, "number", hello.GetNumber())
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return o.send(gctx, s) })
+	g.Go(func() error {
+		err := o.receive(gctx, s, alive)
+		cancel(err) // a sender that waits for the outbox must not outlive the stream
+		return err
+	})
+	return true, cause(ctx, g.Wait())
+}
+
+type stream = connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
+
+func (o Options) send(ctx context.Context, s *stream) error {
+	beat := time.NewTicker(BeatEvery)
+	defer beat.Stop()
+	for n := int64(1); ; {
+		msgs, more := o.Outbox.take()
+		for i, m := range msgs {
+			if err := s.Send(m); err != nil {
+				o.Outbox.putBack(msgs[i:])
+				return fmt.Errorf("sending to the controller: %w", err)
+			}
+		}
+		if len(msgs) > 0 {
+			continue
+		}
+		select {
+		case <-more:
+		case <-beat.C:
+			if err := s.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Beat{Beat: &dv1.Beat{Seq: n}}}); err != nil {
+				return fmt.Errorf("sending to the controller: %w", err)
+			}
+			n++
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (o Options) receive(ctx context.Context, s *stream, alive *time.Timer) error {
+	for {
+		alive.Reset(Silence)
+		m, err := s.Receive()
+		if err != nil {
+			return fmt.Errorf("receiving from the controller: %w", err)
+		}
+		switch m := m.GetOf().(type) {
+		case *dv1.ToAgent_Beat:
+		case *dv1.ToAgent_Sync:
+			err := o.Agent.Take(ctx, m.Sync)
+			if errors.Is(err, ErrStale) {
+				o.Log.Warn("refused a sync", "epoch", m.Sync.GetEpoch(), "term", m.Sync.GetTerm(), "index", m.Sync.GetIndex(), "err", err)
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("storing a sync: %w", err)
+			}
+		default:
+			return fmt.Errorf("the controller sent %T, which this agent does not know", m)
+		}
+	}
+}
+
+// putBack returns what could not be sent, unless something newer is there.
+func (o *Outbox) putBack(msgs []*dv1.FromAgent) {
+	for _, m := range msgs {
+		obs := m.GetObservation()
+		o.change(func() {
+			if o.tasks == nil {
+				o.tasks = map[string]*dv1.TaskStatus{}
+			}
+			for _, s := range obs.GetTasks() {
+				if _, newer := o.tasks[string(s.GetId())]; !newer {
+					o.tasks[string(s.GetId())] = s
+					o.order = append(o.order, string(s.GetId()))
+				}
+			}
+			o.events = append(append([]*dv1.Happening(nil), obs.GetEvents()...), o.events...)
+			o.acked = max(o.acked, m.GetAcks().GetIndex())
+			for _, id := range m.GetAcks().GetRemoved() {
+				if o.remove == nil {
+					o.remove = map[string][]byte{}
+				}
+				o.remove[string(id)] = id
+			}
+		})
+	}
+}
+
+// cause prefers the reason for which ctx was ended to what broke because of it.
+func cause(ctx context.Context, err error) error {
+	if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
+		return c
+	}
+	return err
+}

@@ -1,0 +1,406 @@
+// Package streams is what an agent answers on its own port: attach, logs, exec,
+// signals, pulls and probes, as pkg/bulk lays them out. What they do to
+// containers is the engine's; who may call was decided by the connection.
+package streams
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/bulk"
+	"github.com/moby/moby/api/types/container"
+	"google.golang.org/protobuf/encoding/protojson"
+)
+
+// maxBody bounds a request's body: an exec's environment, a pull's token.
+const maxBody = 1 << 20
+
+// pullQuiet is how often a pull that makes progress says so.
+const pullQuiet = 100 * time.Millisecond
+
+// Handler answers pkg/bulk's paths over e.
+func Handler(e task.Engine, log *slog.Logger) http.Handler {
+	s := &server{e: e, log: log, kills: newSeen(4096)}
+	m := http.NewServeMux()
+	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
+	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
+	m.HandleFunc("GET /v1/tasks/{id}/wait", s.wait)
+	m.HandleFunc("POST /v1/tasks/{id}/kill", s.kill)
+	m.HandleFunc("POST /v1/tasks/{id}/resize", s.resize)
+	m.HandleFunc("POST /v1/tasks/{id}/exec", s.execCreate)
+	m.HandleFunc("POST /v1/exec/{id}/start", s.execStart)
+	m.HandleFunc("POST /v1/exec/{id}/resize", s.execResize)
+	m.HandleFunc("GET /v1/exec/{id}", s.execInspect)
+	m.HandleFunc("POST /v1/images/pull", s.pull)
+	m.HandleFunc("DELETE /v1/images/{digest}", s.removeImage)
+	m.HandleFunc("GET /v1/probe", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	return m
+}
+
+type server struct {
+	e     task.Engine
+	log   *slog.Logger
+	kills *seen
+	execs sync.Map // exec id -> task id, for what this agent made
+}
+
+func (s *server) attach(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	st, err := s.e.Attach(r.Context(), r.PathValue("id"), task.AttachOptions{
+		Stdin: flag(q.Get("stdin")), Stdout: flag(q.Get("stdout")), Stderr: flag(q.Get("stderr")),
+		FromStart: flag(q.Get("logs")), Stream: flag(q.Get("stream")),
+	})
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	s.relay(w, r, st)
+}
+
+// relay joins an engine's stream with the caller's until either ends. Ended
+// stdin is passed on as a half-close; a caller that is gone ends the stream.
+func (s *server) relay(w http.ResponseWriter, r *http.Request, st task.Stream) {
+	defer func() { _ = st.Close() }()
+	c, err := bulk.Hijack(w, r)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	var up sync.WaitGroup
+	defer up.Wait()
+	defer func() { _ = c.Close() }()
+	stop := context.AfterFunc(c.Context(), func() { _ = st.Close() })
+	defer stop()
+	up.Go(func() {
+		if _, err := io.Copy(st, c); err == nil {
+			_ = st.CloseWrite()
+		}
+	})
+	if _, err := io.Copy(c, st); err != nil && c.Context().Err() == nil {
+		_ = bulk.WriteFrame(c, bulk.FrameError, []byte(err.Error()))
+	}
+}
+
+func (s *server) logs(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	tail := -1
+	if t := q.Get("tail"); t != "" && t != "all" {
+		n, err := strconv.Atoi(t)
+		if err != nil {
+			n = -1 // docker takes what isn't a number for all
+		}
+		tail = n
+	}
+	since, err := nanos(q.Get("since"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	until, err := nanos(q.Get("until"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	lr, err := s.e.Logs(r.Context(), r.PathValue("id"), task.LogOptions{
+		Stdout: flag(q.Get("stdout")), Stderr: flag(q.Get("stderr")), Follow: flag(q.Get("follow")),
+		Timestamps: flag(q.Get("timestamps")), Since: since, Until: until, Tail: tail,
+	})
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	defer func() { _ = lr.Close() }()
+	stop := context.AfterFunc(r.Context(), func() { _ = lr.Close() })
+	defer stop()
+	out := flushing{w, http.NewResponseController(w)}
+	w.WriteHeader(http.StatusOK)
+	_ = out.rc.Flush()
+	if _, err := io.CopyBuffer(out, struct{ io.Reader }{lr}, make([]byte, bulk.MaxFrame)); err != nil && r.Context().Err() == nil {
+		_ = bulk.WriteFrame(out, bulk.FrameError, []byte(err.Error()))
+	}
+}
+
+func (s *server) wait(w http.ResponseWriter, r *http.Request) {
+	n, err := strconv.ParseInt(r.URL.Query().Get("attempt"), 10, 32)
+	if err != nil {
+		refuse(w, badRequest("attempt: %v", err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	x, err := s.e.Wait(r.Context(), r.PathValue("id"), int32(n))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	b, err := protojson.Marshal(x)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	_, _ = w.Write(b)
+}
+
+func (s *server) kill(w http.ResponseWriter, r *http.Request) {
+	id, q := r.PathValue("id"), r.URL.Query()
+	if k := q.Get("key"); k != "" && !s.kills.first(id+"/"+q.Get("attempt")+"/"+k) {
+		w.WriteHeader(http.StatusNoContent) // a repeated call; the signal was sent
+		return
+	}
+	if err := s.e.Signal(r.Context(), id, q.Get("signal")); err != nil {
+		refuse(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) resize(w http.ResponseWriter, r *http.Request) {
+	width, height, err := size(r)
+	if err == nil {
+		err = s.e.Resize(r.Context(), r.PathValue("id"), width, height)
+	}
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) execCreate(w http.ResponseWriter, r *http.Request) {
+	var o container.ExecCreateRequest
+	if err := decode(r, &o); err != nil {
+		refuse(w, err)
+		return
+	}
+	id, eid := r.PathValue("id"), r.URL.Query().Get("id")
+	if eid == "" {
+		refuse(w, badRequest("id of the exec is missing"))
+		return
+	}
+	if err := s.e.ExecCreate(r.Context(), id, eid, o); err != nil {
+		refuse(w, err)
+		return
+	}
+	s.execs.Store(eid, id)
+	writeJSON(w, http.StatusCreated, map[string]string{"Id": eid})
+}
+
+// taskOf finds an exec's task: as made here, else as the caller says.
+func (s *server) taskOf(r *http.Request) string {
+	if id, ok := s.execs.Load(r.PathValue("id")); ok {
+		return id.(string)
+	}
+	return r.URL.Query().Get("task")
+}
+
+func (s *server) execStart(w http.ResponseWriter, r *http.Request) {
+	width, height, err := size(r)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	attach := flag(r.URL.Query().Get("attach"))
+	st, err := s.e.ExecStart(r.Context(), s.taskOf(r), r.PathValue("id"), attach, width, height)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	if !attach {
+		if st != nil {
+			_ = st.Close()
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	s.relay(w, r, st)
+}
+
+func (s *server) execResize(w http.ResponseWriter, r *http.Request) {
+	width, height, err := size(r)
+	if err == nil {
+		err = s.e.ExecResize(r.Context(), s.taskOf(r), r.PathValue("id"), width, height)
+	}
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) execInspect(w http.ResponseWriter, r *http.Request) {
+	st, err := s.e.ExecInspect(r.Context(), s.taskOf(r), r.PathValue("id"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, st)
+}
+
+func (s *server) pull(w http.ResponseWriter, r *http.Request) {
+	var p bulk.PullRequest
+	if err := decode(r, &p); err != nil {
+		refuse(w, err)
+		return
+	}
+	var auth *task.Credentials
+	if p.Username != "" || p.IdentityToken != "" {
+		auth = &task.Credentials{Username: p.Username, Password: p.Password, IdentityToken: p.IdentityToken, ServerAddress: p.AuthServer}
+	}
+	rc := http.NewResponseController(w)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(http.StatusOK)
+	var mu sync.Mutex // guards the order of lines, and last
+	last := map[string]task.Progress{}
+	at := map[string]time.Time{}
+	enc := json.NewEncoder(w)
+	say := func(l bulk.PullLine) {
+		_ = enc.Encode(l)
+		_ = rc.Flush()
+	}
+	img, err := s.e.Pull(r.Context(), p.Ref, p.Digest, auth, func(g task.Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		if last[g.ID].Status == g.Status && (last[g.ID] == g || time.Since(at[g.ID]) < pullQuiet) {
+			return
+		}
+		last[g.ID], at[g.ID] = g, time.Now()
+		say(bulk.PullLine{ID: g.ID, Status: g.Status, Current: g.Current, Total: g.Total})
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if err != nil {
+		say(bulk.PullLine{Error: err.Error()})
+		return
+	}
+	b, err := protojson.Marshal(img)
+	if err != nil {
+		say(bulk.PullLine{Error: err.Error()})
+		return
+	}
+	say(bulk.PullLine{Image: b})
+}
+
+func (s *server) removeImage(w http.ResponseWriter, r *http.Request) {
+	if err := s.e.RemoveImage(r.Context(), r.PathValue("digest")); err != nil {
+		refuse(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+type flushing struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(p)
+	if err == nil {
+		err = f.rc.Flush()
+	}
+	return n, err
+}
+
+func flag(s string) bool { return s == "1" || s == "true" || s == "True" }
+
+func size(r *http.Request) (width, height uint32, err error) {
+	q := r.URL.Query()
+	for _, x := range []struct {
+		name string
+		to   *uint32
+	}{{"w", &width}, {"h", &height}} {
+		if v := q.Get(x.name); v != "" {
+			n, err := strconv.ParseUint(v, 10, 16)
+			if err != nil {
+				return 0, 0, badRequest("%s: %v", x.name, err)
+			}
+			*x.to = uint32(n)
+		}
+	}
+	return width, height, nil
+}
+
+// nanos reads a time in Unix nanoseconds; "" is none.
+func nanos(s string) (time.Time, error) {
+	if s == "" || s == "0" {
+		return time.Time{}, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return time.Time{}, badRequest("time: %v", err)
+	}
+	return time.Unix(0, n), nil
+}
+
+func decode(r *http.Request, to any) error {
+	b, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	if err != nil {
+		return badRequest("reading the request: %v", err)
+	}
+	if len(b) > maxBody {
+		return badRequest("the request is over %d bytes", maxBody)
+	}
+	if err := json.Unmarshal(b, to); err != nil {
+		return badRequest("reading the request: %v", err)
+	}
+	return nil
+}
+
+func badRequest(format string, args ...any) error {
+	return &bulk.StatusError{Code: http.StatusBadRequest, Message: fmt.Sprintf(format, args...)}
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// refuse answers an error; after a stream began there is nothing left to answer.
+func refuse(w http.ResponseWriter, err error) {
+	code := http.StatusInternalServerError
+	var se *bulk.StatusError
+	var start *task.StartError
+	switch {
+	case errors.As(err, &se):
+		code = se.Code
+	case errors.As(err, &start):
+		code = http.StatusBadRequest
+	case errors.Is(err, task.ErrNotFound), errors.Is(err, task.ErrNoImage):
+		code = http.StatusNotFound
+	case errors.Is(err, task.ErrNotRunning):
+		code = http.StatusConflict
+	}
+	writeJSON(w, code, map[string]string{"message": err.Error()})
+}
+
+// seen remembers the last keys, so that a repeated call is told from a new one.
+type seen struct {
+	mu   sync.Mutex // guards the fields below
+	keys map[string]struct{}
+	ring []string
+	next int
+}
+
+func newSeen(n int) *seen { return &seen{keys: make(map[string]struct{}, n), ring: make([]string, n)} }
+
+func (s *seen) first(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.keys[key]; ok {
+		return false
+	}
+	delete(s.keys, s.ring[s.next])
+	s.ring[s.next] = key
+	s.keys[key] = struct{}{}
+	s.next = (s.next + 1) % len(s.ring)
+	return true
+}
