@@ -1,0 +1,260 @@
+// Package core is the fleet as the Engine API sees it: the replicated state,
+// what agents observe, their bulk ports and the events of both. It decides
+// nothing; that is left to consensus, and sessions to dispatch.
+package core
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+
+	"github.com/drover/drover/controller/dispatch"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Kept is how many events are kept for since.
+const Kept = 1024
+
+// Log is what core needs of consensus.
+type Log interface {
+	dispatch.Log
+	WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, error)
+}
+
+// Core implements engineapi.Fleet.
+type Core struct {
+	Log     Log
+	Hub     *dispatch.Hub
+	Dial    func(n *dv1.Node) (*http.Client, error) // the client of a node's bulk port; it keeps connections
+	contact string
+
+	mu      sync.Mutex
+	waiters map[string]map[chan struct{}]bool
+	seen    map[string]*dv1.Task
+	ring    []*dv1.Happening
+	subs    map[chan struct{}]bool
+	last    uint64 // number of the newest event
+}
+
+// New makes a Core on the host of node contact ("" for none). Log, Hub and
+// Dial are to be set before it is used.
+func New(contact string) *Core {
+	return &Core{contact: contact, waiters: map[string]map[chan struct{}]bool{},
+		seen: map[string]*dv1.Task{}, subs: map[chan struct{}]bool{}}
+}
+
+// Seed tells which tasks are known already, so that they make no events.
+func (c *Core) Seed(s *state.Snapshot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for t := range s.Tasks() {
+		c.seen[hex.EncodeToString(t.Id)] = t
+	}
+}
+
+// Committed is called in order, after the state shows what effects did: who
+// hears of an event finds it in the state. It never blocks.
+func (c *Core) Committed(effects []*dv1.Effect, at int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range effects {
+		switch of := e.Of.(type) {
+		case *dv1.Effect_Task:
+			id := hex.EncodeToString(of.Task.Id)
+			old := c.seen[id]
+			c.seen[id] = of.Task
+			c.changes(old, of.Task, at)
+			c.wake(id)
+		case *dv1.Effect_DeleteTask:
+			id := hex.EncodeToString(of.DeleteTask)
+			if old := c.seen[id]; old != nil {
+				c.event(old, "destroy", at)
+			}
+			delete(c.seen, id)
+			c.wake(id)
+		}
+	}
+}
+
+// changes makes the events between two versions of a task, with mu held.
+func (c *Core) changes(old, t *dv1.Task, at int64) {
+	if old == nil {
+		c.event(t, "create", at)
+		old = &dv1.Task{Name: t.Name}
+	}
+	if old.Name != t.Name {
+		c.event(t, "rename", at, "oldName", "/"+old.Name)
+	}
+	if t.Started != 0 && (old.Started == 0 || old.Attempt != t.Attempt) {
+		c.event(t, "start", at)
+	}
+	if t.Exit != nil && (old.Exit == nil || old.Exit.Attempt < t.Exit.Attempt) {
+		c.event(t, "die", at, "exitCode", strconv.Itoa(int(t.Exit.Code)))
+	}
+}
+
+func (c *Core) event(t *dv1.Task, action string, at int64, kv ...string) {
+	a := map[string]string{"name": t.Name}
+	for i := 0; i+1 < len(kv); i += 2 {
+		a[kv[i]] = kv[i+1]
+	}
+	c.publish(&dv1.Happening{TaskId: t.Id, Action: action, TimeNano: at, Attributes: a})
+}
+
+// publish is called with mu held.
+func (c *Core) publish(h *dv1.Happening) {
+	c.last++
+	c.ring = append(c.ring, h)
+	if len(c.ring) > Kept {
+		c.ring = append(c.ring[:0:0], c.ring[len(c.ring)-Kept:]...)
+	}
+	for s := range c.subs {
+		poke(s)
+	}
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Core) wake(id string) {
+	for w := range c.waiters[id] {
+		poke(w)
+	}
+}
+
+// Status is dispatch's OnStatus.
+func (c *Core) Status(taskID string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wake(taskID)
+}
+
+// Happened is dispatch's OnEvent. What the log tells too comes from there.
+func (c *Core) Happened(h *dv1.Happening) {
+	switch h.Action {
+	case "create", "start", "die", "destroy", "rename":
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.publish(h)
+}
+
+// Propose implements engineapi.Fleet.
+func (c *Core) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.CommandResult, error) {
+	return c.Log.Propose(ctx, cmd)
+}
+
+// State implements engineapi.Fleet.
+func (c *Core) State(ctx context.Context, minIndex uint64) (*state.Snapshot, error) {
+	if minIndex == 0 {
+		return c.Log.Snapshot(), nil
+	}
+	return c.Log.WaitIndex(ctx, minIndex)
+}
+
+// Observed implements engineapi.Fleet.
+func (c *Core) Observed(taskID string) *dv1.TaskStatus { return c.Hub.Observed(taskID) }
+
+// Holders implements engineapi.Fleet.
+func (c *Core) Holders(digest string) []string { return c.Hub.Holders(digest) }
+
+// Silent implements engineapi.Fleet.
+func (c *Core) Silent() map[string]int64 { return c.Hub.Silent() }
+
+// Contact implements engineapi.Fleet.
+func (c *Core) Contact() string { return c.contact }
+
+// WaitTask implements engineapi.Fleet. It subscribes before it looks.
+func (c *Core) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task, *dv1.TaskStatus) bool) error {
+	id, err := hex.DecodeString(taskID)
+	if err != nil {
+		return fmt.Errorf("waiting for task %q: %w", taskID, err)
+	}
+	w := make(chan struct{}, 1)
+	c.mu.Lock()
+	if c.waiters[taskID] == nil {
+		c.waiters[taskID] = map[chan struct{}]bool{}
+	}
+	c.waiters[taskID][w] = true
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.waiters[taskID], w)
+		if len(c.waiters[taskID]) == 0 {
+			delete(c.waiters, taskID)
+		}
+	}()
+	for !done(c.Log.Snapshot().Task(id), c.Hub.Observed(taskID)) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w:
+		}
+	}
+	return nil
+}
+
+// Agent implements engineapi.Fleet.
+func (c *Core) Agent(nodeID string) (*http.Client, error) {
+	n := c.Log.Snapshot().Node(nodeID)
+	if n == nil || n.Addr == "" {
+		return nil, fmt.Errorf("node %s has no address", nodeID)
+	}
+	return c.Dial(n)
+}
+
+// Events implements engineapi.Fleet. A reader slower than Kept events misses
+// the oldest; it never slows a commit. The channel closes when ctx ends.
+func (c *Core) Events(ctx context.Context, since int64) <-chan *dv1.Happening {
+	out := make(chan *dv1.Happening)
+	w := make(chan struct{}, 1)
+	c.mu.Lock()
+	next := c.last + 1
+	if since != 0 {
+		next = c.last - uint64(len(c.ring)) + 1
+	}
+	c.subs[w] = true
+	c.mu.Unlock()
+	go func() {
+		defer close(out)
+		defer func() {
+			c.mu.Lock()
+			delete(c.subs, w)
+			c.mu.Unlock()
+		}()
+		for {
+			c.mu.Lock()
+			first := c.last - uint64(len(c.ring)) + 1
+			next = max(next, first)
+			batch := append([]*dv1.Happening(nil), c.ring[next-first:]...)
+			next = c.last + 1
+			c.mu.Unlock()
+			for _, h := range batch {
+				if h.TimeNano < since {
+					continue
+				}
+				select {
+				case out <- h:
+				case <-ctx.Done():
+					return
+				}
+			}
+			select {
+			case <-w:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}

@@ -1,0 +1,247 @@
+// Package dispatch keeps the sessions of agents: it tells them what was
+// committed, keeps what they observe, and has the log keep what must last.
+// Deciding is left to consensus, the user's view of it all to controller/core.
+package dispatch
+
+import (
+	"context"
+	"encoding/hex"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Times of a session.
+const (
+	BeatEvery    = 500 * time.Millisecond
+	SuspectAfter = 2500 * time.Millisecond
+	retryAfter   = 200 * time.Millisecond
+)
+
+// Log is what dispatch needs of consensus.
+type Log interface {
+	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
+	Snapshot() *state.Snapshot
+	Term() uint64
+}
+
+// Options of a Hub. OnStatus and OnEvent may be nil and must not block.
+type Options struct {
+	Log      Log
+	Logger   *slog.Logger
+	OnStatus func(taskID string)
+	OnEvent  func(*dv1.Happening)
+}
+
+// Hub is every session of this controller and what the agents said last.
+type Hub struct {
+	o     Options
+	began time.Time
+
+	mu    sync.Mutex
+	index uint64 // of the last commit told to sessions
+	nodes map[string]*node
+	tasks map[string]observed // by hex id
+}
+
+type observed struct {
+	node   string
+	status *dv1.TaskStatus
+}
+
+type node struct {
+	highest uint64 // session number
+	session *session
+	heard   time.Time
+	images  map[string]bool
+}
+
+// New makes a Hub without sessions.
+func New(o Options) *Hub {
+	if o.OnStatus == nil {
+		o.OnStatus = func(string) {}
+	}
+	if o.OnEvent == nil {
+		o.OnEvent = func(*dv1.Happening) {}
+	}
+	return &Hub{o: o, began: time.Now(), nodes: map[string]*node{}, tasks: map[string]observed{}}
+}
+
+// Committed marks what sessions must be told. It is consensus' OnCommit: it
+// never blocks, since marks coalesce and senders read the state themselves.
+func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.index = max(h.index, index)
+	for _, e := range effects {
+		switch of := e.Of.(type) {
+		case *dv1.Effect_Task:
+			h.mark(of.Task.NodeId, of.Task.Id)
+		case *dv1.Effect_Tombstone:
+			h.mark(of.Tombstone.NodeId, of.Tombstone.TaskId)
+		case *dv1.Effect_DeleteTombstone:
+			// The agent is done with the task: so is what was seen of it.
+			delete(h.tasks, hex.EncodeToString(of.DeleteTombstone))
+		}
+	}
+}
+
+// mark is called with mu held.
+func (h *Hub) mark(nodeID string, task []byte) {
+	if n := h.nodes[nodeID]; n != nil && n.session != nil {
+		n.session.dirty[string(task)] = true
+		poke(n.session.wake)
+	}
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Observed is the last status of a task, nil if none was reported.
+func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tasks[taskID].status
+}
+
+// Holders gives the nodes that reported an image's content.
+func (h *Hub) Holders(digest string) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for id, n := range h.nodes {
+		if n.images[digest] {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// Silent gives the nodes that are not heard, and since when (Unix ns).
+func (h *Hub) Silent() map[string]int64 {
+	out := map[string]int64{}
+	now := time.Now()
+	snap := h.o.Log.Snapshot()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for n := range snap.Nodes() {
+		heard := h.began
+		if s := h.nodes[n.Id]; s != nil && !s.heard.IsZero() {
+			heard = s.heard
+		}
+		if now.Sub(heard) > SuspectAfter {
+			out[n.Id] = heard.UnixNano()
+		}
+	}
+	return out
+}
+
+// Run has the log keep which nodes are silent, until ctx ends.
+func (h *Hub) Run(ctx context.Context) error {
+	t := time.NewTicker(BeatEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		silent := h.Silent()
+		for n := range h.o.Log.Snapshot().Nodes() {
+			want := "ready"
+			if _, s := silent[n.Id]; s {
+				want = "suspect"
+			}
+			if n.Liveness == want || (n.Liveness == "down" && want == "suspect") {
+				continue
+			}
+			c := &dv1.Command{Of: &dv1.Command_SetLiveness{SetLiveness: &dv1.SetLiveness{NodeId: n.Id, Liveness: want}}}
+			pctx, cancel := context.WithTimeout(ctx, SuspectAfter)
+			if _, err := h.o.Log.Propose(pctx, c); err != nil && ctx.Err() == nil {
+				h.o.Logger.Warn("liveness was not recorded", "node", n.Id, "liveness", want, "err", err)
+			}
+			cancel()
+		}
+	}
+}
+
+// observe keeps an observation and gives the reports that the log lacks.
+func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport) {
+	snap := h.o.Log.Snapshot()
+	h.mu.Lock()
+	n := h.nodes[s.node]
+	if n.session != s { // superseded: a newer session knows better
+		h.mu.Unlock()
+		return nil
+	}
+	if o.Full {
+		n.images = map[string]bool{}
+		for id, t := range h.tasks {
+			if t.node == s.node {
+				delete(h.tasks, id)
+			}
+		}
+	}
+	for _, i := range o.Images {
+		n.images[i.Digest] = true
+	}
+	for _, d := range o.ImagesGone {
+		delete(n.images, d)
+	}
+	for _, st := range o.Tasks {
+		id := hex.EncodeToString(st.Id)
+		if st.Gone {
+			delete(h.tasks, id)
+			continue
+		}
+		t := snap.Task(st.Id)
+		if t != nil && t.NodeId != s.node {
+			continue // not this node's to speak of
+		}
+		h.tasks[id] = observed{s.node, st}
+		if r := missing(t, st); r != nil {
+			reports = append(reports, r)
+		}
+	}
+	h.mu.Unlock()
+	for _, st := range o.Tasks {
+		h.o.OnStatus(hex.EncodeToString(st.Id))
+	}
+	for _, e := range o.Events {
+		h.o.OnEvent(e)
+	}
+	return reports
+}
+
+// missing is what the log does not know yet of a status: the first running and
+// the last exit of an attempt, or why there was none. nil: nothing.
+func missing(t *dv1.Task, st *dv1.TaskStatus) *dv1.TaskReport {
+	if t == nil || st.Attempt < t.Attempt || st.Attempt == 0 {
+		return nil
+	}
+	r := &dv1.TaskReport{TaskId: st.Id, Attempt: st.Attempt}
+	var any bool
+	if st.Started != 0 && (t.Started == 0 || st.Attempt > t.Attempt) {
+		r.Started, r.Ports, any = st.Started, st.Ports, true
+	}
+	if e := st.Exit; e != nil && e.Attempt == st.Attempt && (t.Exit == nil || t.Exit.Attempt < e.Attempt) {
+		r.Exit, any = e, true
+	}
+	if st.Phase == dv1.Phase_FAILED && t.Failed == "" && st.Started == 0 {
+		r.Failed, any = st.Why, true
+		if r.Failed == "" {
+			r.Failed = "the task could not be started"
+		}
+	}
+	if !any {
+		return nil
+	}
+	return r
+}

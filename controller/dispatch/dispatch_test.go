@@ -1,0 +1,154 @@
+package dispatch
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// fakeLog applies nothing by itself: tests put effects.
+type fakeLog struct {
+	mu    sync.Mutex
+	txn   *state.Txn
+	hub   *Hub
+	index uint64
+	got   chan *dv1.Command
+}
+
+func (f *fakeLog) Propose(_ context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	if n := c.GetRegisterNode(); n != nil {
+		n := proto.CloneOf(n.Node)
+		n.Subnet = "10.210.1.0/24"
+		f.put(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
+	}
+	f.got <- c
+	return &dv1.CommandResult{}, nil
+}
+func (f *fakeLog) Snapshot() *state.Snapshot {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return state.NewTxn(f.txn.View()).View()
+}
+func (f *fakeLog) Term() uint64 { return 1 }
+func (f *fakeLog) put(e ...*dv1.Effect) {
+	f.mu.Lock()
+	if err := f.txn.Apply(e...); err != nil {
+		panic(err)
+	}
+	f.index++
+	i := f.index
+	f.mu.Unlock()
+	f.hub.Committed(e, i)
+}
+
+func start(t *testing.T, certNode string) (*fakeLog, func() *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]) {
+	t.Helper()
+	f := &fakeLog{txn: state.NewTxn(state.NewStore().Snapshot()), got: make(chan *dv1.Command, 100)}
+	f.hub = New(Options{Log: f, Logger: slog.New(slog.DiscardHandler)})
+	h := f.hub.Handler()
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.TLS = &tls.ConnectionState{}
+		h.ServeHTTP(w, r.WithContext(pki.WithPrincipal(r.Context(), pki.Principal{Kind: pki.KindNode, ID: certNode})))
+	}))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	t.Cleanup(cancel)
+	return f, func() *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent] {
+		return dv1connect.NewSessionClient(srv.Client(), srv.URL).Open(ctx)
+	}
+}
+
+func hello(n uint64) *dv1.FromAgent {
+	return &dv1.FromAgent{Of: &dv1.FromAgent_Hello{Hello: &dv1.Hello{Number: n, Node: &dv1.Node{Id: "n1", Name: "a"}}}}
+}
+
+func sync1(t *testing.T, st *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]) *dv1.Sync {
+	t.Helper()
+	for {
+		m, err := st.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := m.GetSync(); s != nil {
+			return s
+		}
+	}
+}
+
+func TestSession(t *testing.T) {
+	f, open := start(t, "n1")
+	st := open()
+	if err := st.Send(hello(5)); err != nil {
+		t.Fatal(err)
+	}
+	m, err := st.Receive()
+	if err != nil || m.GetWelcome().GetSubnet() != "10.210.1.0/24" {
+		t.Fatal(m, err)
+	}
+	if s := sync1(t, st); !s.Full {
+		t.Fatal("the first sync must be full")
+	}
+	<-f.got // RegisterNode
+	id := bytes.Repeat([]byte{7}, 32)
+	f.put(&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: id, NodeId: "n1", Name: "x", Attempt: 1}}})
+	s := sync1(t, st)
+	if s.Full || len(s.Tasks) != 1 || s.Index != 2 {
+		t.Fatal(s)
+	}
+	if err := st.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Observation{Observation: &dv1.Observation{
+		Tasks: []*dv1.TaskStatus{{Id: id, Attempt: 1, Started: 9, Exit: &dv1.Exit{Attempt: 1, Code: 3}}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if r := (<-f.got).GetReport(); len(r.GetTasks()) != 1 || r.Tasks[0].Started != 9 || r.Tasks[0].Exit.Code != 3 {
+		t.Fatal(r)
+	}
+	f.put(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: id, NodeId: "n1"}}})
+	if s := sync1(t, st); len(s.Tombstones) != 1 {
+		t.Fatal(s)
+	}
+	if err := st.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Acks{Acks: &dv1.Acks{Removed: [][]byte{id}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if a := (<-f.got).GetAckTombstones(); len(a.GetTaskIds()) != 1 {
+		t.Fatal(a)
+	}
+	old := open()
+	_ = old.Send(hello(5))
+	if _, err := old.Receive(); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Fatalf("an old session number: %v", err)
+	}
+	newer := open()
+	_ = newer.Send(hello(6))
+	sync1(t, newer)
+	for {
+		if _, err := st.Receive(); err != nil {
+			break
+		}
+	}
+	_ = newer.CloseRequest()
+}
+
+func TestOtherNodesCertificate(t *testing.T) {
+	_, open := start(t, "n2")
+	st := open()
+	_ = st.Send(hello(1))
+	if _, err := st.Receive(); connect.CodeOf(err) != connect.CodePermissionDenied {
+		t.Fatal(err)
+	}
+}

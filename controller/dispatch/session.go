@@ -1,0 +1,339 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// ALPN is the protocol of sessions on the controller's port.
+const ALPN = "drover-session/1"
+
+const maxMessage = 16 << 20
+
+// session is one agent's stream. dirty and pending are guarded by Hub.mu.
+type session struct {
+	node    string
+	cancel  context.CancelCauseFunc
+	dirty   map[string]bool
+	wake    chan struct{}
+	pending map[string]*dv1.TaskReport
+	removed map[string]bool
+	report  chan struct{}
+}
+
+type unblockKey struct{}
+
+// Handler serves sessions over HTTP/2 with TLS. The caller is who its
+// certificate says, which the listener has verified.
+func (h *Hub) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(dv1connect.NewSessionHandler(h, connect.WithReadMaxBytes(maxMessage)))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := r.Context()
+		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+			if p, err := pki.FromCert(r.TLS.PeerCertificates[0]); err == nil {
+				ctx = pki.WithPrincipal(ctx, p)
+			}
+		}
+		// A superseded session must leave a Receive or Send that would block.
+		rc := http.NewResponseController(w)
+		// net/http forbids that once the handler has returned.
+		var mu sync.Mutex
+		var over bool
+		ctx = context.WithValue(ctx, unblockKey{}, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if !over {
+				_ = rc.SetReadDeadline(time.Unix(1, 0))
+				_ = rc.SetWriteDeadline(time.Unix(1, 0))
+			}
+		})
+		defer func() {
+			mu.Lock()
+			defer mu.Unlock()
+			over = true
+		}()
+		mux.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// Open is one session, from hello to the end of its stream.
+func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if unblock, ok := ctx.Value(unblockKey{}).(func()); ok {
+		stop := context.AfterFunc(ctx, unblock)
+		defer stop()
+	}
+	hello, err := h.hello(ctx, st, cancel)
+	if err != nil {
+		return err
+	}
+	s := &session{node: hello.Node.Id, cancel: cancel, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
+		pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}, report: make(chan struct{}, 1)}
+	subnet, err := h.register(ctx, hello.Node)
+	if err != nil {
+		return connect.NewError(connect.CodeUnavailable, err)
+	}
+	if err := h.enter(s, hello.Number); err != nil {
+		return connect.NewError(connect.CodeFailedPrecondition, err)
+	}
+	defer h.leave(s)
+	c := h.o.Log.Snapshot().Cluster()
+	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: &dv1.Welcome{Subnet: subnet, Epoch: c.GetEpoch(), ClusterId: c.GetId()}}}); err != nil {
+		return fmt.Errorf("welcoming node %s: %w", s.node, err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(h.send(ctx, s, st)) })
+	wg.Go(func() { h.reports(ctx, s) })
+	if hello.Inventory != nil {
+		h.take(s, hello.Inventory)
+	}
+	err = h.receive(s, st)
+	cancel(err)
+	wg.Wait()
+	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) {
+		return connect.NewError(connect.CodeAborted, cause)
+	}
+	return err
+}
+
+var errSuperseded = errors.New("a newer session of this node took over")
+
+func (h *Hub) hello(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent], cancel context.CancelCauseFunc) (*dv1.Hello, error) {
+	late := time.AfterFunc(5*time.Second, func() { cancel(errors.New("no hello came")) })
+	m, err := st.Receive()
+	if err != nil || !late.Stop() {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a session begins with a hello: %w", err))
+	}
+	hello := m.GetHello()
+	if hello.GetNode().GetId() == "" {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("a session begins with a hello that names its node"))
+	}
+	p, ok := pki.PrincipalFrom(ctx)
+	if !ok {
+		return nil, connect.NewError(connect.CodeUnauthenticated, pki.ErrNoPrincipal)
+	}
+	if p.Kind != pki.KindNode || p.ID != hello.Node.Id {
+		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("certificate is of %s, but the hello of node %s", p.URI, hello.Node.Id))
+	}
+	return hello, nil
+}
+
+// register has the log know the node as it is, and gives its subnet.
+func (h *Hub) register(ctx context.Context, n *dv1.Node) (string, error) {
+	snap := h.o.Log.Snapshot()
+	if old := snap.Node(n.Id); old != nil {
+		want := proto.CloneOf(n)
+		// These are the control plane's to say, not the agent's.
+		want.Subnet, want.Availability, want.Liveness, want.Joined, want.Revision = old.Subnet, old.Availability, old.Liveness, old.Joined, old.Revision
+		if proto.Equal(want, old) {
+			return old.Subnet, nil
+		}
+	}
+	r, err := h.o.Log.Propose(ctx, &dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: n}}})
+	if err != nil {
+		return "", fmt.Errorf("registering node %s: %w", n.Id, err)
+	}
+	if r.GetError() != nil {
+		return "", fmt.Errorf("registering node %s: %s", n.Id, r.Error.Message)
+	}
+	return h.o.Log.Snapshot().Node(n.Id).GetSubnet(), nil
+}
+
+func (h *Hub) enter(s *session, number uint64) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := h.nodes[s.node]
+	if n == nil {
+		n = &node{images: map[string]bool{}}
+		h.nodes[s.node] = n
+	}
+	if number <= n.highest {
+		return fmt.Errorf("session %d of node %s is old: %d was seen", number, s.node, n.highest)
+	}
+	if n.session != nil {
+		n.session.cancel(errSuperseded)
+	}
+	n.highest, n.session, n.heard = number, s, time.Now()
+	return nil
+}
+
+func (h *Hub) leave(s *session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if n := h.nodes[s.node]; n.session == s {
+		n.session = nil
+	}
+}
+
+func (h *Hub) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
+	for {
+		m, err := st.Receive()
+		if err != nil {
+			return fmt.Errorf("session of node %s: %w", s.node, err)
+		}
+		h.mu.Lock()
+		if n := h.nodes[s.node]; n.session == s {
+			n.heard = time.Now()
+		}
+		h.mu.Unlock()
+		switch of := m.Of.(type) {
+		case *dv1.FromAgent_Observation:
+			h.take(s, of.Observation)
+		case *dv1.FromAgent_Acks:
+			h.mu.Lock()
+			for _, id := range of.Acks.Removed {
+				s.removed[string(id)] = true
+			}
+			h.mu.Unlock()
+			poke(s.report)
+		case *dv1.FromAgent_Beat:
+		default:
+			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("node %s sent a %T within a session", s.node, m.Of))
+		}
+	}
+}
+
+func (h *Hub) take(s *session, o *dv1.Observation) {
+	reports := h.observe(s, o)
+	h.mu.Lock()
+	for _, r := range reports {
+		s.pending[string(r.TaskId)] = r
+	}
+	h.mu.Unlock()
+	if len(reports) > 0 {
+		poke(s.report)
+	}
+}
+
+// send is the only writer after the welcome: syncs in order, and beats.
+func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
+	beat := time.NewTicker(BeatEvery)
+	defer beat.Stop()
+	var seq int64
+	sent := uint64(0)
+	full := true
+	for {
+		m := &dv1.ToAgent{}
+		if sync := h.next(s, full, sent); sync != nil {
+			full, sent = false, sync.Index
+			m.Of = &dv1.ToAgent_Sync{Sync: sync}
+		} else {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-s.wake:
+				continue
+			case <-beat.C:
+				seq++
+				m.Of = &dv1.ToAgent_Beat{Beat: &dv1.Beat{Seq: seq}}
+			}
+		}
+		if err := st.Send(m); err != nil {
+			return fmt.Errorf("telling node %s: %w", s.node, err)
+		}
+	}
+}
+
+// next is what the agent lacks, nil if nothing. Marks are taken before the
+// state is read, so a state is never older than the index it is sent under.
+func (h *Hub) next(s *session, full bool, sent uint64) *dv1.Sync {
+	h.mu.Lock()
+	dirty, index := s.dirty, max(h.index, sent)
+	s.dirty = map[string]bool{}
+	h.mu.Unlock()
+	if !full && len(dirty) == 0 {
+		return nil
+	}
+	snap := h.o.Log.Snapshot()
+	out := &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: h.o.Log.Term(), Index: index, Full: full}
+	add := func(t *dv1.Task) {
+		out.Tasks = append(out.Tasks, &dv1.Assignment{Task: t, Spec: snap.Spec(t.SpecId)})
+	}
+	if full {
+		out.Index = max(index, snap.Index())
+		for t := range snap.TasksOfNode(s.node) {
+			add(t)
+		}
+	} else {
+		for _, id := range slices.Sorted(maps.Keys(dirty)) {
+			if t := snap.Task([]byte(id)); t != nil && t.NodeId == s.node {
+				add(t)
+			}
+		}
+	}
+	for t := range snap.Tombstones(s.node) {
+		if full || dirty[string(t.TaskId)] {
+			out.Tombstones = append(out.Tombstones, t)
+		}
+	}
+	return out
+}
+
+// reports has at most one Report in flight; what arrives meanwhile goes into
+// the next. What fails is retried, and after the session the agent's next
+// inventory brings it again.
+func (h *Hub) reports(ctx context.Context, s *session) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.report:
+		}
+		h.mu.Lock()
+		pending, removed := s.pending, s.removed
+		s.pending, s.removed = map[string]*dv1.TaskReport{}, map[string]bool{}
+		h.mu.Unlock()
+		var errs []error
+		if len(pending) > 0 {
+			r := &dv1.Report{NodeId: s.node}
+			for _, id := range slices.Sorted(maps.Keys(pending)) {
+				r.Tasks = append(r.Tasks, pending[id])
+			}
+			if _, err := h.o.Log.Propose(ctx, &dv1.Command{Of: &dv1.Command_Report{Report: r}}); err != nil {
+				errs = append(errs, err)
+				h.mu.Lock()
+				for id, t := range pending {
+					if s.pending[id] == nil {
+						s.pending[id] = t
+					}
+				}
+				h.mu.Unlock()
+			}
+		}
+		if len(removed) > 0 {
+			a := &dv1.AckTombstones{NodeId: s.node}
+			for _, id := range slices.Sorted(maps.Keys(removed)) {
+				a.TaskIds = append(a.TaskIds, []byte(id))
+			}
+			if _, err := h.o.Log.Propose(ctx, &dv1.Command{Of: &dv1.Command_AckTombstones{AckTombstones: a}}); err != nil {
+				errs = append(errs, err)
+				h.mu.Lock()
+				maps.Copy(s.removed, removed)
+				h.mu.Unlock()
+			}
+		}
+		if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
+			h.o.Logger.Warn("report was not recorded, trying again", "node", s.node, "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(retryAfter):
+				poke(s.report)
+			}
+		}
+	}
+}
