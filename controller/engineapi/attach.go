@@ -1,0 +1,216 @@
+package engineapi
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
+)
+
+func agentRequest(r *http.Request, method, path string, body []byte) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(r.Context(), method, "http://agent"+path, bytes.NewReader(body))
+	if err == nil && body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, err
+}
+
+func encode(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encoding the answer: %w", err)
+	}
+	_, _ = w.Write(append(b, '\n'))
+	return nil
+}
+
+func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
+	snap, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	in := r.URL.Query()
+	q := url.Values{}
+	for _, k := range []string{"stdin", "stdout", "stderr", "logs", "stream"} {
+		if boolean(in, k) {
+			q.Set(k, "1")
+		}
+	}
+	if t.Attempt == 0 {
+		q.Set("logs", "1") // all there will be; an attach that arrives late must lose nothing
+	}
+	dial := func(r *http.Request) (*http.Response, error) {
+		// The agent may not have heard of the task yet.
+		if err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool { return t == nil || st != nil }); err != nil {
+			return nil, err
+		}
+		return s.agent(r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/attach?"+q.Encode(), nil)
+	}
+	return s.hijack(w, r, t.NodeId, request(snap, t).Tty, dial)
+}
+
+// hijack answers first and dials then, so that an attach never gates the start
+// that its client sends next.
+func (s *server) hijack(w http.ResponseWriter, r *http.Request, node string, tty bool, dial func(*http.Request) (*http.Response, error)) error {
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return fmt.Errorf("taking over the connection: %w", err)
+	}
+	defer conn.Close()
+	upgrade := r.Header.Get("Upgrade") != ""
+	kind := "raw-stream"
+	if upgrade && !tty && api(r) >= 42 {
+		kind = "multiplexed-stream"
+	}
+	w.Header().Set("Content-Type", "application/vnd.docker."+kind)
+	status := "200 OK"
+	if upgrade {
+		status = "101 UPGRADED"
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "tcp")
+	}
+	fmt.Fprintf(buf, "HTTP/1.1 %s\r\n", status)
+	_ = w.Header().Write(buf)
+	_, _ = buf.WriteString("\r\n")
+	if err := buf.Flush(); err != nil {
+		return nil //nolint:nilerr // the client left
+	}
+	// The server no longer watches a hijacked connection: its context ends here.
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	resp, err := dial(r.WithContext(ctx))
+	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
+		err = fromAgent(node, resp)
+	}
+	if err != nil {
+		late(conn, tty, err.Error())
+		return nil
+	}
+	agent, ok := resp.Body.(io.ReadWriteCloser)
+	if !ok {
+		resp.Body.Close()
+		late(conn, tty, "node "+node+" gave a one-way stream")
+		return nil
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err := io.Copy(agent, buf.Reader)
+		if cw, ok := agent.(interface{ CloseWrite() error }); ok && err == nil {
+			_ = cw.CloseWrite()
+		}
+	}()
+	if err := frames(conn, agent, tty); err != nil {
+		late(conn, tty, err.Error())
+	}
+	agent.Close()
+	conn.Close()
+	<-done
+	return nil
+}
+
+func late(w io.Writer, tty bool, msg string) {
+	if tty {
+		_, _ = io.WriteString(w, msg+"\r\n")
+		return
+	}
+	_ = bulk.WriteFrame(w, bulk.FrameError, []byte(msg))
+}
+
+// frames copies an agent's frames to a client until the exit frame or the end.
+func frames(w io.Writer, r io.Reader, tty bool) error {
+	br := bufio.NewReaderSize(r, 32<<10)
+	var b [8 + bulk.MaxFrame]byte
+	for {
+		if _, err := io.ReadFull(br, b[:8]); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("the stream broke: %w", err)
+		}
+		n := binary.BigEndian.Uint32(b[4:8])
+		if n > bulk.MaxFrame {
+			return fmt.Errorf("the stream broke: a frame of %d bytes", n)
+		}
+		if _, err := io.ReadFull(br, b[8:8+n]); err != nil {
+			return fmt.Errorf("the stream broke: %w", err)
+		}
+		switch b[0] {
+		case bulk.FrameExit:
+			return nil
+		case bulk.FrameError:
+			return errors.New(string(b[8 : 8+n]))
+		}
+		out := b[:8+n]
+		if tty {
+			out = b[8 : 8+n]
+		}
+		if _, err := w.Write(out); err != nil {
+			return nil //nolint:nilerr // the client left
+		}
+	}
+}
+
+// flusher sends each write at once.
+type flusher struct {
+	http.ResponseWriter
+	c *http.ResponseController
+}
+
+func (f flusher) Write(p []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(p)
+	if err == nil {
+		err = f.c.Flush()
+	}
+	return n, err
+}
+
+func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
+	snap, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	in, q := r.URL.Query(), url.Values{}
+	for _, k := range []string{"stdout", "stderr", "follow", "timestamps"} {
+		if boolean(in, k) {
+			q.Set(k, "1")
+		}
+	}
+	for _, k := range []string{"since", "until", "tail"} {
+		if in.Get(k) != "" {
+			q.Set(k, in.Get(k))
+		}
+	}
+	if q.Get("stdout")+q.Get("stderr") == "" {
+		return refuse(http.StatusBadRequest, "Bad parameters: you must choose at least one stream")
+	}
+	tty := request(snap, t).Tty
+	resp, err := s.agent(r, t.NodeId, http.MethodGet, "/v1/tasks/"+hexID(t)+"/logs?"+q.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fromAgent(t.NodeId, resp)
+	}
+	defer resp.Body.Close()
+	kind := "raw-stream"
+	if !tty && api(r) >= 42 {
+		kind = "multiplexed-stream"
+	}
+	w.Header().Set("Content-Type", "application/vnd.docker."+kind)
+	w.WriteHeader(http.StatusOK)
+	out := flusher{w, http.NewResponseController(w)}
+	_ = out.c.Flush()
+	if err := frames(out, resp.Body, tty); err != nil && r.Context().Err() == nil {
+		late(out, tty, err.Error())
+	}
+	return nil
+}

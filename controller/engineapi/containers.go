@@ -1,0 +1,327 @@
+package engineapi
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/moby/moby/api/types/container"
+)
+
+// find looks a container up as docker does: full id, name, unique id prefix.
+func find(snap *state.Snapshot, ref string) (*dv1.Task, error) {
+	if id, err := hex.DecodeString(ref); err == nil && len(id) == 32 {
+		if t := snap.Task(id); t != nil {
+			return t, nil
+		}
+	}
+	if t := snap.TaskByName(strings.TrimPrefix(ref, "/")); t != nil {
+		return t, nil
+	}
+	if ref != "" && strings.Trim(strings.ToLower(ref), "0123456789abcdef") == "" {
+		switch ts := snap.TasksByPrefix(ref); {
+		case len(ts) == 1:
+			return ts[0], nil
+		case len(ts) > 1:
+			return nil, refuse(http.StatusBadRequest, "multiple IDs found with provided prefix: %s", ref)
+		}
+	}
+	return nil, refuse(http.StatusNotFound, "No such container: %s", ref)
+}
+
+func (s *server) task(w http.ResponseWriter, r *http.Request) (*state.Snapshot, *dv1.Task, error) {
+	snap, err := s.state(w, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := find(snap, r.PathValue("id"))
+	return snap, t, err
+}
+
+func hexID(t *dv1.Task) string { return hex.EncodeToString(t.Id) }
+
+// running is what raft knows: wanted, started, and not ended.
+func running(t *dv1.Task) bool {
+	return t.Attempt > 0 && t.Started != 0 && t.Exit.GetAttempt() < t.Attempt && t.Failed == ""
+}
+
+func (s *server) start(w http.ResponseWriter, r *http.Request) error {
+	_, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	res, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: t.Id}}})
+	if err != nil {
+		return err
+	}
+	if !res.Changed {
+		return &apiError{http.StatusNotModified, ""}
+	}
+	return s.started(w, r, t, res.Attempt, "start")
+}
+
+// started waits until the attempt runs, ran, or is known not to be able to.
+func (s *server) started(w http.ResponseWriter, r *http.Request, t *dv1.Task, attempt int32, verb string) error {
+	if err := s.answering(t, verb); err != nil {
+		return err
+	}
+	why := ""
+	err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
+		if t == nil || t.Attempt > attempt {
+			return true
+		}
+		why = t.Failed
+		if why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
+			why = st.Why
+		}
+		return why != "" || t.Started != 0 || t.Exit.GetAttempt() >= attempt
+	})
+	if err != nil {
+		return fmt.Errorf("waiting for container %s: %w", t.Name, err)
+	}
+	if st := s.Fleet.Observed(hexID(t)); why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
+		why = st.Why // an auto-removed task may be gone before it was seen failed
+	}
+	if why != "" {
+		code := http.StatusInternalServerError
+		for _, users := range []string{"executable file not found", "no such file or directory", "permission denied", "is a directory"} {
+			if strings.Contains(why, users) {
+				code = http.StatusBadRequest
+			}
+		}
+		return refuse(code, "%s", why)
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) answering(t *dv1.Task, verb string) error {
+	if since, is := s.silent(t.NodeId); is {
+		return refuse(http.StatusServiceUnavailable, "recorded: node %s, silent for %s, will %s %s when it answers", t.NodeId, since, verb, t.Name)
+	}
+	return nil
+}
+
+// grace reads t and signal; -2 is "as the container's configuration says".
+func grace(q url.Values) (int32, error) {
+	v := q.Get("t")
+	if v == "" {
+		return -2, nil
+	}
+	n, err := strconv.ParseInt(v, 10, 32)
+	if err != nil || n < -1 {
+		return 0, refuse(http.StatusBadRequest, "invalid timeout %q", v)
+	}
+	return int32(n), nil
+}
+
+func (s *server) stop(w http.ResponseWriter, r *http.Request) error {
+	_, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	timeout, err := grace(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	res, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Stop{Stop: &dv1.Stop{TaskId: t.Id, Timeout: timeout, Signal: r.URL.Query().Get("signal")}}})
+	if err != nil {
+		return err
+	}
+	if !res.Changed {
+		return &apiError{http.StatusNotModified, ""}
+	}
+	if err := s.answering(t, "stop"); err != nil {
+		return err
+	}
+	if err := s.ended(r, t, max(res.Attempt, t.Attempt)); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) ended(r *http.Request, t *dv1.Task, attempt int32) error {
+	err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, _ *dv1.TaskStatus) bool {
+		return t == nil || t.Attempt > attempt || t.Exit.GetAttempt() >= attempt || t.Failed != ""
+	})
+	if err != nil {
+		return fmt.Errorf("waiting for the end of container %s: %w", t.Name, err)
+	}
+	return nil
+}
+
+func (s *server) restart(w http.ResponseWriter, r *http.Request) error {
+	_, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	timeout, err := grace(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	res, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Restart{Restart: &dv1.Restart{
+		TaskId: t.Id, Attempt: t.Attempt + 1, Timeout: timeout, Signal: r.URL.Query().Get("signal")}}})
+	if err != nil {
+		return err
+	}
+	return s.started(w, r, t, max(res.Attempt, t.Attempt+1), "restart")
+}
+
+func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
+	snap, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	sig := strings.ToUpper(r.URL.Query().Get("signal"))
+	if sig == "" {
+		sig = "SIGKILL"
+	}
+	if !running(t) {
+		return refuse(http.StatusConflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), hexID(t))
+	}
+	q := url.Values{"signal": {sig}, "key": {r.Header.Get(HeaderKey)}}
+	resp, err := s.agent(r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/kill?"+q.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode == http.StatusConflict {
+		resp.Body.Close()
+		return refuse(http.StatusConflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), hexID(t))
+	}
+	if resp.StatusCode >= 300 {
+		return fromAgent(t.NodeId, resp)
+	}
+	resp.Body.Close()
+	bare := strings.TrimPrefix(sig, "SIG")
+	stop := "TERM"
+	if c := request(snap, t).Config; c != nil && c.StopSignal != "" {
+		stop = strings.TrimPrefix(strings.ToUpper(c.StopSignal), "SIG")
+	}
+	deadly := bare == "KILL" || bare == "9"
+	if deadly || bare == stop {
+		// Afterwards and without the caller's key: a signal needs no quorum.
+		_, err := s.Fleet.Propose(r.Context(), &dv1.Command{Of: &dv1.Command_Killed{Killed: &dv1.Killed{TaskId: t.Id, Attempt: t.Attempt}}})
+		if err != nil {
+			s.Logger.Warn("recording a kill by hand", "task", hexID(t), "error", err)
+		}
+	}
+	if deadly {
+		if err := s.ended(r, t, t.Attempt); err != nil {
+			return err
+		}
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) rename(w http.ResponseWriter, r *http.Request) error {
+	_, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	name := strings.TrimPrefix(r.URL.Query().Get("name"), "/")
+	if err := validName(name); err != nil {
+		return err
+	}
+	if _, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Rename{Rename: &dv1.Rename{TaskId: t.Id, Name: name}}}); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) remove(w http.ResponseWriter, r *http.Request) error {
+	_, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	q := r.URL.Query()
+	_, err = s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Remove{Remove: &dv1.Remove{TaskId: t.Id, Force: boolean(q, "force"), Volumes: boolean(q, "v")}}})
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// wait sends its header at once, because clients start only after they have it.
+func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
+	_, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	cond := container.WaitCondition(r.URL.Query().Get("condition"))
+	switch cond {
+	case "":
+		cond = container.WaitConditionNotRunning
+	case container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
+	default:
+		return refuse(http.StatusBadRequest, "invalid condition: %q", cond)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush()
+	before, last, failed := t.Exit.GetAttempt(), t.Exit, ""
+	err = s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
+		if e := st.GetExit(); e != nil && e.Attempt >= last.GetAttempt() {
+			last = e
+		}
+		if t == nil {
+			return true
+		}
+		if t.Exit != nil && t.Exit.Attempt >= last.GetAttempt() {
+			last = t.Exit
+		}
+		failed = t.Failed
+		switch cond {
+		case container.WaitConditionRemoved:
+			return false
+		case container.WaitConditionNextExit:
+			return t.Exit.GetAttempt() > before || failed != "" && t.Attempt > before
+		}
+		return t.Exit.GetAttempt() >= t.Attempt || failed != "" || t.Desired == dv1.Desired_CREATED
+	})
+	if st := s.Fleet.Observed(hexID(t)); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
+		last = st.Exit
+	}
+	res := container.WaitResponse{StatusCode: int64(last.GetCode())}
+	switch {
+	case err != nil:
+		res.Error = &container.WaitExitError{Message: err.Error()}
+	case failed != "" && last.GetAttempt() <= before:
+		res = container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: failed}}
+	}
+	return encode(w, res)
+}
+
+// agent calls a node; the caller closes the answer's body.
+func (s *server) agent(r *http.Request, node, method, path string, body []byte) (*http.Response, error) {
+	if since, is := s.silent(node); is {
+		return nil, refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", node, since)
+	}
+	c, err := s.Fleet.Agent(node)
+	if err == nil {
+		var req *http.Request
+		if req, err = agentRequest(r, method, path, body); err == nil {
+			var resp *http.Response
+			if resp, err = c.Do(req); err == nil {
+				return resp, nil
+			}
+		}
+	}
+	if r.Context().Err() != nil {
+		return nil, r.Context().Err()
+	}
+	var e *apiError
+	if errors.As(err, &e) {
+		return nil, err
+	}
+	return nil, refuse(http.StatusServiceUnavailable, "node %s does not answer: %v", node, err)
+}

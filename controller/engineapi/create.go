@@ -1,0 +1,161 @@
+package engineapi
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
+
+// Labels with a meaning of ours: where to run (in), where it runs (out).
+const (
+	labelOn   = "io.drover.on"
+	labelNode = "io.drover.node"
+)
+
+var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+
+func validName(name string) error {
+	if !nameRule.MatchString(name) {
+		return refuse(http.StatusBadRequest, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	return nil
+}
+
+func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.state(w, r)
+	if err != nil {
+		return err
+	}
+	var raw json.RawMessage
+	sent, err := readBody(w, r, &raw)
+	if err != nil {
+		return err
+	}
+	body, req, err := decodeCreate(sent)
+	if err != nil {
+		return err
+	}
+	name := strings.TrimPrefix(r.URL.Query().Get("name"), "/")
+	if name != "" {
+		if err := validName(name); err != nil {
+			return err
+		}
+	}
+	digest, err := findImage(snap, req.Image)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(body)
+	c := &dv1.CreateRun{
+		RunId: random(), TaskIds: [][]byte{random()}, Name: name, NameCandidates: candidates(24), Mode: "one", Contact: s.Fleet.Contact(),
+		AutoRemove: req.HostConfig != nil && req.HostConfig.AutoRemove,
+		Spec:       &dv1.Spec{Id: sum[:], Body: body, Image: req.Image, Digest: digest},
+	}
+	for _, on := range []string{req.Labels[labelOn], r.Header.Get(HeaderOn)} {
+		for o := range strings.SplitSeq(on, ",") {
+			if o = strings.TrimSpace(o); o != "" {
+				c.On = append(c.On, o)
+			}
+		}
+	}
+	res, err := s.propose(w, r, sent, &dv1.Command{Of: &dv1.Command_Create{Create: c}})
+	if err != nil {
+		return err
+	}
+	return answer(w, http.StatusCreated, container.CreateResponse{ID: hexID(&dv1.Task{Id: res.TaskId}), Warnings: append([]string{}, res.Warnings...)})
+}
+
+// decodeCreate checks a create body as docker does. The body comes back as it
+// was sent, less the label that we add to what we show: clients that recreate
+// a container from its inspect send it along.
+func decodeCreate(b []byte) ([]byte, *container.CreateRequest, error) {
+	req := &container.CreateRequest{}
+	if err := decode(b, req); err != nil {
+		return nil, nil, err
+	}
+	if req.Config == nil {
+		return nil, nil, refuse(http.StatusBadRequest, "config cannot be empty in order to create a container")
+	}
+	if req.Image == "" {
+		return nil, nil, refuse(http.StatusBadRequest, "invalid reference format: no image specified")
+	}
+	if req.HostConfig != nil {
+		for _, bindings := range req.HostConfig.PortBindings {
+			for _, p := range bindings {
+				if p.HostPort == "" {
+					continue
+				}
+				if _, err := network.ParsePortRange(p.HostPort); err != nil {
+					return nil, nil, refuse(http.StatusBadRequest, "invalid port specification: %q", p.HostPort)
+				}
+			}
+		}
+	}
+	if _, has := req.Labels[labelNode]; !has {
+		return b, req, nil
+	}
+	delete(req.Labels, labelNode)
+	fields := map[string]json.RawMessage{}
+	if err := decode(b, &fields); err != nil {
+		return nil, nil, err
+	}
+	labels, err := json.Marshal(req.Labels)
+	if err != nil {
+		return nil, nil, err
+	}
+	for k := range fields {
+		if strings.EqualFold(k, "Labels") {
+			delete(fields, k)
+		}
+	}
+	fields["Labels"] = labels
+	b, err = json.Marshal(fields)
+	return b, req, err
+}
+
+// request is the create request that a task was made with.
+func request(snap *state.Snapshot, t *dv1.Task) container.CreateRequest {
+	var req container.CreateRequest
+	if spec := snap.Spec(t.SpecId); spec != nil {
+		_ = json.Unmarshal(spec.Body, &req) // was decoded before it was committed
+	}
+	if req.Config == nil {
+		req.Config = &container.Config{}
+	}
+	if req.HostConfig == nil {
+		req.HostConfig = &container.HostConfig{}
+	}
+	return req
+}
+
+func random() []byte {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails
+	return b
+}
+
+func candidates(n int) []string {
+	out := make([]string, 0, n)
+	for _, b := range [][]byte{random(), random()} {
+		for i := 0; i+1 < len(b) && len(out) < n; i += 2 {
+			c := adjectives[int(b[i])%len(adjectives)] + "_" + surnames[int(b[i+1])%len(surnames)]
+			if slices.Contains(out, c) {
+				c += string('0' + b[i]%10)
+			}
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+var adjectives = strings.Fields(`able agile amber ample bold brave breezy bright brisk calm candid cheery clever cosmic crisp daring deft eager early earnest exact fair famous fleet fond frank fresh gentle gifted glad golden grand happy hardy honest humble jolly keen kind lively lucid lucky mellow merry mighty modest neat nimble noble placid polite proud quick quiet rapid ready robust serene sharp silent sincere sleek snappy solid spry steady stoic sunny swift tidy vivid warm wise witty zesty`)
+var surnames = strings.Fields(`abel backus bohr boole borg cantor cerf church codd cray curie darwin dijkstra engelbart erdos euler faraday fermat fermi feynman floyd franklin galois gauss germain godel goodall haken hamilton hamming hilbert hoare hopper huffman hypatia jacquard kahn kalman kepler kernighan knuth kolmogorov lamport lamarr lampson lovelace markov maxwell mccarthy meitner mendel milner mirzakhani napier nash naur newell newton noether pascal perlman poincare postel ramanujan raymond ritchie shannon stallman sutherland tarjan tesla thompson turing volta wilkes wirth wozniak`)

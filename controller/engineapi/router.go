@@ -1,0 +1,289 @@
+// Package engineapi translates Docker's Engine API into commands on, and
+// queries of, the fleet. It holds no state: deciding is the proposer's,
+// running the agents', and who may connect the listeners'.
+package engineapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/registry"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+)
+
+// Headers beyond docker's.
+const (
+	HeaderIndex   = "Drover-Index"   // in: the least raft index to answer from; out: the one answered from
+	HeaderMissing = "Drover-Missing" // out: nodes that did not take part
+	HeaderKey     = "Idempotency-Key"
+	HeaderOn      = "Drover-On" // in: placement constraints, comma separated
+	HeaderTrace   = "Drover-Trace"
+)
+
+// Range of API versions, and docker's engine version that it goes with.
+const (
+	MinVersion    = "1.24"
+	MaxVersion    = "1.56"
+	EngineVersion = "29.7.2"
+)
+
+// maxBody keeps a create within one log entry.
+const maxBody = 192 << 10
+
+// Options of New. Fleet and Registry are needed.
+type Options struct {
+	Fleet    Fleet
+	Registry *registry.Registry
+	Logger   *slog.Logger // nil: none
+	Tracer   trace.Tracer // nil: none
+	Version  string       // of drover
+	// Principal finds the caller; nil is pki.PrincipalFrom.
+	Principal func(context.Context) (pki.Principal, bool)
+}
+
+type server struct {
+	Options
+	mux *http.ServeMux
+}
+
+// New returns the Engine API. Requests need an identity with the role admin or
+// user in their context.
+func New(o Options) http.Handler {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Tracer == nil {
+		o.Tracer = noop.NewTracerProvider().Tracer("")
+	}
+	if o.Principal == nil {
+		o.Principal = pki.PrincipalFrom
+	}
+	s := &server{Options: o, mux: http.NewServeMux()}
+	for pattern, h := range map[string]handler{
+		"GET /_ping": s.ping, "GET /version": s.version,
+		"POST /containers/create":       s.createContainer,
+		"GET /containers/{id}/logs":     s.logs,
+		"POST /containers/{id}/start":   s.start,
+		"POST /containers/{id}/stop":    s.stop,
+		"POST /containers/{id}/restart": s.restart,
+		"POST /containers/{id}/kill":    s.kill,
+		"POST /containers/{id}/wait":    s.wait,
+		"POST /containers/{id}/attach":  s.attach,
+		"POST /containers/{id}/rename":  s.rename,
+		"DELETE /containers/{id}":       s.remove,
+		"POST /build/prune":             s.buildPrune,
+		"POST /build/cancel":            s.buildPrune,
+		"GET /plugins":                  s.plugins,
+		"/":                             s.notYet,
+	} {
+		s.handle(pattern, h)
+	}
+	return http.HandlerFunc(s.serve)
+}
+
+// handler writes its answer or returns an error, which becomes docker's JSON.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+func (s *server) handle(pattern string, h handler) {
+	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if err := h(w, r); err != nil {
+			s.fail(w, r, err)
+		}
+	})
+}
+
+var versioned = regexp.MustCompile(`^/v([0-9]+)\.([0-9]+)(/.*)$`)
+
+type versionKey struct{}
+
+// serve is what every request passes: headers, version, identity, trace.
+func (s *server) serve(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Api-Version", MaxVersion)
+	h.Set("Ostype", "linux")
+	h.Set("Server", "Docker/"+EngineVersion+" (linux)")
+	version := minor(MaxVersion)
+	if m := versioned.FindStringSubmatch(r.URL.Path); m != nil {
+		asked := m[1] + "." + m[2]
+		n, err := strconv.Atoi(m[2])
+		switch {
+		case m[1] != "1" && m[1] != "0" || err != nil || n > minor(MaxVersion) && m[1] == "1":
+			s.fail(w, r, refuse(http.StatusBadRequest, "client version %s is too new. Maximum supported API version is %s", asked, MaxVersion))
+			return
+		case m[1] == "0" || n < minor(MinVersion):
+			s.fail(w, r, refuse(http.StatusBadRequest, "client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", asked, MinVersion))
+			return
+		}
+		version = n
+		u := *r.URL
+		u.Path, u.RawPath = m[3], ""
+		r = r.Clone(r.Context())
+		r.URL = &u
+	}
+	p, ok := s.Principal(r.Context())
+	switch {
+	case !ok:
+		s.fail(w, r, refuse(http.StatusUnauthorized, "%s", pki.ErrNoPrincipal))
+		return
+	case !p.Has(pki.RoleAdmin) && !p.Has(pki.KindUser):
+		s.fail(w, r, refuse(http.StatusForbidden, "%s has no role that allows this", p.URI))
+		return
+	}
+	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx, span := s.Tracer.Start(ctx, "engineapi "+r.Method+" "+spanName(r.URL.Path), trace.WithSpanKind(trace.SpanKindServer))
+	span.SetAttributes(attribute.String("principal", p.URI))
+	defer span.End()
+	if sc := span.SpanContext(); sc.IsValid() {
+		h.Set(HeaderTrace, sc.TraceID().String())
+	}
+	r = r.WithContext(context.WithValue(ctx, versionKey{}, version))
+	s.route(w, r)
+}
+
+// spanName keeps ids out of span names.
+func spanName(path string) string {
+	parts := strings.Split(path, "/")
+	if len(parts) > 3 && parts[1] != "images" {
+		parts[2] = "{id}"
+	} else if len(parts) > 3 {
+		parts = []string{"", "images", "{name}", parts[len(parts)-1]}
+	}
+	return strings.Join(parts, "/")
+}
+
+// route takes images apart by hand, because their names hold slashes, which
+// ServeMux would not match in the middle, and would clean away.
+func (s *server) route(w http.ResponseWriter, r *http.Request) {
+	name, ok := strings.CutPrefix(r.URL.Path, "/images/")
+	if !ok || r.URL.Path == "/images/json" || r.URL.Path == "/images/create" {
+		s.mux.ServeHTTP(w, r)
+		return
+	}
+	h := s.notYet
+	r.SetPathValue("name", name)
+	if err := h(w, r); err != nil {
+		s.fail(w, r, err)
+	}
+}
+
+func minor(v string) int {
+	_, m, _ := strings.Cut(v, ".")
+	n, _ := strconv.Atoi(m)
+	return n
+}
+
+// api tells the minor version that the request speaks.
+func api(r *http.Request) int {
+	v, _ := r.Context().Value(versionKey{}).(int)
+	return v
+}
+
+// state answers from what the client has seen already, or later.
+func (s *server) state(w http.ResponseWriter, r *http.Request) (*state.Snapshot, error) {
+	var least uint64
+	if v := r.Header.Get(HeaderIndex); v != "" {
+		var err error
+		if least, err = strconv.ParseUint(v, 10, 64); err != nil {
+			return nil, refuse(http.StatusBadRequest, "header %s: %q is no raft index", HeaderIndex, v)
+		}
+	}
+	snap, err := s.Fleet.State(r.Context(), least)
+	if err != nil {
+		return nil, fmt.Errorf("reading the fleet's state: %w", err)
+	}
+	w.Header().Set(HeaderIndex, strconv.FormatUint(snap.Index(), 10))
+	return snap, nil
+}
+
+// propose has a command decided in the caller's name. body is what the client
+// sent, so that a key is not taken for another request.
+func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c *dv1.Command) (*dv1.CommandResult, error) {
+	if p, ok := s.Principal(r.Context()); ok {
+		c.Principal = p.URI
+	}
+	if c.Key = r.Header.Get(HeaderKey); c.Key != "" {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.URL.RequestURI(), body))
+		c.Hash = sum[:]
+	}
+	carrier := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(r.Context(), carrier)
+	c.Traceparent = carrier["traceparent"]
+	res, err := s.Fleet.Propose(r.Context(), c)
+	if err != nil {
+		return nil, fmt.Errorf("recording the request: %w", err)
+	}
+	w.Header().Set(HeaderIndex, strconv.FormatUint(res.Index, 10))
+	if res.Error != nil {
+		return nil, decided(res.Error)
+	}
+	return res, nil
+}
+
+// readBody takes a bounded JSON body into v and returns its bytes.
+func readBody(w http.ResponseWriter, r *http.Request, v any) ([]byte, error) {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over):
+		return nil, refuse(http.StatusRequestEntityTooLarge, "request body is larger than %d bytes", over.Limit)
+	case err != nil:
+		return nil, refuse(http.StatusBadRequest, "reading the request body: %v", err)
+	case len(b) == 0:
+		return nil, nil
+	}
+	if ct := r.Header.Get("Content-Type"); ct != "" {
+		if mt, _, err := mime.ParseMediaType(ct); err != nil || mt != "application/json" {
+			return nil, refuse(http.StatusBadRequest, "unsupported Content-Type header (%s): must be 'application/json'", ct)
+		}
+	}
+	return b, decode(b, v)
+}
+
+func decode(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(v); err != nil {
+		return refuse(http.StatusBadRequest, "invalid JSON: %v", err)
+	}
+	if d.More() {
+		return refuse(http.StatusBadRequest, "unexpected content after JSON")
+	}
+	return nil
+}
+
+func answer(w http.ResponseWriter, code int, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encoding the answer: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(b, '\n')) // a client that left is no error of ours
+	return nil
+}
+
+// boolean reads a query parameter as docker does: anything but these is true.
+func boolean(q url.Values, name string) bool {
+	switch strings.ToLower(strings.TrimSpace(q.Get(name))) {
+	case "", "0", "no", "false", "none":
+		return false
+	}
+	return true
+}
