@@ -18,9 +18,8 @@ import (
 )
 
 type world struct {
-	ca  *pki.Authority
-	dir string
-	t   *testing.T
+	ca *pki.Authority
+	t  *testing.T
 }
 
 func newWorld(t *testing.T, cluster string, now time.Time) *world {

@@ -15,7 +15,7 @@ func main() {
 	srv := &http.Server{Addr: ":80", ReadHeaderTimeout: 5 * time.Second}
 	srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Printf("%s %s from %s\n", r.Method, r.URL.Path, r.RemoteAddr)
-		fmt.Fprintf(w, "container %s on node %s answers\n", host, node())
+		_, _ = fmt.Fprintf(w, "container %s on node %s answers\n", host, node())
 	})
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)

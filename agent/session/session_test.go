@@ -1,0 +1,243 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/mux"
+	"github.com/drover/drover/pkg/pki"
+	"go.uber.org/goleak"
+	"golang.org/x/net/http2"
+)
+
+// controller is the other end: each session is handed to the test.
+type controller struct {
+	sessions chan *peer
+}
+
+type peer struct {
+	*connect.BidiStream[dv1.FromAgent, dv1.ToAgent]
+	hello *dv1.Hello
+	end   chan struct{}
+}
+
+func (c *controller) Open(ctx context.Context, s *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
+	m, err := s.Receive()
+	if err != nil {
+		return err
+	}
+	if err := s.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: &dv1.Welcome{Subnet: "10.210.0.0/24", Epoch: 1}}}); err != nil {
+		return err
+	}
+	p := &peer{s, m.GetHello(), make(chan struct{})}
+	select {
+	case c.sessions <- p:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-p.end:
+		return errors.New("over")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// next reads until a message that isn't a beat.
+func (p *peer) next(t *testing.T) *dv1.FromAgent {
+	t.Helper()
+	for {
+		m, err := p.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.GetBeat() == nil {
+			return m
+		}
+	}
+}
+
+type fakeAgent struct {
+	mu      sync.Mutex // guards the fields below
+	number  uint64
+	index   uint64
+	subnet  string
+	refused int
+	out     *Outbox
+}
+
+func (a *fakeAgent) Hello(context.Context) (*dv1.Hello, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.number++
+	return &dv1.Hello{Number: a.number, Index: a.index, Node: &dv1.Node{Id: "n"}}, nil
+}
+
+func (a *fakeAgent) Welcome(_ context.Context, w *dv1.Welcome) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.subnet = w.GetSubnet()
+	return nil
+}
+
+func (a *fakeAgent) Take(_ context.Context, s *dv1.Sync) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s.GetIndex() < a.index {
+		a.refused++
+		return fmt.Errorf("index %d after %d: %w", s.GetIndex(), a.index, ErrStale)
+	}
+	a.index = s.GetIndex()
+	a.out.Ack(a.index)
+	return nil
+}
+
+func start(t *testing.T) (*controller, *fakeAgent, *Outbox) {
+	t.Helper()
+	ca, err := pki.NewAuthority("c", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := func(kind string) *pki.Files {
+		k, err := pki.NewKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := ca.Issue(pki.URI("c", kind, "n"), k.Public(), nil, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if err := pki.WriteFiles(dir, [][]byte{ca.Cert.Raw}, der, k, nil); err != nil {
+			t.Fatal(err)
+		}
+		f, err := pki.LoadFiles(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	m := mux.New(l, log)
+	sl := m.Handle(pki.PeerServerTLS(files(pki.KindController), pki.Kinds(pki.KindNode)), ALPN)
+	c := &controller{sessions: make(chan *peer)}
+	_, h := dv1connect.NewSessionHandler(c)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = m.Run(ctx) })
+	wg.Go(func() {
+		for {
+			conn, err := sl.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+				defer stop()
+				(&http2.Server{}).ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: http.Handler(h)})
+			})
+		}
+	})
+	out := &Outbox{}
+	a := &fakeAgent{out: out}
+	wg.Go(func() {
+		_ = Run(ctx, Options{Controllers: []string{l.Addr().String()}, TLS: pki.PeerClientTLS(files(pki.KindNode), ALPN, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Log: log})
+	})
+	t.Cleanup(func() { cancel(); wg.Wait(); goleak.VerifyNone(t) })
+	return c, a, out
+}
+
+func sync_(index uint64) *dv1.ToAgent {
+	return &dv1.ToAgent{Of: &dv1.ToAgent_Sync{Sync: &dv1.Sync{Epoch: 1, Term: 1, Index: index}}}
+}
+
+func TestASyncIsStoredThenAcknowledgedAndAnOlderOneRefused(t *testing.T) {
+	c, a, _ := start(t)
+	p := <-c.sessions
+	defer close(p.end)
+	for _, i := range []uint64{5, 3, 7} {
+		if err := p.Send(sync_(i)); err != nil {
+			t.Fatal(err)
+		}
+		if i == 3 {
+			continue // refused: no acknowledgement, and the session goes on
+		}
+		if got := p.next(t).GetAcks().GetIndex(); got != i {
+			t.Fatalf("acknowledged %d, want %d", got, i)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.refused != 1 || a.index != 7 || a.subnet != "10.210.0.0/24" {
+		t.Fatalf("refused %d, index %d, subnet %q", a.refused, a.index, a.subnet)
+	}
+}
+
+func TestStatusesArriveInOrderAndOnlyTheLastOfEachTask(t *testing.T) {
+	c, _, out := start(t)
+	for attempt := range int32(3) { // before a controller listens
+		for _, id := range []string{"one", "two"} {
+			out.Status(&dv1.TaskStatus{Id: []byte(id), Attempt: attempt})
+		}
+	}
+	p := <-c.sessions
+	defer close(p.end)
+	got := p.next(t).GetObservation().GetTasks()
+	if len(got) != 2 || string(got[0].GetId()) != "one" || got[0].GetAttempt() != 2 || got[1].GetAttempt() != 2 {
+		t.Fatalf("got %v", got)
+	}
+}
+
+func TestABrokenSessionIsOpenedAgainWithAHigherNumber(t *testing.T) {
+	c, _, out := start(t)
+	var last uint64
+	for range 4 {
+		p := <-c.sessions
+		if n := p.hello.GetNumber(); n <= last {
+			t.Fatalf("session number %d after %d", n, last)
+		} else {
+			last = n
+		}
+		out.Status(&dv1.TaskStatus{Id: []byte("x")})
+		if m := p.next(t); len(m.GetObservation().GetTasks()) != 1 {
+			t.Fatalf("got %v", m)
+		}
+		close(p.end)
+	}
+}
+
+func TestOutboxKeepsWhatCouldNotBeSentUnlessNewerIsThere(t *testing.T) {
+	var o Outbox
+	o.Status(&dv1.TaskStatus{Id: []byte("a"), Attempt: 1})
+	o.Status(&dv1.TaskStatus{Id: []byte("b"), Attempt: 1})
+	o.Removed([]byte("c"))
+	o.Ack(4)
+	msgs, _ := o.take()
+	o.Status(&dv1.TaskStatus{Id: []byte("a"), Attempt: 2})
+	o.putBack(msgs)
+	again, _ := o.take()
+	attempts := map[string]int32{}
+	for _, s := range again[0].GetObservation().GetTasks() {
+		attempts[string(s.GetId())] = s.GetAttempt()
+	}
+	if attempts["a"] != 2 || attempts["b"] != 1 || again[1].GetAcks().GetIndex() != 4 || len(again[1].GetAcks().GetRemoved()) != 1 {
+		t.Fatalf("got %v", again)
+	}
+	if more, ready := o.take(); more != nil || ready == nil {
+		t.Fatalf("the outbox is not empty: %v", more)
+	}
+}
