@@ -1,0 +1,56 @@
+package scheduler
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+type constraint struct {
+	key, pattern string
+	not          bool
+}
+
+// parseConstraint reads key==value and key!=value; values may be globs, also
+// marked so as key==~glob. Keys are node (id or name), arch, os, else a label.
+func parseConstraint(s string) (constraint, error) {
+	for _, op := range []string{"==", "!="} {
+		key, value, ok := strings.Cut(s, op)
+		key, value = strings.TrimSpace(key), strings.TrimPrefix(strings.TrimSpace(value), "~")
+		if !ok || key == "" || value == "" {
+			continue
+		}
+		if _, err := path.Match(value, ""); err != nil {
+			return constraint{}, fmt.Errorf("invalid constraint %q: malformed pattern", s)
+		}
+		return constraint{key, value, op == "!="}, nil
+	}
+	return constraint{}, fmt.Errorf("invalid constraint %q: want key==value or key!=value", s)
+}
+
+// CheckConstraint says what is wrong with a constraint, nil if it is fine.
+func CheckConstraint(s string) error {
+	_, err := parseConstraint(s)
+	return err
+}
+
+func (c constraint) matches(n *dv1.Node) bool {
+	return c.has(n) != c.not
+}
+
+func (c constraint) has(n *dv1.Node) bool {
+	// Patterns were checked when the constraint was parsed.
+	glob := func(v string) bool { ok, _ := path.Match(c.pattern, v); return ok }
+	switch c.key {
+	case "node":
+		return glob(n.Name) || glob(n.Id)
+	case "arch":
+		return glob(n.Capacity.GetArch())
+	case "os":
+		return glob(n.Capacity.GetOs())
+	}
+	v, ok := n.Labels[c.key]
+	return ok && glob(v)
+}
