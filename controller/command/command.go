@@ -1,0 +1,249 @@
+// Package command decides what a command does to the state: effects and an
+// answer, as a pure function. Logging and applying are left to consensus and state.
+package command
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/drover/drover/controller/scheduler"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/moby/moby/api/types/container"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	keepResults = 15 * time.Minute
+	maxResults  = 1 << 17
+)
+
+type decision struct {
+	*state.Snapshot
+	cmd     *dv1.Command
+	now     int64
+	effects []*dv1.Effect
+	res     *dv1.CommandResult
+}
+
+// Decide leaves view as it is. With result.Error there are no effects.
+func Decide(view *state.Txn, cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.CommandResult) {
+	d := &decision{Snapshot: view.View(), cmd: cmd, now: now, res: &dv1.CommandResult{}}
+	if e := d.decide(); e != nil {
+		return nil, &dv1.CommandResult{Error: e}
+	}
+	d.res.Changed = d.res.Changed || len(d.effects) > 0
+	return d.effects, d.res
+}
+
+// Evict deletes key results older than 15 minutes, and the oldest above a count.
+func Evict(s *state.Snapshot, now int64) (out []*dv1.Effect) {
+	over := s.ResultCount() - maxResults
+	for r := range s.ResultsByAge() {
+		if (now-r.At < int64(keepResults) && over <= 0) || len(out) == 64 {
+			break
+		}
+		over--
+		out = append(out, &dv1.Effect{Of: &dv1.Effect_DeleteResult{DeleteResult: r.Key}})
+	}
+	return out
+}
+
+func (d *decision) decide() *dv1.Error {
+	switch c := d.cmd.GetOf().(type) {
+	case *dv1.Command_Init:
+		return d.init(c.Init)
+	case *dv1.Command_Create:
+		return d.create(c.Create)
+	case *dv1.Command_Start:
+		return d.start(c.Start.TaskId)
+	case *dv1.Command_Stop:
+		return d.stop(c.Stop)
+	case *dv1.Command_Restart:
+		return d.restart(c.Restart)
+	case *dv1.Command_Rename:
+		return d.rename(c.Rename)
+	case *dv1.Command_Remove:
+		return d.remove(c.Remove)
+	case *dv1.Command_CommitImage:
+		return d.commitImage(c.CommitImage)
+	case *dv1.Command_PutTag:
+		return d.putTag(c.PutTag)
+	case *dv1.Command_Untag:
+		return d.untag(c.Untag)
+	case *dv1.Command_RegisterNode:
+		return d.register(c.RegisterNode.GetNode())
+	case *dv1.Command_SetLiveness:
+		n := d.Node(c.SetLiveness.NodeId)
+		if n == nil {
+			return refuse("not_found", "No such node: %s", c.SetLiveness.NodeId)
+		}
+		if n.Liveness != c.SetLiveness.Liveness {
+			n = proto.CloneOf(n)
+			n.Liveness = c.SetLiveness.Liveness
+			d.add(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
+		}
+	case *dv1.Command_Report:
+		d.report(c.Report)
+	case *dv1.Command_AckTombstones:
+		for t := range d.Tombstones(c.AckTombstones.NodeId) {
+			if slices.ContainsFunc(c.AckTombstones.TaskIds, func(id []byte) bool { return string(id) == string(t.TaskId) }) {
+				d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: t.TaskId}})
+			}
+		}
+	case *dv1.Command_PutIdentity:
+		if i := c.PutIdentity.GetIdentity(); !proto.Equal(d.Identity(i.GetUri()), i) {
+			d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
+		}
+	case *dv1.Command_PutSealed:
+		if s := c.PutSealed.GetSealed(); !proto.Equal(d.Sealed(s.GetName()), s) {
+			d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
+		}
+	case *dv1.Command_Killed:
+		if t := d.Task(c.Killed.TaskId); t != nil && t.Attempt == c.Killed.Attempt && !t.StoppedByHand {
+			t = proto.CloneOf(t)
+			t.StoppedByHand = true
+			d.put(t)
+		}
+	default:
+		return refuse("invalid", "unknown command %T", c)
+	}
+	return nil
+}
+
+func refuse(kind, format string, a ...any) *dv1.Error {
+	return &dv1.Error{Kind: kind, Message: fmt.Sprintf(format, a...)}
+}
+func (d *decision) add(e ...*dv1.Effect) { d.effects = append(d.effects, e...) }
+func (d *decision) put(t *dv1.Task) {
+	d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: t}})
+	d.answer(t)
+}
+func (d *decision) answer(t *dv1.Task) {
+	d.res.TaskId, d.res.Name, d.res.NodeId, d.res.Attempt = t.Id, t.Name, t.NodeId, t.Attempt
+}
+
+func (d *decision) init(c *dv1.Init) *dv1.Error {
+	if old := d.Cluster(); old != nil {
+		if old.Id == c.Cluster.GetId() {
+			return nil
+		}
+		return refuse("conflict", "this controller belongs to cluster %s", old.Id)
+	}
+	if c.Cluster.GetId() == "" {
+		return refuse("invalid", "a cluster needs an id")
+	}
+	d.add(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: c.Cluster}})
+	for _, i := range c.Identities {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
+	}
+	for _, s := range c.Sealed {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
+	}
+	return nil
+}
+
+func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
+	if c.Mode != "" && c.Mode != "one" {
+		return refuse("invalid", "run mode %q is not supported here", c.Mode)
+	}
+	if len(c.TaskIds) != 1 || len(c.TaskIds[0]) != 32 || len(c.RunId) != 32 || d.Task(c.TaskIds[0]) != nil || d.Run(c.RunId) != nil {
+		return refuse("invalid", "a run needs one new task id and a new run id, of 32 bytes each")
+	}
+	var r container.CreateRequest
+	if err := json.Unmarshal(c.Spec.GetBody(), &r); err != nil {
+		return refuse("invalid", "invalid container spec: %v", err)
+	}
+	id := c.TaskIds[0]
+	name, e := d.chooseName(id, c.Name, c.NameCandidates)
+	if e != nil {
+		return e
+	}
+	digest, e := d.resolve(c.Spec.Image)
+	if e != nil {
+		return e
+	}
+	g := scheduler.Group{Count: 1, On: c.On, Digest: digest, Contact: c.Contact}
+	if h := r.HostConfig; h != nil {
+		g.Memory, g.Pinned = h.MemoryReservation, c.Contact != "" && pinned(h)
+		if g.Ports, e = wantedPorts(&r, nil); e != nil {
+			return e
+		}
+	}
+	for _, on := range c.On {
+		if err := scheduler.CheckConstraint(on); err != nil {
+			return refuse("invalid", "%v", err)
+		}
+	}
+	place := scheduler.Place(d.Snapshot, []scheduler.Group{g})[0]
+	if len(place.Nodes) == 0 {
+		return refuse("unavailable", "%s", place.Reason())
+	}
+	// The digest is part of the id: the same request may meet a moved tag.
+	sum := sha256.Sum256(append(append(slices.Clone(c.Spec.Body), 0), digest...))
+	if d.Spec(sum[:]) == nil {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: sum[:], Body: c.Spec.Body, Image: c.Spec.Image, Digest: digest}}})
+	}
+	d.add(&dv1.Effect{Of: &dv1.Effect_Run{Run: &dv1.Run{Id: c.RunId, SpecId: sum[:], Mode: "one", Created: d.now, Principal: d.cmd.Principal}}})
+	d.put(&dv1.Task{Id: id, RunId: c.RunId, SpecId: sum[:], Name: name, NodeId: place.Nodes[0], Desired: dv1.Desired_CREATED,
+		Created: d.now, AutoRemove: c.AutoRemove, Traceparent: d.cmd.Traceparent})
+	return nil
+}
+
+func (d *decision) register(n *dv1.Node) *dv1.Error {
+	if n.GetId() == "" {
+		return refuse("invalid", "a node needs an id")
+	}
+	n = proto.CloneOf(n)
+	old := d.Node(n.Id)
+	n.Liveness, n.Joined = "ready", d.now
+	if n.Availability == "" {
+		n.Availability = "active"
+	}
+	if old != nil {
+		n.Joined, n.Subnet, n.Availability, n.Revision = old.Joined, old.Subnet, old.Availability, old.Revision
+	}
+	var taken []netip.Prefix
+	for o := range d.Nodes() {
+		if o.Id == n.Id {
+			continue
+		}
+		if o.Name == n.Name {
+			return refuse("conflict", "node name %q is taken by node %s", n.Name, o.Id)
+		}
+		if p, err := netip.ParsePrefix(o.Subnet); err == nil {
+			taken = append(taken, p)
+		}
+	}
+	overlaps := func(p netip.Prefix) bool { return slices.ContainsFunc(taken, p.Overlaps) }
+	if n.Subnet == "" {
+		pool, err := netip.ParsePrefix(d.Cluster().GetPool())
+		if err != nil || !pool.Addr().Is4() || pool.Bits() > 24 {
+			return refuse("unavailable", "the cluster has no address pool")
+		}
+		a := pool.Masked().Addr()
+		for ; pool.Contains(a) && overlaps(netip.PrefixFrom(a, 24)); a = next24(a) {
+		}
+		if !pool.Contains(a) {
+			return refuse("unavailable", "the address pool %s is used up", pool)
+		}
+		n.Subnet = netip.PrefixFrom(a, 24).String()
+	} else if p, err := netip.ParsePrefix(n.Subnet); err != nil || overlaps(p) {
+		return refuse("conflict", "subnet %s is malformed or taken", n.Subnet)
+	}
+	d.res.NodeId, d.res.Name = n.Id, n.Name
+	if !proto.Equal(old, n) {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
+	}
+	return nil
+}
+
+func next24(a netip.Addr) netip.Addr {
+	b := a.As4()
+	v := uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]) + 1
+	return netip.AddrFrom4([4]byte{byte(v >> 16), byte(v >> 8), byte(v), 0})
+}

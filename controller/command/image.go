@@ -1,0 +1,172 @@
+package command
+
+import (
+	"encoding/hex"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+var hexID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{1,64}$`)
+
+func normalize(s string) (reference.Named, *dv1.Error) {
+	r, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return nil, refuse("invalid", "invalid reference format: %q", s)
+	}
+	return reference.TagNameOnly(r), nil
+}
+
+// resolve finds the digest that a reference, image id or id prefix names.
+func (d *decision) resolve(s string) (string, *dv1.Error) {
+	if strings.HasPrefix(s, "sha256:") || (len(s) == 64 && hexID.MatchString(s)) {
+		return d.byID(s)
+	}
+	n, e := normalize(s)
+	if e != nil {
+		return "", e
+	}
+	if t := d.Tag(n.String()); t != nil {
+		return t.Digest, nil
+	}
+	if c, ok := n.(reference.Digested); ok && d.Image(c.Digest().String()) != nil {
+		return c.Digest().String(), nil
+	}
+	if hexID.MatchString(s) {
+		if digest, e := d.byID(s); e == nil || e.Kind == "invalid" {
+			return digest, e
+		}
+	}
+	return "", refuse("no_image", "No such image: %s", reference.FamiliarString(n))
+}
+
+func (d *decision) byID(s string) (string, *dv1.Error) {
+	switch found := d.ImagesByPrefix(s); len(found) {
+	case 0:
+		return "", refuse("no_image", "No such image: %s", s)
+	case 1:
+		return found[0].Digest, nil
+	}
+	return "", refuse("invalid", "image id prefix %s is ambiguous", s)
+}
+
+func (d *decision) commitImage(c *dv1.CommitImage) *dv1.Error {
+	if c.Image.GetDigest() == "" {
+		return refuse("invalid", "an image needs a digest")
+	}
+	img := proto.CloneOf(c.Image)
+	if old := d.Image(img.Digest); old != nil {
+		img.Pulled = old.Pulled
+		img.RepoDigests = slices.Compact(slices.Sorted(slices.Values(append(img.RepoDigests, old.RepoDigests...))))
+	}
+	if !proto.Equal(d.Image(img.Digest), img) {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Image{Image: img}})
+	}
+	for _, ref := range c.Refs {
+		if e := d.tag(ref, img.Digest); e != nil {
+			return e
+		}
+	}
+	return nil
+}
+
+func (d *decision) tag(ref, digest string) *dv1.Error {
+	n, e := normalize(ref)
+	if e != nil {
+		return e
+	}
+	if old := d.Tag(n.String()); old == nil || old.Digest != digest {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Tag{Tag: &dv1.Tag{Ref: n.String(), Digest: digest, Tagged: d.now}}})
+	}
+	return nil
+}
+
+func (d *decision) putTag(c *dv1.PutTag) *dv1.Error {
+	digest, e := d.resolve(c.Source)
+	if e != nil {
+		return e
+	}
+	if strings.Contains(c.Ref, "@") {
+		return refuse("invalid", "refusing to create a tag with a digest reference")
+	}
+	return d.tag(c.Ref, digest)
+}
+
+func (d *decision) untag(c *dv1.Untag) *dv1.Error {
+	want := c.Ref
+	if want == "" {
+		want = c.Digest
+	}
+	digest, e := d.resolve(want)
+	if e != nil {
+		return e
+	}
+	all := d.TagsOf(digest)
+	drop, shown, byRef := all, short(digest), false
+	if n, err := reference.ParseNormalizedNamed(want); err == nil {
+		n = reference.TagNameOnly(n)
+		if slices.Contains(all, n.String()) {
+			drop, shown, byRef = []string{n.String()}, reference.FamiliarString(n), true
+		}
+	}
+	last := len(drop) == len(all)
+	if e := d.inUse(c, digest, shown, byRef, last); e != nil {
+		return e
+	}
+	for _, ref := range drop {
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTag{DeleteTag: ref}})
+		if n, err := reference.ParseNormalizedNamed(ref); err == nil {
+			ref = reference.FamiliarString(n)
+		}
+		d.res.Untagged = append(d.res.Untagged, ref)
+	}
+	for range d.TasksOfImage(digest) {
+		return nil // dangling, for a task still names it
+	}
+	if last {
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteImage{DeleteImage: digest}})
+		d.res.Deleted = []string{digest}
+	}
+	return nil
+}
+
+// inUse is docker's check, in docker's words (moby daemon/containerd/image_delete.go).
+func (d *decision) inUse(c *dv1.Untag, digest, shown string, byRef, last bool) *dv1.Error {
+	if !last {
+		return nil
+	}
+	conflict := func(how, why string, a ...any) *dv1.Error {
+		return refuse("conflict", "conflict: unable to delete %s ("+how+") - "+why, append([]any{shown}, a...)...)
+	}
+	var user *dv1.Task
+	for t := range d.TasksOfImage(digest) {
+		if user == nil || running(t) {
+			user = t
+		}
+	}
+	if !byRef && !c.Force && len(d.TagsOf(digest)) > 1 && (user == nil || !running(user)) {
+		return conflict("must be forced", "image is referenced in multiple repositories")
+	}
+	if user == nil || (c.Force && !running(user)) {
+		return nil
+	}
+	how, what := "must be forced", "stopped"
+	if running(user) {
+		how, what = "cannot be forced", "running"
+	}
+	if byRef {
+		return conflict(how, "container %.12s is using its referenced image %s", hexed(user.Id), short(digest))
+	}
+	return conflict(how, "image is being used by %s container %.12s", what, hexed(user.Id))
+}
+
+func hexed(id []byte) string { return hex.EncodeToString(id) }
+
+func short(digest string) string {
+	s := strings.TrimPrefix(digest, "sha256:")
+	return s[:min(12, len(s))]
+}

@@ -1,0 +1,251 @@
+package command
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/drover/drover/controller/scheduler"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+	"google.golang.org/protobuf/proto"
+)
+
+var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+
+func (d *decision) freeName(name string) *dv1.Error {
+	if !validName.MatchString(name) {
+		return refuse("invalid", "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	if t := d.TaskByName(name); t != nil {
+		return refuse("name_taken", `Conflict. The container name "/%s" is already in use by container "%x". You have to remove (or rename) that container to be able to reuse that name.`, name, t.Id)
+	}
+	return nil
+}
+
+func (d *decision) chooseName(id []byte, want string, candidates []string) (string, *dv1.Error) {
+	if want = strings.TrimPrefix(want, "/"); want != "" {
+		return want, d.freeName(want)
+	}
+	candidates = append(slices.Clone(candidates), fmt.Sprintf("%x", id[:6]))
+	for _, c := range candidates {
+		if d.freeName(c) == nil {
+			return c, nil
+		}
+	}
+	return "", refuse("conflict", "no free container name among %v", candidates)
+}
+
+func (d *decision) task(id []byte) (*dv1.Task, *dv1.Error) {
+	t := d.Task(id)
+	if t == nil {
+		return nil, refuse("not_found", "No such container: %x", id)
+	}
+	d.answer(t)
+	return proto.CloneOf(t), nil
+}
+
+// running says whether the current attempt may have a process.
+func running(t *dv1.Task) bool {
+	return t.Attempt > 0 && t.Failed == "" && t.Exit.GetAttempt() < t.Attempt
+}
+
+func (d *decision) start(id []byte) *dv1.Error {
+	t, e := d.task(id)
+	if e != nil || t.Desired == dv1.Desired_RUNNING {
+		return e
+	}
+	t.StopTimeout, t.StopSignal = 0, ""
+	return d.next(t)
+}
+
+func (d *decision) next(t *dv1.Task) *dv1.Error {
+	var r container.CreateRequest
+	if err := json.Unmarshal(d.Spec(t.SpecId).GetBody(), &r); err != nil {
+		return refuse("invalid", "invalid container spec: %v", err)
+	}
+	var held []*dv1.Port
+	for o := range d.TasksOfNode(t.NodeId) {
+		if o.Desired == dv1.Desired_RUNNING && string(o.Id) != string(t.Id) {
+			held = append(held, o.Ports...)
+		}
+	}
+	ports, e := wantedPorts(&r, held)
+	if e != nil {
+		return e
+	}
+	for _, p := range ports {
+		if scheduler.Holder(held, p) {
+			ip := p.Ip
+			if ip == "" {
+				ip = "0.0.0.0"
+			}
+			return refuse("port_taken", "Bind for %s:%d failed: port is already allocated", ip, p.Host)
+		}
+	}
+	t.Desired, t.Attempt, t.Started, t.Failed = dv1.Desired_RUNNING, t.Attempt+1, 0, ""
+	t.StoppedByHand, t.Ports, t.Traceparent = false, ports, d.cmd.Traceparent
+	d.put(t)
+	return nil
+}
+
+// wantedPorts are the spec's published ports; of a range, the first not held.
+func wantedPorts(r *container.CreateRequest, held []*dv1.Port) ([]*dv1.Port, *dv1.Error) {
+	var out []*dv1.Port
+	if r.HostConfig == nil {
+		return nil, nil
+	}
+	byText := func(a, b network.Port) int { return strings.Compare(a.String(), b.String()) }
+	for _, cp := range slices.SortedFunc(maps.Keys(r.HostConfig.PortBindings), byText) {
+		for _, b := range r.HostConfig.PortBindings[cp] {
+			p := &dv1.Port{Proto: string(cp.Proto()), Container: uint32(cp.Num())}
+			if b.HostIP.IsValid() {
+				p.Ip = b.HostIP.String()
+			}
+			if b.HostPort != "" && b.HostPort != "0" {
+				hr, err := network.ParsePortRange(b.HostPort)
+				if err != nil {
+					return nil, refuse("invalid", "invalid port specification: %q", b.HostPort)
+				}
+				p.Host = uint32(hr.Start())
+				for p.Host < uint32(hr.End()) && (scheduler.Holder(held, p) || scheduler.Holder(out, p)) {
+					p.Host++
+				}
+			}
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+func pinned(h *container.HostConfig) bool {
+	return slices.ContainsFunc(h.Binds, func(b string) bool { return strings.HasPrefix(b, "/") }) ||
+		slices.ContainsFunc(h.Mounts, func(m mount.Mount) bool { return m.Type == mount.TypeBind })
+}
+
+// stopTimeout gives seconds; -2 is as the spec says, else docker's 10.
+func (d *decision) stopTimeout(t *dv1.Task, want int32) int32 {
+	if want != -2 {
+		return want
+	}
+	var r container.CreateRequest
+	if json.Unmarshal(d.Spec(t.SpecId).GetBody(), &r) == nil && r.Config != nil && r.StopTimeout != nil {
+		return int32(*r.StopTimeout)
+	}
+	return 10
+}
+
+func (d *decision) stop(c *dv1.Stop) *dv1.Error {
+	t, e := d.task(c.TaskId)
+	if e != nil || !running(t) {
+		return e
+	}
+	t.Desired, t.StoppedByHand = dv1.Desired_STOPPED, true
+	t.StopTimeout, t.StopSignal = d.stopTimeout(t, c.Timeout), c.Signal
+	d.put(t)
+	return nil
+}
+
+func (d *decision) restart(c *dv1.Restart) *dv1.Error {
+	t, e := d.task(c.TaskId)
+	if e != nil || (c.Attempt > 0 && t.Attempt > c.Attempt) {
+		return e
+	}
+	t.StopTimeout, t.StopSignal = d.stopTimeout(t, c.Timeout), c.Signal
+	return d.next(t)
+}
+
+func (d *decision) rename(c *dv1.Rename) *dv1.Error {
+	t, e := d.task(c.TaskId)
+	if e != nil {
+		return e
+	}
+	name := strings.TrimPrefix(c.Name, "/")
+	switch {
+	case name == "":
+		return refuse("invalid", "Neither old nor new names may be empty")
+	case name == t.Name:
+		return refuse("invalid", "Renaming a container with the same name as its current name")
+	}
+	if e := d.freeName(name); e != nil {
+		e.Message = "Error when allocating new name: " + e.Message
+		return e
+	}
+	t.Name = name
+	d.put(t)
+	return nil
+}
+
+func (d *decision) remove(c *dv1.Remove) *dv1.Error {
+	t, e := d.task(c.TaskId)
+	if e != nil {
+		return e
+	}
+	if running(t) && !c.Force {
+		return refuse("conflict", "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+t.Name)
+	}
+	d.drop(t, c.Force, c.Volumes)
+	return nil
+}
+
+// drop deletes a task, its run and an unused spec; the tombstone tells its agent.
+func (d *decision) drop(t *dv1.Task, force, volumes bool) {
+	d.add(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: t.Id, NodeId: t.NodeId, At: d.now, Force: force, Volumes: volumes}}},
+		&dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: t.Id}},
+		&dv1.Effect{Of: &dv1.Effect_DeleteRun{DeleteRun: t.RunId}})
+	// Runs of one task: the run goes with it. A spec used by another run stays,
+	// also when that run goes in the same report.
+	gone := 0
+	for _, e := range d.effects {
+		if id := e.GetDeleteRun(); id != nil && string(d.Run(id).GetSpecId()) == string(t.SpecId) {
+			gone++
+		}
+	}
+	if d.RunsOfSpec(t.SpecId) <= gone {
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSpec{DeleteSpec: t.SpecId}})
+	}
+}
+
+func (d *decision) report(c *dv1.Report) {
+	seen := map[string]bool{}
+	for _, r := range c.Tasks {
+		t := d.Task(r.TaskId)
+		if t == nil || t.NodeId != c.NodeId || r.Attempt > t.Attempt || seen[string(r.TaskId)] {
+			continue
+		}
+		seen[string(r.TaskId)] = true
+		n := proto.CloneOf(t)
+		current := r.Attempt == t.Attempt && running(t)
+		if current && r.Started != 0 && t.Started == 0 {
+			n.Started = r.Started
+			if len(r.Ports) > 0 && t.Desired == dv1.Desired_RUNNING {
+				n.Ports = r.Ports
+			}
+		}
+		if r.Exit != nil && r.Attempt > t.Exit.GetAttempt() {
+			n.Exit = proto.CloneOf(r.Exit)
+			n.Exit.Attempt = r.Attempt
+			if current && n.Started == 0 {
+				n.Started = r.Exit.Started
+			}
+		}
+		if current && r.Failed != "" && r.Exit == nil {
+			n.Failed = r.Failed
+		}
+		if current && !running(n) {
+			n.Desired, n.Ports = dv1.Desired_STOPPED, nil
+			if n.AutoRemove {
+				d.drop(n, false, true)
+				continue
+			}
+		}
+		if !proto.Equal(t, n) {
+			d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: n}})
+		}
+	}
+}

@@ -1,0 +1,218 @@
+// Package consensus keeps the replicated log of the controllers and runs the
+// leader's proposer, which decides commands one entry at a time.
+// What commands mean is left to command, what entries do to state.
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+)
+
+// ErrNotLeader asks the caller to go to the leader; nothing was proposed.
+var ErrNotLeader = errors.New("this controller is not the leader")
+
+// ErrRetry leaves open whether the command was committed: repeating it with
+// the same key is safe, and without a key may do it twice.
+var ErrRetry = errors.New("leadership was lost while the command was in flight")
+
+// ErrKeyReused refuses a key that was used for another request.
+var ErrKeyReused = errors.New("idempotency key was used before for a different request")
+
+// Options say who this member is. Layer carries raft's connections, unless
+// Transport is given (in-memory clusters).
+type Options struct {
+	ID        string
+	Dir       string
+	Addr      raft.ServerAddress
+	Layer     raft.StreamLayer
+	Transport raft.Transport
+	Logger    *slog.Logger
+	Version   string
+	// Clock stamps entries; nil is time.Now.
+	Clock func() time.Time
+	// OnCommit gets each applied entry's effects, in order, and must not block.
+	OnCommit func(effects []*dv1.Effect, index uint64)
+}
+
+func (o *Options) validate() error {
+	switch {
+	case o.ID == "":
+		return errors.New("consensus: ID is required")
+	case o.Dir == "":
+		return errors.New("consensus: Dir is required")
+	case o.Layer == nil && o.Transport == nil:
+		return errors.New("consensus: Layer is required")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	return nil
+}
+
+// Node is one member. It is safe for concurrent use.
+type Node struct {
+	o     Options
+	raft  *raft.Raft
+	fsm   *fsm
+	log   *wal.WAL
+	trans raft.Transport
+	has   bool
+	queue chan *pending
+	lead  chan bool
+	ready atomic.Bool
+
+	stop     sync.Once
+	stopped  chan struct{}
+	closeErr error
+}
+
+// Open opens or makes the member's log under Dir and restores its state. A
+// member without any state waits for Bootstrap, or to be added by a leader.
+func Open(o Options) (*Node, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	walDir := filepath.Join(o.Dir, "wal")
+	if err := os.MkdirAll(walDir, 0o700); err != nil {
+		return nil, fmt.Errorf("making raft's folder: %w", err)
+	}
+	hl := &logAdapter{l: o.Logger.With("part", "raft")}
+	logs, err := wal.Open(walDir, wal.WithLogger(hl))
+	if err != nil {
+		return nil, fmt.Errorf("opening raft's log in %s: %w", walDir, err)
+	}
+	n, err := open(o, logs, hl)
+	if err != nil {
+		return nil, errors.Join(err, logs.Close())
+	}
+	return n, nil
+}
+
+func open(o Options, logs *wal.WAL, hl hclog.Logger) (*Node, error) {
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(o.Dir, 2, hl)
+	if err != nil {
+		return nil, fmt.Errorf("opening raft's snapshots in %s: %w", o.Dir, err)
+	}
+	has, err := raft.HasExistingState(logs, logs, snaps)
+	if err != nil {
+		return nil, fmt.Errorf("reading raft's state in %s: %w", o.Dir, err)
+	}
+	n := &Node{
+		o: o, log: logs, has: has, trans: o.Transport,
+		queue:   make(chan *pending, 1024),
+		lead:    make(chan bool, 64),
+		stopped: make(chan struct{}),
+		fsm:     newFSM(o.OnCommit),
+	}
+	if n.trans == nil {
+		n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream: o.Layer, MaxPool: 3, Timeout: 2 * time.Second, Logger: hl,
+		})
+	}
+	n.raft, err = raft.NewRaft(n.config(hl), n.fsm, logs, logs, snaps, n.trans)
+	if err != nil {
+		return nil, fmt.Errorf("starting raft: %w", err)
+	}
+	return n, nil
+}
+
+// config is the LAN profile.
+func (n *Node) config(hl hclog.Logger) *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = raft.ServerID(n.o.ID)
+	c.HeartbeatTimeout = 150 * time.Millisecond
+	c.ElectionTimeout = 150 * time.Millisecond
+	c.LeaderLeaseTimeout = 100 * time.Millisecond
+	c.CommitTimeout = 5 * time.Millisecond
+	c.TrailingLogs = 512
+	c.SnapshotThreshold = 4096
+	c.NotifyCh = n.lead
+	c.Logger = hl
+	c.NoLegacyTelemetry = true
+	return c
+}
+
+// HasState says whether this member had a log or snapshot when it was opened.
+func (n *Node) HasState() bool { return n.has }
+
+// Bootstrap makes the first configuration of a cluster; once, on one member.
+func (n *Node) Bootstrap(servers []raft.Server) error {
+	if err := n.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
+		return fmt.Errorf("bootstrapping raft: %w", err)
+	}
+	return nil
+}
+
+// Snapshot is the state applied here so far.
+func (n *Node) Snapshot() *state.Snapshot { return n.fsm.store.Snapshot() }
+
+// Changed is closed at the next change of the state; take it before reading.
+func (n *Node) Changed() <-chan struct{} { return n.fsm.changed() }
+
+// WaitIndex gives the state once it is at index or later.
+func (n *Node) WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, error) {
+	for {
+		ch := n.Changed()
+		if s := n.Snapshot(); s.Index() >= index {
+			return s, nil
+		}
+		select {
+		case <-ch:
+		case <-n.fsm.halted:
+			return nil, n.fsm.store.Fatal()
+		case <-n.stopped:
+			return nil, raft.ErrRaftShutdown
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for raft index %d, at %d: %w", index, n.Snapshot().Index(), ctx.Err())
+		}
+	}
+}
+
+// Leader is the leader's raft address and id, "" while there is none.
+func (n *Node) Leader() (addr, id string) {
+	a, i := n.raft.LeaderWithID()
+	return string(a), string(i)
+}
+
+// IsLeader says whether raft thinks this member leads; see Ready.
+func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader }
+
+// Ready says whether this member leads and has applied all that was
+// committed before its term.
+func (n *Node) Ready() bool { return n.ready.Load() && n.IsLeader() }
+
+// Term is raft's current term.
+func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }
+
+// Raft is for membership changes and statistics; entries go through Propose.
+func (n *Node) Raft() *raft.Raft { return n.raft }
+
+// Close stops raft and closes the log; the files stay. Run must have returned.
+func (n *Node) Close() error {
+	n.stop.Do(func() {
+		close(n.stopped)
+		err := n.raft.Shutdown().Error()
+		if c, ok := n.trans.(io.Closer); ok {
+			err = errors.Join(err, c.Close())
+		}
+		n.closeErr = errors.Join(err, n.log.Close())
+	})
+	return n.closeErr
+}

@@ -1,0 +1,90 @@
+package consensus
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/hashicorp/raft"
+)
+
+// fsm puts state.Store behind raft's interface. raft calls Apply, Snapshot
+// and Restore from one goroutine.
+type fsm struct {
+	store    *state.Store
+	onCommit func([]*dv1.Effect, uint64)
+	halted   chan struct{} // closed with the first fatal entry
+
+	mu   sync.Mutex // guards next
+	next chan struct{}
+}
+
+func newFSM(onCommit func([]*dv1.Effect, uint64)) *fsm {
+	return &fsm{store: state.NewStore(), onCommit: onCommit, halted: make(chan struct{}), next: make(chan struct{})}
+}
+
+func (f *fsm) changed() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.next
+}
+
+func (f *fsm) announce() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.next)
+	f.next = make(chan struct{})
+}
+
+// Apply answers nil, state.ErrBase, or a *state.FatalError, after which this
+// member applies nothing more and Run returns it.
+func (f *fsm) Apply(l *raft.Log) any {
+	e, err := f.store.Apply(l.Index, l.Data)
+	var fatal *state.FatalError
+	switch {
+	case errors.As(err, &fatal):
+		if fatal.Index == l.Index {
+			close(f.halted)
+		}
+		return err
+	case err != nil:
+		return err
+	}
+	f.announce()
+	if f.onCommit != nil {
+		f.onCommit(e.Effects, l.Index)
+	}
+	return nil
+}
+
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	// A halted member's state lags behind the log: a snapshot would drop the
+	// entries that it could not apply.
+	if err := f.store.Fatal(); err != nil {
+		return nil, err
+	}
+	return snapshot{f.store.Snapshot()}, nil
+}
+
+func (f *fsm) Restore(r io.ReadCloser) error {
+	defer func() { _ = r.Close() }()
+	if err := f.store.Restore(r); err != nil {
+		return err
+	}
+	f.announce()
+	return nil
+}
+
+type snapshot struct{ s *state.Snapshot }
+
+func (s snapshot) Persist(sink raft.SnapshotSink) error {
+	if err := s.s.Write(sink); err != nil {
+		return errors.Join(fmt.Errorf("writing a state snapshot: %w", err), sink.Cancel())
+	}
+	return sink.Close()
+}
+
+func (snapshot) Release() {}

@@ -1,0 +1,271 @@
+package consensus
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// maxEntry bounds an entry's bytes, so that no follower's heartbeat waits
+	// behind one.
+	maxEntry = 256 << 10
+	// raftTimeout bounds how long one entry may wait to enter raft's queue.
+	raftTimeout = 5 * time.Second
+)
+
+type answer struct {
+	result *dv1.CommandResult
+	err    error
+}
+
+type pending struct {
+	cmd  *dv1.Command
+	hash []byte
+	out  chan answer // buffered: the proposer never waits for a caller
+}
+
+func (p *pending) answer(r *dv1.CommandResult, err error) { p.out <- answer{r, err} }
+
+// Propose has c decided and returns once its entry is applied here. A refusal
+// is Result.Error. ErrNotLeader: nothing happened. ErrRetry: unknown; repeat
+// it with the same key.
+func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	if !n.IsLeader() {
+		return nil, ErrNotLeader
+	}
+	p := &pending{cmd: c, hash: c.Hash, out: make(chan answer, 1)}
+	if c.Key != "" && len(p.hash) == 0 {
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
+		if err != nil {
+			return nil, fmt.Errorf("hashing a command: %w", err)
+		}
+		h := sha256.Sum256(b)
+		p.hash = h[:]
+	}
+	select {
+	case n.queue <- p:
+	case <-n.stopped:
+		return nil, raft.ErrRaftShutdown
+	case <-ctx.Done():
+		return nil, fmt.Errorf("queueing a command: %w", ctx.Err())
+	}
+	select {
+	case a := <-p.out:
+		return a.result, a.err
+	case <-n.stopped:
+		return nil, ErrRetry
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for a command's commit: %w", ctx.Err())
+	}
+}
+
+// Run is the proposer: it decides while this member leads, and refuses what
+// is queued while it does not. It returns when ctx ends, or with the entry
+// that halted this member.
+func (n *Node) Run(ctx context.Context) error {
+	defer n.ready.Store(false)
+	leader := n.IsLeader()
+	for {
+		if leader {
+			if err := n.leadOnce(ctx, &leader); err != nil {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.fsm.halted:
+			return n.fsm.store.Fatal()
+		case <-n.stopped:
+			return nil
+		case leader = <-n.lead:
+		case p := <-n.queue:
+			p.answer(nil, ErrNotLeader)
+		}
+	}
+}
+
+// leadOnce decides batches from one Barrier to the first failure, after which
+// the next call starts over behind another. It clears leader when raft says so.
+func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
+	n.ready.Store(false)
+	if err := n.raft.Barrier(raftTimeout).Error(); err != nil {
+		n.o.Logger.Info("not leading: the barrier failed", "error", err)
+		*leader = false
+		if errors.Is(err, raft.ErrEnqueueTimeout) || n.IsLeader() {
+			*leader = n.IsLeader() // still elected: try again
+		}
+		return nil
+	}
+	n.ready.Store(true)
+	defer n.ready.Store(false)
+	n.fsm.announce() // Ready changed: who waits for it looks again
+	for {
+		select {
+		case <-ctx.Done():
+			*leader = false
+			return ctxEnd(ctx)
+		case <-n.fsm.halted:
+			return n.fsm.store.Fatal()
+		case <-n.stopped:
+			*leader = false
+			return nil
+		case *leader = <-n.lead:
+			// Also true starts over: a false in between may have been missed.
+			return nil
+		case p := <-n.queue:
+			if !n.propose(n.fsm.store.Snapshot(), p) {
+				*leader = n.IsLeader()
+				return nil
+			}
+		}
+	}
+}
+
+// ctxEnd lets Run see the end of ctx itself; ending is no error.
+func ctxEnd(context.Context) error { return nil }
+
+// batch is what one entry will hold, and who waits for it.
+type batch struct {
+	view    *state.Txn
+	entry   *dv1.Entry
+	size    int
+	waiting []waiting
+}
+
+type waiting struct {
+	p      *pending
+	result *dv1.CommandResult
+	err    error
+}
+
+// propose decides first and what else has queued, commits it as one entry and
+// answers. False: leadership or the base is in doubt, go behind a Barrier.
+func (n *Node) propose(s *state.Snapshot, first *pending) bool {
+	now := max(n.o.Clock().UnixNano(), s.Time())
+	b := &batch{view: state.NewTxn(s), entry: &dv1.Entry{
+		Format: state.Format, Type: state.EntryEffects, MinVersion: 1, Base: s.Index(), Time: now,
+	}}
+	for p := first; p != nil; {
+		b.decide(p, now)
+		p = nil
+		if b.size < maxEntry/2 && len(b.waiting) < 4096 {
+			select {
+			case p = <-n.queue:
+			default:
+			}
+		}
+	}
+	err := n.commit(b)
+	for _, w := range b.waiting {
+		switch {
+		case err != nil:
+			w.p.answer(nil, err)
+		case w.err != nil:
+			w.p.answer(nil, w.err)
+		default:
+			w.p.answer(w.result, nil)
+		}
+	}
+	return err == nil
+}
+
+func (b *batch) decide(p *pending, now int64) {
+	key := p.cmd.Key
+	if key != "" {
+		if r := b.view.Result(key); r != nil {
+			w := waiting{p: p, result: r.Result}
+			if !bytes.Equal(r.Hash, p.hash) {
+				w = waiting{p: p, err: ErrKeyReused}
+			}
+			b.waiting = append(b.waiting, w)
+			return
+		}
+	}
+	effects, result := command.Decide(b.view, p.cmd, now)
+	if result.Error != nil {
+		b.waiting = append(b.waiting, waiting{p: p, result: result})
+		return
+	}
+	var kept *dv1.KeyResult
+	size := 0
+	if key != "" {
+		kept = &dv1.KeyResult{Key: key, Hash: p.hash, Result: result, At: now}
+		effects = append(effects, command.Evict(b.view.View(), now)...)
+		size += proto.Size(kept)
+	}
+	for _, e := range effects {
+		size += proto.Size(e) + 8
+	}
+	if size > maxEntry/2 {
+		b.waiting = append(b.waiting, waiting{p: p, result: &dv1.CommandResult{Error: &dv1.Error{
+			Kind: "invalid", Message: fmt.Sprintf("the request needs %d bytes of the replicated log, more than the %d allowed", size, maxEntry/2),
+		}}})
+		return
+	}
+	if err := b.view.Apply(effects...); err != nil {
+		// Deciding made what applying refuses: keep it out of the log, where
+		// it would halt every member.
+		b.waiting = append(b.waiting, waiting{p: p, err: fmt.Errorf("deciding a command: %w", err)})
+		return
+	}
+	b.entry.Effects = append(b.entry.Effects, effects...)
+	if kept != nil {
+		b.view.PutResult(kept)
+		b.entry.Results = append(b.entry.Results, kept)
+	}
+	b.size += size
+	b.waiting = append(b.waiting, waiting{p: p, result: result})
+}
+
+// commit has the entry applied here, and sets the index that the answers carry.
+func (n *Node) commit(b *batch) error {
+	if len(b.entry.Effects) == 0 && len(b.entry.Results) == 0 {
+		// Nothing to log, but a deposed leader must not answer from the past.
+		if err := n.raft.VerifyLeader().Error(); err != nil {
+			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
+		b.stamp(b.entry.Base)
+		return nil
+	}
+	data, err := proto.Marshal(b.entry)
+	if err != nil {
+		return fmt.Errorf("encoding a log entry: %w", err)
+	}
+	f := n.raft.Apply(data, raftTimeout)
+	if err := f.Error(); err != nil {
+		if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrEnqueueTimeout) {
+			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
+		return fmt.Errorf("%w: %w", ErrRetry, err)
+	}
+	if err, _ := f.Response().(error); err != nil {
+		if errors.Is(err, state.ErrBase) {
+			return fmt.Errorf("%w: %w", ErrRetry, err)
+		}
+		return err
+	}
+	b.stamp(f.Index())
+	return nil
+}
+
+// stamp gives answers of this batch their index; those of earlier entries,
+// which other goroutines may be reading, have theirs.
+func (b *batch) stamp(index uint64) {
+	for _, w := range b.waiting {
+		if w.result != nil && w.result.Index == 0 {
+			w.result.Index = index
+		}
+	}
+}
