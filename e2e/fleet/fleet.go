@@ -1,0 +1,231 @@
+// Package fleet makes hosts out of network namespaces on one bridge, with a
+// registry and real drover processes on them, for tests. What is tested is the
+// callers'; everything made here is removed again, also after a failed test.
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/drover/drover/deploy/images"
+)
+
+// Fleet is a registry host and some drover hosts.
+type Fleet struct {
+	Dir      string
+	Registry string // host:port
+	Hosts    []*Host
+	Bin      string // the folder with the drover binary
+
+	t      testing.TB
+	prefix string // of namespaces and links
+	net    string // first three octets
+	reg    *exec.Cmd
+}
+
+// Host is one network namespace with a drover of its own.
+type Host struct {
+	Name, Addr, Netns, Dir string
+	f                      *Fleet
+}
+
+// New makes a fleet with the named hosts; drover isn't started. It fails the
+// test where the machine can't carry it, never skips.
+func New(t testing.TB, hosts ...string) *Fleet {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("the fleet needs root: it makes network namespaces and containers")
+	}
+	bin, err := filepath.Abs("../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "drover")); err != nil {
+		t.Fatalf("build drover first (make build): %v", err)
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "dve2e-") // short: socket paths are limited
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &Fleet{Dir: dir, Bin: bin, t: t, prefix: fmt.Sprintf("dv%d", os.Getpid()%100000), net: fmt.Sprintf("10.89.%d", os.Getpid()%250+1)}
+	t.Cleanup(f.destroy)
+	f.must("ip", "link", "add", f.prefix, "type", "bridge")
+	f.must("ip", "addr", "add", f.net+".1/24", "dev", f.prefix)
+	f.must("ip", "link", "set", f.prefix, "up")
+	f.addHost("reg", f.net+".2")
+	for i, h := range hosts {
+		f.Hosts = append(f.Hosts, f.addHost(h, fmt.Sprintf("%s.%d", f.net, 11+i)))
+	}
+	f.startRegistry()
+	return f
+}
+
+func (f *Fleet) addHost(name, addr string) *Host {
+	h := &Host{Name: name, Addr: addr, Netns: f.prefix + "-" + name, Dir: filepath.Join(f.Dir, name), f: f}
+	link := f.prefix + name
+	f.must("ip", "netns", "add", h.Netns)
+	f.must("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", h.Netns)
+	f.must("ip", "link", "set", link, "master", f.prefix, "up")
+	f.must("ip", "-n", h.Netns, "addr", "add", addr+"/24", "dev", "eth0")
+	f.must("ip", "-n", h.Netns, "link", "set", "eth0", "up")
+	f.must("ip", "-n", h.Netns, "link", "set", "lo", "up")
+	f.must("ip", "-n", h.Netns, "route", "add", "default", "via", f.net+".1")
+	if err := os.MkdirAll(h.Dir, 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	return h
+}
+
+func (f *Fleet) startRegistry() {
+	f.Registry = f.net + ".2:5000"
+	conf := filepath.Join(f.Dir, "registry.yml")
+	yml := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/registry}, delete: {enabled: true}}\nhttp: {addr: %q}\n", f.Dir, f.Registry)
+	if err := os.WriteFile(conf, []byte(yml), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+	f.StartRegistry()
+	if err := images.Push(f.t.Context(), f.Registry); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// StartRegistry starts the registry host's registry and waits until it answers.
+func (f *Fleet) StartRegistry() {
+	f.t.Helper()
+	f.reg = exec.Command("nsenter", "--net=/var/run/netns/"+f.prefix+"-reg", "docker-registry", "serve", filepath.Join(f.Dir, "registry.yml"))
+	if err := f.reg.Start(); err != nil {
+		f.t.Fatal(err)
+	}
+	f.Eventually(20*time.Second, "the registry answers", func() bool {
+		r, err := http.Get("http://" + f.Registry + "/v2/")
+		if err != nil {
+			return false
+		}
+		_ = r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	})
+}
+
+// StopRegistry kills it.
+func (f *Fleet) StopRegistry() {
+	if f.reg != nil {
+		_ = f.reg.Process.Kill()
+		_ = f.reg.Wait()
+		f.reg = nil
+	}
+}
+
+// Eventually polls what no event tells of: other processes.
+func (f *Fleet) Eventually(d time.Duration, what string, ok func() bool) {
+	f.t.Helper()
+	for end := time.Now().Add(d); ; time.Sleep(50 * time.Millisecond) {
+		if ok() {
+			return
+		}
+		if time.Now().After(end) {
+			f.t.Fatalf("not within %v: %s", d, what)
+		}
+	}
+}
+
+// Up starts drover on the host, as a user does.
+func (h *Host) Up() {
+	h.f.t.Helper()
+	conf := fmt.Sprintf("data-dir: %[1]s/data\nrun-dir: %[1]s/run\nnode-name: %[2]s\nadvertise: %[3]s\nregistries:\n  - name: docker.io\n    endpoint: %[4]s\n    plain-http: true\n",
+		h.Dir, h.Name, h.Addr, h.f.Registry)
+	if err := os.WriteFile(filepath.Join(h.Dir, "config.yaml"), []byte(conf), 0o644); err != nil {
+		h.f.t.Fatal(err)
+	}
+	r := h.In(nil, filepath.Join(h.f.Bin, "drover"), "up", "--detach", "--config", filepath.Join(h.Dir, "config.yaml"))
+	if r.Code != 0 {
+		h.f.t.Fatalf("drover up on %s: %v\n%s", h.Name, r, h.Logs())
+	}
+}
+
+// Logs is what the host's processes wrote, for failed tests.
+func (h *Host) Logs() string {
+	var b strings.Builder
+	_ = filepath.WalkDir(h.Dir, func(p string, d os.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(p, ".log") {
+			if s, err := os.ReadFile(p); err == nil {
+				fmt.Fprintf(&b, "--- %s\n%s\n", p, s[max(0, len(s)-4000):])
+			}
+		}
+		return nil
+	})
+	return b.String()
+}
+
+// Result of a command.
+type Result struct {
+	Out, Err string
+	Code     int
+}
+
+func (r Result) String() string {
+	return fmt.Sprintf("exit code %d\nstdout: %s\nstderr: %s", r.Code, r.Out, r.Err)
+}
+
+// Socket is where the host's API listens.
+func (h *Host) Socket() string { return filepath.Join(h.Dir, "run", "drover.sock") }
+
+// Drover runs the CLI against the host.
+func (h *Host) Drover(args ...string) Result { return h.DroverIn(nil, args...) }
+
+// DroverIn is Drover with standard input.
+func (h *Host) DroverIn(stdin []byte, args ...string) Result {
+	return h.In(stdin, append([]string{filepath.Join(h.f.Bin, "drover")}, args...)...)
+}
+
+// Docker runs docker's own client against the host's socket.
+func (h *Host) Docker(stdin []byte, args ...string) Result {
+	return h.In(stdin, append([]string{"docker", "-H", "unix://" + h.Socket()}, args...)...)
+}
+
+// Must is Drover that has to succeed; it gives stdout.
+func (h *Host) Must(args ...string) string {
+	h.f.t.Helper()
+	r := h.Drover(args...)
+	if r.Code != 0 {
+		h.f.t.Fatalf("drover %s: %v\n%s", strings.Join(args, " "), r, h.Logs())
+	}
+	return r.Out
+}
+
+// In runs a command inside the host's network namespace, a minute at most.
+func (h *Host) In(stdin []byte, args ...string) Result {
+	h.f.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "nsenter", append([]string{"--net=/var/run/netns/" + h.Netns, "--"}, args...)...)
+	c.Env = append(os.Environ(), "DROVER_HOST=unix://"+h.Socket(), "DOCKER_CONFIG="+filepath.Join(h.f.Dir, "docker"))
+	c.WaitDelay = 5 * time.Second
+	var out, errb bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errb
+	if stdin != nil {
+		c.Stdin = bytes.NewReader(stdin)
+	}
+	err := c.Run()
+	r := Result{Out: out.String(), Err: errb.String(), Code: c.ProcessState.ExitCode()}
+	if ctx.Err() != nil {
+		r.Err += "\n(timed out)"
+	} else if err != nil && r.Code == -1 {
+		r.Err += "\n" + err.Error()
+	}
+	return r
+}
+
+func (f *Fleet) must(args ...string) {
+	f.t.Helper()
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		f.t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}

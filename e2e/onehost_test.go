@@ -1,0 +1,246 @@
+// Package e2e tortures real fleets through the product's own front doors.
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/drover/drover/e2e/fleet"
+)
+
+func TestOneHost(t *testing.T) {
+	before := fleet.Cgroups()
+	f := fleet.New(t, "a")
+	h := f.Hosts[0]
+	h.Up()
+	t.Run("hello-world is pulled once", func(t *testing.T) { helloWorld(t, h) })
+	t.Run("images", func(t *testing.T) { imagesAndRmi(t, h) })
+	t.Run("ports", func(t *testing.T) { ports(t, h) })
+	t.Run("stop, start, files", func(t *testing.T) { stopStart(t, h) })
+	t.Run("terminal", func(t *testing.T) { terminal(t, f, h) })
+	t.Run("exit codes and bad input", func(t *testing.T) { badInput(t, f, h) })
+	t.Run("docker's own client", func(t *testing.T) { dockersClient(t, h) })
+	t.Run("a hundred runs in a row", func(t *testing.T) { hundredRuns(t, h) })
+	t.Run("kills", func(t *testing.T) { kills(t, f, h) })
+	t.Run("nothing is left", func(t *testing.T) { nothingLeft(t, f, h, before) })
+}
+
+func want(t *testing.T, r fleet.Result, code int, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !regexp.MustCompile(`(?s)` + p).MatchString(r.Out + r.Err) {
+			t.Fatalf("no %q in %v", p, r)
+		}
+	}
+	if r.Code != code {
+		t.Fatalf("want exit code %d, got %v", code, r)
+	}
+}
+
+func removeAll(t *testing.T, h *fleet.Host) {
+	t.Helper()
+	if ids := strings.Fields(h.Must("ps", "-aq")); len(ids) > 0 {
+		h.Must(append([]string{"rm", "-f"}, ids...)...)
+	}
+	if out := h.Must("ps", "-aq"); out != "" {
+		t.Fatalf("still there after rm -f: %s", out)
+	}
+}
+
+func helloWorld(t *testing.T, h *fleet.Host) {
+	r := h.Drover("run", "hello-world")
+	want(t, r, 0, "Unable to find image 'hello-world:latest' locally", "Pulling from library/hello-world",
+		"Digest: sha256:[0-9a-f]{64}", "Status: Downloaded newer image for hello-world:latest", "Hello from drover!")
+	if strings.Contains(r.Out, "Pulling") {
+		t.Fatalf("progress belongs on stderr: %v", r)
+	}
+	r = h.Drover("run", "hello-world")
+	want(t, r, 0, "Hello from drover!")
+	if r.Err != "" {
+		t.Fatalf("the second run talks: %v", r)
+	}
+	if out := strings.TrimSpace(h.Must("ps", "-q")); out != "" {
+		t.Fatalf("ps shows ended containers: %s", out)
+	}
+	want(t, h.Drover("ps", "-a"), 0, "NODE", `hello-world .*Exited \(0\) .*second.* ago.*[a-z]+_[a-z]+ +a`)
+	want(t, h.Drover("info"), 0, `Containers: 2`, `Running: 0`, `Stopped: 2`, `Images: 1`)
+	want(t, h.Drover("images"), 0, "hello-world +latest")
+	removeAll(t, h)
+}
+
+func imagesAndRmi(t *testing.T, h *fleet.Host) {
+	want(t, h.Drover("pull", "alpine"), 0, "latest: Pulling from library/alpine", "Downloaded newer image for alpine:latest", "docker.io/library/alpine:latest")
+	want(t, h.Drover("pull", "alpine"), 0, "Image is up to date for alpine:latest")
+	want(t, h.Drover("images"), 0, "hello-world", "alpine")
+	want(t, h.Drover("rmi", "alpine"), 0, "Untagged: alpine:latest", "Deleted: sha256:")
+	want(t, h.Drover("rmi", "alpine"), 1, "No such image: alpine")
+	h.Must("run", "--name", "user", "hello-world")
+	want(t, h.Drover("rmi", "hello-world"), 1, "unable to (delete|remove)", "conflict")
+	removeAll(t, h)
+	want(t, h.Drover("run", "nosuch"), 125, "pull access denied|not found")
+}
+
+func ports(t *testing.T, h *fleet.Host) {
+	h.Must("run", "-d", "--name", "web", "-p", "8080:80", "web")
+	get(t, "http://"+h.Addr+":8080/", "on node")
+	want(t, h.Drover("ps"), 0, `0\.0\.0\.0:8080->80/tcp`)
+	want(t, h.Drover("run", "-d", "-p", "8080:80", "web"), 125, "port is already allocated")
+	l := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "busybox", "nc", "-l", "-p", "8099")
+	if err := l.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Process.Kill(); _ = l.Wait() }()
+	time.Sleep(200 * time.Millisecond) // a foreign process tells nobody that it listens
+	want(t, h.Drover("run", "-d", "-p", "8099:80", "web"), 125, "address already in use")
+	want(t, h.Drover("run", "-d", "-p", "99999:80", "web"), 125, "[Ii]nvalid|range")
+	removeAll(t, h)
+	if _, err := (&http.Client{Timeout: time.Second}).Get("http://" + h.Addr + ":8080/"); err == nil {
+		t.Fatal("the port answers though its container is gone")
+	}
+}
+
+func get(t *testing.T, url, part string) {
+	t.Helper()
+	r, err := (&http.Client{Timeout: 5 * time.Second}).Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if b, _ := io.ReadAll(r.Body); !strings.Contains(string(b), part) {
+		t.Fatalf("%s answers %q", url, b)
+	}
+}
+
+func stopStart(t *testing.T, h *fleet.Host) {
+	id := strings.TrimSpace(h.Must("run", "-d", "--name", "keeper", "alpine", "sh", "-c", "echo x >> /f; exec sleep 1000"))
+	want(t, h.Drover("exec", "keeper", "cat", "/f"), 0, "x")
+	h.Must("stop", "-t", "1", "keeper")
+	want(t, h.Drover("ps", "-a"), 0, `Exited \(137\).*keeper`)
+	h.Must("start", "keeper")
+	if got := strings.TrimSpace(h.Must("inspect", "-f", "{{.Id}}", "keeper")); got != id {
+		t.Fatalf("start gave another id: %s, was %s", got, id)
+	}
+	if r := h.Drover("exec", "keeper", "wc", "-l", "/f"); !strings.HasPrefix(strings.TrimSpace(r.Out), "2") {
+		t.Fatalf("files were lost: %v", r)
+	}
+	want(t, h.Drover("run", "--name", "keeper", "alpine"), 125, `The container name "/keeper" is already in use`)
+	removeAll(t, h)
+}
+
+func terminal(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
+	typed := "sleep 1; printf 'tty\\n'; sleep 0.5; printf 'exit 3\\n'"
+	r := h.In(nil, "sh", "-c", fmt.Sprintf("(%s) | script -qec '%s/drover run -it --rm alpine /bin/sh' /dev/null", typed, f.Bin))
+	want(t, r, 3, "/ # ", "/dev/pts/0")
+}
+
+func badInput(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
+	want(t, h.Drover("run", "--rm", "alpine", "sh", "-c", "exit 7"), 7)
+	want(t, h.Drover("run", "--rm", "alpine", "nope"), 127, "executable file not found")
+	want(t, h.Drover("run", "--rm", "alpine", "/etc"), 126, "permission denied|is a directory")
+	want(t, h.Drover("run", "--nope", "alpine"), 125, "unknown flag: --nope")
+	want(t, h.Drover("pss"), 1, "ps")
+	want(t, h.Drover("stop", "nosuch"), 1, "No such container: nosuch")
+	f.StopRegistry()
+	want(t, h.Drover("pull", "ubuntu"), 1, "registry|connect")
+	f.StartRegistry()
+	if out := h.Must("ps", "-aq"); out != "" {
+		t.Fatalf("bad input left containers: %s", out)
+	}
+}
+
+func dockersClient(t *testing.T, h *fleet.Host) {
+	if _, err := exec.LookPath("docker"); err != nil {
+		t.Log("no docker client on this machine: the Go client's tests stand for it")
+		return
+	}
+	if r := h.Docker([]byte("through\n"), "run", "--rm", "-i", "alpine", "cat"); r.Code != 0 || r.Out != "through\n" {
+		t.Fatalf("docker run -i: %v", r)
+	}
+	pki := h.Dir + "/data/admin/"
+	tls := []string{"docker", "-H", "tcp://" + h.Addr + ":7443", "--tlsverify", "--tlscacert", pki + "ca.pem", "--tlscert", pki + "cert.pem", "--tlskey", pki + "key.pem"}
+	if r := h.In([]byte("over tls\n"), append(tls, "run", "--rm", "-i", "alpine", "cat")...); r.Code != 0 || r.Out != "over tls\n" {
+		t.Fatalf("docker run -i over mTLS: %v", r)
+	}
+	h.Must("run", "-d", "--name", "talker", "alpine", "sh", "-c", "echo one; sleep 1; echo two")
+	if r := h.Docker(nil, "logs", "-f", "talker"); r.Out != "one\ntwo\n" {
+		t.Fatalf("docker logs -f: %v", r)
+	}
+	want(t, h.Docker(nil, "ps", "-a"), 0, "talker")
+	want(t, h.Docker(nil, "images"), 0, "alpine")
+	removeAll(t, h)
+}
+
+func hundredRuns(t *testing.T, h *fleet.Host) {
+	for i := range 100 {
+		text := fmt.Sprintf("run %d %s", i, strings.Repeat("x", 3000))
+		if r := h.Drover("run", "--rm", "--name", "x", "alpine", "echo", text); r.Code != 0 || r.Out != text+"\n" {
+			t.Fatalf("run %d: %v", i, r)
+		}
+	}
+}
+
+// kills: containers go on, no line is lost or doubled, and every verb works after.
+func kills(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
+	const lines = 1_000_000
+	for _, victim := range [][]string{{"agent"}, {"drover-containerd"}, {"controller"}} {
+		t.Run(victim[0], func(t *testing.T) {
+			name := "w-" + victim[0]
+			h.Must("run", "-d", "--name", name, "alpine", "sh", "-c", fmt.Sprintf("seq 1 %d; exec sleep 1000", lines))
+			if n := h.Kill(victim...); n == 0 {
+				t.Fatalf("no %s to kill", victim[0])
+			}
+			verbsWork(t, f, h, name, lines)
+		})
+	}
+	t.Run("everything but the shims", func(t *testing.T) {
+		h.Must("run", "-d", "--name", "w-all", "alpine", "sh", "-c", fmt.Sprintf("seq 1 %d; exec sleep 1000", lines))
+		h.Kill("up")
+		h.Kill("controller")
+		h.Kill("agent")
+		h.Kill("drover-containerd")
+		h.Up()
+		verbsWork(t, f, h, "w-all", lines)
+	})
+}
+
+func verbsWork(t *testing.T, f *fleet.Fleet, h *fleet.Host, name string, lines int) {
+	t.Helper()
+	f.Eventually(30*time.Second, "all lines are in the log of "+name, func() bool {
+		return strings.HasSuffix(h.Drover("logs", "--tail", "1", name).Out, fmt.Sprintf("%d\n", lines))
+	})
+	seq, err := exec.Command("seq", "1", fmt.Sprint(lines)).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := h.Must("logs", name); got != string(seq) {
+		t.Fatalf("the log differs from what was written: %d bytes, want %d", len(got), len(seq))
+	}
+	f.Eventually(20*time.Second, "exec works", func() bool { return h.Drover("exec", name, "echo", "in").Out == "in\n" })
+	h.Must("stop", "-t", "1", name)
+	want(t, h.Drover("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name), 0, "exited 137")
+	h.Must("rm", name)
+}
+
+func nothingLeft(t *testing.T, f *fleet.Fleet, h *fleet.Host, before []string) {
+	removeAll(t, h)
+	f.Eventually(45*time.Second, "shims, mounts and control groups are gone", func() bool {
+		return len(h.Pids("drover-shim")) == 0 && len(f.Mounts()) == 0 && len(fleet.Cgroups()) <= len(before)
+	})
+	out, err := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "ip", "-o", "link").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(string(out), "veth") > 1 { // its own eth0 is one end of a veth
+		t.Fatalf("links are left:\n%s", out)
+	}
+	if e, _ := os.ReadDir(h.Dir + "/run/netns"); len(e) > 0 {
+		t.Fatalf("namespaces are left: %v", e)
+	}
+}
