@@ -25,9 +25,9 @@ build: setup payload binary ## bin/drover, payloads first
 binary:
 	@mkdir -p bin && $(BUILD) -o bin/drover ./cli/drover
 
-test: setup payload binary unit integration ## everything: unit tests under the race detector, real containers, the real binary
+test: setup unit ## unit tests under the race detector
 
-unit: setup payload
+unit: setup
 	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /internal/deps -e /agent/engine -e /agent/network)
 
 integration: setup payload binary
