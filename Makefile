@@ -28,7 +28,7 @@ binary:
 test: setup unit ## unit tests under the race detector
 
 unit: setup
-	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /internal/deps -e /agent/engine -e /agent/network)
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /internal/deps -e /agent/engine)
 
 integration: setup payload binary
 	$(GO) test -count=1 -timeout 15m ./agent/engine/... ./agent/network/... ./e2e/...

@@ -1,0 +1,198 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+func ensureBridge(name string, gw netip.Addr, bits int) error {
+	l, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		b := &netlink.Bridge{LinkAttrs: attrs}
+		if err := netlink.LinkAdd(b); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("making bridge %s: %w", name, err)
+		}
+		l, err = netlink.LinkByName(name)
+	}
+	if err != nil {
+		return fmt.Errorf("finding bridge %s: %w", name, err)
+	}
+	if l.Type() != "bridge" {
+		return fmt.Errorf("%s is a %s, not a bridge: set another bridge name", name, l.Type())
+	}
+	if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ipNet(gw, bits)}); err != nil {
+		return fmt.Errorf("addressing bridge %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("setting bridge %s up: %w", name, err)
+	}
+	// 127.0.0.1 on the host reaches published ports by way of the bridge only.
+	for key, v := range map[string]string{"ipv4/ip_forward": "1", "ipv4/conf/" + name + "/route_localnet": "1"} {
+		if err := sysctl(key, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sysctl writes below /proc/sys/net of the calling thread's network namespace.
+func sysctl(key, v string) error {
+	path := filepath.Join("/proc/sys/net", key)
+	if old, err := os.ReadFile(path); err == nil && len(old) > 0 && string(old[:1]) == v {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(v), 0o644); err != nil {
+		return fmt.Errorf("setting %s: %w", path, err)
+	}
+	return nil
+}
+
+func removeLink(name string) error {
+	l, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(l)
+	}
+	if err != nil {
+		return fmt.Errorf("removing link %s: %w", name, err)
+	}
+	return nil
+}
+
+// link makes a's namespace and the cable to it.
+func link(a *Attachment, host, bridge string) error {
+	ns, err := makeNetns(a.Netns)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	br, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("finding bridge %s: %w", bridge, err)
+	}
+	hw, err := net.ParseMAC(a.MAC)
+	if err != nil {
+		return fmt.Errorf("hardware address %s: %w", a.MAC, err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex = host, br.Attrs().Index
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: hw, PeerNamespace: netlink.NsFd(ns)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("making the cable %s: %w", host, err)
+	}
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fmt.Errorf("entering %s: %w", a.Netns, err)
+	}
+	defer h.Close()
+	if err := configure(h, a); err != nil {
+		return fmt.Errorf("configuring %s: %w", a.Netns, err)
+	}
+	// A container that dials its own published port is answered over the cable
+	// that it asked on.
+	if err := netlink.LinkSetHairpin(veth, true); err != nil {
+		return fmt.Errorf("letting the cable %s turn frames round: %w", host, err)
+	}
+	if err := netlink.LinkSetUp(veth); err != nil {
+		return fmt.Errorf("setting the cable %s up: %w", host, err)
+	}
+	return nil
+}
+
+// configure sets addresses and routes inside a's namespace.
+func configure(h *netlink.Handle, a *Attachment) error {
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("finding lo: %w", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("setting lo up: %w", err)
+	}
+	eth, err := h.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("finding eth0: %w", err)
+	}
+	if err := h.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(a.IP, a.PrefixLen)}); err != nil {
+		return fmt.Errorf("addressing eth0: %w", err)
+	}
+	if err := h.LinkSetUp(eth); err != nil {
+		return fmt.Errorf("setting eth0 up: %w", err)
+	}
+	if err := h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: a.Gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("routing to %v: %w", a.Gateway, err)
+	}
+	return nil
+}
+
+// unlink removes what link made; parts that are missing are no error.
+func unlink(a *Attachment, host string) error {
+	err := removeLink(host)
+	if uerr := unix.Unmount(a.Netns, unix.MNT_DETACH); uerr != nil && !errors.Is(uerr, unix.EINVAL) && !errors.Is(uerr, unix.ENOENT) {
+		err = errors.Join(err, fmt.Errorf("unmounting %s: %w", a.Netns, uerr))
+	}
+	if rerr := os.Remove(a.Netns); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, fmt.Errorf("removing %s: %w", a.Netns, rerr))
+	}
+	return err
+}
+
+// linked says whether both ends are there.
+func linked(a *Attachment, host string) bool {
+	var st unix.Statfs_t
+	if unix.Statfs(a.Netns, &st) != nil || st.Type != unix.NSFS_MAGIC {
+		return false
+	}
+	_, err := netlink.LinkByName(host)
+	return err == nil
+}
+
+// makeNetns makes a network namespace named by a bind mount at path. The thread
+// that makes it is never used again.
+func makeNetns(path string) (netns.NsHandle, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|os.O_EXCL, 0o444)
+	if err != nil {
+		return -1, fmt.Errorf("naming a namespace: %w", err)
+	}
+	_ = f.Close()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("making a network namespace: %w", err)
+			return
+		}
+		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+			done <- fmt.Errorf("naming a network namespace %s: %w", path, err)
+			return
+		}
+		done <- nil
+	}()
+	if err := <-done; err != nil {
+		_ = os.Remove(path)
+		return -1, err
+	}
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return -1, fmt.Errorf("opening the namespace %s: %w", path, err)
+	}
+	return ns, nil
+}
+
+func ipNet(a netip.Addr, bits int) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, 32)}
+}

@@ -1,0 +1,389 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// world is a host and a neighbour on one cable, each a namespace of its own; the
+// test's thread lives in the host.
+type world struct {
+	t         *testing.T
+	host, nbr netns.NsHandle
+	n         *Network
+	o         Options
+}
+
+const (
+	hostIP = "10.99.0.1"
+	nbrIP  = "10.99.0.2"
+)
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("needs root: it makes network namespaces")
+	}
+	runtime.LockOSThread() // ends with the test's goroutine
+	w := &world{t: t}
+	var err error
+	if w.nbr, err = netns.New(); err != nil {
+		t.Fatal(err)
+	}
+	if w.host, err = netns.New(); err != nil {
+		t.Fatal(err)
+	}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(w.nbr)}
+	must(t, netlink.LinkAdd(veth))
+	h, err := netlink.NewHandleAt(w.nbr)
+	must(t, err)
+	defer h.Close()
+	hh, err := netlink.NewHandle()
+	must(t, err)
+	defer hh.Close()
+	for _, e := range []struct {
+		h        *netlink.Handle
+		dev, cid string
+	}{{hh, "lo", ""}, {hh, "up0", hostIP + "/24"}, {h, "lo", ""}, {h, "eth0", nbrIP + "/24"}} {
+		l, err := e.h.LinkByName(e.dev)
+		must(t, err)
+		if e.cid != "" {
+			a, err := netlink.ParseAddr(e.cid)
+			must(t, err)
+			must(t, e.h.AddrAdd(l, a))
+		}
+		must(t, e.h.LinkSetUp(l))
+	}
+	dir := t.TempDir()
+	w.o = Options{Dir: filepath.Join(dir, "net"), NetnsDir: filepath.Join(dir, "ns"), Bridge: "drv0", Subnet: netip.MustParsePrefix("10.210.7.0/24"), Reserved: []uint16{7443}}
+	w.open()
+	t.Cleanup(func() {
+		_ = w.n.Close()
+		_ = w.n.Destroy(t.Context())
+		if left, _ := os.ReadDir(w.o.NetnsDir); len(left) > 0 {
+			t.Errorf("namespaces are left: %v", left)
+		}
+		_, _ = w.host.Close(), w.nbr.Close()
+	})
+	return w
+}
+
+func (w *world) open() {
+	w.t.Helper()
+	n, err := Open(w.t.Context(), w.o)
+	must(w.t, err)
+	w.n = n
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// name gives ids that differ in their first characters, as real ones do.
+func name(i int) string { return fmt.Sprintf("%04d", i) + strings.Repeat("f", 60) }
+
+// in runs f on a thread inside ns.
+func in[T any](ns netns.NsHandle, f func() (T, error)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	c := make(chan result)
+	go func() {
+		runtime.LockOSThread()
+		if err := netns.Set(ns); err != nil {
+			c <- result{err: err}
+			return
+		}
+		v, err := f()
+		c <- result{v, err}
+	}()
+	r := <-c
+	return r.v, r.err
+}
+
+// answer has the attachment answer its name on a TCP and a UDP port.
+func (w *world) answer(a *Attachment, port uint16) {
+	w.t.Helper()
+	ns, err := netns.GetFromPath(a.Netns)
+	must(w.t, err)
+	defer ns.Close()
+	l, err := in(ns, func() (net.Listener, error) { return net.Listen("tcp4", fmt.Sprintf(":%d", port)) })
+	must(w.t, err)
+	u, err := in(ns, func() (net.PacketConn, error) { return net.ListenPacket("udp4", fmt.Sprintf(":%d", port)) })
+	must(w.t, err)
+	w.t.Cleanup(func() { _ = l.Close(); _ = u.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, a.ID)
+			_ = c.Close()
+		}
+	}()
+	go func() {
+		b := make([]byte, 64)
+		for {
+			_, from, err := u.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = u.WriteTo([]byte(a.ID), from)
+		}
+	}()
+}
+
+func (w *world) ask(from netns.NsHandle, proto, addr string) (string, error) {
+	return in(from, func() (string, error) {
+		c, err := net.DialTimeout(proto+"4", addr, time.Second)
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		if proto == "udp" {
+			if _, err := io.WriteString(c, "?"); err != nil {
+				return "", err
+			}
+			b := make([]byte, 128)
+			n, err := c.Read(b)
+			return string(b[:n]), err
+		}
+		b, err := io.ReadAll(c)
+		return string(b), err
+	})
+}
+
+func publish(ports ...string) []*dv1.Port {
+	var out []*dv1.Port
+	for _, p := range ports {
+		var ip, proto string
+		var host, cont uint32
+		f := strings.Split(p, " ")
+		ip, proto = f[0], f[1]
+		_, _ = fmt.Sscan(f[2], &host)
+		_, _ = fmt.Sscan(f[3], &cont)
+		out = append(out, &dv1.Port{Ip: ip, Proto: proto, Host: host, Container: cont})
+	}
+	return out
+}
+
+func TestPublishedPortsAreReachedFromEverywhere(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.n.Attach(t.Context(), name(1), publish("0.0.0.0 tcp 8080 80", "0.0.0.0 udp 8080 80", "127.0.0.1 tcp 8081 80"))
+	must(t, err)
+	w.answer(a, 80)
+	b, err := w.n.Attach(t.Context(), name(2), nil)
+	must(t, err)
+	self, err := netns.GetFromPath(a.Netns)
+	must(t, err)
+	defer self.Close()
+	other, err := netns.GetFromPath(b.Netns)
+	must(t, err)
+	defer other.Close()
+	for what, c := range map[string]struct {
+		from  netns.NsHandle
+		proto string
+		addr  string
+		ok    bool
+	}{
+		"from another host":              {w.nbr, "tcp", hostIP + ":8080", true},
+		"udp from another host":          {w.nbr, "udp", hostIP + ":8080", true},
+		"from the host by its address":   {w.host, "tcp", hostIP + ":8080", true},
+		"from the host by 127.0.0.1":     {w.host, "tcp", "127.0.0.1:8080", true},
+		"udp by 127.0.0.1":               {w.host, "udp", "127.0.0.1:8080", true},
+		"loopback only, from the host":   {w.host, "tcp", "127.0.0.1:8081", true},
+		"loopback only, from outside":    {w.nbr, "tcp", hostIP + ":8081", false},
+		"from itself, by the host":       {self, "tcp", hostIP + ":8080", true},
+		"from another container":         {other, "tcp", hostIP + ":8080", true},
+		"container to container":         {other, "tcp", a.IP.String() + ":80", true},
+		"an unpublished port":            {w.nbr, "tcp", hostIP + ":8082", false},
+		"127.0.0.1 of another container": {other, "tcp", "127.0.0.1:8080", false},
+	} {
+		got, err := w.ask(c.from, c.proto, c.addr)
+		if ok := err == nil && got == a.ID; ok != c.ok {
+			t.Errorf("%s: %q, %v; want an answer: %v", what, got, err, c.ok)
+		}
+	}
+	must(t, w.n.Detach(t.Context(), a.ID))
+	if got, err := w.ask(w.nbr, "tcp", hostIP+":8080"); err == nil {
+		t.Errorf("answers after Detach: %q", got)
+	}
+}
+
+func TestOutgoingTrafficIsMasqueraded(t *testing.T) {
+	w := newWorld(t)
+	l, err := in(w.nbr, func() (net.Listener, error) { return net.Listen("tcp4", nbrIP+":9000") })
+	must(t, err)
+	defer l.Close()
+	from := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		from <- c.RemoteAddr().(*net.TCPAddr).IP.String()
+		_ = c.Close()
+	}()
+	a, err := w.n.Attach(t.Context(), name(1), nil)
+	must(t, err)
+	ns, err := netns.GetFromPath(a.Netns)
+	must(t, err)
+	defer ns.Close()
+	if _, err := w.ask(ns, "tcp", nbrIP+":9000"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-from; got != hostIP {
+		t.Fatalf("the neighbour saw %s, not the host", got)
+	}
+}
+
+func TestTakenPortsAreRefusedInDockersWordsAndLeaveNothing(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+	must(t, err)
+	l, err := net.Listen("tcp4", ":8090")
+	must(t, err)
+	defer l.Close()
+	for port, words := range map[string]string{
+		" tcp 8080 80":          "Bind for 0.0.0.0:8080 failed: port is already allocated",
+		"127.0.0.1 tcp 8080 80": "Bind for 127.0.0.1:8080 failed: port is already allocated",
+		" tcp 8090 80":          "failed to bind host port 0.0.0.0:8090/tcp: address already in use",
+		" tcp 7443 80":          "reserved",
+		"203.0.113.9 tcp 1 80":  "cannot assign requested address",
+		" sctp 1 80":            "sctp",
+	} {
+		_, err := w.n.Attach(t.Context(), name(2), publish(" tcp 8085 80", port))
+		var pe *PortError
+		if !errors.As(err, &pe) || !strings.Contains(pe.Message, words) {
+			t.Errorf("%s: %v, want %q", port, err, words)
+		}
+	}
+	if got := w.n.List(); len(got) != 1 {
+		t.Fatalf("attachments %v", got)
+	}
+	free, err := net.Listen("tcp4", ":8085") // the refused container's other port
+	must(t, err)
+	_ = free.Close()
+	if _, err := w.n.Attach(t.Context(), name(3), publish(" udp 8080 80")); err != nil {
+		t.Errorf("the same number over udp: %v", err)
+	}
+}
+
+func TestARestartedAgentHoldsItsPortsAgainWhileContainersGoOn(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 0 80"))
+	must(t, err)
+	if a.Ports[0].Host == 0 {
+		t.Fatal("no port was chosen")
+	}
+	w.answer(a, 80)
+	must(t, w.n.Close())
+	addr := fmt.Sprintf("%s:%d", hostIP, a.Ports[0].Host)
+	if got, err := w.ask(w.nbr, "tcp", addr); got != a.ID {
+		t.Fatalf("without an agent: %q %v", got, err)
+	}
+	w.open()
+	if got, err := w.ask(w.nbr, "tcp", addr); got != a.ID {
+		t.Fatalf("after the restart: %q %v", got, err)
+	}
+	if l, err := net.Listen("tcp4", fmt.Sprintf(":%d", a.Ports[0].Host)); err == nil {
+		_ = l.Close()
+		t.Fatal("the port is not held after the restart")
+	}
+	b, err := w.n.Attach(t.Context(), name(1), publish(" tcp 0 80"))
+	must(t, err)
+	if b.IP != a.IP || b.Ports[0] != a.Ports[0] {
+		t.Fatalf("attached again as %+v, was %+v", b, a)
+	}
+	c, err := w.n.Attach(t.Context(), name(2), nil)
+	must(t, err)
+	if c.IP == a.IP {
+		t.Fatal("an address was given out twice")
+	}
+}
+
+// After a reboot there is no link and no namespace, only the file.
+func TestAfterARebootTheAddressIsTheSame(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.n.Attach(t.Context(), name(1), nil)
+	must(t, err)
+	must(t, w.n.Close())
+	must(t, unlink(a, linkName(a.ID)))
+	w.open()
+	b, err := w.n.Attach(t.Context(), name(1), nil)
+	must(t, err)
+	if b.IP != a.IP || !linked(b, linkName(b.ID)) {
+		t.Fatalf("after a reboot: %+v, was %+v", b, a)
+	}
+}
+
+func TestAddressesRunOutWithASentence(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.n.Destroy(t.Context()))
+	must(t, w.n.Close())
+	w.o.Subnet = netip.MustParsePrefix("10.210.8.0/29")
+	w.open()
+	for i := range 5 {
+		_, err := w.n.Attach(t.Context(), name(i), nil)
+		must(t, err)
+	}
+	if _, err := w.n.Attach(t.Context(), name(9), nil); err == nil || !strings.Contains(err.Error(), "no address is left") {
+		t.Fatalf("got %v", err)
+	}
+	must(t, w.n.Detach(t.Context(), name(3)))
+	must(t, w.n.Detach(t.Context(), name(3))) // again is no error
+	_, err := w.n.Attach(t.Context(), name(9), nil)
+	must(t, err)
+}
+
+func TestAForeignForwardDropDoesNotCutContainersOff(t *testing.T) {
+	w := newWorld(t)
+	c, err := nftables.New()
+	must(t, err)
+	drop := nftables.ChainPolicyDrop
+	tab := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
+	ch := c.AddChain(&nftables.Chain{Name: "FORWARD", Table: tab, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	c.AddRule(&nftables.Rule{Table: tab, Chain: ch, Exprs: []expr.Any{&expr.Counter{}}})
+	must(t, c.Flush())
+	must(t, w.n.Close())
+	w.open()
+	w.n.Close()
+	w.open() // twice adds no second pair
+	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+	must(t, err)
+	w.answer(a, 80)
+	if got, err := w.ask(w.nbr, "tcp", hostIP+":8080"); got != a.ID {
+		t.Fatalf("%q %v", got, err)
+	}
+	rules, err := c.GetRules(tab, ch)
+	must(t, err)
+	if len(rules) != 3 {
+		t.Fatalf("%d rules in the foreign chain, want its one and our two", len(rules))
+	}
+	must(t, w.n.Destroy(t.Context()))
+	if rules, err = c.GetRules(tab, ch); err != nil || len(rules) != 1 {
+		t.Fatalf("%d rules are left in the foreign chain, %v", len(rules), err)
+	}
+}
