@@ -1,0 +1,75 @@
+// Package payload holds the daemons that an agent carries, compressed, and lays
+// them out by digest. Starting them, and knowing which are still in use, is the
+// callers'.
+package payload
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/drover/drover/pkg/durable"
+)
+
+// bin is filled by `make payload`; README keeps the folder.
+//
+//go:embed bin
+var bin embed.FS
+
+// Paths of what was extracted. Each lies in a folder named by its digest, and
+// stays there: shims that run, and bundles that name them, outlive upgrades.
+type Paths struct {
+	Containerd string
+	Shim       string
+}
+
+// ErrMissing: this binary was built without its payloads.
+var ErrMissing = errors.New("this drover was built without its payloads: run `make payload` before building it")
+
+// Extract lays the payloads out below dir; what is there already is left alone.
+func Extract(dir string) (Paths, error) {
+	c, err := extract(dir, "drover-containerd")
+	if err != nil {
+		return Paths{}, err
+	}
+	s, err := extract(dir, "drover-shim")
+	if err != nil {
+		return Paths{}, err
+	}
+	return Paths{Containerd: c, Shim: s}, nil
+}
+
+func extract(dir, name string) (string, error) {
+	gz, err := bin.ReadFile("bin/" + name + ".gz")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("extracting %s: %w", name, ErrMissing)
+	}
+	if err != nil {
+		return "", fmt.Errorf("extracting %s: %w", name, err)
+	}
+	sum := sha256.Sum256(gz)
+	path := filepath.Join(dir, hex.EncodeToString(sum[:8]), name)
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+		return path, nil // written whole, see durable.WriteFile
+	}
+	r, err := gzip.NewReader(bytes.NewReader(gz))
+	if err != nil {
+		return "", fmt.Errorf("extracting %s: %w", name, err)
+	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return "", fmt.Errorf("extracting %s: %w", name, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", fmt.Errorf("extracting %s: %w", name, err)
+	}
+	return path, durable.WriteFile(path, b, 0o755)
+}
