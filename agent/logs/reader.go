@@ -1,0 +1,172 @@
+package logs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+)
+
+// Reader reads a log from an offset on. io.EOF means that there is no more now:
+// after more was written, Next goes on. Not safe for concurrent use.
+type Reader struct {
+	dir string
+	at  uint64
+	seg *segmentReader
+}
+
+// NewReader reads the log in dir from offset from; what was rotated away before
+// it is skipped. A log that isn't there yet is empty.
+func NewReader(dir string, from uint64) *Reader { return &Reader{dir: dir, at: from} }
+
+// Offset is where the next record begins.
+func (r *Reader) Offset() uint64 { return r.at }
+
+// Next gives the next record. Its data is good until the next call.
+func (r *Reader) Next() (Record, error) {
+	for {
+		if r.seg == nil {
+			if err := r.open(); err != nil {
+				return Record{}, err
+			}
+		}
+		rec, err := r.seg.next()
+		if err == nil {
+			if rec.Next <= r.at { // the offset asked for lies further on
+				continue
+			}
+			r.at = rec.Next
+			return rec, nil
+		}
+		if !errors.Is(err, io.EOF) {
+			return Record{}, err
+		}
+		more, err := r.ended()
+		if err != nil || !more {
+			return Record{}, errors.Join(err, io.EOF)
+		}
+	}
+}
+
+// ended closes a segment that the writer has left for the next one. A record
+// that came between our last read and its rotation is read first.
+func (r *Reader) ended() (bool, error) {
+	segs, err := segments(r.dir)
+	if err != nil {
+		return false, err
+	}
+	if len(segs) == 0 || segs[len(segs)-1] <= r.seg.base {
+		return false, nil
+	}
+	if r.seg.peek() == nil {
+		return true, nil
+	}
+	next := segs[len(segs)-1]
+	for _, s := range segs {
+		if s > r.seg.base {
+			next = s
+			break
+		}
+	}
+	r.at = max(r.at, next)
+	return true, r.Close()
+}
+
+func (r *Reader) open() error {
+	segs, err := segments(r.dir)
+	if err != nil {
+		return err
+	}
+	if len(segs) == 0 {
+		return io.EOF
+	}
+	base := segs[0]
+	for _, s := range segs {
+		if s <= r.at {
+			base = s
+		}
+	}
+	f, err := os.Open(segmentFile(r.dir, base))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // rotated away just now: look again
+	}
+	if err != nil {
+		return fmt.Errorf("reading the log: %w", err)
+	}
+	r.seg = &segmentReader{f: f, base: base}
+	r.at = max(r.at, base)
+	return nil
+}
+
+// Close lets go of the file; Next opens it again.
+func (r *Reader) Close() error {
+	if r.seg == nil {
+		return nil
+	}
+	f := r.seg.f
+	r.seg = nil
+	return f.Close()
+}
+
+// End is the offset behind the last whole record of the log in dir.
+func End(dir string) (uint64, error) {
+	segs, err := segments(dir)
+	if err != nil || len(segs) == 0 {
+		return 0, err
+	}
+	base := segs[len(segs)-1]
+	f, err := os.Open(segmentFile(dir, base))
+	if err != nil {
+		return 0, fmt.Errorf("reading the log: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	n, err := validLength(f, base)
+	return base + uint64(n), err
+}
+
+// segmentReader reads one segment; at is how far it got.
+type segmentReader struct {
+	f    *os.File
+	base uint64
+	at   uint64
+	buf  []byte // what was read ahead, from at on
+}
+
+func (s *segmentReader) next() (Record, error) {
+	rec, err := decode(s.buf, s.base+s.at)
+	if errors.Is(err, errShort) {
+		if err = s.fill(); err == nil {
+			rec, err = decode(s.buf, s.base+s.at)
+		}
+	}
+	if err != nil {
+		// Cut off, or not a record: the end, until a writer has mended it.
+		s.buf = nil
+		return Record{}, io.EOF
+	}
+	n := rec.Next - rec.Offset
+	s.buf = s.buf[n:]
+	s.at += n
+	return rec, nil
+}
+
+// peek says whether a whole record follows.
+func (s *segmentReader) peek() error {
+	if err := s.fill(); err != nil {
+		return err
+	}
+	_, err := decode(s.buf, s.base+s.at)
+	return err
+}
+
+// fill reads ahead from at: four records of the largest size at most.
+func (s *segmentReader) fill() error {
+	b := make([]byte, 4*(headerSize+MaxPayload))
+	n, err := s.f.ReadAt(b, int64(s.at))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("reading the log %s: %w", s.f.Name(), err)
+	}
+	s.buf = b[:n]
+	return nil
+}

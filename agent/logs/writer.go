@@ -1,0 +1,180 @@
+package logs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Limits bound a log on disk. Zero values take the defaults.
+type Limits struct {
+	SegmentBytes int64 // a segment that is this long is ended
+	Segments     int   // of more, the oldest goes
+}
+
+// Default limits of a container's log.
+const (
+	DefaultSegmentBytes = 64 << 20
+	DefaultSegments     = 8
+)
+
+// Writer appends to a log. There is one writer at a time: the container's shim.
+// Safe for concurrent use.
+type Writer struct {
+	dir string
+	lim Limits
+
+	mu   sync.Mutex // guards the fields below, and the order of records
+	f    *os.File
+	base uint64 // offset of the segment's first byte
+	size int64
+	buf  []byte
+}
+
+// OpenWriter opens the log in dir for appending, and cuts a torn tail off.
+func OpenWriter(dir string, lim Limits) (*Writer, error) {
+	if lim.SegmentBytes <= 0 {
+		lim.SegmentBytes = DefaultSegmentBytes
+	}
+	if lim.Segments <= 0 {
+		lim.Segments = DefaultSegments
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("opening the log: %w", err)
+	}
+	w := &Writer{dir: dir, lim: lim}
+	segs, err := segments(dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(segs) > 0 {
+		w.base = segs[len(segs)-1]
+	}
+	if err := w.openSegment(); err != nil {
+		return nil, err
+	}
+	if w.size, err = validLength(w.f, w.base); err == nil {
+		err = w.f.Truncate(w.size)
+	}
+	if err == nil {
+		_, err = w.f.Seek(w.size, io.SeekStart)
+	}
+	if err != nil {
+		_ = w.f.Close()
+		return nil, fmt.Errorf("opening the log %s: %w", w.f.Name(), err)
+	}
+	return w, nil
+}
+
+// Write appends data as records of stream, taken at the given time, with one
+// system call for each record.
+func (w *Writer) Write(stream byte, at time.Time, data []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(data) > 0 {
+		n := min(len(data), MaxPayload)
+		w.buf = appendRecord(w.buf[:0], stream, at, data[:n])
+		if w.size > 0 && w.size+int64(len(w.buf)) > w.lim.SegmentBytes {
+			if err := w.rotate(); err != nil {
+				return err
+			}
+		}
+		if _, err := w.f.Write(w.buf); err != nil {
+			_ = w.f.Truncate(w.size) // half a record would hide all that follow
+			_, _ = w.f.Seek(w.size, io.SeekStart)
+			return fmt.Errorf("writing the log %s: %w", w.f.Name(), err)
+		}
+		w.size += int64(len(w.buf))
+		data = data[n:]
+	}
+	return nil
+}
+
+// End is the offset behind the last record.
+func (w *Writer) End() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.base + uint64(w.size)
+}
+
+// Close ends writing.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.f.Close()
+}
+
+func (w *Writer) rotate() error {
+	_ = w.f.Close()
+	w.base, w.size = w.base+uint64(w.size), 0
+	if err := w.openSegment(); err != nil {
+		return err
+	}
+	segs, err := segments(w.dir)
+	if err != nil {
+		return err
+	}
+	for len(segs) > w.lim.Segments {
+		if err := os.Remove(segmentFile(w.dir, segs[0])); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing an old part of the log: %w", err)
+		}
+		segs = segs[1:]
+	}
+	return nil
+}
+
+func (w *Writer) openSegment() error {
+	f, err := os.OpenFile(segmentFile(w.dir, w.base), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("opening the log: %w", err)
+	}
+	w.f = f
+	return nil
+}
+
+// validLength is how far f holds whole records.
+func validLength(f *os.File, base uint64) (int64, error) {
+	r := &segmentReader{f: f, base: base}
+	for {
+		if _, err := r.next(); errors.Is(err, io.EOF) {
+			return int64(r.at), nil
+		} else if err != nil {
+			return 0, err
+		}
+	}
+}
+
+func segmentFile(dir string, base uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%020d.log", base))
+}
+
+// segments gives the first offsets of the log's segments, ascending.
+func segments(dir string) ([]uint64, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the log: %w", err)
+	}
+	var out []uint64
+	for _, e := range entries {
+		s, ok := strings.CutSuffix(e.Name(), ".log")
+		if !ok {
+			continue
+		}
+		if n, err := strconv.ParseUint(s, 10, 64); err == nil {
+			out = append(out, n)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
