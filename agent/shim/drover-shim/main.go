@@ -1,0 +1,35 @@
+// Command drover-shim stands between containerd and one container. It is built
+// small (-tags no_grpc), since three of it start for every container.
+package main
+
+import (
+	"context"
+
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
+	cshim "github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/pkg/shutdown"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+
+	"github.com/drover/drover/agent/shim"
+)
+
+func main() {
+	registry.Register(&plugin.Registration{
+		Type: plugins.TTRPCPlugin, ID: "task",
+		Requires: []plugin.Type{plugins.EventPlugin, plugins.InternalPlugin},
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			p, err := ic.GetByID(plugins.EventPlugin, "publisher")
+			if err != nil {
+				return nil, err
+			}
+			sd, err := ic.GetByID(plugins.InternalPlugin, "shutdown")
+			if err != nil {
+				return nil, err
+			}
+			return shim.New(ic.Context, p.(cshim.Publisher), sd.(shutdown.Service))
+		},
+	})
+	cshim.RunShim(context.Background(), shim.Manager{Shim: manager.NewShimManager("io.drover.runc.v1")})
+}

@@ -1,0 +1,199 @@
+// Package shim is drover's runc shim: containerd's task service, with the
+// container's output read by the shim itself into a log, stdin taken over a
+// socket, and a durable record written before an exit is told to anybody. It
+// outlives agent and containerd; starting and asking it is theirs.
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	eventstypes "github.com/containerd/containerd/api/events"
+	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/pkg/shutdown"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/pkg/durable"
+)
+
+// outputWithin bounds how long an exit waits for the last output: processes
+// that left the container's namespace may hold its pipes open for ever.
+const outputWithin = 3 * time.Second
+
+// service wraps containerd's.
+type service struct {
+	taskAPI.TTRPCTaskService
+
+	mu    sync.Mutex // guards the fields below
+	tasks map[string]*taskIO
+	execs map[string]*execIO // by task id / exec id
+}
+
+// New wraps containerd's task service.
+func New(ctx context.Context, p shim.Publisher, sd shutdown.Service) (taskAPI.TTRPCTaskService, error) {
+	s := &service{tasks: map[string]*taskIO{}, execs: map[string]*execIO{}}
+	inner, err := task.NewTaskService(ctx, &publisher{Publisher: p, s: s}, sd)
+	if err != nil {
+		return nil, err
+	}
+	s.TTRPCTaskService = inner
+	return s, nil
+}
+
+// RegisterTTRPC lets containerd's shim server find the service.
+func (s *service) RegisterTTRPC(srv *ttrpc.Server) error {
+	taskAPI.RegisterTTRPCTaskService(srv, s)
+	return nil
+}
+
+func (s *service) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*taskAPI.CreateTaskResponse, error) {
+	addr, ours, err := shimapi.ParseStdio(r.Stdout)
+	if err != nil {
+		return nil, err
+	}
+	if !ours {
+		return s.TTRPCTaskService.Create(ctx, r)
+	}
+	t, err := newTaskIO(addr, r.Bundle, func() { s.closeStdin(r.ID, "") })
+	if err != nil {
+		return nil, fmt.Errorf("preparing the streams of %s: %w", r.ID, err)
+	}
+	s.mu.Lock()
+	s.tasks[r.ID] = t
+	s.mu.Unlock()
+	r.Stdin, r.Stdout, r.Stderr = t.paths()
+	began := time.Now()
+	resp, err := s.TTRPCTaskService.Create(ctx, r)
+	t.note("runc create", began)
+	if err != nil {
+		s.mu.Lock()
+		delete(s.tasks, r.ID)
+		s.mu.Unlock()
+		t.close()
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (s *service) Start(ctx context.Context, r *taskAPI.StartRequest) (*taskAPI.StartResponse, error) {
+	s.mu.Lock()
+	t, e := s.tasks[r.ID], s.execs[r.ID+"/"+r.ExecID]
+	s.mu.Unlock()
+	began := time.Now()
+	if r.ExecID == "" && t != nil {
+		t.started(began)
+	}
+	resp, err := s.TTRPCTaskService.Start(ctx, r)
+	switch {
+	case r.ExecID == "" && t != nil:
+		t.note("runc start", began)
+		t.writeTimings(ctx)
+	case e != nil && err != nil:
+		e.close()
+	}
+	return resp, err
+}
+
+func (s *service) Exec(ctx context.Context, r *taskAPI.ExecProcessRequest) (*emptypb.Empty, error) {
+	addr, ours, err := shimapi.ParseExecIO(r.Stdout)
+	if err != nil {
+		return nil, err
+	}
+	if !ours {
+		return s.TTRPCTaskService.Exec(ctx, r)
+	}
+	s.mu.Lock()
+	t := s.tasks[r.ID]
+	s.mu.Unlock()
+	if t == nil {
+		return nil, fmt.Errorf("exec in %s: this shim does not hold its streams", r.ID)
+	}
+	e, err := newExecIO(addr, filepath.Join(t.bundle, "exec-"+r.ExecID), func() { s.closeStdin(r.ID, r.ExecID) })
+	if err != nil {
+		return nil, fmt.Errorf("preparing the streams of exec %s: %w", r.ExecID, err)
+	}
+	s.mu.Lock()
+	s.execs[r.ID+"/"+r.ExecID] = e
+	s.mu.Unlock()
+	r.Stdin, r.Stdout, r.Stderr = e.paths()
+	resp, err := s.TTRPCTaskService.Exec(ctx, r)
+	if err != nil {
+		e.close()
+	}
+	return resp, err
+}
+
+func (s *service) Delete(ctx context.Context, r *taskAPI.DeleteRequest) (*taskAPI.DeleteResponse, error) {
+	resp, err := s.TTRPCTaskService.Delete(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	t, e := s.tasks[r.ID], s.execs[r.ID+"/"+r.ExecID]
+	delete(s.execs, r.ID+"/"+r.ExecID)
+	if r.ExecID == "" {
+		delete(s.tasks, r.ID)
+	}
+	s.mu.Unlock()
+	switch {
+	case r.ExecID != "" && e != nil:
+		e.close()
+	case r.ExecID == "" && t != nil:
+		t.close()
+		// With it, Stop need not start a second `runc delete`.
+		if b, err := json.Marshal(deleted{Pid: resp.Pid, Status: resp.ExitStatus, At: resp.ExitedAt.AsTime()}); err == nil {
+			if err := durable.WriteFile(filepath.Join(t.bundle, deletedFile), b, 0o600); err != nil {
+				log.G(ctx).WithError(err).Warn("the deletion was not noted")
+			}
+		}
+	}
+	return resp, nil
+}
+
+func (s *service) closeStdin(id, exec string) {
+	_, _ = s.CloseIO(context.Background(), &taskAPI.CloseIORequest{ID: id, ExecID: exec, Stdin: true})
+}
+
+// ended writes the exit record of a task before its exit is published.
+func (s *service) ended(ctx context.Context, e *eventstypes.TaskExit) {
+	s.mu.Lock()
+	t := s.tasks[e.ContainerID]
+	s.mu.Unlock()
+	if t == nil || e.ID != e.ContainerID {
+		return
+	}
+	t.waitOutput(outputWithin)
+	if err := t.writeExit(int32(e.ExitStatus), e.ExitedAt.AsTime()); err != nil {
+		log.G(ctx).WithError(err).Error("the exit was not recorded")
+	}
+}
+
+// publisher sees events on their way out.
+type publisher struct {
+	shim.Publisher
+	s *service
+}
+
+func (p *publisher) Publish(ctx context.Context, topic string, e events.Event) error {
+	switch e := e.(type) {
+	case *eventstypes.TaskExit:
+		p.s.ended(ctx, e)
+	case *eventstypes.TaskOOM:
+		p.s.mu.Lock()
+		if t := p.s.tasks[e.ContainerID]; t != nil {
+			t.oom.Store(true)
+		}
+		p.s.mu.Unlock()
+	}
+	return p.Publisher.Publish(ctx, topic, e)
+}

@@ -1,0 +1,191 @@
+// Package shimapi is the contract between an agent and the shims that outlive
+// it: how a task's stdio is asked for, what an exit record holds, and how stdin
+// and an exec's streams go over a shim's socket. It changes by new versions
+// only: a shim of last year must be understood.
+package shimapi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/drover/drover/pkg/durable"
+)
+
+// Schemes of a stdio address.
+const (
+	TaskScheme = "drover"
+	ExecScheme = "drover-exec"
+)
+
+// Stdio is where a task's output goes. It travels as containerd's stdout address.
+type Stdio struct {
+	LogDir       string
+	Socket       string // stdin frames come here; "" without stdin
+	ExitFile     string
+	Attempt      int32
+	SegmentBytes int64 // 0: the log's default
+	Segments     int
+	Stdin        bool
+	StdinOnce    bool // the first client's half-close ends stdin for good
+	TTY          bool
+}
+
+// URL is the address.
+func (s Stdio) URL() string {
+	q := url.Values{"v": {"1"}, "log": {s.LogDir}, "sock": {s.Socket}, "exit": {s.ExitFile}, "attempt": {strconv.Itoa(int(s.Attempt))}}
+	if s.SegmentBytes > 0 {
+		q.Set("segment", strconv.FormatInt(s.SegmentBytes, 10))
+	}
+	if s.Segments > 0 {
+		q.Set("segments", strconv.Itoa(s.Segments))
+	}
+	set(q, "stdin", s.Stdin)
+	set(q, "once", s.StdinOnce)
+	set(q, "tty", s.TTY)
+	return TaskScheme + "://stdio?" + q.Encode()
+}
+
+// ParseStdio reads a task's address; ok is false for other schemes.
+func ParseStdio(addr string) (s Stdio, ok bool, err error) {
+	q, ok, err := parse(addr, TaskScheme)
+	if !ok || err != nil {
+		return s, ok, err
+	}
+	s = Stdio{LogDir: q.Get("log"), Socket: q.Get("sock"), ExitFile: q.Get("exit"), Stdin: q.Has("stdin"), StdinOnce: q.Has("once"), TTY: q.Has("tty")}
+	attempt, err := strconv.ParseInt(q.Get("attempt"), 10, 32)
+	if err != nil {
+		return s, true, fmt.Errorf("stdio address: attempt: %w", err)
+	}
+	s.Attempt = int32(attempt)
+	if v := q.Get("segment"); v != "" {
+		if s.SegmentBytes, err = strconv.ParseInt(v, 10, 64); err != nil {
+			return s, true, fmt.Errorf("stdio address: segment: %w", err)
+		}
+	}
+	if v := q.Get("segments"); v != "" {
+		if s.Segments, err = strconv.Atoi(v); err != nil {
+			return s, true, fmt.Errorf("stdio address: segments: %w", err)
+		}
+	}
+	if s.LogDir == "" || s.ExitFile == "" {
+		return s, true, errors.New("stdio address: log and exit are needed")
+	}
+	return s, true, nil
+}
+
+// ExecIO is where an exec's streams go: frames out and stdin in over Socket.
+type ExecIO struct {
+	Socket string
+	Attach bool // output waits for the first client; without it, it is discarded
+	Stdin  bool
+	TTY    bool
+}
+
+// URL is the address.
+func (e ExecIO) URL() string {
+	q := url.Values{"v": {"1"}, "sock": {e.Socket}}
+	set(q, "attach", e.Attach)
+	set(q, "stdin", e.Stdin)
+	set(q, "tty", e.TTY)
+	return ExecScheme + "://stdio?" + q.Encode()
+}
+
+// ParseExecIO reads an exec's address; ok is false for other schemes.
+func ParseExecIO(addr string) (e ExecIO, ok bool, err error) {
+	q, ok, err := parse(addr, ExecScheme)
+	if !ok || err != nil {
+		return e, ok, err
+	}
+	e = ExecIO{Socket: q.Get("sock"), Attach: q.Has("attach"), Stdin: q.Has("stdin"), TTY: q.Has("tty")}
+	if e.Socket == "" {
+		return e, true, errors.New("exec address: sock is needed")
+	}
+	return e, true, nil
+}
+
+// Exit is the durable record of an attempt's end.
+type Exit struct {
+	Version int       `json:"version"`
+	Attempt int32     `json:"attempt"`
+	Code    int32     `json:"code"`
+	At      time.Time `json:"at"`
+	Started time.Time `json:"started"`
+	OOM     bool      `json:"oom,omitempty"`
+	LogEnd  uint64    `json:"logEnd"`
+}
+
+// WriteExit makes the record durable.
+func WriteExit(path string, x Exit) error {
+	x.Version = 1
+	b, err := json.Marshal(x)
+	if err != nil {
+		return fmt.Errorf("encoding an exit record: %w", err)
+	}
+	return durable.WriteFile(path, b, 0o600)
+}
+
+// ReadExit reads a record; fs.ErrNotExist while the attempt runs.
+func ReadExit(path string) (Exit, error) {
+	var x Exit
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return x, fmt.Errorf("reading an exit record: %w", err)
+	}
+	if err := json.Unmarshal(b, &x); err != nil {
+		return x, fmt.Errorf("reading the exit record %s: %w", path, err)
+	}
+	if x.Version != 1 {
+		return x, fmt.Errorf("the exit record %s is of version %d, which this agent does not know", path, x.Version)
+	}
+	return x, nil
+}
+
+// Timing is a step that the shim took, for the trace of the run.
+type Timing struct {
+	Name  string    `json:"name"`
+	Start time.Time `json:"start"`
+	End   time.Time `json:"end"`
+}
+
+// TimingsFile is beside an attempt's exit file.
+func TimingsFile(exitFile string) string { return exitFile + ".timings" }
+
+// ReadTimings gives what the shim noted; none is no error.
+func ReadTimings(exitFile string) ([]Timing, error) {
+	b, err := os.ReadFile(TimingsFile(exitFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading a shim's timings: %w", err)
+	}
+	var t []Timing
+	if err := json.Unmarshal(b, &t); err != nil {
+		return nil, fmt.Errorf("reading a shim's timings: %w", err)
+	}
+	return t, nil
+}
+
+func parse(addr, scheme string) (url.Values, bool, error) {
+	u, err := url.Parse(addr)
+	if err != nil || u.Scheme != scheme {
+		return nil, false, nil
+	}
+	q := u.Query()
+	if q.Get("v") != "1" {
+		return nil, true, fmt.Errorf("stdio address of version %q, which this shim does not know", q.Get("v"))
+	}
+	return q, true, nil
+}
+
+func set(q url.Values, k string, v bool) {
+	if v {
+		q.Set(k, "1")
+	}
+}

@@ -1,0 +1,385 @@
+package shim
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/drover/drover/agent/logs"
+	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/pkg/bulk"
+)
+
+// fifos are a process's ends in a folder; the shim itself is at the other ends.
+type fifos struct {
+	dir        string
+	stdin, tty bool
+}
+
+func (f fifos) paths() (in, out, err string) {
+	if f.stdin {
+		in = filepath.Join(f.dir, "stdin")
+	}
+	if !f.tty {
+		err = filepath.Join(f.dir, "stderr")
+	}
+	return in, filepath.Join(f.dir, "stdout"), err
+}
+
+func (f fifos) make() error {
+	if err := os.MkdirAll(f.dir, 0o700); err != nil {
+		return err
+	}
+	in, out, errp := f.paths()
+	for _, p := range []string{in, out, errp} {
+		if p == "" {
+			continue
+		}
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := syscall.Mkfifo(p, 0o600); err != nil {
+			return fmt.Errorf("making fifo %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// release lets go of whoever waits for the other end of a fifo that will never
+// be opened.
+func (f fifos) release() {
+	in, out, errp := f.paths()
+	for _, p := range []string{out, errp} {
+		if p == "" {
+			continue
+		}
+		if fd, err := syscall.Open(p, syscall.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+			_ = syscall.Close(fd)
+		}
+	}
+	if in == "" {
+		return
+	}
+	if fd, err := syscall.Open(in, syscall.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
+		_ = syscall.Close(fd)
+	}
+}
+
+// drain reads a fifo to its end and hands on what comes.
+func drain(path string, to func([]byte)) {
+	f, err := os.OpenFile(path, os.O_RDONLY, 0) // blocks until the writer is there
+	if err != nil {
+		return
+	}
+	defer func() { _ = f.Close() }()
+	buf := make([]byte, logs.MaxPayload)
+	for {
+		n, err := f.Read(buf)
+		if n > 0 {
+			to(buf[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// stdin writes what clients send into a fifo.
+type stdin struct {
+	path    string
+	closeIO func() // containerd's own end
+	mu      sync.Mutex
+	f       *os.File
+	closed  bool
+}
+
+func (s *stdin) write(p []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	if s.f == nil {
+		f, err := os.OpenFile(s.path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		s.f = f
+	}
+	_, err := s.f.Write(p)
+	return err
+}
+
+func (s *stdin) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed = true
+	if s.f == nil { // the process must still see an end
+		s.f, _ = os.OpenFile(s.path, os.O_WRONLY, 0)
+	}
+	if s.f != nil {
+		_ = s.f.Close()
+	}
+	s.closeIO()
+}
+
+// feed reads a client's frames: [len32 payload], length 0 is a half-close.
+func (s *stdin) feed(c io.Reader, once bool) {
+	var head [4]byte
+	buf := make([]byte, bulk.MaxFrame)
+	for {
+		if _, err := io.ReadFull(c, head[:]); err != nil {
+			return // the client is gone; another may come
+		}
+		n := binary.BigEndian.Uint32(head[:])
+		if n > bulk.MaxFrame {
+			return
+		}
+		if n == 0 {
+			if once {
+				s.end()
+			}
+			continue
+		}
+		if _, err := io.ReadFull(c, buf[:n]); err != nil {
+			return
+		}
+		if s.write(buf[:n]) != nil {
+			return
+		}
+	}
+}
+
+// taskIO is one attempt's output and input.
+type taskIO struct {
+	fifos
+	addr   shimapi.Stdio
+	bundle string
+	log    *logs.Writer
+	in     *stdin
+	l      net.Listener
+	oom    atomic.Bool
+	out    sync.WaitGroup
+	clos   sync.Once
+
+	mu      sync.Mutex // guards the fields below
+	timings []shimapi.Timing
+	began   time.Time
+}
+
+func newTaskIO(a shimapi.Stdio, bundle string, closeIO func()) (*taskIO, error) {
+	t := &taskIO{fifos: fifos{dir: filepath.Join(bundle, "drover"), stdin: a.Stdin, tty: a.TTY}, addr: a, bundle: bundle}
+	if err := t.make(); err != nil {
+		return nil, err
+	}
+	w, err := logs.OpenWriter(a.LogDir, logs.Limits{SegmentBytes: a.SegmentBytes, Segments: a.Segments})
+	if err != nil {
+		return nil, err
+	}
+	t.log = w
+	if a.Stdin {
+		if t.l, err = listen(a.Socket); err != nil {
+			_ = w.Close()
+			return nil, err
+		}
+		in, _, _ := t.paths()
+		t.in = &stdin{path: in, closeIO: closeIO}
+		go serve(t.l, func(c net.Conn) { t.in.feed(c, a.StdinOnce) })
+	}
+	_, out, errp := t.paths()
+	t.out.Go(func() { drain(out, func(p []byte) { t.append(logs.Stdout, p) }) })
+	if errp != "" {
+		t.out.Go(func() { drain(errp, func(p []byte) { t.append(logs.Stderr, p) }) })
+	}
+	return t, nil
+}
+
+// append keeps the container going when the disk is full: output is dropped then.
+func (t *taskIO) append(stream byte, p []byte) {
+	if err := t.log.Write(stream, time.Now(), p); err != nil {
+		log.L.WithError(err).Error("output was lost")
+	}
+}
+
+func (t *taskIO) note(what string, began time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.timings = append(t.timings, shimapi.Timing{Name: what, Start: began, End: time.Now()})
+}
+
+func (t *taskIO) started(at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.began = at
+}
+
+func (t *taskIO) writeTimings(ctx context.Context) {
+	t.mu.Lock()
+	b, err := json.Marshal(t.timings)
+	t.mu.Unlock()
+	if err == nil {
+		err = os.WriteFile(shimapi.TimingsFile(t.addr.ExitFile), b, 0o600)
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("timings were not kept")
+	}
+}
+
+// waitOutput returns when all output is in the log, or after d.
+func (t *taskIO) waitOutput(d time.Duration) {
+	done := make(chan struct{})
+	go func() { t.out.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(d):
+	}
+}
+
+func (t *taskIO) writeExit(code int32, at time.Time) error {
+	t.mu.Lock()
+	began := t.began
+	t.mu.Unlock()
+	return shimapi.WriteExit(t.addr.ExitFile, shimapi.Exit{
+		Attempt: t.addr.Attempt, Code: code, At: at, Started: began, OOM: t.oom.Load(), LogEnd: t.log.End(),
+	})
+}
+
+func (t *taskIO) close() {
+	t.clos.Do(func() {
+		t.release()
+		if t.l != nil {
+			_ = t.l.Close()
+		}
+		t.waitOutput(outputWithin)
+		_ = t.log.Close()
+	})
+}
+
+// execIO is one exec's streams: no log, live frames to the first client.
+type execIO struct {
+	fifos
+	l    net.Listener
+	in   *stdin
+	clos sync.Once
+	gone chan struct{}
+
+	mu     sync.Mutex // guards client; held while a frame is written, so that frames stay whole
+	client net.Conn
+	first  chan struct{}
+}
+
+func newExecIO(a shimapi.ExecIO, dir string, closeIO func()) (*execIO, error) {
+	e := &execIO{fifos: fifos{dir: dir, stdin: a.Stdin, tty: a.TTY}, first: make(chan struct{}), gone: make(chan struct{})}
+	if err := e.make(); err != nil {
+		return nil, err
+	}
+	in, out, errp := e.paths()
+	if a.Stdin {
+		e.in = &stdin{path: in, closeIO: closeIO}
+	}
+	var err error
+	if e.l, err = listen(a.Socket); err != nil {
+		return nil, err
+	}
+	go serve(e.l, e.take)
+	var w sync.WaitGroup
+	pump := func(path string, kind byte) {
+		w.Go(func() {
+			if a.Attach {
+				select {
+				case <-e.first:
+				case <-e.gone:
+				}
+			}
+			drain(path, func(p []byte) { e.send(kind, p) })
+		})
+	}
+	pump(out, bulk.FrameStdout)
+	if errp != "" {
+		pump(errp, bulk.FrameStderr)
+	}
+	go func() { // the end of all output is the end of the stream
+		w.Wait()
+		e.mu.Lock()
+		if e.client != nil {
+			_ = e.client.Close()
+		}
+		e.mu.Unlock()
+		_ = e.l.Close()
+	}()
+	return e, nil
+}
+
+func (e *execIO) take(c net.Conn) {
+	e.mu.Lock()
+	if e.client != nil {
+		e.mu.Unlock()
+		return
+	}
+	e.client = c
+	close(e.first)
+	e.mu.Unlock()
+	if e.in != nil {
+		e.in.feed(c, true)
+		return
+	}
+	_, _ = io.Copy(io.Discard, c)
+}
+
+func (e *execIO) send(kind byte, p []byte) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.client != nil {
+		_ = bulk.WriteFrame(e.client, kind, p) // a client that left: the process goes on unheard
+	}
+}
+
+func (e *execIO) close() {
+	e.clos.Do(func() {
+		close(e.gone)
+		e.release()
+		_ = e.l.Close()
+	})
+}
+
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func serve(l net.Listener, f func(net.Conn)) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer func() { _ = c.Close() }()
+			f(c)
+		}()
+	}
+}
