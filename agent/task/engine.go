@@ -1,3 +1,6 @@
+// Package task keeps a node's tasks as they should be: a durable store of what
+// was assigned, and a reconciler that brings an Engine there one step at a time.
+// Running containers is the Engine's, talking to controllers the session's.
 package task
 
 import (
@@ -33,7 +36,9 @@ type Attempt struct {
 	PrefixLen int
 	Ports     []*dv1.Port
 	Exit      *dv1.Exit // nil while it runs
-	Timings   []Timing  // of this start, for traces
+	// StopSignal is the image's, "" if it names none.
+	StopSignal string
+	Timings    []Timing // of this start, for traces
 }
 
 // Timing is a step inside the engine or the shim, for a span made later.

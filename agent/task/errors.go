@@ -9,4 +9,6 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrNotRunning: the step needs a running attempt.
 	ErrNotRunning = errors.New("not running")
+	// ErrStale: the sync is older than the highest (epoch, term, index) taken.
+	ErrStale = errors.New("older than what this agent has")
 )

@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 )
 
 // ErrNotLeader asks the caller to go to the leader; nothing was proposed.
@@ -71,7 +72,7 @@ type Node struct {
 	o     Options
 	raft  *raft.Raft
 	fsm   *fsm
-	log   *wal.WAL
+	log   *files
 	trans raft.Transport
 	has   bool
 	queue chan *pending
@@ -80,6 +81,7 @@ type Node struct {
 
 	stop     sync.Once
 	stopped  chan struct{}
+	ended    chan struct{} // closed when Run returns: nothing takes from queue any more
 	closeErr error
 }
 
@@ -94,9 +96,9 @@ func Open(o Options) (*Node, error) {
 		return nil, fmt.Errorf("making raft's folder: %w", err)
 	}
 	hl := &logAdapter{l: o.Logger.With("part", "raft")}
-	logs, err := wal.Open(walDir, wal.WithLogger(hl))
+	logs, err := openFiles(walDir, hl)
 	if err != nil {
-		return nil, fmt.Errorf("opening raft's log in %s: %w", walDir, err)
+		return nil, err
 	}
 	n, err := open(o, logs, hl)
 	if err != nil {
@@ -105,7 +107,24 @@ func Open(o Options) (*Node, error) {
 	return n, nil
 }
 
-func open(o Options, logs *wal.WAL, hl hclog.Logger) (*Node, error) {
+// files is raft's log. The log's own Close leaves its index locked.
+type files struct {
+	*wal.WAL
+	meta *metadb.BoltMetaDB
+}
+
+func openFiles(dir string, hl hclog.Logger) (*files, error) {
+	meta := &metadb.BoltMetaDB{}
+	logs, err := wal.Open(dir, wal.WithLogger(hl), wal.WithMetaStore(meta))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening raft's log in %s: %w", dir, err), meta.Close())
+	}
+	return &files{WAL: logs, meta: meta}, nil
+}
+
+func (f *files) Close() error { return errors.Join(f.WAL.Close(), f.meta.Close()) }
+
+func open(o Options, logs *files, hl hclog.Logger) (*Node, error) {
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(o.Dir, 2, hl)
 	if err != nil {
 		return nil, fmt.Errorf("opening raft's snapshots in %s: %w", o.Dir, err)
@@ -119,6 +138,7 @@ func open(o Options, logs *wal.WAL, hl hclog.Logger) (*Node, error) {
 		queue:   make(chan *pending, 1024),
 		lead:    make(chan bool, 64),
 		stopped: make(chan struct{}),
+		ended:   make(chan struct{}),
 		fsm:     newFSM(o.OnCommit),
 	}
 	if n.trans == nil {

@@ -54,6 +54,8 @@ func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 	}
 	select {
 	case n.queue <- p:
+	case <-n.ended:
+		return nil, n.gone()
 	case <-n.stopped:
 		return nil, raft.ErrRaftShutdown
 	case <-ctx.Done():
@@ -62,17 +64,31 @@ func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 	select {
 	case a := <-p.out:
 		return a.result, a.err
-	case <-n.stopped:
-		return nil, ErrRetry
+	case <-n.ended:
+		select {
+		case a := <-p.out: // Run answers what it took before it ends
+			return a.result, a.err
+		default:
+			return nil, n.gone()
+		}
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for a command's commit: %w", ctx.Err())
 	}
 }
 
+// gone is why a member that decides nothing any more did nothing.
+func (n *Node) gone() error {
+	if err := n.fsm.store.Fatal(); err != nil {
+		return err
+	}
+	return ErrNotLeader
+}
+
 // Run is the proposer: it decides while this member leads, and refuses what
 // is queued while it does not. It returns when ctx ends, or with the entry
-// that halted this member.
+// that halted this member. It is called once.
 func (n *Node) Run(ctx context.Context) error {
+	defer close(n.ended)
 	defer n.ready.Store(false)
 	leader := n.IsLeader()
 	for {
@@ -114,8 +130,8 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 	for {
 		select {
 		case <-ctx.Done():
-			*leader = false
-			return ctxEnd(ctx)
+			*leader = false // Run sees the end itself
+			return nil
 		case <-n.fsm.halted:
 			return n.fsm.store.Fatal()
 		case <-n.stopped:
@@ -133,11 +149,9 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 	}
 }
 
-// ctxEnd lets Run see the end of ctx itself; ending is no error.
-func ctxEnd(context.Context) error { return nil }
-
 // batch is what one entry will hold, and who waits for it.
 type batch struct {
+	base    *state.Snapshot
 	view    *state.Txn
 	entry   *dv1.Entry
 	size    int
@@ -154,7 +168,7 @@ type waiting struct {
 // answers. False: leadership or the base is in doubt, go behind a Barrier.
 func (n *Node) propose(s *state.Snapshot, first *pending) bool {
 	now := max(n.o.Clock().UnixNano(), s.Time())
-	b := &batch{view: state.NewTxn(s), entry: &dv1.Entry{
+	b := &batch{base: s, view: state.NewTxn(s), entry: &dv1.Entry{
 		Format: state.Format, Type: state.EntryEffects, MinVersion: 1, Base: s.Index(), Time: now,
 	}}
 	for p := first; p != nil; {
@@ -218,6 +232,7 @@ func (b *batch) decide(p *pending, now int64) {
 		// Deciding made what applying refuses: keep it out of the log, where
 		// it would halt every member.
 		b.waiting = append(b.waiting, waiting{p: p, err: fmt.Errorf("deciding a command: %w", err)})
+		b.rebuild()
 		return
 	}
 	b.entry.Effects = append(b.entry.Effects, effects...)
@@ -227,6 +242,17 @@ func (b *batch) decide(p *pending, now int64) {
 	}
 	b.size += size
 	b.waiting = append(b.waiting, waiting{p: p, result: result})
+}
+
+// rebuild makes the view anew, for a failed Apply may have written half.
+func (b *batch) rebuild() {
+	b.view = state.NewTxn(b.base)
+	if err := b.view.Apply(b.entry.Effects...); err != nil {
+		panic(fmt.Sprintf("effects that were applied once can't be again: %v", err))
+	}
+	for _, r := range b.entry.Results {
+		b.view.PutResult(r)
+	}
 }
 
 // commit has the entry applied here, and sets the index that the answers carry.

@@ -16,8 +16,12 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Kept is how many events are kept for since.
-const Kept = 1024
+// Bounds of what is kept: events for since, and removed tasks' last statuses
+// for those who wait for their end.
+const (
+	Kept     = 1024
+	KeptGone = 1024
+)
 
 // Log is what core needs of consensus.
 type Log interface {
@@ -38,13 +42,15 @@ type Core struct {
 	ring    []*dv1.Happening
 	subs    map[chan struct{}]bool
 	last    uint64 // number of the newest event
+	gone    map[string]*dv1.TaskStatus
+	order   []string // of gone, oldest first
 }
 
 // New makes a Core on the host of node contact ("" for none). Log, Hub and
 // Dial are to be set before it is used.
 func New(contact string) *Core {
 	return &Core{contact: contact, waiters: map[string]map[chan struct{}]bool{},
-		seen: map[string]*dv1.Task{}, subs: map[chan struct{}]bool{}}
+		seen: map[string]*dv1.Task{}, subs: map[chan struct{}]bool{}, gone: map[string]*dv1.TaskStatus{}}
 }
 
 // Seed tells which tasks are known already, so that they make no events.
@@ -73,6 +79,7 @@ func (c *Core) Committed(effects []*dv1.Effect, at int64) {
 			id := hex.EncodeToString(of.DeleteTask)
 			if old := c.seen[id]; old != nil {
 				c.event(old, "destroy", at)
+				c.bury(id, old)
 			}
 			delete(c.seen, id)
 			c.wake(id)
@@ -97,6 +104,21 @@ func (c *Core) changes(old, t *dv1.Task, at int64) {
 	}
 }
 
+// bury keeps what was seen last of a removed task, with mu held: its exit is
+// nowhere else, and agents tell it no more once they removed the container.
+func (c *Core) bury(id string, t *dv1.Task) {
+	st := c.Hub.Observed(id)
+	if st == nil {
+		st = &dv1.TaskStatus{Id: t.Id, Attempt: t.Attempt, Started: t.Started, Exit: t.Exit}
+	}
+	c.gone[id] = st
+	c.order = append(c.order, id)
+	if len(c.order) > KeptGone {
+		delete(c.gone, c.order[0])
+		c.order = c.order[1:]
+	}
+}
+
 func (c *Core) event(t *dv1.Task, action string, at int64, kv ...string) {
 	a := map[string]string{"name": t.Name}
 	for i := 0; i+1 < len(kv); i += 2 {
@@ -110,7 +132,7 @@ func (c *Core) publish(h *dv1.Happening) {
 	c.last++
 	c.ring = append(c.ring, h)
 	if len(c.ring) > Kept {
-		c.ring = append(c.ring[:0:0], c.ring[len(c.ring)-Kept:]...)
+		c.ring = c.ring[1:]
 	}
 	for s := range c.subs {
 		poke(s)
@@ -132,8 +154,12 @@ func (c *Core) wake(id string) {
 
 // Status is dispatch's OnStatus.
 func (c *Core) Status(taskID string) {
+	st := c.Hub.Observed(taskID)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if _, removed := c.gone[taskID]; removed && st != nil {
+		c.gone[taskID] = st
+	}
 	c.wake(taskID)
 }
 
@@ -161,8 +187,15 @@ func (c *Core) State(ctx context.Context, minIndex uint64) (*state.Snapshot, err
 	return c.Log.WaitIndex(ctx, minIndex)
 }
 
-// Observed implements engineapi.Fleet.
-func (c *Core) Observed(taskID string) *dv1.TaskStatus { return c.Hub.Observed(taskID) }
+// Observed implements engineapi.Fleet. Of a removed task it is the last status.
+func (c *Core) Observed(taskID string) *dv1.TaskStatus {
+	if st := c.Hub.Observed(taskID); st != nil {
+		return st
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone[taskID]
+}
 
 // Holders implements engineapi.Fleet.
 func (c *Core) Holders(digest string) []string { return c.Hub.Holders(digest) }
@@ -194,7 +227,7 @@ func (c *Core) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task,
 			delete(c.waiters, taskID)
 		}
 	}()
-	for !done(c.Log.Snapshot().Task(id), c.Hub.Observed(taskID)) {
+	for !done(c.Log.Snapshot().Task(id), c.Observed(taskID)) {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -96,22 +96,28 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: &dv1.Welcome{Subnet: subnet, Epoch: c.GetEpoch(), ClusterId: c.GetId()}}}); err != nil {
 		return fmt.Errorf("welcoming node %s: %w", s.node, err)
 	}
+	quiet := time.AfterFunc(SuspectAfter, func() { cancel(errSilent) })
+	defer quiet.Stop()
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(h.send(ctx, s, st)) })
 	wg.Go(func() { h.reports(ctx, s) })
 	if hello.Inventory != nil {
 		h.take(s, hello.Inventory)
 	}
-	err = h.receive(s, st)
+	err = h.receive(s, st, quiet)
 	cancel(err)
 	wg.Wait()
-	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) {
-		return connect.NewError(connect.CodeAborted, cause)
+	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) || errors.Is(cause, errSilent) {
+		return connect.NewError(connect.CodeAborted, fmt.Errorf("session of node %s: %w", s.node, cause))
 	}
 	return err
 }
 
-var errSuperseded = errors.New("a newer session of this node took over")
+// Why the control plane ends a session.
+var (
+	errSuperseded = errors.New("a newer session of this node took over")
+	errSilent     = fmt.Errorf("nothing was heard for %v", SuspectAfter)
+)
 
 func (h *Hub) hello(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent], cancel context.CancelCauseFunc) (*dv1.Hello, error) {
 	late := time.AfterFunc(5*time.Second, func() { cancel(errors.New("no hello came")) })
@@ -180,12 +186,14 @@ func (h *Hub) leave(s *session) {
 	}
 }
 
-func (h *Hub) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
+// receive takes what the agent says until it ends; quiet ends a silent one.
+func (h *Hub) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent], quiet *time.Timer) error {
 	for {
 		m, err := st.Receive()
 		if err != nil {
 			return fmt.Errorf("session of node %s: %w", s.node, err)
 		}
+		quiet.Reset(SuspectAfter)
 		h.mu.Lock()
 		if n := h.nodes[s.node]; n.session == s {
 			n.heard = time.Now()

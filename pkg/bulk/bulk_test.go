@@ -44,8 +44,7 @@ func upper(t *testing.T, gone chan<- struct{}) http.Handler {
 		}
 		c, err := Hijack(w, r)
 		if err != nil {
-			t.Error(err)
-			return
+			return // the client is gone already; one that stays misses its answer
 		}
 		defer c.Close()
 		if r.URL.Path == "/forever" {

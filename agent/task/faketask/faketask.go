@@ -1,0 +1,334 @@
+// Package faketask is a task.Engine in memory, for tests and for simulated
+// agents by the thousand. It runs a few small programs instead of containers;
+// what real containers do beyond the Engine's contract is not its to show.
+package faketask
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/moby/moby/api/types/container"
+	"google.golang.org/protobuf/proto"
+)
+
+// Engine holds tasks in memory. Its programs, by the first word of the command:
+// true, false, echo WORDS, cat, sleep SECONDS (which, being process 1, ignores
+// every signal but SIGKILL), trap CODE (waits for SIGTERM, or SIGQUIT, and
+// ends with CODE), and sh -c "exit N". Any other word is docker's 127.
+type Engine struct {
+	wg sync.WaitGroup // programs
+
+	mu     sync.Mutex // guards the fields below
+	tasks  map[string]*container_
+	execs  map[string]*exec
+	images map[string]*dv1.Image
+	remote map[string]*dv1.Image // what Pull finds
+	calls  []string
+	hook   func(call, id string) error
+	ports  map[string]string // held, by proto/port
+	nextIP byte
+}
+
+var _ task.Engine = (*Engine)(nil)
+
+type container_ struct {
+	spec    task.Spec
+	attempt task.Attempt
+	p       *process
+	first   int      // of the log: where the last attempt begins
+	log     []record // of every attempt
+	gone    bool
+	changed chan struct{} // closed when one of the above changes
+}
+
+// New makes an Engine without tasks and images.
+func New() *Engine {
+	return &Engine{tasks: map[string]*container_{}, execs: map[string]*exec{}, images: map[string]*dv1.Image{},
+		remote: map[string]*dv1.Image{}, ports: map[string]string{}}
+}
+
+// AddImage puts an image into the store; AddRemote lets Pull find one.
+func (e *Engine) AddImage(digest string)  { e.add(e.images, digest) }
+func (e *Engine) AddRemote(digest string) { e.add(e.remote, digest) }
+
+func (e *Engine) add(to map[string]*dv1.Image, digest string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	to[digest] = &dv1.Image{Digest: digest, Manifest: digest, Config: []byte("{}"), Size: 1}
+}
+
+// Hook is called before each step of a task ("prepare", "start", "signal SIGTERM",
+// "release", "remove", "list"); its error is the step's. It may block.
+func (e *Engine) Hook(f func(call, id string) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.hook = f
+}
+
+// Calls gives the steps so far, as "CALL ID" with the id's first two digits.
+func (e *Engine) Calls() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.calls)
+}
+
+// Close kills every program and waits for them.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	for _, t := range e.tasks {
+		if t.p != nil {
+			t.p.kill(137)
+		}
+	}
+	for _, x := range e.execs {
+		if x.p != nil {
+			x.p.kill(137)
+		}
+	}
+	e.mu.Unlock()
+	e.wg.Wait()
+}
+
+func (e *Engine) call(ctx context.Context, what, id string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.calls = append(e.calls, strings.TrimSpace(what+" "+id[:min(2, len(id))]))
+	h := e.hook
+	e.mu.Unlock()
+	if h == nil {
+		return nil
+	}
+	return h(what, id)
+}
+
+func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
+	if err := e.call(ctx, "prepare", s.ID); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.images[s.Digest] == nil {
+		return fmt.Errorf("preparing %s: %s: %w", s.Name, s.Digest, task.ErrNoImage)
+	}
+	if e.tasks[s.ID] == nil {
+		e.tasks[s.ID] = &container_{spec: s, changed: make(chan struct{})}
+	}
+	return nil
+}
+
+func (e *Engine) Start(ctx context.Context, id string, n int32) (task.Attempt, error) {
+	if err := e.call(ctx, "start", id); err != nil {
+		return task.Attempt{}, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.tasks[id]
+	switch {
+	case t == nil:
+		return task.Attempt{}, notFound(id)
+	case t.attempt.Number == n:
+		return t.view(), nil
+	case t.p != nil:
+		return task.Attempt{}, fmt.Errorf("starting attempt %d of %s: attempt %d runs", n, id, t.attempt.Number)
+	}
+	prog, err := program(command(t.spec.Create))
+	if err != nil {
+		return task.Attempt{}, err
+	}
+	ports, err := e.bind(id, t.spec.Create.HostConfig)
+	if err != nil {
+		return task.Attempt{}, err
+	}
+	e.nextIP++
+	t.attempt = task.Attempt{Number: n, Pid: 1000 + int(n), Started: time.Now(), IP: fmt.Sprintf("10.0.0.%d", e.nextIP),
+		Gateway: "10.0.0.1", MAC: "02:00:00:00:00:01", PrefixLen: 24, Ports: ports}
+	t.first = len(t.log)
+	p := newProcess(t.spec.Create.Config != nil && t.spec.Create.OpenStdin)
+	t.p = p
+	t.change()
+	e.wg.Go(func() {
+		code := prog(p, func(kind byte, b []byte) { e.write(t, kind, b) })
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		t.attempt.Exit = &dv1.Exit{Attempt: n, Code: int32(p.ended(code)), At: time.Now().UnixNano(),
+			Started: t.attempt.Started.UnixNano(), LogEnd: uint64(len(t.log))}
+		t.p = nil
+		t.change()
+	})
+	return t.view(), nil
+}
+
+func (t *container_) view() task.Attempt {
+	a := t.attempt
+	if a.Exit != nil {
+		a.Exit = proto.CloneOf(a.Exit)
+	}
+	return a
+}
+
+// change is called with the engine's mu held.
+func (t *container_) change() {
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+func (e *Engine) bind(id string, h *container.HostConfig) (out []*dv1.Port, err error) {
+	if h == nil {
+		return nil, nil
+	}
+	for cp, bs := range h.PortBindings {
+		for _, b := range bs {
+			n, _ := strconv.Atoi(b.HostPort)
+			if n == 0 {
+				n = 49153 + len(e.ports)
+			}
+			k := fmt.Sprintf("%s/%d", cp.Proto(), n)
+			if o := e.ports[k]; o != "" && o != id {
+				e.unbind(id)
+				return nil, &task.StartError{Code: 125, Message: fmt.Sprintf("Bind for 0.0.0.0:%d failed: port is already allocated", n)}
+			}
+			e.ports[k] = id
+			out = append(out, &dv1.Port{Proto: string(cp.Proto()), Host: uint32(n), Container: uint32(cp.Num())})
+		}
+	}
+	return out, nil
+}
+
+func (e *Engine) unbind(id string) {
+	maps.DeleteFunc(e.ports, func(_, o string) bool { return o == id })
+}
+
+func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error) {
+	for {
+		e.mu.Lock()
+		t := e.tasks[id]
+		if t == nil || t.attempt.Number != n {
+			e.mu.Unlock()
+			return nil, notFound(id)
+		}
+		x, changed := t.view().Exit, t.changed
+		e.mu.Unlock()
+		if x != nil {
+			return x, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (e *Engine) Signal(ctx context.Context, id, sig string) error {
+	if err := e.call(ctx, "signal "+sig, id); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.tasks[id]
+	switch {
+	case t == nil:
+		return notFound(id)
+	case t.p == nil:
+		return fmt.Errorf("signalling %s: %w", id, task.ErrNotRunning)
+	}
+	return t.p.signal(sig)
+}
+
+func (e *Engine) Release(ctx context.Context, id string) error {
+	if err := e.call(ctx, "release", id); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.tasks[id]; t != nil && t.p != nil {
+		return fmt.Errorf("releasing %s: it runs", id)
+	}
+	e.unbind(id)
+	return nil
+}
+
+func (e *Engine) Remove(ctx context.Context, id string) error {
+	if err := e.call(ctx, "remove", id); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.tasks[id]; t != nil {
+		if t.p != nil {
+			t.p.kill(137)
+		}
+		delete(e.tasks, id)
+		t.gone = true
+		t.change()
+	}
+	e.unbind(id)
+	return nil
+}
+
+func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
+	if err := e.call(ctx, "list", ""); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []task.Found
+	for _, id := range slices.Sorted(maps.Keys(e.tasks)) {
+		t := e.tasks[id]
+		out = append(out, task.Found{Spec: t.spec, Attempt: t.view(), Running: t.p != nil})
+	}
+	return out, nil
+}
+
+func (e *Engine) Pull(ctx context.Context, ref, digest string, _ *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
+	if err := e.call(ctx, "pull", ""); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	i := e.images[digest]
+	if i == nil {
+		i = e.remote[digest]
+	}
+	if i != nil {
+		e.images[digest] = i
+	}
+	e.mu.Unlock()
+	if i == nil {
+		return nil, fmt.Errorf("%s@%s: %w", ref, digest, task.ErrNotFound)
+	}
+	progress(task.Progress{ID: "layer", Status: "Pull complete"})
+	return i, nil
+}
+
+func (e *Engine) Images(context.Context) ([]*dv1.ImageStatus, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []*dv1.ImageStatus
+	for _, d := range slices.Sorted(maps.Keys(e.images)) {
+		out = append(out, &dv1.ImageStatus{Digest: d, Size: e.images[d].Size})
+	}
+	return out, nil
+}
+
+func (e *Engine) RemoveImage(_ context.Context, digest string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.images, digest)
+	return nil
+}
+
+func (e *Engine) Capacity(context.Context) (*dv1.Capacity, error) {
+	return &dv1.Capacity{NanoCpus: 4e9, Memory: 8 << 30, Arch: "amd64", Os: "linux"}, nil
+}
+
+func notFound(id string) error { return fmt.Errorf("task %s: %w", id, task.ErrNotFound) }

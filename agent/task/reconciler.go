@@ -1,0 +1,235 @@
+package task
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Reporter takes what the reconciler has to say, without blocking.
+type Reporter interface {
+	Status(*dv1.TaskStatus)
+	Ack(index uint64)
+	Removed(id []byte)
+}
+
+// Options of a Reconciler; all are needed.
+type Options struct {
+	Engine   Engine
+	Store    *Store
+	Reporter Reporter
+	Log      *slog.Logger
+}
+
+// Reconciler brings an engine to what the store wants. Safe for concurrent use.
+type Reconciler struct {
+	o     Options
+	ready chan struct{} // closed when what the engine holds was adopted
+	wg    sync.WaitGroup
+
+	// changing orders changes of the store with those of workers, so that a
+	// tombstone repeated while its task goes isn't kept for ever. It is held
+	// over the store's fsync, which orders them anyway. It guards over.
+	changing sync.Mutex
+	over     bool
+
+	mu       sync.Mutex // guards the fields below
+	ctx      context.Context
+	workers  map[string]*worker
+	statuses map[string]*dv1.TaskStatus
+}
+
+// New makes a Reconciler that has not begun.
+func New(o Options) *Reconciler {
+	return &Reconciler{o: o, ready: make(chan struct{}), workers: map[string]*worker{}, statuses: map[string]*dv1.TaskStatus{}}
+}
+
+// Run adopts what the engine holds, goes on from the store with no controller,
+// and works until ctx ends; containers go on then. It may be called once.
+func (r *Reconciler) Run(ctx context.Context) error {
+	var found []Found
+	err := again(ctx, func() (err error) {
+		if found, err = r.o.Engine.List(ctx); err != nil {
+			r.o.Log.Warn("the engine does not list its tasks, trying again", "err", err)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	wants, err := r.o.Store.all()
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.ctx = ctx
+	r.mu.Unlock()
+	for _, f := range found {
+		id, err := hex.DecodeString(f.Spec.ID)
+		if err != nil {
+			r.o.Log.Warn("the engine holds a task with a strange id", "task", f.Spec.ID)
+			continue
+		}
+		r.spawn(id, wants[string(id)], &f)
+		delete(wants, string(id))
+	}
+	for id, w := range wants {
+		r.spawn([]byte(id), w, nil)
+	}
+	close(r.ready)
+	<-ctx.Done()
+	r.changing.Lock()
+	r.over = true // Take spawns no worker any more
+	r.changing.Unlock()
+	r.wg.Wait()
+	return ctx.Err()
+}
+
+// Ready is closed when Statuses is all there is on this node.
+func (r *Reconciler) Ready() <-chan struct{} { return r.ready }
+
+// Take stores a sync, acknowledges it, and has workers act on it. A stale one is
+// ErrStale and changes nothing. It waits until the reconciler is ready.
+func (r *Reconciler) Take(ctx context.Context, y *dv1.Sync) error {
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	if r.over {
+		return errors.New("taking a sync: the reconciler has ended")
+	}
+	changed, err := r.o.Store.take(y)
+	if err != nil {
+		return err
+	}
+	r.o.Reporter.Ack(y.Index)
+	for id, w := range changed {
+		r.mu.Lock()
+		k := r.workers[id]
+		r.mu.Unlock()
+		if k == nil {
+			r.spawn([]byte(id), w, nil)
+			continue
+		}
+		k.set(w)
+	}
+	return nil
+}
+
+// Statuses are the current ones of every task on this node.
+func (r *Reconciler) Statuses() []*dv1.TaskStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]*dv1.TaskStatus, 0, len(r.statuses))
+	for _, s := range r.statuses {
+		out = append(out, s)
+	}
+	return out
+}
+
+// Reading says that a reader of a task's output has come. It calls the result
+// when it goes, with whether it reached the end of the attempt's output: the
+// logs of an auto-removed task are kept for it, for at most keepLogs.
+func (r *Reconciler) Reading(taskID string) func(end bool) {
+	id, _ := hex.DecodeString(taskID)
+	r.mu.Lock()
+	w := r.workers[string(id)]
+	r.mu.Unlock()
+	if w == nil {
+		return func(bool) {}
+	}
+	w.reader(+1, false)
+	return func(end bool) { w.reader(-1, end) }
+}
+
+func (r *Reconciler) spawn(id []byte, wanted want, f *Found) {
+	w := &worker{r: r, id: hex.EncodeToString(id), raw: id, want: wanted, wake: make(chan struct{}, 1),
+		log: r.o.Log.With("task", hex.EncodeToString(id)[:min(12, 2*len(id))])}
+	r.mu.Lock()
+	r.workers[string(id)] = w
+	ctx := r.ctx
+	r.mu.Unlock()
+	w.adopt(f) // before anyone asks for statuses
+	r.wg.Go(func() { w.run(ctx, f) })
+}
+
+// publish keeps s and reports it, unless it would be a step back.
+func (r *Reconciler) publish(s *dv1.TaskStatus) {
+	r.mu.Lock()
+	ok := forward(r.statuses[string(s.Id)], s)
+	if ok {
+		r.statuses[string(s.Id)] = s
+	}
+	r.mu.Unlock()
+	if !ok {
+		r.o.Log.Warn("a status would have been a step back", "task", hex.EncodeToString(s.Id), "attempt", s.Attempt, "phase", s.Phase)
+		return
+	}
+	r.o.Reporter.Status(s)
+}
+
+func (r *Reconciler) status(id []byte) *dv1.TaskStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.statuses[string(id)]
+}
+
+// gone ends a removed task's worker and acknowledges its tombstone.
+func (r *Reconciler) gone(w *worker) error {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	if err := r.o.Store.forget(w.raw); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	delete(r.workers, string(w.raw))
+	delete(r.statuses, string(w.raw))
+	r.mu.Unlock()
+	r.o.Reporter.Removed(w.raw)
+	return nil
+}
+
+// Pauses between tries of a step.
+const (
+	firstPause = 50 * time.Millisecond
+	maxPause   = 2 * time.Second
+)
+
+// again does f until it works, ctx ends, or its error is a final one.
+func again(ctx context.Context, f func() error, final ...error) error {
+	for wait := firstPause; ; wait = min(2*wait, maxPause) {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		for _, x := range final {
+			if errors.Is(err, x) {
+				return err
+			}
+		}
+		if !pause(ctx, wait/2+rand.N(wait/2)) {
+			return fmt.Errorf("%w (last: %w)", ctx.Err(), err)
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

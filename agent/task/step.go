@@ -1,0 +1,103 @@
+package task
+
+import (
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// step is what a worker does next.
+type step string
+
+const (
+	idle    step = "idle"    // nothing, until something is wanted
+	prepare step = "prepare" // snapshot and container
+	start   step = "start"   // the wanted attempt
+	never   step = "never"   // the wanted attempt was stopped before it ran
+	stop    step = "stop"    // signal the running attempt
+	await   step = "await"   // its exit
+	release step = "release" // what an ended attempt holds
+	hold    step = "hold"    // keep the logs for a reader
+	remove  step = "remove"  // everything
+)
+
+// have is what a worker knows that the engine has.
+type have struct {
+	prepared bool
+	tried    bool  // prepare failed and is tried again with an attempt only
+	attempt  int32 // last one that ran or failed
+	running  bool
+	held     bool // an ended attempt's network and shim aren't released yet
+	stopping stopping
+	read     bool // a reader reached the end of the last attempt's log, and none is open
+	waited   bool // the time for readers is over
+}
+
+// stopping tells one order to stop from the next.
+type stopping struct {
+	ordered  bool
+	killing  bool
+	revision uint64
+}
+
+// next decides on one step. What raft doesn't know is left as it is.
+func next(w want, h have) step {
+	if w.tomb != nil {
+		return nextOfRemoved(w, h)
+	}
+	if h.running {
+		if o := order(w, h); o.ordered && o != h.stopping {
+			return stop
+		}
+		return await
+	}
+	switch {
+	case h.held:
+		return release
+	case w.task == nil || w.orphan:
+		return idle
+	case w.task.Attempt > h.attempt && w.task.Desired == dv1.Desired_RUNNING:
+		return start
+	case w.task.Attempt > h.attempt && w.task.Desired == dv1.Desired_STOPPED:
+		return never
+	case !h.prepared && !h.tried && h.attempt == 0:
+		return prepare
+	}
+	return idle
+}
+
+func nextOfRemoved(w want, h have) step {
+	switch {
+	case h.running && !h.stopping.killing:
+		return stop
+	case h.running:
+		return await
+	case h.held:
+		return release
+	case w.task.GetAutoRemove() && !w.tomb.Force && h.attempt > 0 && !h.read && !h.waited:
+		return hold
+	}
+	return remove
+}
+
+// order says whether the running attempt is to be stopped. An attempt above the
+// wanted one is not what the order speaks of.
+func order(w want, h have) stopping {
+	if w.tomb != nil {
+		return stopping{ordered: true, killing: true}
+	}
+	if w.task == nil || w.orphan || w.task.Attempt < h.attempt {
+		return stopping{}
+	}
+	if w.task.Desired == dv1.Desired_STOPPED || w.task.Attempt > h.attempt {
+		return stopping{ordered: true, killing: w.task.StopTimeout == 0, revision: w.task.Revision}
+	}
+	return stopping{}
+}
+
+// forward says whether a status may follow another: attempts and, within one,
+// phases only grow.
+func forward(old, s *dv1.TaskStatus) bool {
+	if old == nil || s.Attempt != old.Attempt {
+		return s.GetAttempt() >= old.GetAttempt()
+	}
+	return s.Phase >= old.Phase
+}

@@ -1,0 +1,284 @@
+package task
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+)
+
+// storeVersion is the format of the store's bytes; another one is refused.
+const storeVersion = 1
+
+var (
+	bMeta    = []byte("meta")
+	bTasks   = []byte("tasks")      // id -> dv1.Assignment
+	bTombs   = []byte("tombstones") // id -> dv1.Tombstone
+	bFailed  = []byte("failed")     // id -> dv1.TaskStatus of an attempt that the engine never had
+	bOrphans = []byte("orphans")    // id -> nothing: a full sync did not name it
+	kVersion = []byte("version")
+	kNumber  = []byte("number")
+	kLast    = []byte("last") // epoch, term, index
+	kSubnet  = []byte("subnet")
+)
+
+// Store is what an agent must not forget: its assignments, the last sync that it
+// took, its session number and subnet. Every change is on disk when the call
+// returns. Safe for concurrent use.
+type Store struct{ db *bbolt.DB }
+
+// Position of a sync in the life of a cluster; compared in this order.
+type Position struct{ Epoch, Term, Index uint64 }
+
+// Before says whether p is older than q.
+func (p Position) Before(q Position) bool {
+	if p.Epoch != q.Epoch {
+		return p.Epoch < q.Epoch
+	}
+	if p.Term != q.Term {
+		return p.Term < q.Term
+	}
+	return p.Index < q.Index
+}
+
+// want is what the store holds of a task.
+type want struct {
+	task   *dv1.Task // nil: never assigned
+	spec   *dv1.Spec
+	tomb   *dv1.Tombstone
+	failed *dv1.TaskStatus
+	orphan bool
+}
+
+// OpenStore opens or makes the store in path. One process at a time has it.
+func OpenStore(path string) (*Store, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second})
+	if err != nil {
+		return nil, fmt.Errorf("opening the task store %s: %w", path, err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bMeta, bTasks, bTombs, bFailed, bOrphans} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		m := tx.Bucket(bMeta)
+		switch v := m.Get(kVersion); {
+		case v == nil:
+			return m.Put(kVersion, u64s(storeVersion))
+		case len(v) != 8 || binary.BigEndian.Uint64(v) != storeVersion:
+			return fmt.Errorf("its version is %x, this drover reads %d", v, storeVersion)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the task store %s: %w", path, err), db.Close())
+	}
+	return &Store{db}, nil
+}
+
+// Close ends the use of the store.
+func (s *Store) Close() error { return s.db.Close() }
+
+// NextSession gives a session number above all that were given.
+func (s *Store) NextSession() (n uint64, err error) {
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		m := tx.Bucket(bMeta)
+		if v := m.Get(kNumber); len(v) == 8 {
+			n = binary.BigEndian.Uint64(v)
+		}
+		n++
+		return m.Put(kNumber, u64s(n))
+	})
+	if err != nil {
+		return 0, fmt.Errorf("storing the session number: %w", err)
+	}
+	return n, nil
+}
+
+// Last is the highest sync taken.
+func (s *Store) Last() (p Position, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error { p = last(tx); return nil })
+	return p, err
+}
+
+// Subnet is the node's own, "" before the first welcome.
+func (s *Store) Subnet() (subnet string, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error { subnet = string(tx.Bucket(bMeta).Get(kSubnet)); return nil })
+	return subnet, err
+}
+
+// SetSubnet keeps the node's subnet.
+func (s *Store) SetSubnet(subnet string) error {
+	err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bMeta).Put(kSubnet, []byte(subnet)) })
+	if err != nil {
+		return fmt.Errorf("storing subnet %s: %w", subnet, err)
+	}
+	return nil
+}
+
+// take stores a sync and gives what it changed, by id. A stale one changes nothing.
+func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
+	changed := map[string]want{}
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		at, had := Position{y.Epoch, y.Term, y.Index}, last(tx)
+		if at.Before(had) {
+			return fmt.Errorf("sync %v after %v: %w", at, had, ErrStale)
+		}
+		named := map[string]bool{}
+		for _, a := range y.Tasks {
+			id := a.GetTask().GetId()
+			if len(id) == 0 {
+				return errors.New("an assignment has no task id")
+			}
+			named[string(id)] = true
+			if err := put(tx, bTasks, id, a); err != nil {
+				return err
+			}
+			if err := tx.Bucket(bOrphans).Delete(id); err != nil {
+				return err
+			}
+		}
+		for _, t := range y.Tombstones {
+			if len(t.GetTaskId()) == 0 {
+				return errors.New("a tombstone has no task id")
+			}
+			named[string(t.TaskId)] = true
+			if err := put(tx, bTombs, t.TaskId, t); err != nil {
+				return err
+			}
+		}
+		if y.Full {
+			orphans, err := unnamed(tx, named)
+			if err != nil {
+				return err
+			}
+			for _, id := range orphans {
+				if err := tx.Bucket(bOrphans).Put(id, []byte{1}); err != nil {
+					return err
+				}
+				named[string(id)] = true
+			}
+		}
+		for id := range named {
+			w, err := read(tx, []byte(id))
+			if err != nil {
+				return err
+			}
+			changed[id] = w
+		}
+		return tx.Bucket(bMeta).Put(kLast, u64s(at.Epoch, at.Term, at.Index))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("storing a sync: %w", err)
+	}
+	return changed, nil
+}
+
+// unnamed gives the tasks that a full sync left out and no tombstone explains.
+func unnamed(tx *bbolt.Tx, named map[string]bool) (out [][]byte, err error) {
+	err = tx.Bucket(bTasks).ForEach(func(id, _ []byte) error {
+		if !named[string(id)] && tx.Bucket(bTombs).Get(id) == nil {
+			out = append(out, append([]byte(nil), id...))
+		}
+		return nil
+	})
+	return out, err
+}
+
+// all gives every task that the store knows.
+func (s *Store) all() (map[string]want, error) {
+	out := map[string]want{}
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bTasks, bTombs} {
+			err := tx.Bucket(b).ForEach(func(id, _ []byte) error {
+				w, err := read(tx, id)
+				out[string(id)] = w
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the task store: %w", err)
+	}
+	return out, nil
+}
+
+// fail keeps that an attempt never ran, so that a restarted agent doesn't try it again.
+func (s *Store) fail(st *dv1.TaskStatus) error {
+	err := s.db.Update(func(tx *bbolt.Tx) error { return put(tx, bFailed, st.Id, st) })
+	if err != nil {
+		return fmt.Errorf("storing the failure of task %x: %w", st.Id, err)
+	}
+	return nil
+}
+
+// forget drops a removed task.
+func (s *Store) forget(id []byte) error {
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bTasks, bTombs, bFailed, bOrphans} {
+			if err := tx.Bucket(b).Delete(id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("forgetting task %x: %w", id, err)
+	}
+	return nil
+}
+
+func read(tx *bbolt.Tx, id []byte) (w want, err error) {
+	if b := tx.Bucket(bTasks).Get(id); b != nil {
+		a := &dv1.Assignment{}
+		if err := proto.Unmarshal(b, a); err != nil {
+			return w, fmt.Errorf("task %x: %w", id, err)
+		}
+		w.task, w.spec = a.Task, a.Spec
+	}
+	if b := tx.Bucket(bTombs).Get(id); b != nil {
+		w.tomb = &dv1.Tombstone{}
+		if err := proto.Unmarshal(b, w.tomb); err != nil {
+			return w, fmt.Errorf("tombstone of %x: %w", id, err)
+		}
+	}
+	if b := tx.Bucket(bFailed).Get(id); b != nil {
+		w.failed = &dv1.TaskStatus{}
+		if err := proto.Unmarshal(b, w.failed); err != nil {
+			return w, fmt.Errorf("failure of %x: %w", id, err)
+		}
+	}
+	w.orphan = tx.Bucket(bOrphans).Get(id) != nil
+	return w, nil
+}
+
+func put(tx *bbolt.Tx, bucket, id []byte, m proto.Message) error {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(bucket).Put(id, b)
+}
+
+func last(tx *bbolt.Tx) (p Position) {
+	if v := tx.Bucket(bMeta).Get(kLast); len(v) == 24 {
+		p = Position{binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:]), binary.BigEndian.Uint64(v[16:])}
+	}
+	return p
+}
+
+func u64s(vs ...uint64) (out []byte) {
+	for _, v := range vs {
+		out = binary.BigEndian.AppendUint64(out, v)
+	}
+	return out
+}

@@ -1,0 +1,385 @@
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// keepLogs is how long the logs of an auto-removed task wait for a reader.
+	keepLogs = 30 * time.Second
+	// killAgain is the pause before a SIGKILL that nothing came of is repeated.
+	killAgain = 2 * time.Second
+	// startBudget bounds how long a start is tried while the engine is away.
+	startBudget = 15 * time.Second
+	// lostCode is docker's exit code of a process whose end nobody saw.
+	lostCode = 255
+)
+
+// worker takes one task forward, one step at a time, in one goroutine.
+type worker struct {
+	r   *Reconciler
+	id  string
+	raw []byte
+	log *slog.Logger
+
+	mu      sync.Mutex // guards the fields below
+	want    want
+	readers int
+	read    bool
+
+	wake chan struct{} // something above changed
+
+	// The goroutine's own.
+	have   have
+	exit   chan *dv1.Exit // of the running attempt
+	timer  *time.Timer    // until SIGKILL, or until logs are kept no more
+	signal string         // the image's stop signal
+}
+
+func (w *worker) set(x want) {
+	w.mu.Lock()
+	w.want = x
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) reader(n int, end bool) {
+	w.mu.Lock()
+	w.readers += n
+	w.read = w.read || end
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) look() want {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.have.read = w.read && w.readers == 0
+	return w.want
+}
+
+// adopt takes over what the engine found, nil if nothing.
+func (w *worker) adopt(f *Found) {
+	s := &dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_PENDING}
+	if f != nil {
+		a := f.Attempt
+		w.signal = a.StopSignal
+		// An attempt without a record of its end is waited on: the engine knows more.
+		w.have = have{prepared: true, attempt: a.Number, running: a.Number > 0 && (f.Running || a.Exit == nil)}
+		w.have.held = a.Number > 0 && !w.have.running
+		s.Phase = dv1.Phase_READY
+		if a.Number > 0 {
+			s = w.seen(a)
+		}
+		s.Paused = f.Paused
+	}
+	if x := w.want.failed; x != nil && x.Attempt >= w.have.attempt && !w.have.running {
+		w.have.attempt, w.have.held = x.Attempt, true
+		s = x
+	}
+	w.tell(s, w.want)
+}
+
+// seen is the status of an attempt as the engine sees it.
+func (w *worker) seen(a Attempt) *dv1.TaskStatus {
+	s := &dv1.TaskStatus{Id: w.raw, Attempt: a.Number, Phase: dv1.Phase_ACTIVE, Pid: int32(a.Pid), Ip: a.IP,
+		Gateway: a.Gateway, Mac: a.MAC, PrefixLen: int32(a.PrefixLen), Ports: a.Ports}
+	if !a.Started.IsZero() {
+		s.Started = a.Started.UnixNano()
+	}
+	if a.Exit != nil {
+		ended(s, a.Exit)
+	}
+	return s
+}
+
+func ended(s *dv1.TaskStatus, x *dv1.Exit) {
+	s.Phase, s.Exit, s.Pid, s.Paused = dv1.Phase_EXITED, proto.CloneOf(x), 0, false
+	s.Exit.Attempt = s.Attempt
+	if s.Started == 0 {
+		s.Started = x.Started
+	}
+}
+
+// tell publishes s, with what the store knows.
+func (w *worker) tell(s *dv1.TaskStatus, x want) {
+	s.Orphan = x.orphan || (x.task == nil && x.tomb == nil)
+	s.At = time.Now().UnixNano()
+	w.r.publish(s)
+}
+
+func (w *worker) run(ctx context.Context, f *Found) {
+	w.timer = time.NewTimer(time.Hour)
+	defer w.timer.Stop()
+	w.timer.Stop()
+	if w.have.running {
+		w.watch(ctx, f.Attempt.Number)
+	}
+	for ctx.Err() == nil {
+		x := w.look()
+		if s := w.r.status(w.raw); s != nil && s.Orphan != (x.orphan || (x.task == nil && x.tomb == nil)) {
+			w.tell(proto.CloneOf(s), x)
+		}
+		switch next(x, w.have) {
+		case prepare:
+			w.prepare(ctx, x)
+		case start:
+			w.start(ctx, x)
+		case never:
+			w.fail(x, errors.New("it was stopped before it was started"))
+		case stop:
+			w.stop(ctx, x)
+		case release:
+			err := again(ctx, func() error { return w.say("releasing", w.r.o.Engine.Release(ctx, w.id)) }, ErrNotFound)
+			w.have.held = err != nil && !errors.Is(err, ErrNotFound)
+		case remove:
+			if w.remove(ctx) {
+				return
+			}
+		case hold:
+			w.timer.Reset(keepLogs)
+			w.pause(ctx, x)
+		case await, idle:
+			w.pause(ctx, x)
+		}
+	}
+}
+
+// pause waits for something to do.
+func (w *worker) pause(ctx context.Context, x want) {
+	for held := next(x, w.have) == hold; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+			if held { // the time that logs are kept goes on meanwhile
+				if x = w.look(); next(x, w.have) == hold {
+					continue
+				}
+			}
+			return
+		case e := <-w.exit:
+			w.exited(e, x)
+			return
+		case <-w.timer.C:
+			if held {
+				w.have.waited = true
+				return
+			}
+			w.kill(ctx)
+			return
+		}
+	}
+}
+
+func (w *worker) prepare(ctx context.Context, x want) {
+	w.have.tried = true
+	if err := w.made(ctx, x, 0); err != nil {
+		if ctx.Err() != nil {
+			return
+		}
+		w.log.Warn("preparing a task failed", "err", err)
+		w.tell(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_FAILED, Why: err.Error()}, x)
+		return
+	}
+	w.tell(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_READY}, x)
+}
+
+// made prepares the container, with its image pulled if it isn't here.
+func (w *worker) made(ctx context.Context, x want, attempt int32) error {
+	spec, err := specOf(w.id, x)
+	if err != nil {
+		return err
+	}
+	err = w.r.o.Engine.Prepare(ctx, spec)
+	if errors.Is(err, ErrNoImage) {
+		w.phase(x, attempt, dv1.Phase_PULLING)
+		if _, err := w.r.o.Engine.Pull(ctx, spec.Image, spec.Digest, nil, func(Progress) {}); err != nil {
+			return &StartError{Code: 125, Message: fmt.Sprintf("pulling %s: %v", spec.Image, err)}
+		}
+		w.phase(x, attempt, dv1.Phase_PREPARING)
+		err = w.r.o.Engine.Prepare(ctx, spec)
+	}
+	if err != nil {
+		return err
+	}
+	w.have.prepared = true
+	return nil
+}
+
+// phase tells of a step towards an attempt; what was told already isn't told again.
+func (w *worker) phase(x want, attempt int32, p dv1.Phase) {
+	s := &dv1.TaskStatus{Id: w.raw, Attempt: attempt, Phase: p}
+	if forward(w.r.status(w.raw), s) {
+		w.tell(s, x)
+	}
+}
+
+func specOf(id string, x want) (Spec, error) {
+	s := Spec{ID: id, Name: x.task.Name, Image: x.spec.GetImage(), Digest: x.spec.GetDigest(),
+		SpecHash: fmt.Sprintf("%x", x.spec.GetId()), AutoRemove: x.task.AutoRemove}
+	if err := json.Unmarshal(x.spec.GetBody(), &s.Create); err != nil {
+		return s, &StartError{Code: 125, Message: fmt.Sprintf("reading the spec of container %s: %v", x.task.Name, err)}
+	}
+	return s, nil
+}
+
+// start starts the wanted attempt. What is the user's fault fails at once; an
+// engine that is away is given time to come back.
+func (w *worker) start(ctx context.Context, x want) {
+	n := x.task.Attempt
+	w.mu.Lock()
+	w.read = false
+	w.mu.Unlock()
+	w.have.stopping = stopping{}
+	bctx, cancel := context.WithTimeout(ctx, startBudget)
+	defer cancel()
+	var a Attempt
+	var last error // as the engine said it
+	_ = again(bctx, func() error {
+		if a, last = w.try(ctx, x, n); last == nil {
+			return nil
+		}
+		var user *StartError
+		if errors.As(last, &user) {
+			return nil
+		}
+		if errors.Is(last, ErrNotFound) {
+			w.have.prepared = false
+		}
+		return w.say("starting", last)
+	})
+	if ctx.Err() != nil {
+		return // the next agent finds out what came of it
+	}
+	if last != nil {
+		w.fail(x, last)
+		return
+	}
+	a.Number = n
+	w.signal = a.StopSignal
+	w.have.attempt, w.have.running, w.have.held = n, a.Exit == nil, a.Exit != nil
+	if w.have.running {
+		w.watch(ctx, n)
+	}
+	w.tell(w.seen(a), x)
+}
+
+// try prepares what isn't, and starts. The budget of its caller is for an engine
+// that is away, so a long pull is not cut by it.
+func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
+	if !w.have.prepared {
+		if err := w.made(ctx, x, n); err != nil {
+			return Attempt{}, err
+		}
+	}
+	return w.r.o.Engine.Start(ctx, w.id, n)
+}
+
+// fail records that the wanted attempt never ran.
+func (w *worker) fail(x want, err error) {
+	s := &dv1.TaskStatus{Id: w.raw, Attempt: x.task.Attempt, Phase: dv1.Phase_FAILED, Why: err.Error()}
+	if err := w.r.o.Store.fail(s); err != nil {
+		w.log.Error("a failed start would be forgotten if this agent restarted", "err", err)
+	}
+	w.have.attempt, w.have.running, w.have.held = x.task.Attempt, false, true
+	w.tell(s, x)
+}
+
+// watch waits for the running attempt's exit on the side.
+func (w *worker) watch(ctx context.Context, n int32) {
+	ch := make(chan *dv1.Exit, 1)
+	w.exit = ch
+	w.r.wg.Go(func() {
+		var x *dv1.Exit
+		err := again(ctx, func() (err error) { x, err = w.r.o.Engine.Wait(ctx, w.id, n); return err }, ErrNotFound, ErrNotRunning)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			x = &dv1.Exit{Attempt: n, Code: lostCode, At: time.Now().UnixNano(), Reason: "its end was not seen: " + err.Error()}
+		}
+		ch <- x
+	})
+}
+
+func (w *worker) exited(e *dv1.Exit, x want) {
+	w.timer.Stop()
+	w.exit = nil
+	w.have.running, w.have.held, w.have.stopping = false, true, stopping{}
+	s := proto.CloneOf(w.r.status(w.raw))
+	if s == nil || s.Attempt != w.have.attempt {
+		s = &dv1.TaskStatus{Id: w.raw, Attempt: w.have.attempt}
+	}
+	ended(s, e)
+	w.tell(s, x)
+}
+
+// stop signals the running attempt and arms what comes if that doesn't help.
+func (w *worker) stop(ctx context.Context, x want) {
+	w.have.stopping = order(x, w.have)
+	if w.have.stopping.killing {
+		w.kill(ctx)
+		return
+	}
+	w.timer.Stop()
+	if t := x.task.StopTimeout; t > 0 {
+		w.timer.Reset(time.Duration(t) * time.Second)
+	}
+	sig := x.task.StopSignal
+	if sig == "" {
+		if s, err := specOf(w.id, x); err == nil && s.Create.Config != nil {
+			sig = s.Create.StopSignal
+		}
+	}
+	if sig == "" {
+		sig = w.signal
+	}
+	if sig == "" {
+		sig = "SIGTERM"
+	}
+	err := w.r.o.Engine.Signal(ctx, w.id, sig)
+	if err = w.say("stopping", err); err != nil && !errors.Is(err, ErrNotRunning) {
+		w.timer.Reset(killAgain) // a signal that did not arrive is not waited for
+	}
+}
+
+func (w *worker) kill(ctx context.Context) {
+	_ = w.say("killing", w.r.o.Engine.Signal(ctx, w.id, "SIGKILL"))
+	w.timer.Reset(killAgain)
+}
+
+func (w *worker) remove(ctx context.Context) (done bool) {
+	err := again(ctx, func() error {
+		if err := w.say("removing", w.r.o.Engine.Remove(ctx, w.id)); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		return w.say("forgetting", w.r.gone(w))
+	})
+	return err == nil
+}
+
+// say logs what went wrong in a step that is tried again.
+func (w *worker) say(doing string, err error) error {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrNotRunning) || errors.Is(err, ErrNotFound) {
+		return err
+	}
+	w.log.Warn(doing+" a task", "err", err)
+	return err
+}

@@ -1,0 +1,256 @@
+// Package controller runs a host's controller: it brings the control plane's
+// rooms up in the order that survives a power cut, serves them, and ends them.
+// What they decide and answer is theirs.
+//
+// The order: lock, identity files, listeners (503 until ready), raft, barrier,
+// unseal and first proposals, sessions and API. It ends the other way round, so
+// that requests in progress still find a log.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/consensus"
+	"github.com/drover/drover/controller/core"
+	"github.com/drover/drover/controller/dispatch"
+	"github.com/drover/drover/controller/engineapi"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/mux"
+	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/registry"
+)
+
+// DefaultListen is every address of the host, on the control plane's port.
+const DefaultListen = "0.0.0.0:7443"
+
+// Config of Run. DataDir and RunDir are needed.
+type Config struct {
+	DataDir    string // holds the identities that bootstrap.Up made
+	RunDir     string // gets drover.sock, and recovery-key once
+	Listen     string // host:port; "" is DefaultListen
+	Advertise  string // host[:port] that others dial; "" is the address listened on, if that is one
+	Version    string // of drover, for people
+	Registries []registry.Mirror
+	Logger     *slog.Logger // nil: none
+	Tracer     trace.Tracer // nil: none
+	Stdout     io.Writer    // shows the recovery key, once; nil is os.Stdout
+	// OnReady is called when requests are answered, with the port's address.
+	OnReady func(net.Addr)
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.DataDir == "":
+		return errors.New("controller: DataDir is required")
+	case c.RunDir == "":
+		return errors.New("controller: RunDir is required")
+	}
+	if c.Listen == "" {
+		c.Listen = DefaultListen
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Tracer == nil {
+		c.Tracer = noop.NewTracerProvider().Tracer("")
+	}
+	if c.Stdout == nil {
+		c.Stdout = os.Stdout
+	}
+	if c.OnReady == nil {
+		c.OnReady = func(net.Addr) {}
+	}
+	return nil
+}
+
+type controller struct {
+	Config
+	dir      string
+	unlock   func()
+	files    *pki.Files
+	registry *registry.Registry
+	contact  string
+	fail     func(error) // ends the controller; the first one counts
+
+	port     net.Listener
+	mux      *mux.Mux
+	layer    *raftLayer
+	requests *visitors
+	sessions *visitors
+	agents   *agents
+
+	node    atomic.Pointer[consensus.Node] // nil before raft is open
+	serving atomic.Pointer[serving]        // nil before everything is ready
+	ready   chan struct{}                  // closed when serving is set
+	commits gate
+	revoked chan struct{} // poked when an identity was revoked
+}
+
+// serving is what answers once the controller is ready.
+type serving struct{ api, sessions http.Handler }
+
+// Run is a controller from start to end: nil when ctx ended, else why it could
+// not go on. It needs what bootstrap.Up put into DataDir.
+func Run(ctx context.Context, cfg Config) error {
+	c, err := load(cfg)
+	if err != nil {
+		return err
+	}
+	return c.run(ctx)
+}
+
+// failure tells what broke from the end that the caller asked for.
+type failure struct{ error }
+
+func (f *failure) Unwrap() error { return f.error }
+
+// load takes the lock, and reads the files that say who this is.
+func load(cfg Config) (_ *controller, err error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	c := &controller{Config: cfg, ready: make(chan struct{}), revoked: make(chan struct{}, 1),
+		requests: newVisitors(), sessions: newVisitors()}
+	c.dir = filepath.Join(cfg.DataDir, "controller")
+	if c.unlock, err = lock(c.dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			c.unlock()
+		}
+	}()
+	if c.files, err = pki.LoadFiles(bootstrap.ControllerPKI(c.DataDir)); err != nil {
+		return nil, fmt.Errorf("this host has no controller's identity, or a damaged one: %w", err)
+	}
+	if c.registry, err = registry.New(c.Registries); err != nil {
+		return nil, fmt.Errorf("configuring registries: %w", err)
+	}
+	id, err := bootstrap.LoadIdentity(bootstrap.IdentityFile(c.DataDir))
+	if err == nil {
+		c.contact = id.Node
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	c.agents = newAgents(c.files, func(p pki.Principal) error { return c.authorize(p, pki.KindNode) })
+	return c, nil
+}
+
+func (c *controller) run(ctx context.Context) error {
+	defer c.unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.fail = func(err error) { cancel(&failure{err}) }
+	defer c.agents.close()
+	front, err := c.listen()
+	if err != nil {
+		return err
+	}
+	defer c.start("the port "+c.port.Addr().String(), c.mux.Run)()
+	stopFront := front()
+	defer stopFront()
+	node, err := consensus.Open(consensus.Options{
+		ID: c.files.Principal.ID, Dir: filepath.Join(c.dir, "raft"), Addr: raft.ServerAddress(c.Advertise), Layer: c.layer,
+		Logger: c.Logger, Version: c.Version, OnCommit: c.commits.committed,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := node.Close(); err != nil {
+			c.Logger.Warn("raft did not close well", "err", err)
+		}
+	}()
+	c.node.Store(node)
+	if !node.HasState() {
+		self := raft.Server{ID: raft.ServerID(c.files.Principal.ID), Address: raft.ServerAddress(c.Advertise)}
+		if err := node.Bootstrap([]raft.Server{self}); err != nil {
+			return err
+		}
+	}
+	defer c.start("the proposer", node.Run)()
+	if err := c.serve(ctx, node, stopFront); err != nil && ctx.Err() == nil {
+		return err
+	}
+	var broken *failure
+	if errors.As(context.Cause(ctx), &broken) {
+		return broken.error
+	}
+	return nil
+}
+
+// serve goes from an open log to answering, until ctx ends.
+func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront func()) error {
+	if err := becomeReady(ctx, node); err != nil {
+		return err
+	}
+	log := &patientLog{Node: node, tracer: c.Tracer}
+	if err := c.unseal(ctx, log); err != nil {
+		return err
+	}
+	fleet := core.New(c.contact)
+	hub := dispatch.New(dispatch.Options{Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened})
+	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.client
+	c.commits.open(func() { fleet.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
+		hub.Committed(effects, index)
+		fleet.Committed(effects, node.Snapshot().Time())
+		c.revocations(effects)
+	})
+	defer c.start("liveness", hub.Run)()
+	defer c.start("revocations", c.dropRevoked)()
+	c.serving.Store(&serving{api: c.api(fleet), sessions: hub.Handler()})
+	close(c.ready)
+	c.Logger.Info("controller is ready", "addr", c.port.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index())
+	c.OnReady(c.port.Addr())
+	<-ctx.Done()
+	stopFront() // before the log, which requests in progress need
+	return nil
+}
+
+func (c *controller) api(fleet engineapi.Fleet) http.Handler {
+	return engineapi.New(engineapi.Options{Fleet: fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version})
+}
+
+// becomeReady waits until this member leads and has applied what was committed.
+func becomeReady(ctx context.Context, node *consensus.Node) error {
+	for {
+		changed := node.Changed()
+		if node.Ready() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for raft to elect: %w", ctx.Err())
+		}
+	}
+}
+
+// start runs a part until the stop that it gives is called. A part that fails
+// before ends the controller.
+func (c *controller) start(what string, run func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background()) // parts end in order, not all at once
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := run(ctx); err != nil && ctx.Err() == nil {
+			c.fail(fmt.Errorf("%s failed: %w", what, err))
+		}
+	}()
+	return func() { cancel(); <-done }
+}

@@ -1,0 +1,176 @@
+package controller
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime/debug"
+
+	"github.com/drover/drover/pkg/pki"
+)
+
+// refusal is an answer instead of the asked-for one.
+type refusal struct {
+	code int
+	msg  string
+}
+
+func (e *refusal) Error() string { return e.msg }
+
+type connKey struct{}
+
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// front is what every request passes, on the port and on the socket: who is
+// there, and is the controller ready for it.
+func (c *controller) front(w http.ResponseWriter, r *http.Request) {
+	out := &answer{ResponseWriter: w}
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+			c.Logger.Error("a request panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			if !out.begun {
+				refuse(out, &refusal{http.StatusInternalServerError, fmt.Sprintf("this request met an error in drover: %v", p)})
+				return
+			}
+		}
+		panic(http.ErrAbortHandler) // too late for words: the client must see a broken answer
+	}()
+	p, err := c.caller(r)
+	if err != nil {
+		refuse(out, err)
+		return
+	}
+	conn, _ := r.Context().Value(connKey{}).(net.Conn)
+	leave, ok := c.requests.enter(conn, p.URI)
+	if !ok {
+		refuse(out, &refusal{http.StatusServiceUnavailable, "this controller is stopping"})
+		return
+	}
+	defer leave()
+	s := c.serving.Load()
+	if s == nil {
+		refuse(out, &refusal{http.StatusServiceUnavailable, "this controller is starting: its log is not ready yet"})
+		return
+	}
+	if p.Kind != pki.KindLocal {
+		// After enter: a revocation that this misses ends the connection.
+		if p, err = c.known(p); err != nil {
+			refuse(out, &refusal{http.StatusForbidden, err.Error()})
+			return
+		}
+	}
+	s.api.ServeHTTP(out, r.WithContext(pki.WithPrincipal(r.Context(), p)))
+}
+
+// caller is who sent a request, as far as connections tell.
+func (c *controller) caller(r *http.Request) (pki.Principal, error) {
+	if local, ok := r.Context().Value(peerKey{}).(peerResult); ok {
+		if local.err != nil {
+			return pki.Principal{}, &refusal{http.StatusForbidden, local.err.Error()}
+		}
+		return local.principal, nil
+	}
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return pki.Principal{}, &refusal{http.StatusUnauthorized, pki.ErrNoPrincipal.Error()}
+	}
+	p, err := pki.FromCert(r.TLS.PeerCertificates[0])
+	if err != nil {
+		return pki.Principal{}, &refusal{http.StatusForbidden, err.Error()}
+	}
+	return p, nil
+}
+
+// known gives a verified identity its roles, or says why it has none.
+func (c *controller) known(p pki.Principal) (pki.Principal, error) {
+	node := c.node.Load()
+	if node == nil {
+		return p, errors.New("this controller is starting: identities are not known yet")
+	}
+	id := node.Snapshot().Identity(p.URI)
+	if id == nil {
+		return p, fmt.Errorf("%s is not known to this cluster", p.URI)
+	}
+	if id.GetRevoked() {
+		return p, fmt.Errorf("%s: %w", p.URI, pki.ErrRevoked)
+	}
+	p.Roles = id.GetRoles()
+	return p, nil
+}
+
+// authorize wants a known identity with a role.
+func (c *controller) authorize(p pki.Principal, role string) error {
+	p, err := c.known(p)
+	if err != nil {
+		return err
+	}
+	if !p.Has(role) {
+		return fmt.Errorf("%s has not the role %s", p.URI, role)
+	}
+	return nil
+}
+
+// notRevoked passes what this member doesn't know yet: it may learn it only
+// through the very connection.
+func (c *controller) notRevoked(p pki.Principal) error {
+	if node := c.node.Load(); node != nil && node.Snapshot().Identity(p.URI).GetRevoked() {
+		return fmt.Errorf("%s: %w", p.URI, pki.ErrRevoked)
+	}
+	return nil
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	code := http.StatusInternalServerError
+	var r *refusal
+	if errors.As(err, &r) {
+		code = r.code
+	}
+	if code == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()}) // who left needs no answer
+}
+
+// answer knows whether it has begun.
+type answer struct {
+	http.ResponseWriter
+	begun bool
+}
+
+func (a *answer) WriteHeader(code int) {
+	a.begun = a.begun || code >= 200
+	a.ResponseWriter.WriteHeader(code)
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	a.begun = true
+	return a.ResponseWriter.Write(p)
+}
+
+// Flush implements http.Flusher.
+func (a *answer) Flush() {
+	a.begun = true
+	_ = http.NewResponseController(a.ResponseWriter).Flush()
+}
+
+// Hijack implements http.Hijacker.
+func (a *answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	a.begun = true
+	return http.NewResponseController(a.ResponseWriter).Hijack()
+}
+
+// Unwrap is for http.ResponseController, which sets deadlines through it.
+func (a *answer) Unwrap() http.ResponseWriter {
+	return a.ResponseWriter
+}

@@ -1,0 +1,327 @@
+package controller
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"go.uber.org/goleak"
+	"golang.org/x/net/http2"
+
+	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/dispatch"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// host is one machine's folders and the controller that runs on them.
+type host struct {
+	t      *testing.T
+	data   string
+	rundir string
+	ca     *pki.Authority
+
+	c      *controller
+	addr   string
+	stdout *buffer
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+// buffer may be read while it is written.
+type buffer struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) { b.mu.Lock(); defer b.mu.Unlock(); return b.b.Write(p) }
+func (b *buffer) String() string              { b.mu.Lock(); defer b.mu.Unlock(); return b.b.String() }
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "dc") // short: socket paths are limited
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	h := &host{t: t, data: filepath.Join(dir, "data"), rundir: filepath.Join(dir, "run")}
+	if _, err := bootstrap.Up(bootstrap.Options{DataDir: h.data, NodeName: "a", Hosts: []string{"127.0.0.1"},
+		Controller: "127.0.0.1:7443", Pool: "10.210.0.0/16", Now: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	h.ca = authority(t, h.data)
+	return h
+}
+
+// authority opens the cluster's own, as it is before the cluster is committed.
+func authority(t *testing.T, data string) *pki.Authority {
+	t.Helper()
+	files, err := pki.LoadFiles(bootstrap.ControllerPKI(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd, err := bootstrap.Pending(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := bootstrap.Unwrap(cmd.GetInit().GetSealed()[1], files.Seal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := key.Open(cmd.GetInit().GetSealed()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := x509.ParsePKCS8PrivateKey(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, ok := k.(crypto.Signer)
+	if !ok {
+		t.Fatalf("the authority's key is a %T", k)
+	}
+	return &pki.Authority{Cert: files.Bundle[0], Key: signer}
+}
+
+// up starts the controller and waits until it answers.
+func (h *host) up() {
+	h.t.Helper()
+	ready := make(chan net.Addr, 1)
+	h.stdout = &buffer{}
+	log := slog.New(slog.NewTextHandler(&testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	c, err := load(Config{DataDir: h.data, RunDir: h.rundir, Listen: "127.0.0.1:0", Version: "test", Logger: log, Stdout: h.stdout,
+		OnReady: func(a net.Addr) { ready <- a }})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.c, h.cancel, h.ended = c, cancel, make(chan error, 1)
+	go func() { h.ended <- c.run(ctx) }()
+	h.t.Cleanup(h.down)
+	select {
+	case a := <-ready:
+		h.addr = a.String()
+	case err := <-h.ended:
+		h.c = nil
+		h.t.Fatalf("the controller ended: %v", err)
+	case <-time.After(20 * time.Second):
+		h.t.Fatal("the controller is not ready")
+	}
+}
+
+// down ends the controller, which must take only its grace.
+func (h *host) down() {
+	h.t.Helper()
+	if h.c == nil {
+		return
+	}
+	h.c = nil
+	h.cancel()
+	select {
+	case err := <-h.ended:
+		if err != nil {
+			h.t.Fatalf("the controller ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		h.t.Fatal("the controller does not end")
+	}
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w *testWriter) Write(p []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// identity makes files of an identity that the authority signed.
+func (h *host) identity(kind, id string) *pki.Files {
+	h.t.Helper()
+	k, err := pki.NewKey()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	der, err := h.ca.Issue(pki.URI(h.cluster(), kind, id), k.Public(), nil, time.Now())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	dir := h.t.TempDir()
+	if err := pki.WriteFiles(dir, [][]byte{h.ca.Cert.Raw}, der, k, nil); err != nil {
+		h.t.Fatal(err)
+	}
+	return h.files(dir)
+}
+
+func (h *host) files(dir string) *pki.Files {
+	h.t.Helper()
+	f, err := pki.LoadFiles(dir)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return f
+}
+
+func (h *host) cluster() string { return h.files(bootstrap.AgentPKI(h.data)).Principal.Cluster }
+func (h *host) nodeID() string  { return h.files(bootstrap.AgentPKI(h.data)).Principal.ID }
+
+func (h *host) propose(cmd *dv1.Command) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), 5*time.Second)
+	defer cancel()
+	r, err := h.c.node.Load().Propose(ctx, cmd)
+	if err != nil || r.GetError() != nil {
+		h.t.Fatalf("proposing %T: %v %v", cmd.GetOf(), r, err)
+	}
+}
+
+// response is an answer, read whole.
+type response struct {
+	code   int
+	body   string
+	header http.Header
+	err    error
+}
+
+func (r response) String() string { return fmt.Sprintf("%d %q %v", r.code, r.body, r.err) }
+
+func (h *host) do(c *http.Client, method, url, body string) response {
+	h.t.Helper()
+	defer c.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return response{err: err}
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	return response{resp.StatusCode, string(b), resp.Header, err}
+}
+
+// local asks over the socket.
+func (h *host) local(method, path, body string) response {
+	h.t.Helper()
+	return h.do(&http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", SocketFile(h.rundir))
+	}}}, method, "http://drover"+path, body)
+}
+
+// remote asks over the port, as files say or as nobody; protos are the ALPN names offered.
+func (h *host) remote(files *pki.Files, path string, protos ...string) response {
+	h.t.Helper()
+	config := &tls.Config{RootCAs: h.files(bootstrap.AgentPKI(h.data)).Pool(), NextProtos: protos}
+	if files != nil {
+		config.Certificates = []tls.Certificate{files.Cert}
+	}
+	return h.do(&http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: len(protos) > 0 && protos[0] == "h2"}},
+		http.MethodGet, "https://"+h.addr+path, "")
+}
+
+// peerNode is a node that a test plays.
+type peerNode struct {
+	h      *host
+	stream *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
+	subnet string
+	close  func()
+}
+
+// open opens a session as files say. A refusal is the error.
+func (h *host) open(files *pki.Files, number uint64, addr string) (*peerNode, error) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	config := pki.PeerClientTLS(files, dispatch.ALPN, pki.Kinds(pki.KindController))
+	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", h.addr)
+	}}
+	a := &peerNode{h: h, stream: dv1connect.NewSessionClient(&http.Client{Transport: tr}, "https://"+h.addr).Open(ctx)}
+	a.close = sync.OnceFunc(func() {
+		cancel()
+		_ = a.stream.CloseRequest()
+		_ = a.stream.CloseResponse()
+		tr.CloseIdleConnections()
+	})
+	h.t.Cleanup(a.close)
+	_ = a.stream.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Hello{Hello: &dv1.Hello{Number: number,
+		Node: &dv1.Node{Id: files.Principal.ID, Name: "a", Addr: addr, Capacity: &dv1.Capacity{NanoCpus: 4e9, Memory: 8 << 30}}}}})
+	m, err := a.stream.Receive()
+	if err != nil {
+		a.close()
+		return nil, err
+	}
+	a.subnet = m.GetWelcome().GetSubnet()
+	return a, nil
+}
+
+// sync gives the next sync that says something, beating meanwhile.
+func (a *peerNode) sync() *dv1.Sync {
+	a.h.t.Helper()
+	for {
+		m, err := a.stream.Receive()
+		if err != nil {
+			a.h.t.Fatal(err)
+		}
+		if m.GetBeat() != nil {
+			a.send(&dv1.FromAgent{Of: &dv1.FromAgent_Beat{Beat: &dv1.Beat{}}})
+		}
+		if s := m.GetSync(); s != nil {
+			return s
+		}
+	}
+}
+
+func (a *peerNode) send(m *dv1.FromAgent) {
+	a.h.t.Helper()
+	if err := a.stream.Send(m); err != nil {
+		a.h.t.Fatal(err)
+	}
+}
+
+func (a *peerNode) status(s ...*dv1.TaskStatus) {
+	a.h.t.Helper()
+	a.send(&dv1.FromAgent{Of: &dv1.FromAgent_Observation{Observation: &dv1.Observation{Tasks: s}}})
+}
+
+// bulkPort serves an agent's own port.
+func (h *host) bulkPort(files *pki.Files, handler http.Handler) (addr string) {
+	h.t.Helper()
+	config := pki.PeerServerTLS(files, pki.Kinds(pki.KindController))
+	config.NextProtos = []string{bulk.ALPN}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = bulk.Serve(ctx, l, handler, slog.New(slog.DiscardHandler)) }()
+	h.t.Cleanup(func() { cancel(); <-done })
+	return l.Addr().String()
+}
+
+// noLeaks is to be deferred first.
+func noLeaks(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+}

@@ -1,0 +1,230 @@
+package controller
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/net/http2"
+
+	"github.com/drover/drover/controller/dispatch"
+	"github.com/drover/drover/pkg/mux"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// RaftALPN is the protocol among controllers.
+const RaftALPN = "drover-raft/1"
+
+// grace is what requests in progress get when the controller stops.
+const grace = 500 * time.Millisecond
+
+// listen takes the port and the socket. begin then answers on both; it gives
+// what ends that, which may be called twice.
+func (c *controller) listen() (begin func() (stop func()), err error) {
+	if c.port, err = net.Listen("tcp", c.Listen); err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", c.Listen, err)
+	}
+	path := SocketFile(c.RunDir)
+	var socket net.Listener
+	if c.Advertise, err = advertise(c.Advertise, c.port.Addr()); err == nil {
+		socket, err = listenSocket(path)
+	}
+	if err != nil {
+		_ = c.port.Close()
+		return nil, err
+	}
+	c.mux = mux.New(c.port, c.Logger)
+	config := pki.ServerTLS(c.files, nil)
+	config.ClientAuth = tls.VerifyClientCertIfGiven
+	api := c.mux.Handle(config, "h2", "http/1.1", "")
+	sessions := c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindNode), c.notRevoked)), dispatch.ALPN)
+	c.layer = &raftLayer{
+		Listener: c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), RaftALPN),
+		addr:     advertised(c.Advertise),
+		config:   pki.PeerClientTLS(c.files, RaftALPN, pki.All(pki.Kinds(pki.KindController), c.notRevoked)),
+		conns:    newVisitors(),
+	}
+	return func() func() {
+		base, cancel := context.WithCancel(context.Background())
+		onPort, onSocket := c.server(base, withConn), c.server(base, withPeer(path))
+		var parts sync.WaitGroup
+		parts.Go(func() { c.accept("the API's port", onPort, api) })
+		parts.Go(func() { c.accept(path, onSocket, socket) })
+		parts.Go(func() { c.acceptSessions(base, sessions) })
+		return sync.OnceFunc(func() {
+			polite, enough := context.WithTimeout(base, grace)
+			defer enough()
+			var shut sync.WaitGroup
+			for _, s := range []*http.Server{onPort, onSocket} {
+				shut.Go(func() { _ = s.Shutdown(polite) })
+			}
+			shut.Wait()
+			// Connections first: a request whose context ends must have nobody
+			// left to tell that it succeeded.
+			c.requests.close()
+			_, _ = onPort.Close(), onSocket.Close()
+			cancel()
+			_ = sessions.Close()
+			c.sessions.close()
+			c.requests.wait()
+			c.sessions.wait()
+			parts.Wait()
+		})
+	}, nil
+}
+
+// advertise completes the address that others dial with what was listened on.
+func advertise(want string, l net.Addr) (string, error) {
+	host, port, err := net.SplitHostPort(l.String())
+	if err != nil {
+		return "", fmt.Errorf("reading the address listened on: %w", err)
+	}
+	if want == "" {
+		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+			return "", errors.New("controller: Advertise is required where Listen is every address")
+		}
+		return l.String(), nil
+	}
+	if _, _, err := net.SplitHostPort(want); err != nil {
+		return net.JoinHostPort(strings.Trim(want, "[]"), port), nil
+	}
+	return want, nil
+}
+
+func (c *controller) server(base context.Context, conn func(context.Context, net.Conn) context.Context) *http.Server {
+	return &http.Server{
+		Handler: http.HandlerFunc(c.front), ConnContext: conn, BaseContext: func(net.Listener) context.Context { return base },
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 256 << 10,
+		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+	}
+}
+
+func (c *controller) accept(what string, s *http.Server, l net.Listener) {
+	// A closed listener is the mux's failure, told there, or a stop.
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		c.fail(fmt.Errorf("serving %s: %w", what, err))
+	}
+}
+
+func (c *controller) acceptSessions(ctx context.Context, l net.Listener) {
+	var all sync.WaitGroup
+	defer all.Wait()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return // closed: by stop, or by the mux, whose failure is told there
+		}
+		all.Go(func() { c.session(ctx, conn) })
+	}
+}
+
+// session serves one agent's connection. Before the controller is ready it
+// waits, since a refused agent would come back later than needed.
+func (c *controller) session(ctx context.Context, conn net.Conn) {
+	defer cut(conn)
+	t, ok := conn.(*tls.Conn)
+	if !ok || len(t.ConnectionState().PeerCertificates) == 0 {
+		return
+	}
+	p, err := pki.FromCert(t.ConnectionState().PeerCertificates[0])
+	if err != nil {
+		return
+	}
+	leave, ok := c.sessions.enter(conn, p.URI)
+	if !ok {
+		return
+	}
+	defer leave()
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+		return
+	}
+	if err := c.authorize(p, pki.KindNode); err != nil {
+		c.Logger.Warn("refused a session", "peer", conn.RemoteAddr().String(), "err", err)
+		return
+	}
+	h := c.serving.Load().sessions
+	h2 := http2.Server{MaxConcurrentStreams: 8, IdleTimeout: time.Minute}
+	h2.ServeConn(conn, &http2.ServeConnOpts{
+		Context:    ctx,
+		BaseConfig: &http.Server{ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug)},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// Handlers may outlive ServeConn, never the controller.
+			if leave, ok := c.sessions.enter(nil, p.URI); ok {
+				defer leave()
+				h.ServeHTTP(w, r)
+			}
+		}),
+	})
+}
+
+// raftLayer is raft's network: the port's connections that speak RaftALPN.
+type raftLayer struct {
+	net.Listener
+	addr   advertised
+	config *tls.Config
+	conns  *visitors
+}
+
+// Accept gives connections that Close will end.
+func (l *raftLayer) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	uri := ""
+	if t, ok := conn.(*tls.Conn); ok {
+		if p, err := pki.FromCert(t.ConnectionState().PeerCertificates[0]); err == nil {
+			uri = p.URI
+		}
+	}
+	leave, ok := l.conns.enter(conn, uri)
+	if !ok {
+		cut(conn)
+		return nil, net.ErrClosed
+	}
+	return &raftConn{Conn: conn, leave: sync.OnceFunc(leave)}, nil
+}
+
+type raftConn struct {
+	net.Conn
+	leave func()
+}
+
+func (c *raftConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
+}
+
+// Dial implements raft.StreamLayer.
+func (l *raftLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: timeout}, "tcp", string(addr), l.config)
+	if err != nil {
+		return nil, fmt.Errorf("dialing controller %s: %w", addr, err)
+	}
+	return c, nil
+}
+
+// Close implements raft.StreamLayer.
+func (l *raftLayer) Close() error {
+	err := l.Listener.Close()
+	l.conns.close()
+	return err
+}
+
+// Addr is what other controllers dial.
+func (l *raftLayer) Addr() net.Addr { return l.addr }
+
+type advertised string
+
+func (advertised) Network() string  { return "tcp" }
+func (a advertised) String() string { return string(a) }
