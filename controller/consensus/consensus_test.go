@@ -302,7 +302,11 @@ func TestUnknownEntryHaltsTheMember(t *testing.T) {
 			e.Base = before.Index()
 			b, _ := proto.Marshal(e)
 			var fatal *state.FatalError
-			if err, _ := m.raft.Apply(b, time.Second).Response().(error); !errors.As(err, &fatal) {
+			f := m.raft.Apply(b, time.Second)
+			if err := f.Error(); err != nil {
+				t.Fatal(err)
+			}
+			if err, _ := f.Response().(error); !errors.As(err, &fatal) {
 				t.Fatalf("applied: %v", err)
 			}
 			if err := <-m.ended; !errors.As(err, &fatal) {

@@ -21,7 +21,7 @@ const (
 	labelNode = "io.drover.node"
 )
 
-var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
 func validName(name string) error {
 	if !nameRule.MatchString(name) {
