@@ -146,9 +146,12 @@ func open(o Options, logs *files, hl hclog.Logger) (*Node, error) {
 			Stream: o.Layer, MaxPool: 3, Timeout: 2 * time.Second, Logger: hl,
 		})
 	}
-	n.raft, err = raft.NewRaft(n.config(hl), n.fsm, logs, logs, snaps, n.trans)
-	if err != nil {
-		return nil, fmt.Errorf("starting raft: %w", err)
+	if n.raft, err = raft.NewRaft(n.config(hl), n.fsm, logs, logs, snaps, n.trans); err != nil {
+		err = fmt.Errorf("starting raft: %w", err)
+		if c, ok := n.trans.(io.Closer); ok && o.Transport == nil {
+			err = errors.Join(err, c.Close())
+		}
+		return nil, err
 	}
 	return n, nil
 }
