@@ -333,6 +333,12 @@ func (n *Network) load() error {
 
 func (n *Network) file(id string) string { return filepath.Join(n.o.Dir, id+".json") }
 
+// Gateway is the node's own address on the bridge.
+func (n *Network) Gateway() netip.Addr { return n.gateway() }
+
+// NetnsPath is where Attach names the namespace of id.
+func (n *Network) NetnsPath(id string) string { return filepath.Join(n.o.NetnsDir, short(id)) }
+
 func (n *Network) gateway() netip.Addr { return n.o.Subnet.Addr().Next() }
 
 // Proto gives the ports as the API and raft know them.

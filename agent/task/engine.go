@@ -65,10 +65,10 @@ type Engine interface {
 	// Prepare makes snapshot and container for s, not its network. Its image
 	// must be in the store (ErrNoImage otherwise).
 	Prepare(ctx context.Context, s Spec) error
-	// Start gives the task a network, binds its ports and starts attempt n.
+	// Start gives the task a network, binds ports (host 0: any) and starts attempt n.
 	// If attempt n runs already it answers with that; if it has ended, with its exit.
 	// Errors: *StartError where the user's words are at fault.
-	Start(ctx context.Context, id string, n int32) (Attempt, error)
+	Start(ctx context.Context, id string, n int32, ports []*dv1.Port) (Attempt, error)
 	// Wait blocks until attempt n has ended and gives its durable exit record.
 	Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error)
 	// Signal sends sig ("SIGTERM", "15") to the running attempt's process.

@@ -289,7 +289,7 @@ func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
 			return Attempt{}, err
 		}
 	}
-	return w.r.o.Engine.Start(ctx, w.id, n)
+	return w.r.o.Engine.Start(ctx, w.id, n, x.task.Ports)
 }
 
 // fail records that the wanted attempt never ran.

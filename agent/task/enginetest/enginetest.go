@@ -106,7 +106,7 @@ func (s *suite) make(change func(*container.CreateRequest), cmd ...string) strin
 
 func (s *suite) start(id string, n int32) task.Attempt {
 	s.Helper()
-	a, err := s.e.Start(s.ctx, id, n)
+	a, err := s.e.Start(s.ctx, id, n, nil)
 	s.ok(err)
 	if a.Number != n || a.Started.IsZero() {
 		s.Fatalf("attempt %d started at %v, want %d", a.Number, a.Started, n)
@@ -214,7 +214,7 @@ func (s *suite) startedOnce() {
 
 func (s *suite) notThere() {
 	id := s.make(nil, "no-such-program")
-	_, err := s.e.Start(s.ctx, id, 1)
+	_, err := s.e.Start(s.ctx, id, 1, nil)
 	var se *task.StartError
 	if !errors.As(err, &se) || se.Code != 127 {
 		s.Fatalf("got %v", err)

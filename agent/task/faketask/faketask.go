@@ -126,7 +126,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	return nil
 }
 
-func (e *Engine) Start(ctx context.Context, id string, n int32) (task.Attempt, error) {
+func (e *Engine) Start(ctx context.Context, id string, n int32, _ []*dv1.Port) (task.Attempt, error) {
 	if err := e.call(ctx, "start", id); err != nil {
 		return task.Attempt{}, err
 	}

@@ -1,0 +1,80 @@
+package engine
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Version is this build's, set by the linker.
+var Version = "dev"
+
+// Capacity implements task.Engine.
+func (e *Engine) Capacity(ctx context.Context) (*dv1.Capacity, error) {
+	c := &dv1.Capacity{
+		NanoCpus: int64(runtime.NumCPU()) * 1e9, Memory: memTotal(), Arch: runtime.GOARCH, Os: runtime.GOOS,
+		OsName: osName(), CgroupDriver: "cgroupfs", CgroupVersion: "1", Drover: Version, Runc: runcVersion(ctx), Storage: snapshotter,
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		c.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	if unified() {
+		c.CgroupVersion = "2"
+	}
+	if v, err := e.c.Version(e.ctx(ctx)); err == nil {
+		c.Containerd = v.Version
+	}
+	return c, nil
+}
+
+// unified says whether this host has cgroup v2 alone.
+func unified() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+func memTotal() int64 {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		if f := strings.Fields(s.Text()); len(f) >= 2 && f[0] == "MemTotal:" {
+			kb, _ := strconv.ParseInt(f[1], 10, 64)
+			return kb << 10
+		}
+	}
+	return 0
+}
+
+func osName() string {
+	b, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return "Linux"
+	}
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		if v, ok := strings.CutPrefix(s.Text(), "PRETTY_NAME="); ok {
+			return strings.Trim(v, `"`)
+		}
+	}
+	return "Linux"
+}
+
+func runcVersion(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "runc", "--version").Output()
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return strings.TrimPrefix(line, "runc version ")
+}

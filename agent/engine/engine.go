@@ -1,0 +1,137 @@
+// Package engine runs containers through containerd: it implements task.Engine.
+// When a task should run is the reconciler's; what its shim does with output is
+// the shim's.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/drover/drover/agent/network"
+	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/registry"
+)
+
+// namespace holds drover's containers in its containerd.
+const namespace = "drover"
+
+// Labels of a container in containerd, from which a lost store is rebuilt.
+const (
+	labelCluster = "io.drover.cluster"
+	labelTask    = "io.drover.task"
+	labelName    = "io.drover.name"
+	labelSpec    = "io.drover.spec"
+)
+
+// Options of an engine. DataDir is durable, RunDir volatile and short.
+type Options struct {
+	DataDir, RunDir  string
+	NodeID, HostName string
+	ClusterID        string
+	ContainerdSocket string
+	ShimPath         string
+	Network          *network.Network
+	Registry         *registry.Registry
+	Log              *slog.Logger
+}
+
+// Engine implements task.Engine on containerd. Safe for concurrent use.
+type Engine struct {
+	o      Options
+	c      *client.Client
+	follow *follower
+
+	boot   string
+	pulls  keyed
+
+	mu     sync.Mutex // guards the fields below
+	execs  map[string]*execution
+	images map[string]*image
+}
+
+var _ task.Engine = (*Engine)(nil)
+
+// Open connects to containerd, which may come up later. Close ends what follows
+// logs; containers go on.
+func Open(_ context.Context, o Options) (*Engine, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []string{o.tasks(), filepath.Join(o.RunDir, "t")} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return nil, fmt.Errorf("opening the engine: %w", err)
+		}
+	}
+	c, err := client.New(o.ContainerdSocket, client.WithDefaultNamespace(namespace), client.WithTimeout(20*time.Second))
+	if err != nil {
+		return nil, fmt.Errorf("reaching containerd on %s: %w", o.ContainerdSocket, err)
+	}
+	f, err := newFollower()
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	e := &Engine{o: o, c: c, follow: f, boot: bootID(), execs: map[string]*execution{}, images: map[string]*image{}}
+	if err := e.sweep(); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// sweep removes folders of tasks whose removal, or preparation, was cut short.
+func (e *Engine) sweep() error {
+	ids, err := os.ReadDir(e.o.tasks())
+	if err != nil {
+		return fmt.Errorf("reading tasks: %w", err)
+	}
+	for _, d := range ids {
+		if _, err := os.Stat(filepath.Join(e.o.dir(d.Name()), specFile)); errors.Is(err, os.ErrNotExist) {
+			if err := os.RemoveAll(e.o.dir(d.Name())); err != nil {
+				return fmt.Errorf("removing what is left of %s: %w", d.Name(), err)
+			}
+		}
+	}
+	return nil
+}
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// Close lets go of containerd.
+func (e *Engine) Close() error { return errors.Join(e.follow.Close(), e.c.Close()) }
+
+func (e *Engine) ctx(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, namespace)
+}
+
+func (o Options) tasks() string { return filepath.Join(o.DataDir, "tasks") }
+
+// Files of a task. Sockets lie in RunDir, since their paths must be short.
+func (o Options) dir(id string) string    { return filepath.Join(o.tasks(), id) }
+func (o Options) logDir(id string) string { return filepath.Join(o.dir(id), "log") }
+func (o Options) exitFile(id string, n int32) string {
+	return filepath.Join(o.dir(id), fmt.Sprintf("exit.%d", n))
+}
+func (o Options) stdinSocket(id string) string {
+	return filepath.Join(o.RunDir, "t", id[:min(24, len(id))]+".in")
+}
+func (o Options) execSocket(id string) string {
+	return filepath.Join(o.RunDir, "t", id[:min(24, len(id))]+".ex")
+}
+func (o Options) cgroup(id string) string { return "/drover/" + o.NodeID + "/" + id }
+
+func short(id string) string { return id[:min(12, len(id))] }

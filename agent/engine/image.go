@@ -1,0 +1,382 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/registry"
+)
+
+// snapshotter holds images unpacked and containers' writable layers.
+const snapshotter = "overlayfs"
+
+// progressEvery is how often a download is looked at.
+const progressEvery = 100 * time.Millisecond
+
+// image is what an image in the store is, read once per digest.
+type image struct {
+	client.Image
+	proto  *dv1.Image
+	config ocispec.Image
+	chain  string // chain id of all layers: the parent of a container's snapshot
+}
+
+// Images in containerd's store are named by the digest that a tag names, so that
+// tags, which raft keeps, never differ between nodes.
+
+func (e *Engine) image(ctx context.Context, dgst string) (*image, error) {
+	e.mu.Lock()
+	i := e.images[dgst]
+	e.mu.Unlock()
+	if i != nil {
+		return i, nil
+	}
+	ci, err := e.c.GetImage(e.ctx(ctx), dgst)
+	if errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("%s: %w", dgst, task.ErrNoImage)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading image %s: %w", dgst, err)
+	}
+	return e.readImage(ctx, dgst, ci)
+}
+
+func (e *Engine) readImage(ctx context.Context, dgst string, ci client.Image) (*image, error) {
+	ctx = e.ctx(ctx)
+	cs := e.c.ContentStore()
+	manifest, err := images.Manifest(ctx, cs, ci.Target(), platforms.Default())
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest of %s: %w", dgst, notHere(err))
+	}
+	b, err := content.ReadBlob(ctx, cs, manifest.Config)
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration of %s: %w", dgst, notHere(err))
+	}
+	i := &image{Image: ci}
+	if err := json.Unmarshal(b, &i.config); err != nil {
+		return nil, fmt.Errorf("reading the configuration of %s: %w", dgst, err)
+	}
+	unpacked, err := ci.IsUnpacked(ctx, snapshotter)
+	if err != nil {
+		return nil, fmt.Errorf("reading image %s: %w", dgst, err)
+	}
+	if !unpacked {
+		return nil, fmt.Errorf("%s is not unpacked: %w", dgst, task.ErrNoImage)
+	}
+	size, err := ci.Usage(ctx, client.WithSnapshotUsage())
+	if err != nil {
+		return nil, fmt.Errorf("measuring image %s: %w", dgst, err)
+	}
+	mdesc, err := e.platformManifest(ctx, ci.Target())
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest of %s: %w", dgst, err)
+	}
+	i.proto = &dv1.Image{
+		Digest: dgst, Manifest: mdesc.Digest.String(), ConfigDigest: manifest.Config.Digest.String(),
+		Config: b, Size: size, Pulled: ci.Metadata().CreatedAt.UnixNano(),
+	}
+	for _, d := range i.config.RootFS.DiffIDs {
+		i.proto.Layers = append(i.proto.Layers, d.String())
+	}
+	e.mu.Lock()
+	e.images[dgst] = i
+	e.mu.Unlock()
+	return i, nil
+}
+
+// notHere: content that is gone makes the image absent, and a pull brings it back.
+func notHere(err error) error {
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("%w: %w", task.ErrNoImage, err)
+	}
+	return err
+}
+
+func (e *Engine) platformManifest(ctx context.Context, d ocispec.Descriptor) (ocispec.Descriptor, error) {
+	if images.IsManifestType(d.MediaType) {
+		return d, nil
+	}
+	var best *ocispec.Descriptor
+	children, err := images.Children(ctx, e.c.ContentStore(), d)
+	if err != nil {
+		return d, err
+	}
+	match := platforms.Default()
+	for _, c := range children {
+		if !images.IsManifestType(c.MediaType) || c.Platform == nil || !match.Match(*c.Platform) {
+			continue
+		}
+		if best == nil || match.Less(*c.Platform, *best.Platform) {
+			best = &c
+		}
+	}
+	if best == nil {
+		return d, fmt.Errorf("no manifest for %s", platforms.DefaultString())
+	}
+	return *best, nil
+}
+
+// Pull implements task.Engine. Pulls of one digest follow each other, so that
+// the second finds what the first brought.
+func (e *Engine) Pull(ctx context.Context, ref, dgst string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return nil, fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	at, err := reference.WithDigest(reference.TrimNamed(named), digest.Digest(dgst))
+	if err != nil {
+		return nil, fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	unlock, err := e.pulls.lock(ctx, dgst)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	i, err := e.image(ctx, dgst)
+	if errors.Is(err, task.ErrNoImage) {
+		i, err = e.fetch(ctx, at.String(), dgst, auth, progress)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	for _, d := range i.proto.Layers {
+		progress(task.Progress{ID: shortDigest(d), Status: "Already exists"})
+	}
+	return i.proto, nil
+}
+
+func (e *Engine) fetch(ctx context.Context, at, dgst string, auth *task.Credentials, progress func(task.Progress)) (*image, error) {
+	ctx, done, err := e.c.WithLease(e.ctx(ctx))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = done(context.WithoutCancel(ctx)) }()
+	w := &watcher{c: e.c, say: progress, layers: map[digest.Digest]*layer{}}
+	stop := w.run(ctx)
+	_, err = e.c.Pull(ctx, at,
+		client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: e.o.Registry.Hosts((*registry.Credentials)(auth))})),
+		client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithPlatformMatcher(platforms.Default()),
+		client.WithImageHandlerWrapper(w.wrap))
+	stop(err == nil)
+	if err != nil {
+		return nil, err
+	}
+	is := e.c.ImageService()
+	pulled, err := is.Get(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	ours := images.Image{Name: dgst, Target: pulled.Target, Labels: pulled.Labels}
+	if _, err := is.Create(ctx, ours); err != nil && !errdefs.IsAlreadyExists(err) {
+		return nil, err
+	}
+	if err := is.Delete(ctx, at); err != nil && !errdefs.IsNotFound(err) {
+		return nil, err
+	}
+	ci, err := e.c.GetImage(ctx, dgst)
+	if err != nil {
+		return nil, err
+	}
+	return e.readImage(ctx, dgst, ci)
+}
+
+// Images implements task.Engine.
+func (e *Engine) Images(ctx context.Context) ([]*dv1.ImageStatus, error) {
+	all, err := e.c.ImageService().List(e.ctx(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("listing images: %w", err)
+	}
+	var out []*dv1.ImageStatus
+	for _, a := range all {
+		if a.Name != a.Target.Digest.String() {
+			continue // a pull that has not ended
+		}
+		i, err := e.image(ctx, a.Name)
+		if errors.Is(err, task.ErrNoImage) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &dv1.ImageStatus{Digest: a.Name, Size: i.proto.Size})
+	}
+	return out, nil
+}
+
+// RemoveImage implements task.Engine. Layers that containers stand on stay until
+// these are removed.
+func (e *Engine) RemoveImage(ctx context.Context, dgst string) error {
+	unlock, err := e.pulls.lock(ctx, dgst)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	e.mu.Lock()
+	delete(e.images, dgst)
+	e.mu.Unlock()
+	err = e.c.ImageService().Delete(e.ctx(ctx), dgst, images.SynchronousDelete())
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("removing image %s: %w", dgst, err)
+	}
+	return nil
+}
+
+// layer is one that a pull brings.
+type layer struct {
+	desc   ocispec.Descriptor
+	status string
+}
+
+// watcher tells of a pull's layers in docker's words.
+type watcher struct {
+	c   *client.Client
+	say func(task.Progress)
+
+	mu     sync.Mutex // guards the fields below
+	layers map[digest.Digest]*layer
+	order  []*layer
+}
+
+func (w *watcher) wrap(h images.Handler) images.Handler {
+	return images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		children, err := h.Handle(ctx, d)
+		for _, c := range children {
+			if images.IsLayerType(c.MediaType) {
+				w.add(ctx, c)
+			}
+		}
+		return children, err
+	})
+}
+
+func (w *watcher) add(ctx context.Context, d ocispec.Descriptor) {
+	status := "Pulling fs layer"
+	if _, err := w.c.ContentStore().Info(ctx, d.Digest); err == nil {
+		status = "Already exists"
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.layers[d.Digest] != nil {
+		return
+	}
+	l := &layer{desc: d, status: status}
+	w.layers[d.Digest] = l
+	w.order = append(w.order, l)
+	w.say(task.Progress{ID: shortDigest(d.Digest.String()), Status: status})
+}
+
+// run looks at the downloads until its result is called, with whether all went well.
+func (w *watcher) run(ctx context.Context) func(ok bool) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		t := time.NewTicker(progressEvery)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				w.look(ctx)
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func(ok bool) {
+		close(quit)
+		<-done
+		if !ok {
+			return
+		}
+		for _, l := range w.order {
+			switch l.status {
+			case "Already exists", "Pull complete":
+				continue
+			case "Download complete":
+			default:
+				w.to(l, "Download complete", 0, 0)
+			}
+			w.to(l, "Pull complete", 0, 0)
+		}
+	}
+}
+
+func (w *watcher) look(ctx context.Context) {
+	w.mu.Lock()
+	order := append([]*layer(nil), w.order...)
+	w.mu.Unlock()
+	cs := w.c.ContentStore()
+	for _, l := range order {
+		if l.status != "Pulling fs layer" && l.status != "Downloading" {
+			continue
+		}
+		if s, err := cs.Status(ctx, remotes.MakeRefKey(ctx, l.desc)); err == nil {
+			w.to(l, "Downloading", s.Offset, l.desc.Size)
+		} else if _, err := cs.Info(ctx, l.desc.Digest); err == nil {
+			w.to(l, "Download complete", 0, 0)
+		}
+	}
+}
+
+func (w *watcher) to(l *layer, status string, cur, total int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l.status = status
+	w.say(task.Progress{ID: shortDigest(l.desc.Digest.String()), Status: status, Current: cur, Total: total})
+}
+
+func shortDigest(d string) string {
+	if _, err := digest.Parse(d); err == nil {
+		d = digest.Digest(d).Encoded()
+	}
+	return short(d)
+}
+
+// keyed are locks by name.
+type keyed struct {
+	mu sync.Mutex // guards m
+	m  map[string]chan struct{}
+}
+
+func (k *keyed) lock(ctx context.Context, name string) (unlock func(), err error) {
+	for {
+		k.mu.Lock()
+		busy := k.m[name]
+		if busy == nil {
+			mine := make(chan struct{})
+			if k.m == nil {
+				k.m = map[string]chan struct{}{}
+			}
+			k.m[name] = mine
+			k.mu.Unlock()
+			return func() {
+				k.mu.Lock()
+				delete(k.m, name)
+				k.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		k.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,534 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/signal"
+
+	"github.com/drover/drover/agent/logs"
+	"github.com/drover/drover/agent/network"
+	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Exit codes of attempts whose own end nobody saw: docker's.
+const (
+	killedCode = 137 // its shim was killed
+	lostCode   = 255 // its host went down
+)
+
+// Prepare implements task.Engine.
+func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
+	ctx = e.ctx(ctx)
+	img, err := e.image(ctx, s.Digest)
+	if err != nil {
+		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
+	}
+	opts, err := e.ociSpec(s, &img.config)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(e.o.logDir(s.ID), 0o700); err != nil {
+		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
+	}
+	if err := e.writeFiles(s, ""); err != nil {
+		return err
+	}
+	_, err = e.c.NewContainer(ctx, s.ID,
+		client.WithSnapshotter(snapshotter), client.WithNewSnapshot(s.ID, img.Image),
+		client.WithRuntime(e.o.ShimPath, &options.Options{Root: filepath.Join(e.o.RunDir, "runc")}),
+		client.WithContainerLabels(map[string]string{labelCluster: e.o.ClusterID, labelTask: s.ID, labelName: s.Name, labelSpec: s.SpecHash}),
+		client.WithNewSpec(opts...))
+	if errdefs.IsAlreadyExists(err) {
+		// A snapshot without container is what a crash between the two left.
+		if _, lerr := e.c.LoadContainer(ctx, s.ID); errdefs.IsNotFound(lerr) {
+			if rerr := e.c.SnapshotService(snapshotter).Remove(ctx, s.ID); rerr != nil && !errdefs.IsNotFound(rerr) {
+				return fmt.Errorf("preparing %s: %w", short(s.ID), rerr)
+			}
+			return e.Prepare(ctx, s)
+		}
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("preparing %s: %w", short(s.ID), prepareError(err))
+	}
+	return e.writeSpec(s)
+}
+
+// prepareError finds the user's faults in what containerd says.
+func prepareError(err error) error {
+	if strings.Contains(err.Error(), "no users found") || strings.Contains(err.Error(), "no groups found") {
+		return refused("unable to find user or group: no matching entries in passwd file")
+	}
+	return err
+}
+
+// stdio hands a task's streams to its shim; nothing of them is in this process.
+type stdio struct {
+	url string
+	tty bool
+}
+
+func (s stdio) Config() cio.Config { return cio.Config{Stdout: s.url, Terminal: s.tty} }
+func (stdio) Cancel()              {}
+func (stdio) Wait()                {}
+func (stdio) Close() error         { return nil }
+
+// Start implements task.Engine.
+func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Port) (task.Attempt, error) {
+	ctx = e.ctx(ctx)
+	s, err := e.readSpec(id)
+	if err != nil {
+		return task.Attempt{}, err
+	}
+	a, err := e.readAttempt(id)
+	if err != nil {
+		return task.Attempt{}, err
+	}
+	if a.Number > n {
+		return task.Attempt{}, fmt.Errorf("attempt %d of %s: a later one was started: %w", n, short(id), task.ErrNotFound)
+	}
+	if a.Number == n {
+		f, err := e.found(ctx, s, a, nil)
+		if err != nil {
+			return task.Attempt{}, err
+		}
+		if f.Running || f.Attempt.Exit != nil {
+			return f.Attempt, nil
+		}
+	}
+	ctr, err := e.c.LoadContainer(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return task.Attempt{}, fmt.Errorf("%s: %w", short(id), task.ErrNotFound)
+	}
+	if err != nil {
+		return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
+	}
+	if a.Number > 0 { // what an earlier, or this, attempt may have left
+		if err := e.deleteTask(ctx, ctr); err != nil {
+			return task.Attempt{}, err
+		}
+	}
+	return e.startAttempt(ctx, s, ctr, n, ports)
+}
+
+func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Container, n int32, ports []*dv1.Port) (out task.Attempt, err error) {
+	end, err := logs.End(e.o.logDir(s.ID))
+	if err != nil {
+		return out, err
+	}
+	if err := e.writeAttempt(s.ID, attempt{Number: n, LogStart: end, At: time.Now(), Boot: e.boot}); err != nil {
+		return out, err
+	}
+	var timings []task.Timing
+	timed := func(name string, began time.Time) {
+		timings = append(timings, task.Timing{Name: name, Start: began, End: time.Now()})
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), s.ID, ctr))
+		}
+	}()
+	began := time.Now()
+	net, err := e.connect(ctx, s, ports)
+	if err != nil {
+		return out, err
+	}
+	timed("network", began)
+	began = time.Now()
+	t, err := ctr.NewTask(ctx, func(string) (cio.IO, error) { return e.stdio(s, n), nil })
+	if err != nil {
+		return out, startError("create", err)
+	}
+	timed("containerd create", began)
+	began = time.Now()
+	if err := os.WriteFile(e.begunFile(s.ID, n), nil, 0o600); err != nil {
+		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
+	}
+	if err := t.Start(ctx); err != nil {
+		return out, startError("start", err)
+	}
+	timed("containerd start", began)
+	out = task.Attempt{Number: n, Pid: int(t.Pid()), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
+	place(&out, net)
+	if more, err := shimapi.ReadTimings(e.o.exitFile(s.ID, n)); err == nil {
+		for _, m := range more {
+			out.Timings = append(out.Timings, task.Timing(m))
+		}
+	}
+	return out, nil
+}
+
+// begunFile says that an attempt's process may have run. It need not outlast a
+// power cut: the boot id in the attempt speaks for those.
+func (e *Engine) begunFile(id string, n int32) string {
+	return filepath.Join(e.o.dir(id), fmt.Sprintf("begun.%d", n))
+}
+
+func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*network.Attachment, error) {
+	if kindOf(&s.Create) != bridged {
+		return nil, e.writeFiles(s, "")
+	}
+	net, err := e.o.Network.Attach(ctx, s.ID, ports)
+	var pe *network.PortError
+	if errors.As(err, &pe) {
+		return nil, refused("driver failed programming external connectivity on endpoint %s (%s): %s", s.Name, short(s.ID), pe.Message)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return net, e.writeFiles(s, net.IP.String())
+}
+
+func (e *Engine) stdio(s task.Spec, n int32) stdio {
+	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.exitFile(s.ID, n), Attempt: n}
+	if c := s.Create.Config; c != nil {
+		x.TTY, x.Stdin, x.StdinOnce = c.Tty, c.OpenStdin, c.StdinOnce
+	}
+	if x.Stdin {
+		x.Socket = e.o.stdinSocket(s.ID)
+	}
+	return stdio{url: x.URL(), tty: x.TTY}
+}
+
+// undoStart frees what a refused start took, so that nothing is half-made.
+func (e *Engine) undoStart(ctx context.Context, id string, ctr client.Container) error {
+	return errors.Join(e.deleteTask(ctx, ctr), e.o.Network.Detach(ctx, id))
+}
+
+// deleteTask kills and deletes a container's task, if there is one.
+func (e *Engine) deleteTask(ctx context.Context, ctr client.Container) error {
+	t, err := ctr.Task(ctx, nil)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking for the process of %s: %w", short(ctr.ID()), err)
+	}
+	if _, err := t.Delete(ctx, client.WithProcessKill); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("deleting the process of %s: %w", short(ctr.ID()), err)
+	}
+	return nil
+}
+
+// startError puts a refusal of runc into docker's words.
+func startError(step string, err error) error {
+	m := err.Error()
+	code := 0
+	switch {
+	case strings.Contains(m, "executable file not found"), strings.Contains(m, "no such file or directory"):
+		code = 127
+	case strings.Contains(m, "permission denied"), strings.Contains(m, "is a directory"), strings.Contains(m, "exec format error"):
+		code = 126
+	case strings.Contains(m, "OCI runtime"), strings.Contains(m, "runc create failed"):
+		code = 125
+	}
+	if code == 0 {
+		return fmt.Errorf("%s of a task: %w", step, err)
+	}
+	for _, cut := range []string{"rpc error: code = Unknown desc = ", "failed to create shim task: "} {
+		m = strings.ReplaceAll(m, cut, "")
+	}
+	return &task.StartError{Code: code, Message: "failed to create task for container: failed to create shim task: " + m}
+}
+
+func (e *Engine) stopSignal(ctx context.Context, s task.Spec) string {
+	if i, err := e.image(ctx, s.Digest); err == nil {
+		return i.config.Config.StopSignal
+	}
+	return ""
+}
+
+// Wait implements task.Engine. The exit file is what counts; containerd is asked
+// on the side, for shims that were killed before they wrote one.
+func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error) {
+	ch, stop, err := e.follow.listen(e.o.dir(id))
+	if err != nil {
+		if _, serr := e.readSpec(id); serr != nil {
+			return nil, serr
+		}
+		return nil, err
+	}
+	defer stop()
+	late := time.NewTimer(2 * time.Second)
+	defer late.Stop()
+	for {
+		if x, err := e.readExit(id, n); x != nil || err != nil {
+			return x, err
+		}
+		a, err := e.readAttempt(id)
+		if err != nil {
+			return nil, err
+		}
+		if a.Number > n {
+			return nil, fmt.Errorf("attempt %d of %s: %w", n, short(id), task.ErrNotFound)
+		}
+		select {
+		case <-ch:
+		case <-late.C:
+			if a.Number == n {
+				e.settleWhenDead(ctx, id, a)
+			}
+			late.Reset(2 * time.Second)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// settleWhenDead writes the exit of an attempt whose shim is gone.
+func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) {
+	r, err := e.c.TaskService().Get(e.ctx(ctx), &taskspb.GetRequest{ContainerID: id})
+	switch {
+	case errdefs.IsNotFound(errdefs.Resolve(err)), err != nil && strings.Contains(err.Error(), "not found"):
+		_, err = e.settle(id, a, nil)
+	case err != nil:
+		return // containerd is away: it comes back
+	case r.Process.Status == tasktypes.Status_STOPPED:
+		_, err = e.settle(id, a, r.Process)
+	default:
+		return
+	}
+	if err != nil {
+		e.o.Log.Error("an exit could not be recorded", "task", short(id), "err", err)
+	}
+}
+
+// settle gives the exit of an attempt that runs no more, and records one where
+// the shim did not. nil: its process never began.
+func (e *Engine) settle(id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
+	// The shim writes its record before it tells of the exit, so that there is
+	// one or there will be none.
+	if x, err := e.readExit(id, a.Number); x != nil || err != nil {
+		return x, err
+	}
+	x := shimapi.Exit{Attempt: a.Number, Code: killedCode, At: time.Now(), Started: a.At}
+	switch {
+	case a.Boot != e.boot:
+		x.Code = lostCode
+	case p != nil && p.ExitStatus != 0:
+		x.Code, x.At = int32(p.ExitStatus), p.ExitedAt.AsTime()
+	default:
+		if _, err := os.Stat(e.begunFile(id, a.Number)); errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+	}
+	end, err := logs.End(e.o.logDir(id))
+	if err != nil {
+		return nil, err
+	}
+	x.LogEnd = end
+	if err := shimapi.WriteExit(e.o.exitFile(id, a.Number), x); err != nil {
+		return nil, err
+	}
+	return e.readExit(id, a.Number)
+}
+
+// process gives a task's process, nil if containerd has none.
+func (e *Engine) process(ctx context.Context, id string) (*tasktypes.Process, error) {
+	r, err := e.c.TaskService().Get(ctx, &taskspb.GetRequest{ContainerID: id})
+	if err != nil {
+		if notFound(err) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("asking for the process of %s: %w", short(id), err)
+	}
+	return r.Process, nil
+}
+
+func notFound(err error) bool {
+	return errdefs.IsNotFound(err) || strings.Contains(err.Error(), "NotFound") || strings.Contains(err.Error(), "not found")
+}
+
+// found is a task as it is now. p is its process, looked up if nil.
+func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes.Process) (task.Found, error) {
+	f := task.Found{Spec: s, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
+	if a.Number == 0 {
+		return f, nil
+	}
+	place(&f.Attempt, e.o.Network.Get(s.ID))
+	f.Attempt.Started = a.At
+	x, err := e.readExit(s.ID, a.Number)
+	if err != nil {
+		return f, err
+	}
+	if x == nil && p == nil {
+		if p, err = e.process(ctx, s.ID); err != nil {
+			return f, err
+		}
+	}
+	if x == nil && (p == nil || p.Status == tasktypes.Status_STOPPED) {
+		if x, err = e.settle(s.ID, a, p); err != nil {
+			return f, err
+		}
+	}
+	if x != nil {
+		f.Attempt.Exit = x
+		if x.Started > 0 {
+			f.Attempt.Started = time.Unix(0, x.Started)
+		}
+		return f, nil
+	}
+	if p == nil || p.Status == tasktypes.Status_CREATED || p.Status == tasktypes.Status_UNKNOWN {
+		return f, nil // began, or will begin, nothing
+	}
+	f.Running, f.Paused, f.Attempt.Pid = true, p.Status == tasktypes.Status_PAUSED, int(p.Pid)
+	return f, nil
+}
+
+// List implements task.Engine. Tasks whose container is gone from containerd
+// are no tasks any more.
+func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
+	ctx = e.ctx(ctx)
+	dirs, err := os.ReadDir(e.o.tasks())
+	if err != nil {
+		return nil, fmt.Errorf("listing tasks: %w", err)
+	}
+	r, err := e.c.TaskService().List(ctx, &taskspb.ListTasksRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("listing tasks: %w", err)
+	}
+	running := map[string]*tasktypes.Process{}
+	for _, p := range r.Tasks {
+		running[p.ID] = p
+	}
+	var out []task.Found
+	for _, d := range dirs {
+		s, err := e.readSpec(d.Name())
+		if errors.Is(err, task.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		a, err := e.readAttempt(s.ID)
+		if err != nil {
+			return nil, err
+		}
+		f, err := e.found(ctx, s, a, running[s.ID])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+// Signal implements task.Engine.
+func (e *Engine) Signal(ctx context.Context, id, name string) error {
+	ctx = e.ctx(ctx)
+	sig, err := parseSignal(name)
+	if err != nil {
+		return err
+	}
+	a, err := e.readAttempt(id)
+	if err != nil {
+		return err
+	}
+	x, err := e.readExit(id, a.Number)
+	if err != nil {
+		return err
+	}
+	if x != nil || a.Number == 0 {
+		return fmt.Errorf("%s: %w", short(id), task.ErrNotRunning)
+	}
+	s, err := e.readSpec(id)
+	if err != nil {
+		return err
+	}
+	// Without a pid namespace of its own, nothing dies with the first process.
+	all := sig == syscall.SIGKILL && s.Create.HostConfig != nil && s.Create.HostConfig.PidMode.IsHost()
+	_, err = e.c.TaskService().Kill(ctx, &taskspb.KillRequest{ContainerID: id, Signal: uint32(sig), All: all})
+	if err != nil {
+		if notFound(err) || strings.Contains(err.Error(), "process already finished") || strings.Contains(err.Error(), "FailedPrecondition") {
+			return fmt.Errorf("%s: %w", short(id), task.ErrNotRunning)
+		}
+		return fmt.Errorf("sending %s to %s: %w", name, short(id), err)
+	}
+	return nil
+}
+
+func parseSignal(name string) (syscall.Signal, error) {
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
+		return syscall.Signal(n), nil
+	}
+	sig, err := signal.ParseSignal(name)
+	if err != nil {
+		return 0, refused("%v", err)
+	}
+	return sig, nil
+}
+
+// Release implements task.Engine.
+func (e *Engine) Release(ctx context.Context, id string) error {
+	ctx = e.ctx(ctx)
+	e.forgetExecs(id)
+	r, err := e.process(ctx, id)
+	if err != nil {
+		return err
+	}
+	if r != nil {
+		ctr, err := e.c.LoadContainer(ctx, id)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("releasing %s: %w", short(id), err)
+		}
+		if err == nil {
+			if err := e.deleteTask(ctx, ctr); err != nil {
+				return err
+			}
+		}
+	}
+	for _, s := range []string{e.o.stdinSocket(id)} {
+		if err := os.Remove(s); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("releasing %s: %w", short(id), err)
+		}
+	}
+	return e.o.Network.Detach(ctx, id)
+}
+
+// Remove implements task.Engine.
+func (e *Engine) Remove(ctx context.Context, id string) error {
+	ctx = e.ctx(ctx)
+	if err := e.Release(ctx, id); err != nil {
+		return err
+	}
+	ctr, err := e.c.LoadContainer(ctx, id)
+	if err == nil {
+		err = ctr.Delete(ctx, client.WithSnapshotCleanup)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("removing %s: %w", short(id), err)
+	}
+	if err := os.RemoveAll(e.o.dir(id)); err != nil {
+		return fmt.Errorf("removing %s: %w", short(id), err)
+	}
+	return nil
+}
+
+// Resize implements task.Engine.
+func (e *Engine) Resize(ctx context.Context, id string, width, height uint32) error {
+	_, err := e.c.TaskService().ResizePty(e.ctx(ctx), &taskspb.ResizePtyRequest{ContainerID: id, Width: width, Height: height})
+	if err != nil {
+		if notFound(err) {
+			return fmt.Errorf("%s: %w", short(id), task.ErrNotRunning)
+		}
+		return fmt.Errorf("resizing the terminal of %s: %w", short(id), err)
+	}
+	return nil
+}
+

@@ -1,0 +1,112 @@
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+
+	"github.com/drover/drover/agent/network"
+	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/durable"
+)
+
+// specFile and attemptFile are what the engine itself keeps of a task; with the
+// labels in containerd they are enough to rebuild an agent's store.
+const (
+	specFile    = "spec.json"
+	attemptFile = "attempt.json"
+)
+
+// attempt is written before an attempt's process is made.
+type attempt struct {
+	Version  int       `json:"version"`
+	Number   int32     `json:"number"`
+	LogStart uint64    `json:"logStart"`
+	At       time.Time `json:"at"`
+	Boot     string    `json:"boot"`
+}
+
+func (e *Engine) writeSpec(s task.Spec) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encoding the spec of %s: %w", short(s.ID), err)
+	}
+	if err := os.MkdirAll(e.o.dir(s.ID), 0o700); err != nil {
+		return fmt.Errorf("making the folder of %s: %w", short(s.ID), err)
+	}
+	return durable.WriteFile(filepath.Join(e.o.dir(s.ID), specFile), b, 0o600)
+}
+
+func (e *Engine) readSpec(id string) (task.Spec, error) {
+	var s task.Spec
+	return s, readJSON(filepath.Join(e.o.dir(id), specFile), &s)
+}
+
+func (e *Engine) writeAttempt(id string, a attempt) error {
+	a.Version = 1
+	b, err := json.Marshal(a)
+	if err != nil {
+		return fmt.Errorf("encoding the attempt of %s: %w", short(id), err)
+	}
+	return durable.WriteFile(filepath.Join(e.o.dir(id), attemptFile), b, 0o600)
+}
+
+// readAttempt gives number 0 where nothing was started yet.
+func (e *Engine) readAttempt(id string) (attempt, error) {
+	var a attempt
+	err := readJSON(filepath.Join(e.o.dir(id), attemptFile), &a)
+	if errors.Is(err, task.ErrNotFound) {
+		if _, serr := os.Stat(filepath.Join(e.o.dir(id), specFile)); serr == nil {
+			return attempt{}, nil
+		}
+	}
+	return a, err
+}
+
+// readExit gives nil while attempt n runs.
+func (e *Engine) readExit(id string, n int32) (*dv1.Exit, error) {
+	x, err := shimapi.ReadExit(e.o.exitFile(id, n))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &dv1.Exit{Attempt: n, Code: x.Code, At: x.At.UnixNano(), Oom: x.OOM, Started: nano(x.Started), LogEnd: x.LogEnd}, nil
+}
+
+func readJSON(path string, to any) error {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w", filepath.Base(filepath.Dir(path)), task.ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	if err := json.Unmarshal(b, to); err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	return nil
+}
+
+// place fills in what the network gave.
+func place(a *task.Attempt, n *network.Attachment) {
+	if n == nil {
+		return
+	}
+	a.IP, a.Gateway, a.MAC, a.PrefixLen, a.Ports = n.IP.String(), n.Gateway.String(), n.MAC, n.PrefixLen, n.Proto()
+}
+
+func nano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
