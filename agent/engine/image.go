@@ -151,7 +151,9 @@ func (e *Engine) Pull(ctx context.Context, ref, dgst string, auth *task.Credenti
 	defer unlock()
 	i, err := e.image(ctx, dgst)
 	if errors.Is(err, task.ErrNoImage) {
-		i, err = e.fetch(ctx, at.String(), dgst, auth, progress)
+		if i, err = e.fetch(ctx, at.String(), dgst, auth, progress); err == nil {
+			return i.proto, nil
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)

@@ -67,15 +67,10 @@ func build(ctx context.Context, dir string) (map[string]v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	box, err := os.ReadFile("/bin/busybox")
+	box, names, err := busybox(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reading a static busybox (package busybox-static): %w", err)
+		return nil, err
 	}
-	applets, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
-	if err != nil {
-		return nil, fmt.Errorf("asking busybox for its applets: %w", err)
-	}
-	names := strings.Fields(string(applets))
 	system := func(os, version string) files { return userland(box, names, os, version) }
 	shell := v1.Config{Cmd: []string{"/bin/sh"}, Env: env}
 	images := map[string]v1.Image{}
@@ -101,6 +96,27 @@ func build(ctx context.Context, dir string) (map[string]v1.Image, error) {
 		}
 	}
 	return images, nil
+}
+
+func busybox(ctx context.Context) (program []byte, applets []string, err error) {
+	box, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading a static busybox (package busybox-static): %w", err)
+	}
+	out, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
+	if err != nil {
+		return nil, nil, fmt.Errorf("asking busybox for its applets: %w", err)
+	}
+	return box, strings.Fields(string(out)), nil
+}
+
+// Busybox is the image of that name alone; it needs no build.
+func Busybox(ctx context.Context) (v1.Image, error) {
+	box, names, err := busybox(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return image([]files{userland(box, names, "busybox", "1")}, v1.Config{Cmd: []string{"/bin/sh"}, Env: env})
 }
 
 var env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

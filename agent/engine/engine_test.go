@@ -1,0 +1,181 @@
+package engine_test
+
+import (
+	"context"
+	"log/slog"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/drover/drover/agent/containerd"
+	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/agent/network"
+	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/agent/task/enginetest"
+	"github.com/drover/drover/deploy/images"
+	upstream "github.com/drover/drover/pkg/registry"
+)
+
+// world is a real containerd, network and registry.
+type world struct {
+	t         *testing.T
+	dir, run  string
+	o         engine.Options
+	ref, dgst string
+}
+
+var seq = 200
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("needs root: it runs containers")
+	}
+	w := &world{t: t, dir: t.TempDir()}
+	run, err := os.MkdirTemp("/run", "dven")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.run = run
+	bins := map[string]string{"drover-shim": "../shim/drover-shim", "drover-containerd": "../containerd/drover-containerd"}
+	for name, dir := range bins {
+		c := exec.Command("go", "build", "-o", filepath.Join(w.dir, name), dir)
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	ready := make(chan struct{}, 8)
+	co := containerd.Options{Binary: w.dir + "/drover-containerd", Root: w.dir + "/root", State: run + "/st", Socket: run + "/s", LogTo: w.dir + "/log", Log: slog.New(slog.DiscardHandler)}
+	go func() { _ = containerd.Supervise(ctx, co, func() { ready <- struct{}{} }); close(done) }()
+	seq++
+	net, err := network.Open(t.Context(), network.Options{Dir: w.dir + "/net", NetnsDir: run + "/ns", Bridge: "dvent" + strconv.Itoa(seq), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 199, byte(seq), 0}), 24)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		w.kill("drover-shim")
+		w.kill("drover-containerd")
+		if err := net.Destroy(context.Background()); err != nil {
+			t.Error(err)
+		}
+		w.unmount()
+		_ = os.RemoveAll(run)
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/drover/enginetest" + strconv.Itoa(seq))
+		for _, g := range groups {
+			subs, _ := filepath.Glob(g + "/*")
+			for _, s := range append(subs, g) {
+				_ = os.Remove(s)
+			}
+		}
+	})
+	select {
+	case <-ready:
+	case <-time.After(30 * time.Second):
+		t.Fatal("containerd does not come up")
+	}
+	srv := httptest.NewServer(registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, 0))))
+	t.Cleanup(srv.Close)
+	w.ref, w.dgst = pushBusybox(t, strings.TrimPrefix(srv.URL, "http://"))
+	reg, err := upstream.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.o = engine.Options{DataDir: w.dir, RunDir: run, NodeID: "enginetest" + strconv.Itoa(seq), HostName: "h", ClusterID: "c",
+		ContainerdSocket: co.Socket, ShimPath: w.dir + "/drover-shim", Network: net, Registry: reg}
+	return w
+}
+
+func pushBusybox(t *testing.T, host string) (ref, dgst string) {
+	t.Helper()
+	img, err := images.Busybox(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := name.ParseReference(host + "/box:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(r, img); err != nil {
+		t.Fatal(err)
+	}
+	h, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return host + "/box:1", h.String()
+}
+
+func (w *world) kill(name string) int {
+	out, _ := exec.Command("pgrep", "-f", w.dir+"/"+name).Output()
+	n := 0
+	for _, f := range strings.Fields(string(out)) {
+		if pid, err := strconv.Atoi(f); err == nil && syscall.Kill(pid, syscall.SIGKILL) == nil {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) unmount() {
+	b, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && (strings.HasPrefix(f[1], w.run+"/") || strings.HasPrefix(f[1], w.dir+"/")) {
+			_ = syscall.Unmount(f[1], syscall.MNT_DETACH)
+		}
+	}
+}
+
+func (w *world) open(t *testing.T) task.Engine {
+	t.Helper()
+	e, err := engine.Open(t.Context(), w.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	return e
+}
+
+func TestConformance(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	var said []string
+	img, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(p task.Progress) { said = append(said, p.Status) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.Digest != w.dgst || img.Size == 0 || len(img.Layers) != 1 {
+		t.Fatalf("pulled %v", img)
+	}
+	if s := strings.Join(said, ","); !strings.HasPrefix(s, "Pulling fs layer,") || !strings.HasSuffix(s, "Pull complete") {
+		t.Fatalf("progress was %s", s)
+	}
+	enginetest.Run(t, func(t *testing.T) enginetest.Subject {
+		e := w.open(t)
+		return enginetest.Subject{Engine: e, Image: w.ref, Digest: w.dgst, Reopen: func() task.Engine { return w.open(t) }}
+	})
+	if left, err := e.List(t.Context()); err != nil || len(left) != 0 {
+		t.Fatalf("left: %v, %v", left, err)
+	}
+	if err := e.RemoveImage(t.Context(), w.dgst); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := e.Images(t.Context()); err != nil || len(all) != 0 {
+		t.Fatalf("images left: %v, %v", all, err)
+	}
+}
