@@ -98,8 +98,10 @@ func (s *suite) make(change func(*container.CreateRequest), cmd ...string) strin
 	s.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
-		_ = s.e.Signal(ctx, p.ID, "SIGKILL")
-		_ = s.e.Remove(ctx, p.ID)
+		_ = s.Engine.Signal(ctx, p.ID, "SIGKILL") // reopened ones are closed by now
+		if err := s.Engine.Remove(ctx, p.ID); err != nil {
+			s.Errorf("cleaning up: %v", err)
+		}
 	})
 	return p.ID
 }
