@@ -30,6 +30,7 @@ import (
 	"github.com/drover/drover/controller/dispatch"
 	"github.com/drover/drover/controller/engineapi"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
@@ -127,7 +128,7 @@ func load(cfg Config) (_ *controller, err error) {
 	c := &controller{Config: cfg, ready: make(chan struct{}), revoked: make(chan struct{}, 1),
 		requests: newVisitors(), sessions: newVisitors()}
 	c.dir = filepath.Join(cfg.DataDir, "controller")
-	if c.unlock, err = lock(c.dir); err != nil {
+	if c.unlock, err = durable.Lock(c.dir); err != nil {
 		return nil, err
 	}
 	defer func() {

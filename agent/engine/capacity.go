@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/containerd/v2/version"
 	"golang.org/x/sys/unix"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -20,9 +21,19 @@ var Version = "dev"
 
 // Capacity implements task.Engine.
 func (e *Engine) Capacity(ctx context.Context) (*dv1.Capacity, error) {
+	c := Host(ctx)
+	if v, err := e.c.Version(e.ctx(ctx)); err == nil {
+		c.Containerd = v.Version
+	}
+	return c, nil
+}
+
+// Host is what is known of this host without containerd.
+func Host(ctx context.Context) *dv1.Capacity {
 	c := &dv1.Capacity{
 		NanoCpus: int64(runtime.NumCPU()) * 1e9, Memory: memTotal(), Arch: runtime.GOARCH, Os: runtime.GOOS,
 		OsName: osName(), CgroupDriver: "cgroupfs", CgroupVersion: "1", Drover: Version, Runc: runcVersion(ctx), Storage: snapshotter,
+		Containerd: version.Version,
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -31,10 +42,7 @@ func (e *Engine) Capacity(ctx context.Context) (*dv1.Capacity, error) {
 	if unified() {
 		c.CgroupVersion = "2"
 	}
-	if v, err := e.c.Version(e.ctx(ctx)); err == nil {
-		c.Containerd = v.Version
-	}
-	return c, nil
+	return c
 }
 
 // unified says whether this host has cgroup v2 alone.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 // Reporter takes what the reconciler has to say, without blocking.
@@ -20,12 +22,13 @@ type Reporter interface {
 	Removed(id []byte)
 }
 
-// Options of a Reconciler; all are needed.
+// Options of a Reconciler.
 type Options struct {
 	Engine   Engine
 	Store    *Store
 	Reporter Reporter
 	Log      *slog.Logger
+	Tracer   trace.Tracer // nil: none
 }
 
 // Reconciler brings an engine to what the store wants. Safe for concurrent use.
@@ -48,6 +51,9 @@ type Reconciler struct {
 
 // New makes a Reconciler that has not begun.
 func New(o Options) *Reconciler {
+	if o.Tracer == nil {
+		o.Tracer = noop.NewTracerProvider().Tracer("")
+	}
 	return &Reconciler{o: o, ready: make(chan struct{}), workers: map[string]*worker{}, statuses: map[string]*dv1.TaskStatus{}}
 }
 

@@ -10,6 +10,10 @@ import (
 	"time"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -190,7 +194,9 @@ func (w *worker) pause(ctx context.Context, x want) {
 
 func (w *worker) prepare(ctx context.Context, x want) {
 	w.have.tried = true
-	if err := w.made(ctx, x, 0); err != nil {
+	tctx, span := w.span(ctx, "agent prepare", x.task.Traceparent)
+	defer span.End()
+	if err := w.made(tctx, x, 0); err != nil {
 		if ctx.Err() != nil {
 			return
 		}
@@ -248,6 +254,9 @@ func (w *worker) start(ctx context.Context, x want) {
 	w.read = false
 	w.mu.Unlock()
 	w.have.stopping = stopping{}
+	tctx, span := w.span(ctx, "agent start", x.task.Traceparent)
+	defer span.End()
+	ctx = tctx
 	bctx, cancel := context.WithTimeout(ctx, startBudget)
 	defer cancel()
 	var a Attempt
@@ -269,8 +278,13 @@ func (w *worker) start(ctx context.Context, x want) {
 		return // the next agent finds out what came of it
 	}
 	if last != nil {
+		span.SetStatus(codes.Error, last.Error())
 		w.fail(x, last)
 		return
+	}
+	for _, t := range a.Timings {
+		_, s := w.r.o.Tracer.Start(ctx, t.Name, trace.WithTimestamp(t.Start))
+		s.End(trace.WithTimestamp(t.End))
 	}
 	a.Number = n
 	w.signal = a.StopSignal
@@ -279,6 +293,12 @@ func (w *worker) start(ctx context.Context, x want) {
 		w.watch(ctx, n)
 	}
 	w.tell(w.seen(a), x)
+}
+
+// span joins the trace of the operation that asked for a step.
+func (w *worker) span(ctx context.Context, name, traceparent string) (context.Context, trace.Span) {
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
+	return w.r.o.Tracer.Start(ctx, name, trace.WithAttributes(attribute.String("task", w.id)))
 }
 
 // try prepares what isn't, and starts. The budget of its caller is for an engine

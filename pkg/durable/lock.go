@@ -1,4 +1,4 @@
-package controller
+package durable
 
 import (
 	"errors"
@@ -8,11 +8,11 @@ import (
 	"syscall"
 )
 
-// lock makes sure that one controller uses the folder. The kernel gives it back
-// when the process ends, however it ends.
-func lock(dir string) (unlock func(), err error) {
+// Lock makes sure that one process uses the folder, which it makes. The kernel
+// gives it back when the process ends, however it ends.
+func Lock(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the controller's folder: %w", err)
+		return nil, fmt.Errorf("making the folder %s: %w", dir, err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -21,7 +21,7 @@ func lock(dir string) (unlock func(), err error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another controller is running on %s", dir)
+			return nil, fmt.Errorf("another process is running on %s", dir)
 		}
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}

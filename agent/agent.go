@@ -1,0 +1,385 @@
+// Package agent runs a host's agent: it brings containerd, network, engine and
+// reconciler up, talks to the control plane, and serves the node's own port.
+// Containers and their shims outlive it.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/drover/drover/agent/containerd"
+	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/agent/network"
+	"github.com/drover/drover/agent/payload"
+	"github.com/drover/drover/agent/session"
+	"github.com/drover/drover/agent/streams"
+	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/mux"
+	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/registry"
+)
+
+// DefaultListen is the agent's own port on every address.
+const DefaultListen = "0.0.0.0:7444"
+
+// Config of Run. DataDir, RunDir, Identity, PKI and Advertise are needed.
+type Config struct {
+	DataDir, RunDir string
+	NodeID, Name    string
+	ClusterID       string
+	Controllers     []string // host:port
+	PKI             string   // folder of the node's identity
+	Listen          string   // host:port; "" is DefaultListen
+	Advertise       string   // host that controllers dial; its port is the one listened on
+	Bridge          string   // "" is drover0
+	Labels          map[string]string
+	Reserved        []uint16 // host ports that no container gets
+	Registries      []registry.Mirror
+	Logger          *slog.Logger // nil: none
+	Tracer          trace.Tracer // nil: none
+}
+
+type agent struct {
+	Config
+	files  *pki.Files
+	store  *task.Store
+	reg    *registry.Registry
+	paths  payload.Paths
+	box    session.Outbox
+	addr   string // host:port of our own port
+	parts  *errgroup.Group
+	ctx    context.Context // of parts
+	daemon chan struct{}   // closed when containerd answered first
+
+	mu   sync.Mutex // guards what is brought up once the subnet is known
+	up   bool
+	net  *network.Network
+	eng  *reporting
+	rec  *task.Reconciler
+	port *mux.Mux
+	bulk net.Listener
+}
+
+// Run is an agent from start to end: it returns when ctx ended, with nil, or
+// when it can't go on. Containers go on in both cases.
+func Run(ctx context.Context, c Config) error {
+	a, err := load(c)
+	if err != nil {
+		return err
+	}
+	unlock, err := durable.Lock(filepath.Join(c.DataDir, "agent"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if a.store, err = task.OpenStore(filepath.Join(c.DataDir, "agent", "tasks.db")); err != nil {
+		return err
+	}
+	defer func() { _ = a.store.Close() }()
+	err = a.run(ctx)
+	a.close()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func load(c Config) (*agent, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Tracer == nil {
+		c.Tracer = noop.NewTracerProvider().Tracer("")
+	}
+	if c.Listen == "" {
+		c.Listen = DefaultListen
+	}
+	if c.Bridge == "" {
+		c.Bridge = "drover0"
+	}
+	a := &agent{Config: c, daemon: make(chan struct{})}
+	var err error
+	if a.files, err = pki.LoadFiles(c.PKI); err != nil {
+		return nil, fmt.Errorf("this host has no agent's identity, or a damaged one: %w", err)
+	}
+	if a.reg, err = registry.New(c.Registries); err != nil {
+		return nil, fmt.Errorf("configuring registries: %w", err)
+	}
+	if a.paths, err = payload.Extract(filepath.Join(c.DataDir, "bin")); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *agent) run(ctx context.Context) error {
+	l, err := net.Listen("tcp", a.Listen)
+	if err != nil {
+		return fmt.Errorf("listening on %s: %w", a.Listen, err)
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	a.addr = net.JoinHostPort(a.Advertise, port)
+	a.port = mux.New(l, a.Logger)
+	a.bulk = a.port.Handle(pki.PeerServerTLS(a.files, pki.Kinds(pki.KindController)), bulk.ALPN)
+	a.parts, a.ctx = errgroup.WithContext(ctx)
+	a.parts.Go(func() error { return ended(a.ctx, "the port "+a.addr, a.port.Run(a.ctx)) })
+	a.parts.Go(func() error {
+		first := sync.OnceFunc(func() { close(a.daemon) })
+		return containerd.Supervise(a.ctx, containerd.Options{
+			Binary: a.paths.Containerd, Root: filepath.Join(a.DataDir, "containerd"), State: filepath.Join(a.RunDir, "containerd"),
+			Socket: a.socket(), LogTo: filepath.Join(a.DataDir, "containerd.log"), Log: a.Logger,
+		}, first)
+	})
+	a.parts.Go(func() error {
+		select {
+		case <-a.daemon:
+		case <-a.ctx.Done():
+			return a.ctx.Err()
+		}
+		subnet, err := a.store.Subnet()
+		if err == nil && subnet != "" {
+			err = a.bring(a.ctx, subnet)
+		}
+		if err != nil {
+			return err
+		}
+		return session.Run(a.ctx, session.Options{
+			Controllers: a.Controllers, Agent: a, Outbox: &a.box, Log: a.Logger,
+			TLS: pki.PeerClientTLS(a.files, session.ALPN, pki.Kinds(pki.KindController)),
+		})
+	})
+	return a.parts.Wait()
+}
+
+func (a *agent) socket() string { return filepath.Join(a.RunDir, "containerd.sock") }
+
+func ended(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// bring starts what needs the node's subnet; once.
+func (a *agent) bring(ctx context.Context, subnet string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.up {
+		return nil
+	}
+	prefix, err := netip.ParsePrefix(subnet)
+	if err != nil {
+		return fmt.Errorf("the node's subnet: %w", err)
+	}
+	a.net, err = network.Open(ctx, network.Options{
+		Dir: filepath.Join(a.DataDir, "network"), NetnsDir: filepath.Join(a.RunDir, "netns"),
+		Bridge: a.Bridge, Subnet: prefix, Reserved: a.Reserved, Log: a.Logger,
+	})
+	if err != nil {
+		return fmt.Errorf("opening the node's network: %w", err)
+	}
+	e, err := engine.Open(ctx, engine.Options{
+		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
+		ContainerdSocket: a.socket(), ShimPath: a.paths.Shim, Network: a.net, Registry: a.reg, Log: a.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	a.eng = &reporting{Engine: e, close: e.Close, box: &a.box, reading: func(id string) func(bool) { return a.rec.Reading(id) }}
+	a.rec = task.New(task.Options{Engine: a.eng, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
+	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
+	a.parts.Go(func() error {
+		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, streams.Handler(a.eng, a.Logger), a.Logger))
+	})
+	a.up = true
+	return nil
+}
+
+func (a *agent) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.eng != nil {
+		_ = a.eng.close()
+	}
+	if a.net != nil {
+		_ = a.net.Close()
+	}
+}
+
+// Hello implements session.Agent. A node without subnet never ran anything.
+func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
+	n, err := a.store.NextSession()
+	if err != nil {
+		return nil, err
+	}
+	at, err := a.store.Last()
+	if err != nil {
+		return nil, err
+	}
+	h := &dv1.Hello{Number: n, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Inventory: &dv1.Observation{Full: true},
+		Node: &dv1.Node{Id: a.NodeID, Name: a.Name, Addr: a.addr, Labels: a.Labels}}
+	if h.Node.Subnet, err = a.store.Subnet(); err != nil {
+		return nil, err
+	}
+	h.Node.Capacity = engine.Host(ctx)
+	a.mu.Lock()
+	up := a.up
+	a.mu.Unlock()
+	if !up {
+		return h, nil
+	}
+	select {
+	case <-a.rec.Ready():
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if h.Inventory.Images, err = a.eng.Images(ctx); err != nil {
+		return nil, err
+	}
+	h.Inventory.Tasks = a.rec.Statuses()
+	return h, nil
+}
+
+// Welcome implements session.Agent.
+func (a *agent) Welcome(ctx context.Context, w *dv1.Welcome) error {
+	if w.ClusterId != a.ClusterID {
+		return fmt.Errorf("the controller is of cluster %s, this node of %s", w.ClusterId, a.ClusterID)
+	}
+	have, err := a.store.Subnet()
+	if err != nil {
+		return err
+	}
+	switch {
+	case have == w.Subnet:
+	case have == "":
+		if err := a.store.SetSubnet(w.Subnet); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("the control plane says that this node's subnet is %s, containers here have %s", w.Subnet, have)
+	}
+	return a.bring(ctx, w.Subnet)
+}
+
+// Take implements session.Agent.
+func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
+	err := a.rec.Take(ctx, y)
+	if errors.Is(err, task.ErrStale) {
+		return fmt.Errorf("%w: %w", session.ErrStale, err)
+	}
+	return err
+}
+
+// reporting tells of images, and of who reads output.
+type reporting struct {
+	task.Engine
+	close   func() error
+	box     *session.Outbox
+	reading func(taskID string) func(end bool)
+}
+
+func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
+	i, err := r.Engine.Pull(ctx, ref, digest, auth, progress)
+	if err == nil {
+		r.box.Image(&dv1.ImageStatus{Digest: i.Digest, Size: i.Size})
+	}
+	return i, err
+}
+
+func (r *reporting) RemoveImage(ctx context.Context, digest string) error {
+	err := r.Engine.RemoveImage(ctx, digest)
+	if err == nil {
+		r.box.ImageGone(digest)
+	}
+	return err
+}
+
+func (r *reporting) Attach(ctx context.Context, id string, o task.AttachOptions) (task.Stream, error) {
+	done := r.reading(id)
+	st, err := r.Engine.Attach(ctx, id, o)
+	if err != nil {
+		done(false)
+		return nil, err
+	}
+	return &reader{Stream: st, done: done}, nil
+}
+
+func (r *reporting) Logs(ctx context.Context, id string, o task.LogOptions) (task.LogReader, error) {
+	done := r.reading(id)
+	lr, err := r.Engine.Logs(ctx, id, o)
+	if err != nil {
+		done(false)
+		return nil, err
+	}
+	return &logReader{LogReader: lr, done: done}, nil
+}
+
+func (r *reporting) ExecStart(ctx context.Context, id, execID string, attach bool, width, height uint32) (task.Stream, error) {
+	st, err := r.Engine.ExecStart(ctx, id, execID, attach, width, height)
+	if err != nil || st == nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+// reader notes whether the end was read before it was closed.
+type reader struct {
+	task.Stream
+	done func(bool)
+	end  atomic.Bool
+	once sync.Once
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	n, err := r.Stream.Read(p)
+	if errors.Is(err, io.EOF) {
+		r.end.Store(true)
+	}
+	return n, err
+}
+
+func (r *reader) Close() error {
+	err := r.Stream.Close()
+	r.once.Do(func() { r.done(r.end.Load()) })
+	return err
+}
+
+type logReader struct {
+	task.LogReader
+	done func(bool)
+	once sync.Once
+}
+
+func (r *logReader) Close() error {
+	err := r.LogReader.Close()
+	r.once.Do(func() { r.done(true) })
+	return err
+}
+
+// Port is the number in a host:port, 0 if there is none.
+func Port(addr string) uint16 {
+	_, p, err := net.SplitHostPort(addr)
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseUint(p, 10, 16)
+	return uint16(n)
+}
