@@ -170,7 +170,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	g := scheduler.Group{Count: 1, On: c.On, Digest: digest, Contact: c.Contact}
 	if h := r.HostConfig; h != nil {
 		g.Memory, g.Pinned = h.MemoryReservation, c.Contact != "" && pinned(h)
-		if g.Ports, e = wantedPorts(&r, nil); e != nil {
+		if g.Ports, e = wantedPorts(&r, d.Image(c.Spec.GetDigest()), nil); e != nil {
 			return e
 		}
 	}

@@ -75,7 +75,7 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 			held = append(held, o.Ports...)
 		}
 	}
-	ports, e := wantedPorts(&r, held)
+	ports, e := wantedPorts(&r, d.Image(d.Spec(t.SpecId).GetDigest()), held)
 	if e != nil {
 		return e
 	}
@@ -95,7 +95,7 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 }
 
 // wantedPorts are the spec's published ports; of a range, the first not held.
-func wantedPorts(r *container.CreateRequest, held []*dv1.Port) ([]*dv1.Port, *dv1.Error) {
+func wantedPorts(r *container.CreateRequest, img *dv1.Image, held []*dv1.Port) ([]*dv1.Port, *dv1.Error) {
 	var out []*dv1.Port
 	if r.HostConfig == nil {
 		return nil, nil
@@ -120,7 +120,33 @@ func wantedPorts(r *container.CreateRequest, held []*dv1.Port) ([]*dv1.Port, *dv
 			out = append(out, p)
 		}
 	}
+	if r.HostConfig.PublishAllPorts {
+		for _, cp := range exposed(r, img) {
+			if _, bound := r.HostConfig.PortBindings[cp]; !bound {
+				out = append(out, &dv1.Port{Proto: string(cp.Proto()), Container: uint32(cp.Num())})
+			}
+		}
+	}
 	return out, nil
+}
+
+// exposed are the ports that the request and its image name, in order.
+func exposed(r *container.CreateRequest, img *dv1.Image) []network.Port {
+	var out []network.Port
+	if r.Config != nil {
+		out = slices.Collect(maps.Keys(r.ExposedPorts))
+	}
+	var c struct {
+		Config struct{ ExposedPorts map[string]struct{} } `json:"config"`
+	}
+	_ = json.Unmarshal(img.GetConfig(), &c) // an image without a readable one exposes nothing
+	for p := range c.Config.ExposedPorts {
+		if port, err := network.ParsePort(p); err == nil && !slices.Contains(out, port) {
+			out = append(out, port)
+		}
+	}
+	slices.SortFunc(out, func(a, b network.Port) int { return strings.Compare(a.String(), b.String()) })
+	return out
 }
 
 func pinned(h *container.HostConfig) bool {

@@ -11,9 +11,11 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/moby/term"
 )
 
 func agentRequest(r *http.Request, method, path string, body []byte) (*http.Request, error) {
@@ -55,12 +57,42 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 		}
 		return s.agent(r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/attach?"+q.Encode(), nil)
 	}
-	return s.hijack(w, r, t.NodeId, request(snap, t).Tty, dial)
+	if since, is := s.silent(t.NodeId); is {
+		return refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", t.NodeId, since)
+	}
+	return s.hijack(w, r, stream{node: t.NodeId, tty: request(snap, t).Tty, stdin: q.Has("stdin"), keys: in.Get("detachKeys")}, dial)
+}
+
+// stream is what hijack must know of the other end.
+type stream struct {
+	node       string
+	tty, stdin bool
+	keys       string // that detach, "" for docker's
+}
+
+// escape ends what a terminal's user types at the keys that detach.
+func (s stream) escape(in io.Reader) (io.Reader, error) {
+	if !s.tty || !s.stdin {
+		return in, nil
+	}
+	keys := s.keys
+	if keys == "" {
+		keys = "ctrl-p,ctrl-q"
+	}
+	b, err := term.ToBytes(keys)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "invalid detach keys (%s): %v", keys, err)
+	}
+	return term.NewEscapeProxy(in, b), nil
 }
 
 // hijack answers first and dials then, so that an attach never gates the start
 // that its client sends next.
-func (s *server) hijack(w http.ResponseWriter, r *http.Request, node string, tty bool, dial func(*http.Request) (*http.Response, error)) error {
+func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial func(*http.Request) (*http.Response, error)) error {
+	node, tty := st.node, st.tty
+	if _, err := st.escape(nil); err != nil {
+		return err
+	}
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return fmt.Errorf("taking over the connection: %w", err)
@@ -104,7 +136,14 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, node string, tty
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, err := io.Copy(agent, buf.Reader)
+		typed, err := st.escape(buf.Reader)
+		if err == nil {
+			_, err = io.Copy(agent, typed)
+		}
+		if errors.As(err, new(term.EscapeError)) {
+			agent.Close() // detached: the container's input stays open
+			return
+		}
 		if cw, ok := agent.(interface{ CloseWrite() error }); ok && err == nil {
 			_ = cw.CloseWrite()
 		}
@@ -184,10 +223,17 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 			q.Set(k, "1")
 		}
 	}
-	for _, k := range []string{"since", "until", "tail"} {
-		if in.Get(k) != "" {
-			q.Set(k, in.Get(k))
+	for _, k := range []string{"since", "until"} {
+		n, err := moment(in.Get(k))
+		if err != nil {
+			return err
 		}
+		if n != 0 {
+			q.Set(k, strconv.FormatInt(n, 10))
+		}
+	}
+	if in.Get("tail") != "" {
+		q.Set("tail", in.Get("tail"))
 	}
 	if q.Get("stdout")+q.Get("stderr") == "" {
 		return refuse(http.StatusBadRequest, "Bad parameters: you must choose at least one stream")

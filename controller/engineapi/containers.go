@@ -295,6 +295,8 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	switch {
 	case err != nil:
 		res.Error = &container.WaitExitError{Message: err.Error()}
+	case last == nil && failed == "" && cond != container.WaitConditionNotRunning:
+		res = container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: "the container is gone, and how it ended is not known here"}}
 	case failed != "" && last.GetAttempt() <= before:
 		res = container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: failed}}
 	}

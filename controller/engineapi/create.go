@@ -12,6 +12,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 )
 
@@ -54,6 +55,16 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	img := imageConfig(snap.Image(digest))
+	merged := *req.Config
+	mergeConfig(&merged, &img.Config)
+	if len(merged.Entrypoint)+len(merged.Cmd) == 0 {
+		return refuse(http.StatusBadRequest, "no command specified")
+	}
+	warnings, err := s.feasible(r, req)
+	if err != nil {
+		return err
+	}
 	sum := sha256.Sum256(body)
 	c := &dv1.CreateRun{
 		RunId: random(), TaskIds: [][]byte{random()}, Name: name, NameCandidates: candidates(24), Mode: "one", Contact: s.Fleet.Contact(),
@@ -71,7 +82,71 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answer(w, http.StatusCreated, container.CreateResponse{ID: hexID(&dv1.Task{Id: res.TaskId}), Warnings: append([]string{}, res.Warnings...)})
+	return answer(w, http.StatusCreated, container.CreateResponse{ID: hexID(&dv1.Task{Id: res.TaskId}), Warnings: append(append([]string{}, warnings...), res.Warnings...)})
+}
+
+// everywhere are paths that mean the same on every node.
+var everywhere = []string{"/etc/localtime", "/etc/timezone", "/sys", "/proc", "/dev", "/lib/modules"}
+
+// feasible refuses what this fleet would silently leave out, and warns where a
+// container runs without.
+func (s *server) feasible(r *http.Request, req *container.CreateRequest) (warnings []string, err error) {
+	h := req.HostConfig
+	if h == nil {
+		return nil, nil
+	}
+	later := func(what string) error {
+		return refuse(http.StatusNotImplemented, "%s not available on this fleet yet", what)
+	}
+	switch m := string(h.NetworkMode); {
+	case m == "", m == "default", m == "bridge", m == "host", m == "none":
+	case strings.HasPrefix(m, "container:"):
+		return nil, later("sharing another container's network is")
+	default:
+		return nil, refuse(http.StatusNotFound, "network %s not found", m)
+	}
+	switch {
+	case h.RestartPolicy.Name != "" && h.RestartPolicy.Name != container.RestartPolicyDisabled:
+		return nil, later("restart policies are")
+	case h.Init != nil && *h.Init:
+		return nil, later("an init process (--init) is")
+	case len(h.VolumesFrom) > 0:
+		return nil, later("--volumes-from is")
+	case len(h.Links) > 0:
+		return nil, later("links are")
+	case h.UsernsMode != "" && !h.UsernsMode.IsHost():
+		return nil, later("user namespaces are")
+	case h.Runtime != "" && h.Runtime != "runc":
+		return nil, refuse(http.StatusBadRequest, "unknown or invalid runtime name: %s", h.Runtime)
+	case h.LogConfig.Type != "" && h.LogConfig.Type != "json-file" && h.LogConfig.Type != "local":
+		return nil, refuse(http.StatusBadRequest, "logger: no log driver named '%s' is registered", h.LogConfig.Type)
+	}
+	var sources []string
+	for _, b := range h.Binds {
+		src, _, _ := strings.Cut(b, ":")
+		if !strings.HasPrefix(src, "/") {
+			return nil, later("named volumes are")
+		}
+		sources = append(sources, src)
+	}
+	for _, m := range h.Mounts {
+		switch m.Type {
+		case mount.TypeBind:
+			sources = append(sources, m.Source)
+		case mount.TypeTmpfs:
+		default:
+			return nil, later("mounts of type " + string(m.Type) + " are")
+		}
+	}
+	for _, src := range sources {
+		if s.Fleet.Contact() == "" && req.Labels[labelOn] == "" && r.Header.Get(HeaderOn) == "" && !slices.ContainsFunc(everywhere, func(p string) bool { return src == p || strings.HasPrefix(src, p+"/") }) {
+			return nil, refuse(http.StatusBadRequest, "bind source %s: say which node has it (label %s=node==NAME)", src, labelOn)
+		}
+	}
+	if hc := req.Healthcheck; hc != nil && len(hc.Test) > 0 && hc.Test[0] != "NONE" {
+		warnings = append(warnings, "health checks are not made on this fleet yet")
+	}
+	return warnings, nil
 }
 
 // decodeCreate checks a create body as docker does. The body comes back as it

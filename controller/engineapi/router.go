@@ -33,7 +33,7 @@ import (
 const (
 	HeaderIndex   = "Drover-Index"   // in: the least raft index to answer from; out: the one answered from
 	HeaderMissing = "Drover-Missing" // out: nodes that did not take part
-	HeaderKey     = "Idempotency-Key"
+	HeaderKey     = "Drover-Idempotency-Key"
 	HeaderOn      = "Drover-On" // in: placement constraints, comma separated
 	HeaderTrace   = "Drover-Trace"
 )
@@ -79,6 +79,16 @@ func New(o Options) http.Handler {
 	s := &server{Options: o, mux: http.NewServeMux()}
 	for pattern, h := range map[string]handler{
 		"GET /_ping": s.ping, "GET /version": s.version,
+		"GET /info": s.info, "GET /events": s.events,
+		"GET /containers/json":          s.listContainers,
+		"GET /containers/{id}/json":     s.inspectContainer,
+		"POST /containers/{id}/resize":  s.resizeContainer,
+		"POST /containers/{id}/exec":    s.execCreate,
+		"POST /exec/{id}/start":         s.execStart,
+		"POST /exec/{id}/resize":        s.execResize,
+		"GET /exec/{id}/json":           s.execInspect,
+		"GET /images/json":              s.listImages,
+		"POST /images/create":           s.createImage,
 		"POST /containers/create":       s.createContainer,
 		"GET /containers/{id}/logs":     s.logs,
 		"POST /containers/{id}/start":   s.start,
@@ -177,9 +187,7 @@ func (s *server) route(w http.ResponseWriter, r *http.Request) {
 		s.mux.ServeHTTP(w, r)
 		return
 	}
-	h := s.notYet
-	r.SetPathValue("name", name)
-	if err := h(w, r); err != nil {
+	if err := s.imageRoute(w, r, name); err != nil {
 		s.fail(w, r, err)
 	}
 }

@@ -1,0 +1,161 @@
+package engineapi
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+
+	"github.com/moby/moby/api/types/container"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// An exec's id is 16 random bytes and the first 16 of its task's: any controller
+// finds its node.
+func newExecID(task []byte) string { return hex.EncodeToString(random()[:16]) + hex.EncodeToString(task[:16]) }
+
+func (s *server) execTask(w http.ResponseWriter, r *http.Request) (string, *dv1.Task, error) {
+	id := r.PathValue("id")
+	snap, err := s.state(w, r)
+	if err != nil {
+		return "", nil, err
+	}
+	if _, err := hex.DecodeString(id); err == nil && len(id) == 64 {
+		if ts := snap.TasksByPrefix(id[32:]); len(ts) == 1 {
+			return id, ts[0], nil
+		}
+	}
+	return "", nil, refuse(http.StatusNotFound, "No such exec instance: %s", id)
+}
+
+func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
+	var o container.ExecCreateRequest
+	body, err := readBody(w, r, &o)
+	if err != nil {
+		return err
+	}
+	if len(o.Cmd) == 0 {
+		return refuse(http.StatusBadRequest, "No exec command specified")
+	}
+	_, t, err := s.task(w, r)
+	if err != nil {
+		return err
+	}
+	id := newExecID(t.Id)
+	q := url.Values{"id": {id}}
+	resp, err := s.agent(r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/exec?"+q.Encode(), body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode == http.StatusConflict {
+		_ = resp.Body.Close()
+		return refuse(http.StatusConflict, "container %s is not running", hexID(t))
+	}
+	if resp.StatusCode >= 300 {
+		return fromAgent(t.NodeId, resp)
+	}
+	_ = resp.Body.Close()
+	return answer(w, http.StatusCreated, container.ExecCreateResponse{ID: id})
+}
+
+// execState is what an agent tells of an exec.
+type execState struct {
+	ID       string
+	TaskID   string
+	Running  bool
+	ExitCode *int
+	Pid      int
+	Options  container.ExecCreateRequest
+}
+
+func (s *server) execState(r *http.Request, id string, t *dv1.Task) (*execState, error) {
+	resp, err := s.agent(r, t.NodeId, http.MethodGet, "/v1/exec/"+id+"?task="+hexID(t), nil)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode == http.StatusNotFound {
+		_ = resp.Body.Close()
+		return nil, refuse(http.StatusNotFound, "No such exec instance: %s", id)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fromAgent(t.NodeId, resp)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	st := &execState{}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(st); err != nil {
+		return nil, fmt.Errorf("reading an exec's state: %w", err)
+	}
+	return st, nil
+}
+
+func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
+	var o container.ExecStartRequest
+	if _, err := readBody(w, r, &o); err != nil {
+		return err
+	}
+	id, t, err := s.execTask(w, r)
+	if err != nil {
+		return err
+	}
+	st, err := s.execState(r, id, t)
+	if err != nil {
+		return err
+	}
+	if st.Running || st.ExitCode != nil {
+		return refuse(http.StatusConflict, "Error: Exec command %s has already run", id)
+	}
+	q := url.Values{"task": {hexID(t)}}
+	if size := o.ConsoleSize; size != nil {
+		q.Set("h", fmt.Sprint(size[0]))
+		q.Set("w", fmt.Sprint(size[1]))
+	}
+	path := "/v1/exec/" + id + "/start?"
+	if o.Detach {
+		return s.relayed(w, r, t.NodeId, http.MethodPost, path+q.Encode(), nil, http.StatusOK)
+	}
+	q.Set("attach", "1")
+	resp, err := s.agent(r, t.NodeId, http.MethodPost, path+q.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		return fromAgent(t.NodeId, resp)
+	}
+	return s.hijack(w, r, stream{node: t.NodeId, tty: st.Options.Tty, stdin: st.Options.AttachStdin, keys: st.Options.DetachKeys},
+		func(*http.Request) (*http.Response, error) { return resp, nil })
+}
+
+func (s *server) execResize(w http.ResponseWriter, r *http.Request) error {
+	id, t, err := s.execTask(w, r)
+	if err != nil {
+		return err
+	}
+	q, err := dimensions(r)
+	if err != nil {
+		return err
+	}
+	return s.relayed(w, r, t.NodeId, http.MethodPost, "/v1/exec/"+id+"/resize?task="+hexID(t)+"&"+q, nil, http.StatusOK)
+}
+
+func (s *server) execInspect(w http.ResponseWriter, r *http.Request) error {
+	id, t, err := s.execTask(w, r)
+	if err != nil {
+		return err
+	}
+	st, err := s.execState(r, id, t)
+	if err != nil {
+		return err
+	}
+	o := st.Options
+	c := &container.ExecProcessConfig{Tty: o.Tty, User: o.User, Privileged: &o.Privileged}
+	if len(o.Cmd) > 0 {
+		c.Entrypoint, c.Arguments = o.Cmd[0], o.Cmd[1:]
+	}
+	return answer(w, http.StatusOK, container.ExecInspectResponse{
+		ID: id, Running: st.Running, ExitCode: st.ExitCode, ProcessConfig: c, OpenStdin: o.AttachStdin, OpenStdout: o.AttachStdout,
+		OpenStderr: o.AttachStderr, ContainerID: hexID(t), Pid: st.Pid, DetachKeys: []byte(o.DetachKeys),
+	})
+}

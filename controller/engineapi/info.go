@@ -1,0 +1,222 @@
+package engineapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	regtypes "github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/api/types/system"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// maxNodeRows bounds how many nodes info shows.
+const maxNodeRows = 50
+
+func (s *server) info(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.state(w, r)
+	if err != nil {
+		return err
+	}
+	i := system.Info{
+		Driver: "overlayfs", DriverStatus: [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}},
+		Plugins:     system.PluginsInfo{Volume: []string{}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file"}},
+		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
+		IPv4Forwarding: true, SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file", OSType: "linux",
+		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: &regtypes.ServiceConfig{}, ServerVersion: EngineVersion,
+		Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}}, DefaultRuntime: "runc",
+		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}, LiveRestoreEnabled: true, SecurityOptions: []string{"name=seccomp,profile=builtin"},
+		Labels: []string{}, Warnings: []string{}, Containerd: &system.ContainerdInfo{Namespaces: system.ContainerdNamespaces{Containers: "drover"}},
+	}
+	if c := snap.Cluster(); c != nil {
+		i.ID, i.Name = c.GetId(), c.GetName()
+	}
+	perNode := map[string]int{}
+	for t := range snap.Tasks() {
+		i.Containers++
+		switch s.view(snap, t).state() {
+		case container.StateRunning:
+			i.ContainersRunning++
+			perNode[t.NodeId]++
+		case container.StatePaused:
+			i.ContainersPaused++
+			perNode[t.NodeId]++
+		default:
+			i.ContainersStopped++
+		}
+	}
+	for range snap.Images() {
+		i.Images++
+	}
+	s.nodes(snap, &i, perNode)
+	s.missing(w)
+	return answer(w, http.StatusOK, i)
+}
+
+// nodes sums what nodes have, and lists them, silent ones first.
+func (s *server) nodes(snap *state.Snapshot, i *system.Info, running map[string]int) {
+	var nodes []*dv1.Node
+	for n := range snap.Nodes() {
+		nodes = append(nodes, n)
+		c := capacity(n)
+		i.NCPU += int(c.NanoCpus / 1e9)
+		i.MemTotal += c.Memory
+		i.KernelVersion = shared(i.KernelVersion, c.Kernel)
+		i.OperatingSystem = shared(i.OperatingSystem, c.OsName)
+		i.Architecture = shared(i.Architecture, machine(c.Arch))
+		i.CgroupDriver = shared(i.CgroupDriver, c.CgroupDriver)
+		i.CgroupVersion = shared(i.CgroupVersion, c.CgroupVersion)
+		i.ContainerdCommit.ID = shared(i.ContainerdCommit.ID, c.Containerd)
+		i.RuncCommit.ID = shared(i.RuncCommit.ID, c.Runc)
+	}
+	silent := s.Fleet.Silent()
+	slices.SortFunc(nodes, func(a, b *dv1.Node) int {
+		_, qa := silent[a.Id]
+		_, qb := silent[b.Id]
+		if qa != qb {
+			if qa {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	i.SystemStatus = append(i.SystemStatus, [2]string{"Nodes", strconv.Itoa(len(nodes))})
+	for k, n := range nodes {
+		if k == maxNodeRows {
+			i.SystemStatus = append(i.SystemStatus, [2]string{" …", fmt.Sprintf("%d more", len(nodes)-k)})
+			break
+		}
+		c := capacity(n)
+		state := "ready"
+		if since, is := s.silent(n.Id); is {
+			state = "silent for " + since
+			i.Warnings = append(i.Warnings, fmt.Sprintf("WARNING: node %s has not answered for %s", n.Name, since))
+		}
+		i.SystemStatus = append(i.SystemStatus, [2]string{" " + n.Name, fmt.Sprintf("%s, %d running, %d CPUs, %s", state, running[n.Id], c.NanoCpus/1e9, units.BytesSize(float64(c.Memory)))})
+	}
+}
+
+func machine(goarch string) string {
+	switch goarch {
+	case "amd64":
+		return "x86_64"
+	case "arm64":
+		return "aarch64"
+	}
+	return goarch
+}
+
+// moment reads docker's times: seconds with an optional fraction, or RFC 3339.
+func moment(v string) (int64, error) {
+	if v == "" || v == "0" {
+		return 0, nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, v); err == nil {
+		return t.UnixNano(), nil
+	}
+	sec, frac, _ := strings.Cut(v, ".")
+	n, err := strconv.ParseInt(sec, 10, 64)
+	if err != nil {
+		return 0, refuse(http.StatusBadRequest, "invalid time %q", v)
+	}
+	frac = (frac + "000000000")[:9]
+	f, err := strconv.ParseInt(frac, 10, 64)
+	if err != nil {
+		return 0, refuse(http.StatusBadRequest, "invalid time %q", v)
+	}
+	return n*1e9 + f, nil
+}
+
+func (s *server) events(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	since, err := moment(q.Get("since"))
+	if err != nil {
+		return err
+	}
+	until, err := moment(q.Get("until"))
+	if err != nil {
+		return err
+	}
+	f, err := parseFilters(r, "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type", "volume")
+	if err != nil {
+		return err
+	}
+	ch := s.Fleet.Events(r.Context(), since)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	out := flusher{w, http.NewResponseController(w)}
+	_ = out.c.Flush()
+	enc := json.NewEncoder(out)
+	var end <-chan time.Time
+	if until > 0 {
+		t := time.NewTimer(time.Until(time.Unix(0, until)))
+		defer t.Stop()
+		end = t.C
+	}
+	for {
+		select {
+		case <-r.Context().Done():
+			return nil
+		case <-end:
+			return nil
+		case h, ok := <-ch:
+			if !ok {
+				return nil
+			}
+			if until > 0 && h.TimeNano > until {
+				continue
+			}
+			if m := s.event(r, h); fitsEvent(f, m) && enc.Encode(m) != nil {
+				return nil
+			}
+		}
+	}
+}
+
+// oldMessage has the fields that were on top before 1.22's shape was all.
+type oldMessage struct {
+	Status string `json:"status,omitempty"`
+	ID     string `json:"id,omitempty"`
+	From   string `json:"from,omitempty"`
+	events.Message
+}
+
+func (s *server) event(r *http.Request, h *dv1.Happening) oldMessage {
+	m := events.Message{Type: events.ContainerEventType, Action: events.Action(h.Action), Scope: "local", Time: h.TimeNano / 1e9, TimeNano: h.TimeNano}
+	m.Actor = events.Actor{ID: fmt.Sprintf("%x", h.TaskId), Attributes: map[string]string{}}
+	if snap, err := s.Fleet.State(r.Context(), 0); err == nil {
+		if t := snap.Task(h.TaskId); t != nil {
+			v := s.view(snap, t)
+			for k, x := range v.config().Labels {
+				m.Actor.Attributes[k] = x
+			}
+			m.Actor.Attributes["image"] = v.ref
+		}
+	}
+	for k, x := range h.Attributes {
+		m.Actor.Attributes[k] = x
+	}
+	return oldMessage{Status: h.Action, ID: m.Actor.ID, From: m.Actor.Attributes["image"], Message: m}
+}
+
+func fitsEvent(f filters, m oldMessage) bool {
+	a := m.Actor.Attributes
+	return f.any("type", func(t string) bool { return t == string(m.Type) }) &&
+		f.any("event", func(e string) bool { return e == string(m.Action) || strings.HasPrefix(string(m.Action), e+":") }) &&
+		f.any("container", func(c string) bool { return strings.HasPrefix(m.Actor.ID, c) || a["name"] == c }) &&
+		f.any("image", func(i string) bool { return a["image"] == i }) &&
+		f.any("node", func(n string) bool { return a[labelNode] == n }) &&
+		f.any("scope", func(x string) bool { return x == m.Scope }) &&
+		f.all("label", hasLabel(a))
+}

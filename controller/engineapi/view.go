@@ -1,0 +1,300 @@
+package engineapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// view is a container as clients see it: what raft keeps, what its agent
+// observed last, and its request merged with its image.
+type view struct {
+	t     *dv1.Task
+	st    *dv1.TaskStatus // of the current attempt, nil if none
+	req   container.CreateRequest
+	image *dv1.Image
+	ref   string // the image as the user wrote it
+	node  string
+	quiet string // how long its node is silent, "" if it isn't
+}
+
+func (s *server) view(snap *state.Snapshot, t *dv1.Task) *view {
+	v := &view{t: t, st: s.Fleet.Observed(hexID(t)), req: request(snap, t), node: t.NodeId}
+	if v.st != nil && v.st.Attempt != t.Attempt {
+		v.st = nil
+	}
+	if n := snap.Node(t.NodeId); n != nil {
+		v.node = n.Name
+	}
+	if since, is := s.silent(t.NodeId); is {
+		v.quiet = since
+	}
+	if spec := snap.Spec(t.SpecId); spec != nil {
+		v.ref = spec.Image
+		v.image = snap.Image(spec.Digest)
+		if v.image == nil {
+			v.image = &dv1.Image{Digest: spec.Digest}
+		}
+	}
+	return v
+}
+
+// imageConfig is the docker part of an image's configuration.
+func imageConfig(i *dv1.Image) dockerspec.DockerOCIImage {
+	var c dockerspec.DockerOCIImage
+	_ = json.Unmarshal(i.GetConfig(), &c) // an image without is shown without
+	return c
+}
+
+// config is what the container runs with: docker's merge of image and request.
+func (v *view) config() *container.Config {
+	c := *v.req.Config
+	img := imageConfig(v.image).Config
+	mergeConfig(&c, &img)
+	if c.Hostname == "" {
+		c.Hostname = hexID(v.t)[:12]
+	}
+	c.Labels = v.labels(c.Labels)
+	return &c
+}
+
+func mergeConfig(c *container.Config, img *dockerspec.DockerOCIImageConfig) {
+	if len(c.Entrypoint) == 0 {
+		if len(c.Cmd) == 0 {
+			c.Cmd = img.Cmd
+		}
+		if c.Entrypoint == nil {
+			c.Entrypoint = img.Entrypoint
+		}
+	}
+	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
+		c.Entrypoint = nil
+	}
+	for _, e := range img.Env {
+		k, _, _ := strings.Cut(e, "=")
+		if !slices.ContainsFunc(c.Env, func(have string) bool { h, _, _ := strings.Cut(have, "="); return h == k }) {
+			c.Env = append(slices.Clone(c.Env), e)
+		}
+	}
+	if c.WorkingDir == "" {
+		c.WorkingDir = img.WorkingDir
+	}
+	if c.User == "" {
+		c.User = img.User
+	}
+	if c.StopSignal == "" {
+		c.StopSignal = img.StopSignal
+	}
+	c.ExposedPorts = maps.Clone(c.ExposedPorts)
+	for p := range img.ExposedPorts {
+		if port, err := network.ParsePort(p); err == nil {
+			if c.ExposedPorts == nil {
+				c.ExposedPorts = network.PortSet{}
+			}
+			c.ExposedPorts[port] = struct{}{}
+		}
+	}
+	labels := maps.Clone(img.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, c.Labels)
+	c.Labels = labels
+	if c.Healthcheck == nil && img.Healthcheck != nil {
+		c.Healthcheck = img.Healthcheck
+	}
+}
+
+func (v *view) labels(l map[string]string) map[string]string {
+	out := maps.Clone(l)
+	if out == nil {
+		out = map[string]string{}
+	}
+	if v.node != "" {
+		out[labelNode] = v.node
+	}
+	return out
+}
+
+// exit is the current attempt's, nil while it has none.
+func (v *view) exit() *dv1.Exit {
+	if e := v.t.Exit; e != nil && e.Attempt >= v.t.Attempt {
+		return e
+	}
+	return v.st.GetExit()
+}
+
+func (v *view) state() container.ContainerState {
+	switch {
+	case v.t.Attempt == 0:
+		return container.StateCreated
+	case v.exit() != nil:
+		return container.StateExited
+	case v.t.Failed != "" || v.st.GetPhase() == dv1.Phase_FAILED:
+		if v.t.Exit != nil { // an earlier attempt ran
+			return container.StateExited
+		}
+		return container.StateCreated
+	case v.st.GetPaused():
+		return container.StatePaused
+	case v.t.Started != 0 || v.st.GetPhase() == dv1.Phase_ACTIVE:
+		return container.StateRunning
+	}
+	return container.StateCreated
+}
+
+func (v *view) started() int64 {
+	if v.st.GetStarted() != 0 {
+		return v.st.Started
+	}
+	if v.t.Started != 0 {
+		return v.t.Started
+	}
+	return v.t.Exit.GetStarted()
+}
+
+func (v *view) status(now time.Time) string {
+	s := ""
+	switch st := v.state(); st {
+	case container.StateRunning, container.StatePaused:
+		s = "Up " + units.HumanDuration(now.Sub(time.Unix(0, v.started())))
+		if st == container.StatePaused {
+			s += " (Paused)"
+		}
+	case container.StateExited:
+		e := v.exit()
+		if e == nil {
+			e = v.t.Exit
+		}
+		s = fmt.Sprintf("Exited (%d) %s ago", e.GetCode(), units.HumanDuration(now.Sub(time.Unix(0, e.GetAt()))))
+	default:
+		s = "Created"
+	}
+	if v.quiet != "" {
+		s += " (node silent " + v.quiet + ")"
+	}
+	return s
+}
+
+// ports are those published now, host ports as they were bound.
+func (v *view) ports() []*dv1.Port {
+	if st := v.state(); st != container.StateRunning && st != container.StatePaused {
+		return nil
+	}
+	if v.st != nil && len(v.st.Ports) > 0 {
+		return v.st.Ports
+	}
+	return v.t.Ports
+}
+
+func hostIP(ip string) netip.Addr {
+	if a, err := netip.ParseAddr(ip); err == nil {
+		return a
+	}
+	return netip.IPv4Unspecified()
+}
+
+func (v *view) portSummary() []container.PortSummary {
+	out := []container.PortSummary{}
+	shown := map[string]bool{}
+	for _, p := range v.ports() {
+		out = append(out, container.PortSummary{IP: hostIP(p.Ip), PrivatePort: uint16(p.Container), PublicPort: uint16(p.Host), Type: p.Proto})
+		shown[fmt.Sprintf("%d/%s", p.Container, p.Proto)] = true
+	}
+	if st := v.state(); st == container.StateRunning {
+		for p := range v.config().ExposedPorts {
+			if !shown[p.String()] {
+				out = append(out, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b container.PortSummary) int {
+		return (int(a.PrivatePort)-int(b.PrivatePort))*65536 + int(a.PublicPort) - int(b.PublicPort)
+	})
+	return out
+}
+
+func (v *view) portMap() network.PortMap {
+	m := network.PortMap{}
+	if st := v.state(); st != container.StateRunning && st != container.StatePaused {
+		return m
+	}
+	for p := range v.config().ExposedPorts {
+		m[p] = nil
+	}
+	for _, p := range v.ports() {
+		port, err := network.ParsePort(fmt.Sprintf("%d/%s", p.Container, p.Proto))
+		if err != nil {
+			continue
+		}
+		m[port] = append(m[port], network.PortBinding{HostIP: hostIP(p.Ip), HostPort: strconv.Itoa(int(p.Host))})
+	}
+	return m
+}
+
+// networkMode is docker's, with default spelled out as it is shown.
+func (v *view) networkMode() string {
+	switch m := string(v.req.HostConfig.NetworkMode); m {
+	case "", "default":
+		return "bridge"
+	default:
+		return m
+	}
+}
+
+func (v *view) networks() map[string]*network.EndpointSettings {
+	e := &network.EndpointSettings{NetworkID: networkID(v.networkMode())}
+	if st := v.state(); v.st != nil && v.st.Ip != "" && (st == container.StateRunning || st == container.StatePaused) {
+		e.EndpointID = hexID(v.t)
+		e.IPAddress, _ = netip.ParseAddr(v.st.Ip)
+		e.Gateway, _ = netip.ParseAddr(v.st.Gateway)
+		e.IPPrefixLen = int(v.st.PrefixLen)
+		_ = e.MacAddress.UnmarshalText([]byte(v.st.Mac))
+	}
+	return map[string]*network.EndpointSettings{v.networkMode(): e}
+}
+
+// networkID is stable: the default networks are the same in the whole fleet.
+func networkID(name string) string {
+	return fmt.Sprintf("%x", sha(name))
+}
+
+func (v *view) mounts() []container.MountPoint {
+	out := []container.MountPoint{}
+	for _, b := range v.req.HostConfig.Binds {
+		p := strings.Split(b, ":")
+		if len(p) < 2 {
+			continue
+		}
+		m := container.MountPoint{Type: mount.TypeBind, Source: p[0], Destination: p[1], RW: true, Propagation: mount.PropagationRPrivate}
+		if len(p) > 2 {
+			m.Mode, m.RW = p[2], !slices.Contains(strings.Split(p[2], ","), "ro")
+		}
+		out = append(out, m)
+	}
+	for _, m := range v.req.HostConfig.Mounts {
+		out = append(out, container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly, Propagation: mount.PropagationRPrivate})
+	}
+	return out
+}
+
+func rfc3339(ns int64) string {
+	if ns == 0 {
+		return "0001-01-01T00:00:00Z"
+	}
+	return time.Unix(0, ns).UTC().Format(time.RFC3339Nano)
+}
