@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
@@ -29,11 +30,13 @@ import (
 	"github.com/drover/drover/controller/core"
 	"github.com/drover/drover/controller/dispatch"
 	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/fleetapi"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
+	traces "github.com/drover/drover/pkg/trace"
 )
 
 // DefaultListen is every address of the host, on the control plane's port.
@@ -47,9 +50,10 @@ type Config struct {
 	Advertise  string // host[:port] that others dial; "" is the address listened on, if that is one
 	Version    string // of drover, for people
 	Registries []registry.Mirror
-	Logger     *slog.Logger // nil: none
-	Tracer     trace.Tracer // nil: none
-	Stdout     io.Writer    // shows the recovery key, once; nil is os.Stdout
+	Logger     *slog.Logger  // nil: none
+	Tracer     trace.Tracer  // nil: none
+	Traces     *traces.Store // where spans come together; nil: a store of its own
+	Stdout     io.Writer     // shows the recovery key, once; nil is os.Stdout
 	// OnReady is called when requests are answered, with the port's address.
 	OnReady func(net.Addr)
 }
@@ -70,6 +74,9 @@ func (c *Config) validate() error {
 	if c.Tracer == nil {
 		c.Tracer = noop.NewTracerProvider().Tracer("")
 	}
+	if c.Traces == nil {
+		c.Traces = &traces.Store{}
+	}
 	if c.Stdout == nil {
 		c.Stdout = os.Stdout
 	}
@@ -78,6 +85,8 @@ func (c *Config) validate() error {
 	}
 	return nil
 }
+
+var _ engineapi.Fleet = (*core.Core)(nil)
 
 type controller struct {
 	Config
@@ -224,7 +233,15 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 }
 
 func (c *controller) api(fleet engineapi.Fleet) http.Handler {
-	return engineapi.New(engineapi.Options{Fleet: fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version})
+	docker := engineapi.New(engineapi.Options{Fleet: fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version})
+	ours := fleetapi.New(c.Traces)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == traces.Path || strings.HasPrefix(r.URL.Path, fleetapi.Prefix) {
+			ours.ServeHTTP(w, r)
+			return
+		}
+		docker.ServeHTTP(w, r)
+	})
 }
 
 // becomeReady waits until this member leads and has applied what was committed.

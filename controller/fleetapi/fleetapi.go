@@ -1,0 +1,109 @@
+// Package fleetapi answers what docker's API has no words for: traces.
+package fleetapi
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strconv"
+
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/trace"
+)
+
+// maxSpans bounds a body of spans.
+const maxSpans = 4 << 20
+
+// Prefix of this API's own paths; trace.Path is OTLP's.
+const Prefix = "/drover/v1/"
+
+type server struct{ traces *trace.Store }
+
+// New answers over traces. Requests carry their principal in the context.
+func New(traces *trace.Store) http.Handler {
+	s := &server{traces}
+	m := http.NewServeMux()
+	m.HandleFunc("POST "+trace.Path, s.take)
+	m.HandleFunc("GET "+Prefix+"traces", s.list)
+	m.HandleFunc("GET "+Prefix+"traces/last", s.last)
+	m.HandleFunc("GET "+Prefix+"traces/{id}", s.get)
+	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		refuse(w, http.StatusNotFound, r.Method+" "+r.URL.Path+" is not known here")
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, ok := pki.PrincipalFrom(r.Context())
+		switch {
+		case !ok:
+			refuse(w, http.StatusUnauthorized, pki.ErrNoPrincipal.Error())
+		case r.URL.Path == trace.Path && (p.Has(pki.KindNode) || p.Has(pki.KindController)), p.Has(pki.RoleAdmin), p.Has(pki.KindUser):
+			m.ServeHTTP(w, r)
+		default:
+			refuse(w, http.StatusForbidden, p.URI+" has no role that allows this")
+		}
+	})
+}
+
+func (s *server) take(w http.ResponseWriter, r *http.Request) {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxSpans))
+	if err != nil {
+		refuse(w, http.StatusRequestEntityTooLarge, "reading spans: "+err.Error())
+		return
+	}
+	req := &collector.ExportTraceServiceRequest{}
+	if r.Header.Get("Content-Type") == "application/json" {
+		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, req)
+	} else {
+		err = proto.Unmarshal(b, req)
+	}
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "reading spans: "+err.Error())
+		return
+	}
+	_ = s.traces.Add(r.Context(), req.ResourceSpans) // a store in memory takes all
+	w.Header().Set("Content-Type", "application/x-protobuf")
+	w.WriteHeader(http.StatusOK)
+}
+
+func (s *server) list(w http.ResponseWriter, r *http.Request) {
+	n := 20
+	if v := r.URL.Query().Get("limit"); v != "" {
+		var err error
+		if n, err = strconv.Atoi(v); err != nil || n < 1 {
+			refuse(w, http.StatusBadRequest, "limit is not a number above 0: "+v)
+			return
+		}
+	}
+	answer(w, http.StatusOK, s.traces.List(n, r.URL.Query().Get("all") == ""))
+}
+
+func (s *server) last(w http.ResponseWriter, _ *http.Request) {
+	l := s.traces.List(1, true)
+	if len(l) == 0 {
+		refuse(w, http.StatusNotFound, "no operation was traced yet")
+		return
+	}
+	answer(w, http.StatusOK, s.traces.Get(l[0].ID))
+}
+
+func (s *server) get(w http.ResponseWriter, r *http.Request) {
+	t := s.traces.Get(r.PathValue("id"))
+	if t == nil {
+		refuse(w, http.StatusNotFound, "no such trace: "+r.PathValue("id")+" (this controller keeps the last "+strconv.Itoa(trace.MaxTraces)+")")
+		return
+	}
+	answer(w, http.StatusOK, t)
+}
+
+func answer(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(v) // who left needs no answer
+}
+
+func refuse(w http.ResponseWriter, code int, msg string) {
+	answer(w, code, map[string]string{"message": msg})
+}

@@ -1,0 +1,209 @@
+package trace
+
+import (
+	"context"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+)
+
+// Bounds of a store.
+const (
+	MaxTraces = 2000
+	MaxSpans  = 1000 // of one trace
+)
+
+// Span is one step of an operation, as clients get it. Times are Unix ns.
+type Span struct {
+	ID         string            `json:"id"`
+	Parent     string            `json:"parent,omitempty"`
+	Name       string            `json:"name"`
+	Service    string            `json:"service"`
+	Host       string            `json:"host"`
+	Start      int64             `json:"start"`
+	End        int64             `json:"end"`
+	Error      string            `json:"error,omitempty"`
+	Attributes map[string]string `json:"attributes,omitempty"`
+}
+
+// Trace is an operation.
+type Trace struct {
+	ID    string `json:"id"`
+	Spans []Span `json:"spans"` // by start
+}
+
+// Summary is a trace in a list.
+type Summary struct {
+	ID       string        `json:"id"`
+	Name     string        `json:"name"`
+	Start    int64         `json:"start"`
+	Duration time.Duration `json:"duration"`
+	Spans    int           `json:"spans"`
+	Error    string        `json:"error,omitempty"`
+}
+
+// Store keeps the newest traces in memory. The zero value is ready. Safe for
+// concurrent use.
+type Store struct {
+	mu     sync.Mutex // guards the fields below
+	traces map[string]*kept
+	order  []string // oldest first
+}
+
+type kept struct {
+	spans map[string]Span
+}
+
+// Add implements Sink.
+func (s *Store) Add(_ context.Context, rs []*tracepb.ResourceSpans) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.traces == nil {
+		s.traces = map[string]*kept{}
+	}
+	for _, r := range rs {
+		service := find(r.GetResource().GetAttributes(), "service.name")
+		host := find(r.GetResource().GetAttributes(), "host.name")
+		for _, sc := range r.GetScopeSpans() {
+			for _, p := range sc.GetSpans() {
+				if len(p.GetTraceId()) == 16 && len(p.GetSpanId()) == 8 {
+					s.put(hex.EncodeToString(p.TraceId), span(p, service, host))
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// put is called with mu held.
+func (s *Store) put(id string, sp Span) {
+	k := s.traces[id]
+	if k == nil {
+		k = &kept{spans: map[string]Span{}}
+		s.traces[id] = k
+		s.order = append(s.order, id)
+		if len(s.order) > MaxTraces {
+			delete(s.traces, s.order[0])
+			s.order = s.order[1:]
+		}
+	}
+	if len(k.spans) < MaxSpans {
+		k.spans[sp.ID] = sp
+	}
+}
+
+func span(p *tracepb.Span, service, host string) Span {
+	sp := Span{ID: hex.EncodeToString(p.SpanId), Parent: hex.EncodeToString(p.ParentSpanId), Name: p.Name, Service: service, Host: host,
+		Start: int64(p.StartTimeUnixNano), End: int64(p.EndTimeUnixNano), Attributes: map[string]string{}}
+	if p.GetStatus().GetCode() == tracepb.Status_STATUS_CODE_ERROR {
+		sp.Error = p.Status.Message
+		if sp.Error == "" {
+			sp.Error = "failed"
+		}
+	}
+	for _, a := range p.GetAttributes() {
+		sp.Attributes[a.Key] = text(a.Value)
+	}
+	return sp
+}
+
+func find(as []*commonpb.KeyValue, key string) string {
+	for _, a := range as {
+		if a.Key == key {
+			return text(a.Value)
+		}
+	}
+	return ""
+}
+
+func text(v *commonpb.AnyValue) string {
+	if s, ok := v.GetValue().(*commonpb.AnyValue_StringValue); ok {
+		return s.StringValue
+	}
+	return strings.TrimSpace(v.String())
+}
+
+// Get finds a trace by its id or a unique prefix of it, nil if there is none.
+func (s *Store) Get(id string) *Trace {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.traces[id] == nil {
+		var found []string
+		for k := range s.traces {
+			if len(id) >= 4 && strings.HasPrefix(k, id) {
+				found = append(found, k)
+			}
+		}
+		if len(found) != 1 {
+			return nil
+		}
+		id = found[0]
+	}
+	return s.trace(id)
+}
+
+// trace is called with mu held.
+func (s *Store) trace(id string) *Trace {
+	t := &Trace{ID: id}
+	for _, sp := range s.traces[id].spans {
+		t.Spans = append(t.Spans, sp)
+	}
+	slices.SortFunc(t.Spans, func(a, b Span) int {
+		if a.Start != b.Start {
+			return int(min(1, max(-1, a.Start-b.Start)))
+		}
+		return int(min(1, max(-1, b.End-a.End)))
+	})
+	return t
+}
+
+// List gives up to n traces, newest first. Operations alone leaves out requests
+// that only read.
+func (s *Store) List(n int, operations bool) []Summary {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := []Summary{}
+	for _, id := range s.order {
+		t := s.trace(id)
+		if sum := summarize(t); !operations || !readOnly(t) {
+			out = append(out, sum)
+		}
+	}
+	slices.SortFunc(out, func(a, b Summary) int { return int(min(1, max(-1, b.Start-a.Start))) })
+	return out[:min(n, len(out))]
+}
+
+func summarize(t *Trace) Summary {
+	sum := Summary{ID: t.ID, Spans: len(t.Spans)}
+	var end int64
+	for i, sp := range t.Spans {
+		if i == 0 || sp.Parent == "" {
+			sum.Name = sp.Name
+		}
+		if sum.Start == 0 || sp.Start < sum.Start {
+			sum.Start = sp.Start
+		}
+		end = max(end, sp.End)
+		if sp.Error != "" && sum.Error == "" {
+			sum.Error = sp.Error
+		}
+	}
+	sum.Duration = time.Duration(end - sum.Start)
+	return sum
+}
+
+// readOnly says whether a trace is of requests alone that no command sent.
+func readOnly(t *Trace) bool {
+	for _, sp := range t.Spans {
+		_, method, ok := strings.Cut(sp.Name, "engineapi ")
+		if !ok || !strings.HasPrefix(method, "GET ") && !strings.HasPrefix(method, "HEAD ") {
+			return false
+		}
+	}
+	return true
+}
