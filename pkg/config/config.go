@@ -1,0 +1,196 @@
+// Package config reads a host's configuration: a file, the environment and
+// flags over defaults, with where each value came from. Unknown keys are errors.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/spf13/viper"
+
+	"github.com/drover/drover/pkg/registry"
+)
+
+// DefaultFile is read if it is there and no other is named.
+const DefaultFile = "/etc/drover/config.yaml"
+
+// Config of a host.
+type Config struct {
+	ClusterName      string            `mapstructure:"cluster-name" desc:"name of the fleet that the first host makes (its node-name if empty)"`
+	DataDir          string            `mapstructure:"data-dir" desc:"durable data: identities, the log, images, containers"`
+	RunDir           string            `mapstructure:"run-dir" desc:"sockets and other volatile data; keep its path short"`
+	NodeName         string            `mapstructure:"node-name" desc:"name of this host in the fleet (its host name if empty)"`
+	Advertise        string            `mapstructure:"advertise" desc:"address that other hosts dial (that of the default route if empty)"`
+	ControllerListen string            `mapstructure:"controller-listen" desc:"address of the API, sessions and raft"`
+	AgentListen      string            `mapstructure:"agent-listen" desc:"address of this node's own port"`
+	Bridge           string            `mapstructure:"bridge" desc:"name of the containers' bridge, at most 15 characters"`
+	SubnetPool       string            `mapstructure:"subnet-pool" desc:"where the nodes' /24 come from; set when the fleet is made"`
+	LogLevel         string            `mapstructure:"log-level" desc:"debug, info, warn or error"`
+	Labels           map[string]string `mapstructure:"labels" desc:"of this node, for --on"`
+	Registries       []Registry        `mapstructure:"registries" desc:"how registries are reached"`
+	origin           map[string]string
+	file             string
+}
+
+// Registry says how one registry is reached.
+type Registry struct {
+	Name       string `mapstructure:"name"`
+	Endpoint   string `mapstructure:"endpoint"`
+	PlainHTTP  bool   `mapstructure:"plain-http"`
+	SkipVerify bool   `mapstructure:"skip-verify"`
+	CAFile     string `mapstructure:"ca-file"`
+	Username   string `mapstructure:"username"`
+	Password   string `mapstructure:"password"`
+}
+
+// defaults are also the list of plain keys.
+var defaults = []struct {
+	key   string
+	value any
+}{
+	{"cluster-name", ""}, {"data-dir", "/var/lib/drover"}, {"run-dir", "/run/drover"}, {"node-name", ""}, {"advertise", ""},
+	{"controller-listen", "0.0.0.0:7443"}, {"agent-listen", "0.0.0.0:7444"}, {"bridge", "drover0"}, {"subnet-pool", "10.210.0.0/16"},
+	{"log-level", "info"}, {"labels", map[string]string{}}, {"registries", []map[string]any{}},
+}
+
+// Keys are all that a file may set, in the order of documentation.
+func Keys() []string {
+	var out []string
+	for _, d := range defaults {
+		out = append(out, d.key)
+	}
+	return out
+}
+
+// Load reads file ("" is DefaultFile, if there), DROVER_* of the environment and
+// set (key to value, of flags that were given).
+func Load(file string, set map[string]string) (*Config, error) {
+	v := viper.NewWithOptions(viper.KeyDelimiter("\x00")) // labels may hold dots
+	origin := map[string]string{}
+	for _, d := range defaults {
+		v.SetDefault(d.key, d.value)
+		origin[d.key] = "default"
+	}
+	path := file
+	if path == "" {
+		path = DefaultFile
+	}
+	v.SetConfigFile(path)
+	v.SetConfigType("yaml")
+	if err := v.ReadInConfig(); err != nil {
+		if file != "" || !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("reading the configuration %s: %w", path, err)
+		}
+		path = ""
+	}
+	for _, k := range v.AllKeys() {
+		if top, _, _ := strings.Cut(k, "\x00"); !slices.Contains(Keys(), top) {
+			return nil, fmt.Errorf("the configuration %s has the unknown key %q%s", path, top, nearest(top))
+		} else if v.InConfig(top) {
+			origin[top] = path
+		}
+	}
+	for _, k := range Keys() {
+		env := "DROVER_" + strings.ToUpper(strings.ReplaceAll(k, "-", "_"))
+		if x, ok := os.LookupEnv(env); ok && k != "labels" && k != "registries" {
+			v.Set(k, x)
+			origin[k] = env
+		}
+		if x, ok := set[k]; ok {
+			v.Set(k, x)
+			origin[k] = "--" + k
+		}
+	}
+	c := &Config{origin: origin, file: path}
+	strict := func(d *mapstructure.DecoderConfig) { d.ErrorUnused = true }
+	if err := v.Unmarshal(c, strict); err != nil {
+		return nil, fmt.Errorf("reading the configuration %s: %w", path, err)
+	}
+	return c, c.check()
+}
+
+func (c *Config) check() error {
+	if c.NodeName == "" {
+		h, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("finding this host's name: %w", err)
+		}
+		c.NodeName = h
+	}
+	for key, p := range map[string]*string{"data-dir": &c.DataDir, "run-dir": &c.RunDir} {
+		if *p == "" {
+			return fmt.Errorf("%s is empty", key)
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		*p = abs
+	}
+	if len(c.RunDir) > 60 {
+		return fmt.Errorf("run-dir %s is %d characters long: sockets' paths are limited, use at most 60", c.RunDir, len(c.RunDir))
+	}
+	if len(c.Bridge) == 0 || len(c.Bridge) > 15 {
+		return fmt.Errorf("bridge %q must have 1 to 15 characters", c.Bridge)
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
+		return fmt.Errorf("log-level %q is none of debug, info, warn, error", c.LogLevel)
+	}
+	_, err := registry.New(c.Mirrors())
+	return err
+}
+
+// Mirrors are the registries as pkg/registry takes them.
+func (c *Config) Mirrors() []registry.Mirror {
+	var out []registry.Mirror
+	for _, r := range c.Registries {
+		out = append(out, registry.Mirror(r))
+	}
+	return out
+}
+
+// Origin says where a key's value came from: default, a file, a variable, a flag.
+func (c *Config) Origin(key string) string { return c.origin[key] }
+
+// File is the file that was read, "" if none.
+func (c *Config) File() string { return c.file }
+
+// nearest suggests the key that was perhaps meant.
+func nearest(key string) string {
+	best, at := "", 4
+	for _, k := range Keys() {
+		if d := distance(strings.ReplaceAll(strings.ToLower(key), "_", "-"), k); d < at {
+			best, at = k, d
+		}
+	}
+	if best == "" {
+		return "; known are " + strings.Join(Keys(), ", ")
+	}
+	return fmt.Sprintf("; did you mean %q?", best)
+}
+
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		prev := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := prev
+			if a[i] != b[j] {
+				cost++
+			}
+			prev = row[j+1]
+			row[j+1] = min(cost, row[j]+1, prev+1)
+		}
+	}
+	return row[len(b)]
+}
