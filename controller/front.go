@@ -9,9 +9,13 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"time"
 
 	"github.com/drover/drover/pkg/pki"
 )
+
+// startPatience is how long requests wait for a controller that is starting.
+var startPatience = 5 * time.Second
 
 // refusal is an answer instead of the asked-for one.
 type refusal struct {
@@ -57,7 +61,7 @@ func (c *controller) front(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	s := c.serving.Load()
+	s := c.served(r.Context())
 	if s == nil {
 		refuse(out, &refusal{http.StatusServiceUnavailable, "this controller is starting: its log is not ready yet"})
 		return
@@ -70,6 +74,21 @@ func (c *controller) front(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.api.ServeHTTP(out, r.WithContext(pki.WithPrincipal(r.Context(), p)))
+}
+
+// served waits a moment for a controller that is starting.
+func (c *controller) served(ctx context.Context) *serving {
+	if s := c.serving.Load(); s != nil {
+		return s
+	}
+	enough := time.NewTimer(startPatience)
+	defer enough.Stop()
+	select {
+	case <-c.ready:
+	case <-enough.C:
+	case <-ctx.Done():
+	}
+	return c.serving.Load()
 }
 
 // caller is who sent a request, as far as connections tell.

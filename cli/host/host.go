@@ -1,0 +1,222 @@
+// Package host is what runs on a fleet's hosts: drover up, controller, agent,
+// and config. What these do is controller's and agent's.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/drover/drover/agent"
+	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/controller"
+	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/config"
+	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/trace"
+)
+
+// flags that every command of a host takes.
+type flags struct {
+	file string
+	set  map[string]*string
+}
+
+func addFlags(cmd *cobra.Command) *flags {
+	f := &flags{set: map[string]*string{}}
+	cmd.Flags().StringVar(&f.file, "config", "", "Configuration file (default "+config.DefaultFile+", if it is there)")
+	for key, usage := range map[string]string{
+		"data-dir": "Durable data", "run-dir": "Sockets and other volatile data", "node-name": "Name of this host in the fleet",
+		"advertise": "Address that other hosts dial", "log-level": "debug, info, warn or error",
+	} {
+		f.set[key] = cmd.Flags().String(key, "", usage)
+	}
+	return f
+}
+
+func (f *flags) load(cmd *cobra.Command) (*config.Config, error) {
+	given := map[string]string{}
+	for key, v := range f.set {
+		if cmd.Flags().Changed(key) {
+			given[key] = *v
+		}
+	}
+	c, err := config.Load(f.file, given)
+	if err != nil {
+		return nil, err
+	}
+	if c.Advertise == "" {
+		c.Advertise = outward()
+	}
+	return c, nil
+}
+
+// outward is the address that this host has on its default route. Nothing is sent.
+func outward() string {
+	c, err := net.Dial("udp4", "192.0.2.1:9")
+	if err != nil {
+		return "127.0.0.1"
+	}
+	defer func() { _ = c.Close() }()
+	return c.LocalAddr().(*net.UDPAddr).IP.String()
+}
+
+func logger(c *config.Config, part string) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.LogLevel)) // was checked when it was read
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("proc", part)
+}
+
+// Commands are up, controller, agent and config.
+func Commands(version string) []*cobra.Command {
+	engine.Version = version
+	return []*cobra.Command{upCommand(), controllerCommand(version), agentCommand(), configCommand()}
+}
+
+func controllerCommand(version string) *cobra.Command {
+	cmd := &cobra.Command{Use: "controller", Short: "Run this host's controller in the foreground", Args: cobra.NoArgs}
+	f := addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := f.load(cmd)
+		if err != nil {
+			return err
+		}
+		store := &trace.Store{}
+		tp := trace.Provider("controller", c.NodeName, store)
+		defer func() { _ = tp.Shutdown(context.WithoutCancel(cmd.Context())) }()
+		return controller.Run(cmd.Context(), controller.Config{
+			DataDir: c.DataDir, RunDir: c.RunDir, Listen: c.ControllerListen, Advertise: c.Advertise, Version: version,
+			Registries: c.Mirrors(), Logger: logger(c, "controller"), Tracer: tp.Tracer("drover"), Traces: store, Stdout: io.Discard,
+		})
+	}
+	return cmd
+}
+
+func agentCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "agent", Short: "Run this host's agent in the foreground", Args: cobra.NoArgs}
+	f := addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := f.load(cmd)
+		if err != nil {
+			return err
+		}
+		id, err := bootstrap.LoadIdentity(bootstrap.IdentityFile(c.DataDir))
+		if err != nil {
+			return fmt.Errorf("this host is in no fleet: drover up makes one: %w", err)
+		}
+		sink, err := remote(bootstrap.AgentPKI(c.DataDir), id.Controllers)
+		if err != nil {
+			return err
+		}
+		tp := trace.Provider("agent", id.Name, sink)
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), time.Second)
+			defer cancel()
+			_ = tp.Shutdown(ctx)
+		}()
+		return agent.Run(cmd.Context(), agent.Config{
+			DataDir: c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
+			PKI: bootstrap.AgentPKI(c.DataDir), Listen: c.AgentListen, Advertise: c.Advertise, Bridge: c.Bridge, Labels: c.Labels,
+			Reserved:   []uint16{agent.Port(c.ControllerListen), agent.Port(c.AgentListen)},
+			Registries: c.Mirrors(), Logger: logger(c, "agent"), Tracer: tp.Tracer("drover"),
+		})
+	}
+	return cmd
+}
+
+// remote sends an agent's spans to whichever controller answers.
+func remote(dir string, controllers []string) (*trace.Remote, error) {
+	files, err := pki.LoadFiles(dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading the agent's identity: %w", err)
+	}
+	conf := pki.PeerClientTLS(files, "http/1.1", pki.Kinds(pki.KindController))
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var errs []error
+		for _, addr := range controllers {
+			c, err := dialTLS(ctx, conf, addr)
+			if err == nil {
+				return c, nil
+			}
+			errs = append(errs, err)
+		}
+		return nil, errors.Join(errs...)
+	}
+	return &trace.Remote{HTTP: &http.Client{Transport: &http.Transport{DialTLSContext: dial, MaxIdleConns: 1}, Timeout: 5 * time.Second},
+		URL: func() string { return "https://controller" }}, nil
+}
+
+func configCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "Show this host's configuration, and where each value came from", Args: cobra.NoArgs}
+	f := addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := f.load(cmd)
+		if err != nil {
+			return err
+		}
+		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
+		_, _ = fmt.Fprintln(w, "KEY\tVALUE\tFROM")
+		for _, k := range config.Keys() {
+			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", k, value(c, k), c.Origin(k))
+		}
+		return w.Flush()
+	}
+	return cmd
+}
+
+func value(c *config.Config, key string) string {
+	switch key {
+	case "cluster-name":
+		return c.ClusterName
+	case "data-dir":
+		return c.DataDir
+	case "run-dir":
+		return c.RunDir
+	case "node-name":
+		return c.NodeName
+	case "advertise":
+		return c.Advertise
+	case "controller-listen":
+		return c.ControllerListen
+	case "agent-listen":
+		return c.AgentListen
+	case "bridge":
+		return c.Bridge
+	case "subnet-pool":
+		return c.SubnetPool
+	case "log-level":
+		return c.LogLevel
+	case "labels":
+		var out []string
+		for k, v := range c.Labels {
+			out = append(out, k+"="+v)
+		}
+		slices.Sort(out)
+		return strings.Join(out, ",")
+	case "registries":
+		var out []string
+		for _, r := range c.Registries {
+			s := r.Name
+			if r.Endpoint != "" {
+				s += " at " + r.Endpoint
+			}
+			if r.PlainHTTP {
+				s += " (plain HTTP)"
+			}
+			out = append(out, s)
+		}
+		return strings.Join(out, ", ")
+	}
+	return ""
+}

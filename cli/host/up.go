@@ -1,0 +1,280 @@
+package host
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/moby/moby/api/types/system"
+	"github.com/spf13/cobra"
+
+	"github.com/drover/drover/controller"
+	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/config"
+	"github.com/drover/drover/pkg/durable"
+)
+
+// Times of drover up.
+const (
+	upWithin   = 60 * time.Second // until the host answers
+	stopWithin = 10 * time.Second // until a child that was told to stop is killed
+	minPause   = 100 * time.Millisecond
+	maxPause   = 5 * time.Second
+	steady     = 30 * time.Second // a child that lived so long is started anew at once
+)
+
+func upCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "up", Short: "Bring drover up on this host: controller, agent and containerd", Args: cobra.NoArgs,
+		Long: "Bring drover up on this host. The first time it makes a fleet of one host, with its own certificate authority.\nStopping it leaves containers running; the next drover up takes them over.",
+	}
+	f := addFlags(cmd)
+	detach := cmd.Flags().BoolP("detach", "d", false, "Return when drover is up, and leave it running")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := f.load(cmd)
+		if err != nil {
+			return err
+		}
+		if os.Geteuid() != 0 {
+			return errors.New("drover up needs root: it runs containers")
+		}
+		if err := missing(); err != nil {
+			return err
+		}
+		if *detach {
+			return up(cmd, c, f.file)
+		}
+		return supervise(cmd, c, f.file)
+	}
+	return cmd
+}
+
+// missing names programs that a host must have.
+func missing() error {
+	if _, err := exec.LookPath("runc"); err != nil {
+		return errors.New("runc is missing on this host: install it (package runc) and try again")
+	}
+	return nil
+}
+
+// up starts a supervisor that outlives us, and returns when the host answers.
+func up(cmd *cobra.Command, c *config.Config, file string) error {
+	if ready(cmd.Context(), c) == nil {
+		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "drover is up on %s already\n", c.NodeName)
+		return nil
+	}
+	if err := os.MkdirAll(c.DataDir, 0o711); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
+	logFile := filepath.Join(c.DataDir, "up.log")
+	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("opening the log: %w", err)
+	}
+	defer func() { _ = log.Close() }()
+	child, err := self("up", c, file)
+	if err != nil {
+		return err
+	}
+	from, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("opening the log: %w", err)
+	}
+	child.Stdout, child.Stderr = log, log
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := child.Start(); err != nil {
+		return fmt.Errorf("starting drover: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- child.Wait() }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), upWithin)
+	defer cancel()
+	if err := waitReady(ctx, c, ended); err != nil {
+		_ = syscall.Kill(child.Process.Pid, syscall.SIGTERM)
+		return fmt.Errorf("%w; %s says:\n%s", err, logFile, tailOf(logFile, from))
+	}
+	tell(cmd.OutOrStdout(), c)
+	return nil
+}
+
+func tailOf(path string, from int64) string {
+	b, err := os.ReadFile(path)
+	if err != nil || int64(len(b)) < from {
+		return ""
+	}
+	b = b[from:]
+	return strings.TrimSpace(string(b[max(0, len(b)-2000):]))
+}
+
+// tell says how to go on, and shows the recovery key, once.
+func tell(w io.Writer, c *config.Config) {
+	_, _ = fmt.Fprintf(w, "drover is up on %s (%s)\n", c.NodeName, c.Advertise)
+	key := controller.RecoveryKeyFile(c.RunDir)
+	if b, err := os.ReadFile(key); err == nil {
+		_, _ = fmt.Fprintf(w, "\nRecovery key of this fleet, shown once; keep it where no host is:\n  %s\n", strings.TrimSpace(string(b)))
+		if err := os.Remove(key); err != nil {
+			_, _ = fmt.Fprintf(w, "(it could not be removed from %s: %v)\n", key, err)
+		}
+	}
+	sock := controller.SocketFile(c.RunDir)
+	if sock != "/run/drover/drover.sock" {
+		_, _ = fmt.Fprintf(w, "\nPoint clients here:\n  export DROVER_HOST=unix://%s\n", sock)
+	}
+}
+
+func waitReady(ctx context.Context, c *config.Config, ended <-chan error) error {
+	for {
+		err := ready(ctx, c)
+		if err == nil {
+			return nil
+		}
+		select {
+		case e := <-ended:
+			return fmt.Errorf("drover did not come up: %w", errors.Join(e, errors.New("it ended")))
+		case <-ctx.Done():
+			return fmt.Errorf("drover did not come up within %v: %w", upWithin, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// ready asks the host's socket whether a node can run containers.
+func ready(ctx context.Context, c *config.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", controller.SocketFile(c.RunDir))
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://drover/info", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := h.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var i system.Info
+	if err := json.NewDecoder(resp.Body).Decode(&i); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK || i.NCPU == 0 || resp.Header.Get("Drover-Missing") != "" {
+		return errors.New("the agent has not reached the controller yet")
+	}
+	return nil
+}
+
+// self is this program again, with the folders on its command line.
+func self(verb string, c *config.Config, file string) (*exec.Cmd, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("finding this program: %w", err)
+	}
+	args := []string{verb, "--data-dir", c.DataDir, "--run-dir", c.RunDir, "--node-name", c.NodeName, "--advertise", c.Advertise, "--log-level", c.LogLevel}
+	if file != "" {
+		args = append(args, "--config", file)
+	}
+	return exec.Command(exe, args...), nil
+}
+
+// supervise makes the identities and keeps controller and agent running.
+func supervise(cmd *cobra.Command, c *config.Config, file string) error {
+	unlock, err := durable.Lock(filepath.Join(c.DataDir, "up"))
+	if err != nil {
+		return fmt.Errorf("drover is up on this host already: %w", err)
+	}
+	defer unlock()
+	_, port, err := net.SplitHostPort(c.ControllerListen)
+	if err != nil {
+		return fmt.Errorf("controller-listen: %w", err)
+	}
+	name := c.ClusterName
+	if name == "" {
+		name = c.NodeName
+	}
+	if _, err := bootstrap.Up(bootstrap.Options{
+		DataDir: c.DataDir, ClusterName: name, NodeName: c.NodeName, Hosts: []string{c.Advertise, c.NodeName, "127.0.0.1", "localhost"},
+		Controller: net.JoinHostPort(c.Advertise, port), Pool: c.SubnetPool, Now: time.Now(),
+	}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	var children sync.WaitGroup
+	for _, verb := range []string{"controller", "agent"} {
+		children.Go(func() { keep(ctx, verb, c, file) })
+	}
+	if !detached() {
+		children.Go(func() {
+			if waitReady(ctx, c, nil) == nil {
+				tell(cmd.OutOrStdout(), c)
+			}
+		})
+	}
+	children.Wait()
+	return nil
+}
+
+// detached says whether nobody reads what we print.
+func detached() bool {
+	sid, _, errno := syscall.Syscall(syscall.SYS_GETSID, 0, 0, 0)
+	return errno == 0 && int(sid) == os.Getpid()
+}
+
+// keep runs a child until ctx ends, again and again.
+func keep(ctx context.Context, verb string, c *config.Config, file string) {
+	runtime.LockOSThread() // a child is told of its parent thread's death
+	defer runtime.UnlockOSThread()
+	log := logger(c, "up")
+	for pause := minPause; ctx.Err() == nil; {
+		began := time.Now()
+		err := once(ctx, verb, c, file)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > steady {
+			pause = minPause
+		}
+		log.Warn("a process ended; it is started again", "process", verb, "err", err, "in", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+func once(ctx context.Context, verb string, c *config.Config, file string) error {
+	child, err := self(verb, c, file)
+	if err != nil {
+		return err
+	}
+	child.Stdout, child.Stderr = os.Stdout, os.Stderr
+	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	if err := child.Start(); err != nil {
+		return fmt.Errorf("starting %s: %w", verb, err)
+	}
+	stop := context.AfterFunc(ctx, func() {
+		_ = child.Process.Signal(syscall.SIGTERM)
+		time.AfterFunc(stopWithin, func() { _ = child.Process.Kill() })
+	})
+	defer stop()
+	return child.Wait()
+}
+
+func dialTLS(ctx context.Context, conf *tls.Config, addr string) (net.Conn, error) {
+	return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: conf}).DialContext(ctx, "tcp", addr)
+}
