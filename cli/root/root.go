@@ -87,7 +87,7 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 		out = &heading{w: stdout}
 	}
 	dc, err := command.NewDockerCli(command.WithBaseContext(ctx), command.WithInputStream(stdin), command.WithOutputStream(out), command.WithErrorStream(stderr),
-		command.WithUserAgent("drover/"+a.version), command.WithInitializeClient(func(*command.DockerCli) (client.APIClient, error) { return a.client() }))
+		command.WithUserAgent("drover/"+a.version))
 	if err != nil {
 		return nil, fmt.Errorf("preparing the commands: %w", err)
 	}
@@ -96,6 +96,13 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 		Use: "drover [OPTIONS] COMMAND [ARG...]", Short: "The whole fleet as one Docker Engine", Long: "The whole fleet as one Docker Engine",
 		SilenceUsage: true, SilenceErrors: true, TraverseChildren: true, DisableFlagsInUseLine: true, SuggestionsMinimumDistance: 2,
 	}
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return unknown(cmd, args[0])
+	}
+	root.Args = cobra.ArbitraryArgs
 	root.SetIn(dc.In())
 	root.SetOut(dc.Out())
 	root.SetErr(dc.Err())
@@ -121,6 +128,10 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 	}
 	root.AddCommand(a.traceCommand())
 	visit(root, rename)
+	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
+		// Completions run without what comes ahead of commands, and ask the fleet too.
+		return root, a.before(&cobra.Command{Use: "trace"}, opts)
+	}
 	return root, nil
 }
 
@@ -133,7 +144,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 	if len(opts.Hosts) > 0 {
 		a.host = opts.Hosts[len(opts.Hosts)-1]
 	}
-	opts.Hosts, opts.TLS, opts.TLSVerify, opts.Context = nil, false, false, ""
+	opts.Hosts, opts.TLS, opts.TLSVerify, opts.Context, opts.TLSOptions = nil, false, false, "", nil
 	var err error
 	if a.target, err = fleet.Find(a.host); err != nil {
 		return err
@@ -143,7 +154,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 			return err
 		}
 	}
-	if err := a.docker.Initialize(opts); err != nil {
+	if err := a.docker.Initialize(opts, command.WithInitializeClient(func(*command.DockerCli) (client.APIClient, error) { return a.client() })); err != nil {
 		return err
 	}
 	c := a.docker.ConfigFile()
@@ -156,7 +167,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 	return nil
 }
 
-func traced(cmd *cobra.Command) bool { return !strings.HasPrefix(cmd.CommandPath(), "drover trace") }
+func traced(cmd *cobra.Command) bool { return cmd.Name() != "trace" }
 
 func (a *app) trace(cmd *cobra.Command) error {
 	h, err := a.target.HTTP()
@@ -212,6 +223,18 @@ var rewording = strings.NewReplacer("docker: ", "drover: ", "'docker ", "'drover
 
 func reword(s string) string { return rewording.Replace(s) }
 
+// unknown names the commands that were perhaps meant.
+func unknown(cmd *cobra.Command, arg string) error {
+	msg := fmt.Sprintf("drover: unknown command: drover %s", arg)
+	if without[arg] {
+		return fmt.Errorf("drover: docker's %s commands are not there on a fleet\n\nRun 'drover --help' for what is", arg)
+	}
+	if near := cmd.SuggestionsFor(arg); len(near) > 0 {
+		msg += "\n\nDid you mean this?\n\t" + strings.Join(near, "\n\t")
+	}
+	return fmt.Errorf("%s\n\nRun 'drover --help' for more information", msg)
+}
+
 func visit(c *cobra.Command, f func(*cobra.Command)) {
 	f(c)
 	for _, sub := range c.Commands() {
@@ -221,7 +244,7 @@ func visit(c *cobra.Command, f func(*cobra.Command)) {
 
 // rename makes docker's help speak of drover.
 func rename(c *cobra.Command) {
-	words := strings.NewReplacer("Docker daemon", "fleet", "the Docker CLI", "drover", "Docker", "drover", "docker ", "drover ")
+	words := strings.NewReplacer("Dockerfile", "Dockerfile", "Docker Hub", "Docker Hub", "Docker Engine", "Docker Engine", "Docker daemon", "fleet", "the Docker CLI", "drover", "Docker", "drover", "docker ", "drover ")
 	c.Short, c.Long, c.Example = words.Replace(c.Short), words.Replace(c.Long), words.Replace(c.Example)
 	if a, ok := c.Annotations["aliases"]; ok {
 		c.Annotations["aliases"] = words.Replace(a)

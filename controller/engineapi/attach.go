@@ -52,7 +52,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	}
 	dial := func(r *http.Request) (*http.Response, error) {
 		// The agent may not have heard of the task yet.
-		if err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool { return t == nil || st != nil }); err != nil {
+		if err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool { return t == nil || st.GetPhase() >= dv1.Phase_READY }); err != nil {
 			return nil, err
 		}
 		return s.agent(r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/attach?"+q.Encode(), nil)

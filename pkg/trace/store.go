@@ -170,8 +170,8 @@ func (s *Store) List(n int, operations bool) []Summary {
 	out := []Summary{}
 	for _, id := range s.order {
 		t := s.trace(id)
-		if sum := summarize(t); !operations || !readOnly(t) {
-			out = append(out, sum)
+		if !operations || operation(t) {
+			out = append(out, summarize(t))
 		}
 	}
 	slices.SortFunc(out, func(a, b Summary) int { return int(min(1, max(-1, b.Start-a.Start))) })
@@ -197,13 +197,16 @@ func summarize(t *Trace) Summary {
 	return sum
 }
 
-// readOnly says whether a trace is of requests alone that no command sent.
-func readOnly(t *Trace) bool {
+// operation says whether a trace is of a command, or of a request that changes
+// something.
+func operation(t *Trace) bool {
 	for _, sp := range t.Spans {
-		_, method, ok := strings.Cut(sp.Name, "engineapi ")
-		if !ok || !strings.HasPrefix(method, "GET ") && !strings.HasPrefix(method, "HEAD ") {
-			return false
+		if strings.HasPrefix(sp.Name, "drover ") {
+			return true
+		}
+		if request, ok := strings.CutPrefix(sp.Name, "engineapi "); ok && !strings.HasPrefix(request, "GET ") && !strings.HasPrefix(request, "HEAD ") {
+			return true
 		}
 	}
-	return true
+	return false
 }
