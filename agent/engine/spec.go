@@ -85,7 +85,7 @@ func (e *Engine) ociSpec(s task.Spec, img *ocispec.Image) ([]oci.SpecOpts, error
 	}
 	o := []oci.SpecOpts{
 		base, oci.WithCgroup(e.o.cgroup(s.ID)),
-		oci.WithProcessArgs(args...), oci.WithProcessCwd(cwd), setEnv(envOf(&c, hostname(s), img)),
+		oci.WithProcessArgs(args...), oci.WithProcessCwd(cwd), setEnv(envOf(&c, hostname(s), e.o.HostName, img)),
 		oci.WithHostname(hostname(s)), oci.WithMounts(mounts), e.netns(s),
 	}
 	if c.Tty {
@@ -146,8 +146,8 @@ func argsOf(c *container.Config, img *ocispec.Image) ([]string, error) {
 	return args, nil
 }
 
-func envOf(c *container.CreateRequest, host string, img *ocispec.Image) []string {
-	env := []string{defaultPath, "HOSTNAME=" + host}
+func envOf(c *container.CreateRequest, host, node string, img *ocispec.Image) []string {
+	env := []string{defaultPath, "HOSTNAME=" + host, "DROVER_NODE=" + node}
 	if c.Tty {
 		env = append(env, "TERM=xterm")
 	}

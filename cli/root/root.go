@@ -18,9 +18,11 @@ import (
 	"github.com/docker/cli/cli/command"
 	"github.com/docker/cli/cli/command/commands"
 	cliflags "github.com/docker/cli/cli/flags"
+	dockerversion "github.com/docker/cli/cli/version"
 	"github.com/moby/moby/client"
 	"github.com/moby/term"
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/codes"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	otrace "go.opentelemetry.io/otel/trace"
@@ -92,6 +94,7 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 		return nil, fmt.Errorf("preparing the commands: %w", err)
 	}
 	a.docker = dc
+	dockerversion.Version = a.version
 	root := &cobra.Command{
 		Use: "drover [OPTIONS] COMMAND [ARG...]", Short: "The whole fleet as one Docker Engine", Long: "The whole fleet as one Docker Engine",
 		SilenceUsage: true, SilenceErrors: true, TraverseChildren: true, DisableFlagsInUseLine: true, SuggestionsMinimumDistance: 2,
@@ -130,13 +133,17 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 	visit(root, rename)
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
 		// Completions run without what comes ahead of commands, and ask the fleet too.
-		return root, a.before(&cobra.Command{Use: "trace"}, opts)
+		return root, a.complete(opts)
 	}
 	return root, nil
 }
 
 // before is done ahead of every command: docker's own setup, and the operation's span.
 func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {})) // a trace that is lost is no failure of the command
+	if !cmd.HasParent() {
+		return nil
+	}
 	switch cmd.Name() {
 	case "up", "controller", "agent", "config", "completion", "bash", "zsh", "fish", "powershell", "help":
 		return nil
@@ -165,6 +172,13 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 		c.ImagesFormat = imagesFormat
 	}
 	return nil
+}
+
+// complete is before, for completions.
+func (a *app) complete(opts *cliflags.ClientOptions) error {
+	cmd := &cobra.Command{Use: "trace"}
+	(&cobra.Command{Use: "drover"}).AddCommand(cmd)
+	return a.before(cmd, opts)
 }
 
 func traced(cmd *cobra.Command) bool { return cmd.Name() != "trace" }
@@ -219,7 +233,7 @@ func (a *app) words(err error) string {
 	return reword(msg)
 }
 
-var rewording = strings.NewReplacer("docker: ", "drover: ", "'docker ", "'drover ", "Docker daemon", "drover", "Error response from daemon: ", "Error: ", "'docker login'", "'drover login'")
+var rewording = strings.NewReplacer("docker: Error response from daemon: ", "drover: ", "docker: ", "drover: ", "'docker ", "'drover ", "Docker daemon", "drover", "Error response from daemon: ", "Error: ", "'docker login'", "'drover login'")
 
 func reword(s string) string { return rewording.Replace(s) }
 

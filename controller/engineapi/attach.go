@@ -50,22 +50,41 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	if t.Attempt == 0 {
 		q.Set("logs", "1") // all there will be; an attach that arrives late must lose nothing
 	}
-	dial := func(r *http.Request) (*http.Response, error) {
+	dial := func(ctx context.Context) (*bulk.Conn, error) {
 		// The agent may not have heard of the task yet.
-		if err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool { return t == nil || st.GetPhase() >= dv1.Phase_READY }); err != nil {
+		if err := s.Fleet.WaitTask(ctx, hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool { return t == nil || st.GetPhase() >= dv1.Phase_READY }); err != nil {
 			return nil, err
 		}
-		return s.agent(r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/attach?"+q.Encode(), nil)
+		return s.upgrade(ctx, t.NodeId, "/v1/tasks/"+hexID(t)+"/attach?"+q.Encode())
 	}
 	if since, is := s.silent(t.NodeId); is {
 		return refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", t.NodeId, since)
 	}
-	return s.hijack(w, r, stream{node: t.NodeId, tty: request(snap, t).Tty, stdin: q.Has("stdin"), keys: in.Get("detachKeys")}, dial)
+	return s.hijack(w, r, stream{tty: request(snap, t).Tty, stdin: q.Has("stdin"), keys: in.Get("detachKeys")}, dial)
+}
+
+// upgrade opens a stream with a node.
+func (s *server) upgrade(ctx context.Context, node, path string) (*bulk.Conn, error) {
+	if since, is := s.silent(node); is {
+		return nil, refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", node, since)
+	}
+	c, err := s.Fleet.Agent(node)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := bulk.Upgrade(ctx, c, path, nil)
+	var refused *bulk.StatusError
+	switch {
+	case errors.As(err, &refused):
+		return nil, &apiError{refused.Code, refused.Message}
+	case err != nil && ctx.Err() == nil:
+		return nil, refuse(http.StatusServiceUnavailable, "node %s does not answer: %v", node, err)
+	}
+	return conn, err
 }
 
 // stream is what hijack must know of the other end.
 type stream struct {
-	node       string
 	tty, stdin bool
 	keys       string // that detach, "" for docker's
 }
@@ -88,8 +107,8 @@ func (s stream) escape(in io.Reader) (io.Reader, error) {
 
 // hijack answers first and dials then, so that an attach never gates the start
 // that its client sends next.
-func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial func(*http.Request) (*http.Response, error)) error {
-	node, tty := st.node, st.tty
+func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial func(context.Context) (*bulk.Conn, error)) error {
+	tty := st.tty
 	if _, err := st.escape(nil); err != nil {
 		return err
 	}
@@ -119,18 +138,9 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 	// The server no longer watches a hijacked connection: its context ends here.
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	resp, err := dial(r.WithContext(ctx))
-	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
-		err = fromAgent(node, resp)
-	}
+	agent, err := dial(ctx)
 	if err != nil {
 		late(conn, tty, err.Error())
-		return nil
-	}
-	agent, ok := resp.Body.(io.ReadWriteCloser)
-	if !ok {
-		resp.Body.Close()
-		late(conn, tty, "node "+node+" gave a one-way stream")
 		return nil
 	}
 	done := make(chan struct{})
@@ -144,8 +154,8 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 			agent.Close() // detached: the container's input stays open
 			return
 		}
-		if cw, ok := agent.(interface{ CloseWrite() error }); ok && err == nil {
-			_ = cw.CloseWrite()
+		if err == nil {
+			_ = agent.CloseWrite()
 		}
 	}()
 	if err := frames(conn, agent, tty); err != nil {

@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
 )
 
 // An exec's id is 16 random bytes and the first 16 of its task's: any controller
@@ -117,15 +119,13 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 		return s.relayed(w, r, t.NodeId, http.MethodPost, path+q.Encode(), nil, http.StatusOK)
 	}
 	q.Set("attach", "1")
-	resp, err := s.agent(r, t.NodeId, http.MethodPost, path+q.Encode(), nil)
+	conn, err := s.upgrade(r.Context(), t.NodeId, path+q.Encode())
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		return fromAgent(t.NodeId, resp)
-	}
-	return s.hijack(w, r, stream{node: t.NodeId, tty: st.Options.Tty, stdin: st.Options.AttachStdin, keys: st.Options.DetachKeys},
-		func(*http.Request) (*http.Response, error) { return resp, nil })
+	defer func() { _ = conn.Close() }()
+	return s.hijack(w, r, stream{tty: st.Options.Tty, stdin: st.Options.AttachStdin, keys: st.Options.DetachKeys},
+		func(context.Context) (*bulk.Conn, error) { return conn, nil })
 }
 
 func (s *server) execResize(w http.ResponseWriter, r *http.Request) error {
