@@ -51,8 +51,8 @@ type Engine struct {
 	c      *client.Client
 	follow *follower
 
-	boot   string
-	pulls  keyed
+	boot  string
+	pulls keyed
 
 	mu     sync.Mutex // guards the fields below
 	execs  map[string]*execution

@@ -531,4 +531,3 @@ func (e *Engine) Resize(ctx context.Context, id string, width, height uint32) er
 	}
 	return nil
 }
-

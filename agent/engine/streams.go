@@ -15,8 +15,8 @@ import (
 
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/task"
-	"github.com/drover/drover/pkg/bulk"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
 )
 
 // tail reads a task's log and follows it to the end of an attempt.

@@ -82,6 +82,7 @@ func (s *service) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*ta
 		t.close()
 		return nil, err
 	}
+	close(t.made)
 	return resp, nil
 }
 
@@ -100,6 +101,8 @@ func (s *service) Start(ctx context.Context, r *taskAPI.StartRequest) (*taskAPI.
 		t.writeTimings(ctx)
 	case e != nil && err != nil:
 		e.close()
+	case e != nil:
+		close(e.begun)
 	}
 	return resp, err
 }

@@ -99,7 +99,9 @@ func drain(path string, to func([]byte)) {
 // stdin writes what clients send into a fifo.
 type stdin struct {
 	path    string
-	closeIO func() // containerd's own end
+	closeIO func()        // containerd's own end
+	open    chan struct{} // closed when containerd has its own end open
+	gone    chan struct{} // closed when it never will
 	mu      sync.Mutex
 	f       *os.File
 	closed  bool
@@ -135,7 +137,11 @@ func (s *stdin) end() {
 	if s.f != nil {
 		_ = s.f.Close()
 	}
-	s.closeIO()
+	select { // an end that comes first would find nothing to close, and never come again
+	case <-s.open:
+		s.closeIO()
+	case <-s.gone:
+	}
 }
 
 // feed reads a client's frames: [len32 payload], length 0 is a half-close.
@@ -174,6 +180,8 @@ type taskIO struct {
 	in     *stdin
 	l      net.Listener
 	oom    atomic.Bool
+	made   chan struct{} // closed when runc has created the container
+	gone   chan struct{} // closed by close
 	out    sync.WaitGroup
 	clos   sync.Once
 
@@ -183,7 +191,7 @@ type taskIO struct {
 }
 
 func newTaskIO(a shimapi.Stdio, bundle string, closeIO func()) (*taskIO, error) {
-	t := &taskIO{fifos: fifos{dir: filepath.Join(bundle, "drover"), stdin: a.Stdin, tty: a.TTY}, addr: a, bundle: bundle}
+	t := &taskIO{fifos: fifos{dir: filepath.Join(bundle, "drover"), stdin: a.Stdin, tty: a.TTY}, addr: a, bundle: bundle, made: make(chan struct{}), gone: make(chan struct{})}
 	if err := t.make(); err != nil {
 		return nil, err
 	}
@@ -198,7 +206,7 @@ func newTaskIO(a shimapi.Stdio, bundle string, closeIO func()) (*taskIO, error) 
 			return nil, err
 		}
 		in, _, _ := t.paths()
-		t.in = &stdin{path: in, closeIO: closeIO}
+		t.in = &stdin{path: in, closeIO: closeIO, open: t.made, gone: t.gone}
 		go serve(t.l, func(c net.Conn) { t.in.feed(c, a.StdinOnce) })
 	}
 	_, out, errp := t.paths()
@@ -261,6 +269,7 @@ func (t *taskIO) writeExit(code int32, at time.Time) error {
 
 func (t *taskIO) close() {
 	t.clos.Do(func() {
+		close(t.gone)
 		t.release()
 		if t.l != nil {
 			_ = t.l.Close()
@@ -273,10 +282,11 @@ func (t *taskIO) close() {
 // execIO is one exec's streams: no log, live frames to the first client.
 type execIO struct {
 	fifos
-	l    net.Listener
-	in   *stdin
-	clos sync.Once
-	gone chan struct{}
+	l     net.Listener
+	in    *stdin
+	clos  sync.Once
+	gone  chan struct{}
+	begun chan struct{} // closed when its process runs
 
 	mu     sync.Mutex // guards client; held while a frame is written, so that frames stay whole
 	client net.Conn
@@ -284,13 +294,13 @@ type execIO struct {
 }
 
 func newExecIO(a shimapi.ExecIO, dir string, closeIO func()) (*execIO, error) {
-	e := &execIO{fifos: fifos{dir: dir, stdin: a.Stdin, tty: a.TTY}, first: make(chan struct{}), gone: make(chan struct{})}
+	e := &execIO{fifos: fifos{dir: dir, stdin: a.Stdin, tty: a.TTY}, first: make(chan struct{}), gone: make(chan struct{}), begun: make(chan struct{})}
 	if err := e.make(); err != nil {
 		return nil, err
 	}
 	in, out, errp := e.paths()
 	if a.Stdin {
-		e.in = &stdin{path: in, closeIO: closeIO}
+		e.in = &stdin{path: in, closeIO: closeIO, open: e.begun, gone: e.gone}
 	}
 	var err error
 	if e.l, err = listen(a.Socket); err != nil {

@@ -283,6 +283,7 @@ func shown(args []string) bool {
 // docker's formatter takes a label's heading as it is written.
 type heading struct {
 	w    io.Writer
+	line []byte // the first one, until it is whole
 	done bool
 }
 
@@ -290,16 +291,16 @@ func (h *heading) Write(p []byte) (int, error) {
 	if h.done {
 		return h.w.Write(p)
 	}
+	h.line = append(h.line, p...)
+	first, rest, whole := strings.Cut(string(h.line), "\n")
+	if !whole {
+		return len(p), nil
+	}
 	h.done = true
-	s := string(p)
-	line, rest, ok := strings.Cut(s, "\n")
-	if trimmed, is := strings.CutSuffix(strings.TrimRight(line, " "), "node"); is {
-		line = trimmed + "NODE"
+	if title, is := strings.CutSuffix(strings.TrimRight(first, " "), "node"); is {
+		first = title + "NODE"
 	}
-	if ok {
-		line += "\n" + rest
-	}
-	if _, err := io.WriteString(h.w, line); err != nil {
+	if _, err := io.WriteString(h.w, first+"\n"+rest); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -17,7 +17,9 @@ import (
 
 // An exec's id is 16 random bytes and the first 16 of its task's: any controller
 // finds its node.
-func newExecID(task []byte) string { return hex.EncodeToString(random()[:16]) + hex.EncodeToString(task[:16]) }
+func newExecID(task []byte) string {
+	return hex.EncodeToString(random()[:16]) + hex.EncodeToString(task[:16])
+}
 
 func (s *server) execTask(w http.ResponseWriter, r *http.Request) (string, *dv1.Task, error) {
 	id := r.PathValue("id")

@@ -480,4 +480,3 @@ func (s *server) imageRoute(w http.ResponseWriter, r *http.Request, rest string)
 	}
 	return s.notYet(w, r)
 }
-
