@@ -25,13 +25,13 @@ build: setup payload binary ## bin/drover, payloads first
 binary:
 	@mkdir -p bin && $(BUILD) -o bin/drover ./cli/drover
 
-test: setup unit ## unit tests under the race detector
+test: setup unit integration ## unit tests under the race detector, then real containers
 
-unit: setup
-	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /internal/deps -e /agent/engine)
+unit: setup payload
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /agent/engine)
 
 integration: setup payload binary
-	$(GO) test -count=1 -timeout 15m ./agent/engine/... ./agent/network/... ./e2e/...
+	$(GO) test -count=1 -timeout 15m ./agent/engine/... ./e2e/...
 
 lint: ## vet, format and the import rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }

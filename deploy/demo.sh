@@ -103,6 +103,7 @@ walk() {
     show "docker -H tcp://$HOST_A:7443 --tlsverify --tlscacert $DIR/a/data/admin/ca.pem --tlscert $DIR/a/data/admin/cert.pem --tlskey $DIR/a/data/admin/key.pem ps"
     show docker -H unix://$SOCK logs web
   fi
+  show drover run --rm alpine true
   show drover trace last
   show drover rm -f '$(drover ps -aq)'
 }
@@ -130,7 +131,7 @@ down() {
   if [ -S "$SOCK" ]; then
     DROVER_HOST=unix://$SOCK timeout 60 "$BIN" ps -aq 2>/dev/null | DROVER_HOST=unix://$SOCK xargs -r timeout 60 "$BIN" rm -f >/dev/null 2>&1
   fi
-  pids() { for p in /proc/[0-9]*; do tr '\0' ' ' <"$p/cmdline" 2>/dev/null | grep -qF -- "$DIR/" && [ "${p#/proc/}" != $$ ] && echo "${p#/proc/}"; done; return 0; }
+  pids() { for p in /proc/[0-9]*; do { tr "\0" " " <"$p/cmdline"; } 2>/dev/null | grep -qF -- "$DIR/" && [ "${p#/proc/}" != $$ ] && echo "${p#/proc/}"; done; return 0; }
   for sig in TERM KILL; do
     left=$(pids); [ -z "$left" ] && break
     # shellcheck disable=SC2086

@@ -20,6 +20,9 @@ import (
 // DefaultFile is read if it is there and no other is named.
 const DefaultFile = "/etc/drover/config.yaml"
 
+// maxRunDir leaves room for the names of shims' sockets.
+const maxRunDir = 39
+
 // Config of a host.
 type Config struct {
 	ClusterName      string            `mapstructure:"cluster-name" desc:"name of the fleet that the first host makes (its node-name if empty)"`
@@ -133,8 +136,8 @@ func (c *Config) check() error {
 		}
 		*p = abs
 	}
-	if len(c.RunDir) > 60 {
-		return fmt.Errorf("run-dir %s is %d characters long: sockets' paths are limited, use at most 60", c.RunDir, len(c.RunDir))
+	if len(c.RunDir) > maxRunDir {
+		return fmt.Errorf("run-dir %s is %d characters long: sockets' paths are limited, use at most %d", c.RunDir, len(c.RunDir), maxRunDir)
 	}
 	if len(c.Bridge) == 0 || len(c.Bridge) > 15 {
 		return fmt.Errorf("bridge %q must have 1 to 15 characters", c.Bridge)

@@ -50,7 +50,7 @@ import (
 
 func main() {
 	root := flag.String("root", "", "durable data")
-	state := flag.String("state", "", "volatile data and sockets of shims")
+	state := flag.String("state", "", "volatile data; sockets of shims go beside it, into sh")
 	address := flag.String("address", "", "unix socket; ADDRESS.ttrpc beside it is for shims")
 	level := flag.String("log-level", "warn", "trace, debug, info, warn or error")
 	flag.Parse()
@@ -75,7 +75,7 @@ func run(root, state, address, level string) error {
 		Plugins: map[string]any{
 			"io.containerd.server.v1.grpc":  map[string]any{"address": address},
 			"io.containerd.server.v1.ttrpc": map[string]any{"address": address + ".ttrpc"},
-			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": filepath.Join(state, "s")},
+			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": filepath.Join(filepath.Dir(state), "sh")},
 		},
 	}
 	if err := server.CreateTopLevelDirectories(config); err != nil {
