@@ -177,7 +177,7 @@ func TestARunGoesThroughARealSession(t *testing.T) {
 		t.Fatalf("the first sync is not full: %v", s)
 	}
 	image(h)
-	id := h.create("x", `{"Image":"busybox","HostConfig":{"AutoRemove":true}}`)
+	id := h.create("x", `{"Image":"busybox","Cmd":["true"],"HostConfig":{"AutoRemove":true}}`)
 	s := a.sync()
 	if len(s.GetTasks()) != 1 || s.Tasks[0].GetTask().GetDesired() != dv1.Desired_CREATED || !bytes.Contains(s.Tasks[0].GetSpec().GetBody(), []byte("busybox")) {
 		t.Fatalf("after create: %v", s)
@@ -207,7 +207,7 @@ func TestARunGoesThroughARealSession(t *testing.T) {
 	if r := <-waited; r.code != 200 || !strings.Contains(r.body, `"StatusCode":7`) {
 		t.Fatalf("wait: %v", r)
 	}
-	h.create("x", `{"Image":"busybox"}`) // the name is free
+	h.create("x", `{"Image":"busybox","Cmd":["true"]}`) // the name is free
 }
 
 func TestOnlyTheClustersOwnNodesGetSessions(t *testing.T) {
@@ -251,7 +251,7 @@ func TestARestartKeepsStateAndEndsHijackedConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	image(h)
-	id := h.create("kept", `{"Image":"busybox"}`)
+	id := h.create("kept", `{"Image":"busybox","Cmd":["true"]}`)
 
 	c, err := net.Dial("unix", SocketFile(h.rundir))
 	if err != nil {
@@ -305,7 +305,7 @@ func TestASecondControllerIsRefusedAndADeadOnesSocketReplaced(t *testing.T) {
 	l.SetUnlinkOnClose(false)
 	_ = l.Close()
 	h.up()
-	if err := Run(t.Context(), Config{DataDir: h.data, RunDir: h.rundir}); err == nil || !strings.Contains(err.Error(), "another controller") {
+	if err := Run(t.Context(), Config{DataDir: h.data, RunDir: h.rundir}); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Fatalf("a second controller: %v", err)
 	}
 	if r := h.local("GET", "/_ping", ""); r.code != 200 {
@@ -337,6 +337,8 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 
 // Before the log is ready, whoever may ask is asked to wait.
 func TestStartingAnswers503AndPanicsAnswer500(t *testing.T) {
+	defer func(d time.Duration) { startPatience = d }(startPatience)
+	startPatience = 50 * time.Millisecond
 	noLeaks(t)
 	h := newHost(t)
 	c, err := load(Config{DataDir: h.data, RunDir: h.rundir, Listen: "127.0.0.1:0"})
