@@ -267,9 +267,9 @@ func (a *agent) Welcome(ctx context.Context, w *dv1.Welcome) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case have == w.Subnet:
-	case have == "":
+	switch have {
+	case w.Subnet:
+	case "":
 		if err := a.store.SetSubnet(w.Subnet); err != nil {
 			return err
 		}

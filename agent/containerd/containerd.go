@@ -91,7 +91,7 @@ func (o Options) once(ctx context.Context, ready func()) error {
 	go func() { dead <- waitDead(fd, stop) }()
 	defer func() {
 		_, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-		<-dead
+		_ = <-dead
 		if started != nil && ctx.Err() == nil {
 			_ = started.Wait()
 		}

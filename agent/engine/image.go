@@ -35,7 +35,6 @@ type image struct {
 	client.Image
 	proto  *dv1.Image
 	config ocispec.Image
-	chain  string // chain id of all layers: the parent of a container's snapshot
 }
 
 // Images in containerd's store are named by the digest that a tag names, so that

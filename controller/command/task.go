@@ -192,10 +192,10 @@ func (d *decision) rename(c *dv1.Rename) *dv1.Error {
 		return e
 	}
 	name := strings.TrimPrefix(c.Name, "/")
-	switch {
-	case name == "":
+	switch name {
+	case "":
 		return refuse("invalid", "Neither old nor new names may be empty")
-	case name == t.Name:
+	case t.Name:
 		return refuse("invalid", "Renaming a container with the same name as its current name")
 	}
 	if e := d.freeName(name); e != nil {

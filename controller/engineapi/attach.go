@@ -116,7 +116,7 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 	if err != nil {
 		return fmt.Errorf("taking over the connection: %w", err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	upgrade := r.Header.Get("Upgrade") != ""
 	kind := "raw-stream"
 	if upgrade && !tty && api(r) >= 42 {
@@ -129,7 +129,7 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 		w.Header().Set("Connection", "Upgrade")
 		w.Header().Set("Upgrade", "tcp")
 	}
-	fmt.Fprintf(buf, "HTTP/1.1 %s\r\n", status)
+	_, _ = fmt.Fprintf(buf, "HTTP/1.1 %s\r\n", status)
 	_ = w.Header().Write(buf)
 	_, _ = buf.WriteString("\r\n")
 	if err := buf.Flush(); err != nil {
@@ -151,7 +151,7 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 			_, err = io.Copy(agent, typed)
 		}
 		if errors.As(err, new(term.EscapeError)) {
-			agent.Close() // detached: the container's input stays open
+			_ = agent.Close() // detached: the container's input stays open
 			return
 		}
 		if err == nil {
@@ -161,8 +161,8 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 	if err := frames(conn, agent, tty); err != nil {
 		late(conn, tty, err.Error())
 	}
-	agent.Close()
-	conn.Close()
+	_ = agent.Close()
+	_ = conn.Close()
 	<-done
 	return nil
 }
@@ -256,7 +256,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 	if resp.StatusCode != http.StatusOK {
 		return fromAgent(t.NodeId, resp)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	kind := "raw-stream"
 	if !tty && api(r) >= 42 {
 		kind = "multiplexed-stream"

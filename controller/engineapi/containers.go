@@ -192,13 +192,13 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if resp.StatusCode == http.StatusConflict {
-		resp.Body.Close()
+		_ = resp.Body.Close()
 		return refuse(http.StatusConflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), hexID(t))
 	}
 	if resp.StatusCode >= 300 {
 		return fromAgent(t.NodeId, resp)
 	}
-	resp.Body.Close()
+	_ = resp.Body.Close()
 	bare := strings.TrimPrefix(sig, "SIG")
 	stop := "TERM"
 	if c := request(snap, t).Config; c != nil && c.StopSignal != "" {

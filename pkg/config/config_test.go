@@ -39,12 +39,12 @@ func TestFlagsWinOverEnvironmentOverFileOverDefaults(t *testing.T) {
 
 func TestBadInputIsNamed(t *testing.T) {
 	for text, want := range map[string]string{
-		"data_dir: /x\n":                          `"data_dir"; did you mean "data-dir"?`,
+		"data_dir: /x\n": `"data_dir"; did you mean "data-dir"?`,
 		"registries:\n  - name: a\n    tls: no\n": "tls",
-		"data-dir: [\n":                           "reading the configuration",
-		"log-level: loud\n":                       "loud",
-		"bridge: a-name-that-is-too-long\n":       "15",
-		"registries:\n  - endpoint: x\n":          "name is missing",
+		"data-dir: [\n":                     "reading the configuration",
+		"log-level: loud\n":                 "loud",
+		"bridge: a-name-that-is-too-long\n": "15",
+		"registries:\n  - endpoint: x\n":    "name is missing",
 	} {
 		if _, err := Load(write(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)

@@ -208,7 +208,7 @@ func (s *suite) startedOnce() {
 	}
 	r, err := s.e.Logs(s.ctx, id, task.LogOptions{Stdout: true, Tail: -1})
 	s.ok(err)
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	if out, _, _ := s.all(r); out != "once\n" {
 		s.Fatalf("it wrote %q", out)
 	}
@@ -248,7 +248,7 @@ func (s *suite) attach() {
 	id := s.make(nil, "echo", "hello world")
 	st, err := s.e.Attach(s.ctx, id, task.AttachOptions{Stdout: true, Stderr: true, Stream: true})
 	s.ok(err)
-	defer st.Close()
+	defer func() { _ = st.Close() }()
 	s.start(id, 1)
 	out, errs, x := s.all(st)
 	if out != "hello world\n" || errs != "" || x == nil || x.Code != 0 {
@@ -260,7 +260,7 @@ func (s *suite) stdin() {
 	id := s.make(func(c *container.CreateRequest) { c.OpenStdin, c.StdinOnce, c.AttachStdin = true, true, true }, "cat")
 	st, err := s.e.Attach(s.ctx, id, task.AttachOptions{Stdin: true, Stdout: true, Stream: true})
 	s.ok(err)
-	defer st.Close()
+	defer func() { _ = st.Close() }()
 	s.start(id, 1)
 	in := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
 	done := make(chan error, 1)
@@ -291,7 +291,7 @@ func (s *suite) logs() {
 	}
 	r, err := s.e.Logs(s.ctx, id, task.LogOptions{Stdout: true, Timestamps: true, Tail: -1})
 	s.ok(err)
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	out, _, _ := s.all(r)
 	at, text, _ := strings.Cut(out, " ")
 	if _, err := time.Parse(time.RFC3339Nano, at); err != nil || text != "kept\n" {
@@ -310,7 +310,7 @@ func (s *suite) exec() {
 	s.ok(s.e.ExecCreate(s.ctx, id, eid, o))
 	st, err := s.e.ExecStart(s.ctx, id, eid, true, 0, 0)
 	s.ok(err)
-	defer st.Close()
+	defer func() { _ = st.Close() }()
 	_, err = st.Write([]byte("through exec"))
 	s.ok(err)
 	s.ok(st.CloseWrite())
