@@ -91,7 +91,9 @@ func (o Options) once(ctx context.Context, ready func()) error {
 	go func() { dead <- waitDead(fd, stop) }()
 	defer func() {
 		_, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-		_ = <-dead
+		if err := <-dead; err != nil {
+			o.Log.Debug("watching containerd ended", "err", err)
+		}
 		if started != nil && ctx.Err() == nil {
 			_ = started.Wait()
 		}

@@ -13,11 +13,13 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/moby/moby/client"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
@@ -83,7 +85,7 @@ func (t Target) Docker(tp trace.TracerProvider) (client.APIClient, error) {
 	}
 	otel.SetTextMapPropagator(propagation.TraceContext{})
 	tr := &http.Transport{DialContext: dial, DisableCompression: true}
-	c, err := client.New(client.WithHost(t.Host), client.WithHTTPClient(&http.Client{Transport: tr}), client.WithDialContext(dial), client.WithHTTPRequestHook(mark), client.WithTraceProvider(tp), client.WithUserAgent("drover"))
+	c, err := client.New(client.WithHost(t.Host), client.WithHTTPClient(&http.Client{Transport: tr}), client.WithDialContext(dial), client.WithHTTPRequestHook(mark), client.WithTraceProvider(tp), client.WithTraceOptions(otelhttp.WithSpanNameFormatter(spanName)), client.WithUserAgent("drover"))
 	if err != nil {
 		return nil, fmt.Errorf("preparing the client for %s: %w", t.Host, err)
 	}
@@ -127,6 +129,13 @@ func again(ctx context.Context, dial func() (net.Conn, error)) (net.Conn, error)
 			return nil, ctx.Err()
 		}
 	}
+}
+
+var longID = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// spanName is a request with ids as users know them.
+func spanName(_ string, r *http.Request) string {
+	return r.Method + " " + longID.ReplaceAllStringFunc(r.URL.Path, func(id string) string { return id[:12] })
 }
 
 // mark gives every change a key, so that a repetition is never done twice.

@@ -33,6 +33,12 @@ func (a *app) traceCommand() *cobra.Command {
 		if err := a.get(cmd, "traces/"+url.PathEscape(args[0]), &t); err != nil {
 			return err
 		}
+		if late := settled - time.Since(lastEnd(t)); late > 0 { // spans still come
+			time.Sleep(late)
+			if err := a.get(cmd, "traces/"+t.ID, &t); err != nil {
+				return err
+			}
+		}
 		if *raw {
 			e := json.NewEncoder(cmd.OutOrStdout())
 			e.SetIndent("", "  ")
@@ -41,6 +47,17 @@ func (a *app) traceCommand() *cobra.Command {
 		return waterfall(cmd.OutOrStdout(), t)
 	}
 	return cmd
+}
+
+// settled is how long after an operation all of its spans have come.
+const settled = 600 * time.Millisecond
+
+func lastEnd(t trace.Trace) time.Time {
+	var end int64
+	for _, s := range t.Spans {
+		end = max(end, s.End)
+	}
+	return time.Unix(0, end)
 }
 
 func (a *app) get(cmd *cobra.Command, path string, to any) error {

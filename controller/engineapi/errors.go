@@ -69,7 +69,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // fromAgent turns an agent's refusal into an error. It closes the body.
 func fromAgent(node string, resp *http.Response) error {
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	var m common.ErrorResponse
 	if json.Unmarshal(b, &m) != nil || m.Message == "" {
