@@ -65,17 +65,17 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 		err = nil
 	}
 	if err != nil {
-		return fmt.Errorf("preparing %s: %w", short(s.ID), prepareError(err))
+		return prepareError(s.ID, err)
 	}
 	return e.writeSpec(s)
 }
 
 // prepareError finds the user's faults in what containerd says.
-func prepareError(err error) error {
+func prepareError(id string, err error) error {
 	if strings.Contains(err.Error(), "no users found") || strings.Contains(err.Error(), "no groups found") {
 		return refused("unable to find user or group: no matching entries in passwd file")
 	}
-	return err
+	return fmt.Errorf("preparing %s: %w", short(id), err)
 }
 
 // stdio hands a task's streams to its shim; nothing of them is in this process.
@@ -235,7 +235,7 @@ func startError(step string, err error) error {
 		code = 127
 	case strings.Contains(m, "permission denied"), strings.Contains(m, "is a directory"), strings.Contains(m, "exec format error"):
 		code = 126
-	case strings.Contains(m, "OCI runtime"), strings.Contains(m, "runc create failed"):
+	case step == "exec", strings.Contains(m, "OCI runtime"), strings.Contains(m, "runc create failed"):
 		code = 125
 	}
 	if code == 0 {
@@ -243,6 +243,12 @@ func startError(step string, err error) error {
 	}
 	for _, cut := range []string{"rpc error: code = Unknown desc = ", "failed to create shim task: "} {
 		m = strings.ReplaceAll(m, cut, "")
+	}
+	if step == "exec" {
+		if _, why, ok := strings.Cut(m, "OCI runtime exec failed: "); ok {
+			m = why
+		}
+		return &task.StartError{Code: code, Message: "OCI runtime exec failed: " + m}
 	}
 	return &task.StartError{Code: code, Message: "failed to create task for container: failed to create shim task: " + m}
 }

@@ -85,8 +85,8 @@ func (e *Engine) ociSpec(s task.Spec, img *ocispec.Image) ([]oci.SpecOpts, error
 	}
 	o := []oci.SpecOpts{
 		base, oci.WithCgroup(e.o.cgroup(s.ID)),
-		oci.WithProcessArgs(args...), oci.WithProcessCwd(cwd), setEnv(envOf(&c, hostname(s), e.o.HostName, img)),
-		oci.WithHostname(hostname(s)), oci.WithMounts(mounts), e.netns(s),
+		oci.WithProcessArgs(args...), oci.WithProcessCwd(cwd), setEnv(envOf(&c, e.hostname(s), e.o.HostName, img)),
+		oci.WithHostname(e.hostname(s)), oci.WithMounts(mounts), e.netns(s),
 	}
 	if c.Tty {
 		o = append(o, oci.WithTTY, oci.WithTTYSize(int(c.HostConfig.ConsoleSize[1]), int(c.HostConfig.ConsoleSize[0])))
@@ -118,9 +118,12 @@ func base(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spe
 	return nil
 }
 
-func hostname(s task.Spec) string {
+func (e *Engine) hostname(s task.Spec) string {
 	if s.Create.Config != nil && s.Create.Hostname != "" {
 		return s.Create.Hostname
+	}
+	if kindOf(&s.Create) == hosted {
+		return e.o.HostName
 	}
 	return short(s.ID)
 }
@@ -418,7 +421,7 @@ func refused(format string, args ...any) error {
 // writeFiles makes hosts, hostname and resolv.conf as they are for ip ("" for
 // none of its own). They are changed in place: a running container has them mounted.
 func (e *Engine) writeFiles(s task.Spec, ip string) error {
-	host := hostname(s)
+	host := e.hostname(s)
 	names := host
 	if s.Create.Config != nil && s.Create.Domainname != "" {
 		names = host + "." + s.Create.Domainname + " " + host

@@ -139,6 +139,11 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	agent, err := dial(ctx)
+	var own *faulty
+	if errors.As(err, &own) && !tty {
+		_ = bulk.WriteFrame(conn, bulk.FrameStderr, []byte(own.msg+"\n"))
+		return nil
+	}
 	if err != nil {
 		late(conn, tty, err.Error())
 		return nil
@@ -166,6 +171,11 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 	<-done
 	return nil
 }
+
+// faulty is what the user's own command did wrong.
+type faulty struct{ msg string }
+
+func (f *faulty) Error() string { return f.msg }
 
 func late(w io.Writer, tty bool, msg string) {
 	if tty {

@@ -291,6 +291,9 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	if st := s.Fleet.Observed(hexID(t)); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
 		last = st.Exit
 	}
+	if st := s.Fleet.Observed(hexID(t)); failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > last.GetAttempt() {
+		failed = st.Why // of a task that was removed with its failed start
+	}
 	res := container.WaitResponse{StatusCode: int64(last.GetCode())}
 	switch {
 	case err != nil:
@@ -298,7 +301,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	case last == nil && failed == "" && cond != container.WaitConditionNotRunning:
 		res = container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: "the container is gone, and how it ended is not known here"}}
 	case failed != "" && last.GetAttempt() <= before:
-		res = container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: failed}}
+		res.StatusCode = int64(failedCode(failed))
 	}
 	return encode(w, res)
 }

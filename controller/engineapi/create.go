@@ -103,7 +103,7 @@ func (s *server) feasible(r *http.Request, req *container.CreateRequest) (warnin
 	case strings.HasPrefix(m, "container:"):
 		return nil, later("sharing another container's network is")
 	default:
-		return nil, refuse(http.StatusNotFound, "network %s not found", m)
+		return nil, refuse(http.StatusBadRequest, "network %s not found", m) // a 404 would have clients pull
 	}
 	switch {
 	case h.RestartPolicy.Name != "" && h.RestartPolicy.Name != container.RestartPolicyDisabled:

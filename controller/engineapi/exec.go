@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -122,6 +123,11 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	}
 	q.Set("attach", "1")
 	conn, err := s.upgrade(r.Context(), t.NodeId, path+q.Encode())
+	var refused *apiError
+	if errors.As(err, &refused) && refused.code == http.StatusBadRequest {
+		// The command's fault comes as its output; its code is in the inspect.
+		return s.hijack(w, r, stream{tty: st.Options.Tty}, func(context.Context) (*bulk.Conn, error) { return nil, &faulty{refused.msg} })
+	}
 	if err != nil {
 		return err
 	}
