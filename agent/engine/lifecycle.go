@@ -198,7 +198,7 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 func (e *Engine) stdio(s task.Spec, n int32) stdio {
 	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.exitFile(s.ID, n), Attempt: n}
 	if c := s.Create.Config; c != nil {
-		x.TTY, x.Stdin, x.StdinOnce = c.Tty, c.OpenStdin, c.StdinOnce
+		x.TTY, x.Stdin, x.StdinOnce = c.Tty, c.OpenStdin, c.StdinOnce && !c.Tty
 	}
 	if x.Stdin {
 		x.Socket = e.o.stdinSocket(s.ID)
