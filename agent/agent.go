@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
@@ -198,7 +200,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	}
 	e, err := engine.Open(ctx, engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
-		ContainerdSocket: a.socket(), ShimPath: a.paths.Shim, Network: a.net, Registry: a.reg, Log: a.Logger,
+		ContainerdSocket: a.socket(), ShimPath: a.paths.Shim, Network: a.net, Registry: a.reg, Event: a.event, Log: a.Logger,
 	})
 	if err != nil {
 		return err
@@ -211,6 +213,14 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	})
 	a.up = true
 	return nil
+}
+
+func (a *agent) event(taskID, action string, attributes map[string]string) {
+	id, err := hex.DecodeString(taskID)
+	if err != nil {
+		return
+	}
+	a.box.Event(&dv1.Happening{TaskId: id, Action: action, TimeNano: time.Now().UnixNano(), Attributes: attributes})
 }
 
 func (a *agent) close() {

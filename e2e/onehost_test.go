@@ -25,6 +25,7 @@ func TestOneHost(t *testing.T) {
 	t.Run("ports", func(t *testing.T) { ports(t, h) })
 	t.Run("stop, start, files", func(t *testing.T) { stopStart(t, h) })
 	t.Run("terminal", func(t *testing.T) { terminal(t, f, h) })
+	t.Run("events", func(t *testing.T) { eventsTell(t, h) })
 	t.Run("exit codes and bad input", func(t *testing.T) { badInput(t, f, h) })
 	t.Run("docker's own client", func(t *testing.T) { dockersClient(t, h) })
 	t.Run("a hundred runs in a row", func(t *testing.T) { hundredRuns(t, h) })
@@ -138,6 +139,38 @@ func terminal(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	typed := "sleep 1; printf 'tty\\n'; sleep 0.5; printf 'exit 3\\n'"
 	r := h.In(nil, "sh", "-c", fmt.Sprintf("(%s) | script -qec '%s/drover run -it --rm alpine /bin/sh' /dev/null", typed, f.Bin))
 	want(t, r, 3, "/ # ", "/dev/pts/0")
+	// Detached by its keys, the container goes on; attached again, it ends with its code.
+	typed = "sleep 1; printf 'echo first\\n'; sleep 0.5; printf '\\020\\021'; sleep 1"
+	r = h.In(nil, "sh", "-c", fmt.Sprintf("(%s) | script -qec '%s/drover run -it --name left alpine /bin/sh' /dev/null", typed, f.Bin))
+	want(t, r, 0, "first")
+	want(t, h.Drover("ps"), 0, "Up .*left")
+	typed = "sleep 1; printf 'exit 4\\n'"
+	want(t, h.In(nil, "sh", "-c", fmt.Sprintf("(%s) | script -qec '%s/drover attach left' /dev/null", typed, f.Bin)), 4)
+	want(t, h.In(nil, "sh", "-c", fmt.Sprintf("(sleep 1; printf 'exit 6\\n'; sleep 0.5) | script -qec '%s/drover start -ai left' /dev/null", f.Bin)), 6)
+	removeAll(t, h)
+}
+
+// eventsTell checks what docker's clients read from the stream of events.
+func eventsTell(t *testing.T, h *fleet.Host) {
+	since := fmt.Sprint(time.Now().Unix())
+	h.Must("pull", "busybox")
+	h.Must("run", "-d", "--name", "ev", "busybox", "sleep", "1000")
+	h.Must("exec", "ev", "true")
+	h.Must("rm", "-f", "ev")
+	h.Must("rmi", "busybox")
+	var out string
+	for range 20 { // an agent's own events come a moment later
+		out = h.Must("events", "--since", since, "--until", fmt.Sprint(time.Now().Unix()), "--format", "{{.Type}} {{.Action}}")
+		if strings.Contains(out, "exec_die") {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	for _, e := range []string{"image pull", "image tag", "container create", "container start", "container exec_create: true", "container exec_start: true", "container exec_die", "container die", "container destroy", "image untag", "image delete"} {
+		if !strings.Contains(out, e+"\n") {
+			t.Errorf("no %q among\n%s", e, out)
+		}
+	}
 }
 
 func badInput(t *testing.T, f *fleet.Fleet, h *fleet.Host) {

@@ -42,7 +42,9 @@ type Options struct {
 	ShimPath         string
 	Network          *network.Network
 	Registry         *registry.Registry
-	Log              *slog.Logger
+	// Event hears of what only the engine sees; nil: nobody.
+	Event func(taskID, action string, attributes map[string]string)
+	Log   *slog.Logger
 }
 
 // Engine implements task.Engine on containerd. Safe for concurrent use.
@@ -66,6 +68,9 @@ var _ task.Engine = (*Engine)(nil)
 func Open(_ context.Context, o Options) (*Engine, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Event == nil {
+		o.Event = func(string, string, map[string]string) {}
 	}
 	for _, d := range []string{o.tasks(), filepath.Join(o.RunDir, "t")} {
 		if err := os.MkdirAll(d, 0o711); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +51,7 @@ func (e *Engine) ExecCreate(ctx context.Context, id, execID string, o container.
 	defer e.mu.Unlock()
 	if e.execs[execID] == nil {
 		e.execs[execID] = &execution{id: execID, taskID: id, o: o, done: make(chan struct{})}
+		e.o.Event(id, "exec_create: "+strings.Join(o.Cmd, " "), map[string]string{"execID": execID})
 	}
 	return nil
 }
@@ -168,7 +170,9 @@ func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock s
 		x.code = &code
 		x.mu.Unlock()
 		close(x.done)
+		e.o.Event(x.taskID, "exec_die", map[string]string{"execID": x.id, "exitCode": strconv.Itoa(code)})
 	}()
+	e.o.Event(x.taskID, "exec_start: "+strings.Join(x.o.Cmd, " "), map[string]string{"execID": x.id})
 	if c == nil {
 		return nil, nil
 	}

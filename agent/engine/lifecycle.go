@@ -466,6 +466,7 @@ func (e *Engine) Signal(ctx context.Context, id, name string) error {
 		}
 		return fmt.Errorf("sending %s to %s: %w", name, short(id), err)
 	}
+	e.o.Event(id, "kill", map[string]string{"signal": strconv.Itoa(int(sig))})
 	return nil
 }
 

@@ -39,6 +39,7 @@ type Core struct {
 	mu      sync.Mutex
 	waiters map[string]map[chan struct{}]bool
 	seen    map[string]*dv1.Task
+	tags    map[string]string // digest by reference
 	ring    []*dv1.Happening
 	subs    map[chan struct{}]bool
 	last    uint64 // number of the newest event
@@ -50,7 +51,7 @@ type Core struct {
 // Dial are to be set before it is used.
 func New(contact string) *Core {
 	return &Core{contact: contact, waiters: map[string]map[chan struct{}]bool{},
-		seen: map[string]*dv1.Task{}, subs: map[chan struct{}]bool{}, gone: map[string]*dv1.TaskStatus{}}
+		seen: map[string]*dv1.Task{}, tags: map[string]string{}, subs: map[chan struct{}]bool{}, gone: map[string]*dv1.TaskStatus{}}
 }
 
 // Seed tells which tasks are known already, so that they make no events.
@@ -59,6 +60,9 @@ func (c *Core) Seed(s *state.Snapshot) {
 	defer c.mu.Unlock()
 	for t := range s.Tasks() {
 		c.seen[hex.EncodeToString(t.Id)] = t
+	}
+	for t := range s.Tags() {
+		c.tags[t.Ref] = t.Digest
 	}
 }
 
@@ -83,8 +87,30 @@ func (c *Core) Committed(effects []*dv1.Effect, at int64) {
 			}
 			delete(c.seen, id)
 			c.wake(id)
+		case *dv1.Effect_Image:
+			c.image("pull", of.Image.Digest, shownRef(of.Image), at)
+		case *dv1.Effect_Tag:
+			c.tags[of.Tag.Ref] = of.Tag.Digest
+			c.image("tag", of.Tag.Digest, of.Tag.Ref, at)
+		case *dv1.Effect_DeleteTag:
+			c.image("untag", c.tags[of.DeleteTag], of.DeleteTag, at)
+			delete(c.tags, of.DeleteTag)
+		case *dv1.Effect_DeleteImage:
+			c.image("delete", of.DeleteImage, of.DeleteImage, at)
 		}
 	}
+}
+
+func shownRef(i *dv1.Image) string {
+	if len(i.RepoDigests) > 0 {
+		return i.RepoDigests[0]
+	}
+	return i.Digest
+}
+
+// image makes an image's event, with mu held: one without a task.
+func (c *Core) image(action, digest, ref string, at int64) {
+	c.publish(&dv1.Happening{Action: action, TimeNano: at, Attributes: map[string]string{"id": digest, "name": ref}})
 }
 
 // changes makes the events between two versions of a task, with mu held.

@@ -194,6 +194,11 @@ type oldMessage struct {
 
 func (s *server) event(r *http.Request, h *dv1.Happening) oldMessage {
 	m := events.Message{Type: events.ContainerEventType, Action: events.Action(h.Action), Scope: "local", Time: h.TimeNano / 1e9, TimeNano: h.TimeNano}
+	if len(h.TaskId) == 0 {
+		m.Type = events.ImageEventType
+		m.Actor = events.Actor{ID: h.Attributes["id"], Attributes: map[string]string{"name": familiar(h.Attributes["name"])}}
+		return oldMessage{Status: h.Action, ID: m.Actor.ID, Message: m}
+	}
 	m.Actor = events.Actor{ID: fmt.Sprintf("%x", h.TaskId), Attributes: map[string]string{}}
 	if snap, err := s.Fleet.State(r.Context(), 0); err == nil {
 		if t := snap.Task(h.TaskId); t != nil {
@@ -215,7 +220,7 @@ func fitsEvent(f filters, m oldMessage) bool {
 	return f.any("type", func(t string) bool { return t == string(m.Type) }) &&
 		f.any("event", func(e string) bool { return e == string(m.Action) || strings.HasPrefix(string(m.Action), e+":") }) &&
 		f.any("container", func(c string) bool { return strings.HasPrefix(m.Actor.ID, c) || a["name"] == c }) &&
-		f.any("image", func(i string) bool { return a["image"] == i }) &&
+		f.any("image", func(i string) bool { return a["image"] == i || m.Type == events.ImageEventType && (a["name"] == i || m.Actor.ID == i) }) &&
 		f.any("node", func(n string) bool { return a[labelNode] == n }) &&
 		f.any("scope", func(x string) bool { return x == m.Scope }) &&
 		f.all("label", hasLabel(a))
