@@ -368,6 +368,9 @@ func (r *reader) Read(p []byte) (int, error) {
 
 func (r *reader) Close() error {
 	err := r.Stream.Close()
+	if e, ok := r.Stream.(interface{ Ended() bool }); ok && e.Ended() {
+		r.end.Store(true) // the exit was the last that was read
+	}
 	r.once.Do(func() { r.done(r.end.Load()) })
 	return err
 }

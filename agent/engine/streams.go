@@ -121,6 +121,13 @@ func (t *tail) end(x *dv1.Exit) (err error) {
 	return err
 }
 
+// Ended says whether the end of the attempt was read.
+func (t *tail) Ended() bool {
+	t.busy.Lock()
+	defer t.busy.Unlock()
+	return t.over
+}
+
 func (t *tail) Close() error {
 	t.cancel()
 	t.once.Do(func() {

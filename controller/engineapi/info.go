@@ -20,6 +20,9 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
+// drain is how long the events kept are read when until has passed already.
+const drain = 100 * time.Millisecond
+
 // maxNodeRows bounds how many nodes info shows.
 const maxNodeRows = 50
 
@@ -164,12 +167,15 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 		defer t.Stop()
 		end = t.C
 	}
-	for {
+	for over := false; ; {
 		select {
 		case <-r.Context().Done():
 			return nil
 		case <-end:
-			return nil
+			if over {
+				return nil
+			}
+			over, end = true, time.After(drain) // what is kept comes first
 		case h, ok := <-ch:
 			if !ok {
 				return nil
