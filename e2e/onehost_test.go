@@ -2,6 +2,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,8 +10,13 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 
 	"github.com/drover/drover/e2e/fleet"
 )
@@ -30,6 +36,7 @@ func TestOneHost(t *testing.T) {
 	t.Run("docker's own client", func(t *testing.T) { dockersClient(t, h) })
 	t.Run("a hundred runs in a row", func(t *testing.T) { hundredRuns(t, h) })
 	t.Run("kills", func(t *testing.T) { kills(t, f, h) })
+	t.Run("frozen", func(t *testing.T) { frozen(t, f, h) })
 	t.Run("nothing is left", func(t *testing.T) { nothingLeft(t, f, h, before) })
 }
 
@@ -219,6 +226,40 @@ func hundredRuns(t *testing.T, h *fleet.Host) {
 	}
 }
 
+// frozen: a process that stops answering for a while costs no container and no
+// answered request.
+func frozen(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
+	for _, victim := range []string{"controller", "agent", "drover-containerd"} {
+		t.Run(victim, func(t *testing.T) {
+			name := "fz-" + strings.TrimPrefix(victim, "drover-")
+			h.Must("run", "-d", "--name", name, "alpine", "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
+			pids := h.Pids(victim)
+			if len(pids) == 0 {
+				t.Fatalf("no %s", victim)
+			}
+			for _, p := range pids {
+				_ = syscall.Kill(p, syscall.SIGSTOP)
+			}
+			time.Sleep(4 * time.Second) // longer than silence, leases and beats
+			for _, p := range pids {
+				_ = syscall.Kill(p, syscall.SIGCONT)
+			}
+			f.Eventually(20*time.Second, "exec works", func() bool { return h.Drover("exec", name, "echo", "in").Out == "in\n" })
+			h.Must("stop", "-t", "1", name)
+			out := strings.Fields(h.Must("logs", name))
+			for i, l := range out {
+				if l != fmt.Sprint(i) {
+					t.Fatalf("line %d says %s", i, l)
+				}
+			}
+			if len(out) < 100 {
+				t.Fatalf("only %d lines", len(out))
+			}
+			h.Must("rm", name)
+		})
+	}
+}
+
 // kills: containers go on, no line is lost or doubled, and every verb works after.
 func kills(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	const lines = 1_000_000
@@ -275,5 +316,33 @@ func nothingLeft(t *testing.T, f *fleet.Fleet, h *fleet.Host, before []string) {
 	}
 	if e, _ := os.ReadDir(h.Dir + "/run/netns"); len(e) > 0 {
 		t.Fatalf("namespaces are left: %v", e)
+	}
+	for _, dir := range []string{"/data/tasks", "/data/network", "/run/t"} {
+		f.Eventually(40*time.Second, dir+" is empty", func() bool { e, _ := os.ReadDir(h.Dir + dir); return len(e) == 0 })
+	}
+	c, err := client.New(h.Dir+"/run/containerd.sock", client.WithDefaultNamespace("drover"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx := namespaces.WithNamespace(t.Context(), "drover")
+	if cs, err := c.Containers(ctx); err != nil || len(cs) > 0 {
+		t.Fatalf("containers are left in containerd: %v %v", cs, err)
+	}
+	if ls, err := c.LeasesService().List(ctx); err != nil || len(ls) > 0 {
+		t.Fatalf("leases are left: %v %v", ls, err)
+	}
+	err = c.SnapshotService("overlayfs").Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+		if i.Kind != snapshots.KindCommitted {
+			return fmt.Errorf("snapshot %s is left", i.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "nft", "list", "table", "ip", "drover_drover0").CombinedOutput()
+	if err != nil || strings.Contains(string(rules), "elements") {
+		t.Fatalf("published ports are left (%v):\n%s", err, rules)
 	}
 }

@@ -108,7 +108,7 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 		if err != nil {
 			return task.Attempt{}, err
 		}
-		if f.Running || f.Attempt.Exit != nil {
+		if f.Attempt.Number == n && (f.Running || f.Attempt.Exit != nil) {
 			return f.Attempt, nil
 		}
 	}
@@ -124,10 +124,10 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 			return task.Attempt{}, err
 		}
 	}
-	return e.startAttempt(ctx, s, ctr, n, ports)
+	return e.startAttempt(ctx, s, ctr, a, n, ports)
 }
 
-func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Container, n int32, ports []*dv1.Port) (out task.Attempt, err error) {
+func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Container, before attempt, n int32, ports []*dv1.Port) (out task.Attempt, err error) {
 	end, err := logs.End(e.o.logDir(s.ID))
 	if err != nil {
 		return out, err
@@ -141,7 +141,7 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), s.ID, ctr))
+			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), s.ID, ctr, before))
 		}
 	}()
 	began := time.Now()
@@ -207,8 +207,8 @@ func (e *Engine) stdio(s task.Spec, n int32) stdio {
 }
 
 // undoStart frees what a refused start took, so that nothing is half-made.
-func (e *Engine) undoStart(ctx context.Context, id string, ctr client.Container) error {
-	return errors.Join(e.deleteTask(ctx, ctr), e.o.Network.Detach(ctx, id))
+func (e *Engine) undoStart(ctx context.Context, id string, ctr client.Container, before attempt) error {
+	return errors.Join(e.deleteTask(ctx, ctr), e.o.Network.Detach(ctx, id), e.writeAttempt(id, before))
 }
 
 // deleteTask kills and deletes a container's task, if there is one.
@@ -391,9 +391,27 @@ func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes
 		return f, nil
 	}
 	if p == nil || p.Status == tasktypes.Status_CREATED || p.Status == tasktypes.Status_UNKNOWN {
-		return f, nil // began, or will begin, nothing
+		return e.neverBegan(f)
 	}
 	f.Running, f.Paused, f.Attempt.Pid = true, p.Status == tasktypes.Status_PAUSED, int(p.Pid)
+	return f, nil
+}
+
+// neverBegan makes of a found task what it was before its last start, which was
+// cut short before any process ran.
+func (e *Engine) neverBegan(f task.Found) (task.Found, error) {
+	id := f.Spec.ID
+	for n := f.Attempt.Number - 1; n > 0; n-- {
+		x, err := e.readExit(id, n)
+		if err != nil {
+			return f, err
+		}
+		if x != nil {
+			f.Attempt = task.Attempt{Number: n, Exit: x, StopSignal: f.Attempt.StopSignal, Started: time.Unix(0, x.Started)}
+			return f, nil
+		}
+	}
+	f.Attempt = task.Attempt{StopSignal: f.Attempt.StopSignal}
 	return f, nil
 }
 

@@ -43,15 +43,21 @@ type Core struct {
 	ring    []*dv1.Happening
 	subs    map[chan struct{}]bool
 	last    uint64 // number of the newest event
-	gone    map[string]*dv1.TaskStatus
+	gone    map[string]*buried
 	order   []string // of gone, oldest first
+}
+
+// buried is what is known of a removed task.
+type buried struct {
+	last *dv1.TaskStatus
+	task *dv1.Task
 }
 
 // New makes a Core on the host of node contact ("" for none). Log, Hub and
 // Dial are to be set before it is used.
 func New(contact string) *Core {
 	return &Core{contact: contact, waiters: map[string]map[chan struct{}]bool{},
-		seen: map[string]*dv1.Task{}, tags: map[string]string{}, subs: map[chan struct{}]bool{}, gone: map[string]*dv1.TaskStatus{}}
+		seen: map[string]*dv1.Task{}, tags: map[string]string{}, subs: map[chan struct{}]bool{}, gone: map[string]*buried{}}
 }
 
 // Seed tells which tasks are known already, so that they make no events.
@@ -137,7 +143,7 @@ func (c *Core) bury(id string, t *dv1.Task) {
 	if st == nil {
 		st = &dv1.TaskStatus{Id: t.Id, Attempt: t.Attempt, Started: t.Started, Exit: t.Exit}
 	}
-	c.gone[id] = st
+	c.gone[id] = &buried{st, t}
 	c.order = append(c.order, id)
 	if len(c.order) > KeptGone {
 		delete(c.gone, c.order[0])
@@ -183,8 +189,11 @@ func (c *Core) Status(taskID string) {
 	st := c.Hub.Observed(taskID)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, removed := c.gone[taskID]; removed && st != nil {
-		c.gone[taskID] = st
+	if b := c.gone[taskID]; b != nil && st != nil {
+		if x := st.Exit; x != nil && b.last.Exit.GetAttempt() < x.Attempt && b.task.Exit.GetAttempt() < x.Attempt {
+			c.event(b.task, "die", x.At, "exitCode", strconv.Itoa(int(x.Code))) // removed by force: the log never told
+		}
+		b.last = st
 	}
 	c.wake(taskID)
 }
@@ -220,7 +229,10 @@ func (c *Core) Observed(taskID string) *dv1.TaskStatus {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.gone[taskID]
+	if b := c.gone[taskID]; b != nil {
+		return b.last
+	}
+	return nil
 }
 
 // Holders implements engineapi.Fleet.

@@ -222,6 +222,9 @@ func (s *suite) notThere() {
 		s.Fatalf("got %v", err)
 	}
 	s.ok(s.e.Release(s.ctx, id))
+	if f := s.found(id); f == nil || f.Running || f.Attempt.Number != 0 {
+		s.Fatalf("after a start that failed: %+v", f)
+	}
 }
 
 func (s *suite) killed() {
