@@ -226,7 +226,9 @@ func fitsEvent(f filters, m oldMessage) bool {
 	return f.any("type", func(t string) bool { return t == string(m.Type) }) &&
 		f.any("event", func(e string) bool { return e == string(m.Action) || strings.HasPrefix(string(m.Action), e+":") }) &&
 		f.any("container", func(c string) bool { return strings.HasPrefix(m.Actor.ID, c) || a["name"] == c }) &&
-		f.any("image", func(i string) bool { return a["image"] == i || m.Type == events.ImageEventType && (a["name"] == i || m.Actor.ID == i) }) &&
+		f.any("image", func(i string) bool {
+			return a["image"] == i || m.Type == events.ImageEventType && (a["name"] == i || m.Actor.ID == i)
+		}) &&
 		f.any("node", func(n string) bool { return a[labelNode] == n }) &&
 		f.any("scope", func(x string) bool { return x == m.Scope }) &&
 		f.all("label", hasLabel(a))
