@@ -1,0 +1,233 @@
+package task_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/agent/task/faketask"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// box keeps what the reconciler reports.
+type box struct {
+	mu      sync.Mutex
+	changed chan struct{}
+	last    map[string]*dv1.TaskStatus
+	removed []string
+	acked   uint64
+}
+
+func (b *box) note(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f()
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+func (b *box) Status(s *dv1.TaskStatus) { b.note(func() { b.last[string(s.Id)] = s }) }
+func (b *box) Ack(i uint64)             { b.note(func() { b.acked = i }) }
+func (b *box) Removed(id []byte)        { b.note(func() { b.removed = append(b.removed, string(id)) }) }
+
+type node struct {
+	*task.Reconciler
+	*box
+	t      *testing.T
+	engine *faketask.Engine
+	store  *task.Store
+	stop   func()
+}
+
+// open starts a reconciler on an engine and a store, as a restarted agent does.
+func open(t *testing.T, e *faketask.Engine, path string) *node {
+	t.Helper()
+	store, err := task.OpenStore(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, engine: e, store: store, box: &box{changed: make(chan struct{}), last: map[string]*dv1.TaskStatus{}}}
+	n.Reconciler = task.New(task.Options{Engine: e, Store: store, Reporter: n.box, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = n.Run(ctx) }()
+	n.stop = sync.OnceFunc(func() { cancel(); <-done; _ = store.Close() })
+	t.Cleanup(n.stop)
+	<-n.Ready()
+	return n
+}
+
+func begin(t *testing.T) (*node, string) {
+	t.Helper()
+	e := faketask.New()
+	e.AddImage("sha256:busybox")
+	t.Cleanup(e.Close)
+	path := filepath.Join(t.TempDir(), "tasks.db")
+	return open(t, e, path), path
+}
+
+func id(c byte) []byte { return []byte(strings.Repeat(string(c), 32)) }
+
+func assigned(c byte, desired dv1.Desired, attempt int32, cmd string) *dv1.Assignment {
+	return &dv1.Assignment{Task: &dv1.Task{Id: id(c), RunId: id('r'), SpecId: id('s'), Name: string(c), Desired: desired, Attempt: attempt, StopTimeout: 1},
+		Spec: &dv1.Spec{Id: id('s'), Image: "busybox", Digest: "sha256:busybox", Body: []byte(`{"Image":"busybox","Cmd":[` + cmd + `]}`)}}
+}
+
+func (n *node) take(y *dv1.Sync) error { return n.Take(context.Background(), y) }
+
+func (n *node) must(y *dv1.Sync) {
+	n.t.Helper()
+	if err := n.take(y); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) until(what string, ok func(b *box) bool) {
+	n.t.Helper()
+	limit := time.After(20 * time.Second)
+	for {
+		n.mu.Lock()
+		done, ch := ok(n.box), n.changed
+		n.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-ch:
+		case <-limit:
+			n.t.Fatalf("never: %s; statuses %v, steps %v", what, n.last, n.engine.Calls())
+		}
+	}
+}
+
+func (n *node) phase(c byte, attempt int32, p dv1.Phase) {
+	n.t.Helper()
+	n.until(p.String(), func(b *box) bool {
+		s := b.last[string(id(c))]
+		return s.GetAttempt() == attempt && s.GetPhase() == p
+	})
+}
+
+func (n *node) did(what string) int {
+	k := 0
+	for _, c := range n.engine.Calls() {
+		if strings.HasPrefix(c, what) {
+			k++
+		}
+	}
+	return k
+}
+
+// Rule 1: what a full sync leaves out is an orphan, shown and never killed.
+func TestAbsenceRemovesNothing(t *testing.T) {
+	n, path := begin(t)
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"sleep","100"`)}})
+	n.phase('a', 1, dv1.Phase_ACTIVE)
+	n.must(&dv1.Sync{Epoch: 1, Term: 2, Index: 6, Full: true})
+	n.until("an orphan", func(b *box) bool { return b.last[string(id('a'))].GetOrphan() })
+	n.stop()
+	again := open(t, n.engine, path)
+	again.phase('a', 1, dv1.Phase_ACTIVE)
+	if k := again.did("remove") + again.did("signal"); k != 0 {
+		t.Fatalf("an orphan was touched: %v", again.engine.Calls())
+	}
+	// A tombstone is what removes, and only once it is done it is acknowledged.
+	again.must(&dv1.Sync{Epoch: 1, Term: 2, Index: 7, Tombstones: []*dv1.Tombstone{{TaskId: id('a'), Force: true}}})
+	again.until("removed", func(b *box) bool { return slices.Contains(b.removed, string(id('a'))) })
+	if found, err := again.engine.List(context.Background()); err != nil || len(found) != 0 {
+		t.Fatalf("the engine still holds %v (%v)", found, err)
+	}
+}
+
+// Rule 1: a sync older than the highest (epoch, term, index) changes nothing,
+// also after a restart of the agent.
+func TestAnOlderSyncIsRefused(t *testing.T) {
+	n, path := begin(t)
+	n.must(&dv1.Sync{Epoch: 2, Term: 3, Index: 10, Full: true, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"sleep","100"`)}})
+	n.phase('a', 1, dv1.Phase_ACTIVE)
+	for _, restarted := range []bool{false, true} {
+		if restarted {
+			n.stop()
+			n = open(t, n.engine, path)
+		}
+		for _, old := range []*dv1.Sync{{Epoch: 2, Term: 3, Index: 9}, {Epoch: 2, Term: 2, Index: 11}, {Epoch: 1, Term: 9, Index: 99}} {
+			old.Tombstones = []*dv1.Tombstone{{TaskId: id('a'), Force: true}}
+			if err := n.take(old); !errors.Is(err, task.ErrStale) {
+				t.Fatalf("a sync of epoch %d, term %d, index %d: %v", old.Epoch, old.Term, old.Index, err)
+			}
+		}
+	}
+	n.phase('a', 1, dv1.Phase_ACTIVE)
+	if n.did("remove") != 0 {
+		t.Fatalf("a stale tombstone removed: %v", n.engine.Calls())
+	}
+}
+
+// Rule 9: a restarted agent goes on from its store with no controller there: it
+// adopts what runs, starts what should, and does not run again what ended.
+func TestAStartNeedsNobody(t *testing.T) {
+	n, path := begin(t)
+	blocked, entered := make(chan struct{}), make(chan struct{}, 9)
+	n.engine.Hook(func(call, of string) error {
+		if call == "start" && strings.HasPrefix(of, "63") { // 'c'
+			select {
+			case entered <- struct{}{}:
+			default:
+			}
+			<-blocked
+			return errors.New("the agent died")
+		}
+		return nil
+	})
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{
+		assigned('a', dv1.Desired_RUNNING, 1, `"sleep","100"`), assigned('b', dv1.Desired_RUNNING, 1, `"sh","-c","exit 3"`), assigned('c', dv1.Desired_RUNNING, 1, `"sleep","100"`)}})
+	n.phase('a', 1, dv1.Phase_ACTIVE)
+	n.phase('b', 1, dv1.Phase_EXITED)
+	<-entered
+	close(blocked)
+	n.stop()
+	n.engine.Hook(nil)
+	starts := n.did("start 62")
+	again := open(t, n.engine, path)
+	again.phase('a', 1, dv1.Phase_ACTIVE)
+	again.phase('c', 1, dv1.Phase_ACTIVE)
+	again.phase('b', 1, dv1.Phase_EXITED)
+	if s := again.last[string(id('b'))]; s.Exit.GetCode() != 3 {
+		t.Fatalf("b ended with %v", s.Exit)
+	}
+	if k := again.did("start 62"); k != starts {
+		t.Fatalf("an attempt that had ended ran again: %v", again.engine.Calls())
+	}
+}
+
+// A stop asks first and kills after the container's patience.
+func TestStopKillsWhatDoesNotListen(t *testing.T) {
+	n, _ := begin(t)
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"sleep","100"`), assigned('b', dv1.Desired_RUNNING, 1, `"trap","7"`)}})
+	n.phase('a', 1, dv1.Phase_ACTIVE)
+	n.phase('b', 1, dv1.Phase_ACTIVE)
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 6, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_STOPPED, 1, `"sleep","100"`), assigned('b', dv1.Desired_STOPPED, 1, `"trap","7"`)}})
+	n.phase('a', 1, dv1.Phase_EXITED)
+	n.phase('b', 1, dv1.Phase_EXITED)
+	if a, b := n.last[string(id('a'))].Exit.GetCode(), n.last[string(id('b'))].Exit.GetCode(); a != 137 || b != 7 {
+		t.Fatalf("the deaf one ended with %d, the polite one with %d", a, b)
+	}
+}
+
+// A later attempt of the same task keeps its id and counts on.
+func TestTheNextAttemptIsTheSameTask(t *testing.T) {
+	n, _ := begin(t)
+	for k := int32(1); k <= 3; k++ {
+		n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: uint64(k), Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, k, `"true"`)}})
+		n.phase('a', k, dv1.Phase_EXITED)
+	}
+	if k := n.did("prepare"); k != 1 {
+		t.Fatalf("prepared %d times: %v", k, n.engine.Calls())
+	}
+}
