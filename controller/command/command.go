@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/proto"
 )
@@ -103,6 +105,24 @@ func (d *decision) decide() *dv1.Error {
 		if s := c.PutSealed.GetSealed(); !proto.Equal(d.Sealed(s.GetName()), s) {
 			d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
 		}
+	case *dv1.Command_Join:
+		return d.join(c.Join)
+	case *dv1.Command_PutToken:
+		return d.putToken(c.PutToken.GetToken())
+	case *dv1.Command_RevokeToken:
+		return d.revokeToken(c.RevokeToken.Id)
+	case *dv1.Command_UpdateNode:
+		return d.updateNode(c.UpdateNode)
+	case *dv1.Command_RemoveNode:
+		return d.removeNode(c.RemoveNode)
+	case *dv1.Command_RemoveController:
+		return d.removeController(c.RemoveController.Id)
+	case *dv1.Command_PutController:
+		if m := c.PutController.GetController(); m.GetId() != "" {
+			if old := d.Controller(m.Id); old == nil || old.Addr != m.Addr || old.Name != m.Name {
+				d.add(&dv1.Effect{Of: &dv1.Effect_Controller{Controller: m}})
+			}
+		}
 	case *dv1.Command_Killed:
 		if t := d.Task(c.Killed.TaskId); t != nil && t.Attempt == c.Killed.Attempt && !t.StoppedByHand {
 			t = proto.CloneOf(t)
@@ -143,6 +163,9 @@ func (d *decision) init(c *dv1.Init) *dv1.Error {
 	}
 	for _, s := range c.Sealed {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
+	}
+	if c.Controller != nil {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Controller{Controller: c.Controller}})
 	}
 	return nil
 }
@@ -195,17 +218,40 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 }
 
 func (d *decision) register(n *dv1.Node) *dv1.Error {
+	n = proto.CloneOf(n)
+	old := d.Node(n.GetId())
+	if i := d.Identity(pki.URI(d.Cluster().GetId(), pki.KindNode, n.GetId())); i.GetRevoked() {
+		return refuse("forbidden", "node %s was removed from this fleet", n.GetName())
+	}
+	if old != nil {
+		n.Joined, n.Subnet, n.Availability, n.Revision, n.Roles = old.Joined, old.Subnet, old.Availability, old.Revision, old.Roles
+		n.Labels = labels(old, n)
+	}
+	return d.admit(n, old)
+}
+
+// labels are the agent's own, under what operators set.
+func labels(old, n *dv1.Node) map[string]string {
+	out := maps.Clone(n.Labels)
+	if out == nil {
+		out = map[string]string{}
+	}
+	maps.Copy(out, old.SetLabels)
+	n.SetLabels = old.SetLabels
+	return out
+}
+
+// admit gives a node its place: a name of its own, and a subnet.
+func (d *decision) admit(n, old *dv1.Node) *dv1.Error {
 	if n.GetId() == "" {
 		return refuse("invalid", "a node needs an id")
 	}
-	n = proto.CloneOf(n)
-	old := d.Node(n.Id)
-	n.Liveness, n.Joined = "ready", d.now
+	n.Liveness = "ready"
+	if n.Joined == 0 {
+		n.Joined = d.now
+	}
 	if n.Availability == "" {
 		n.Availability = "active"
-	}
-	if old != nil {
-		n.Joined, n.Subnet, n.Availability, n.Revision = old.Joined, old.Subnet, old.Availability, old.Revision
 	}
 	var taken []netip.Prefix
 	for o := range d.Nodes() {
@@ -213,7 +259,7 @@ func (d *decision) register(n *dv1.Node) *dv1.Error {
 			continue
 		}
 		if o.Name == n.Name {
-			return refuse("conflict", "node name %q is taken by node %s", n.Name, o.Id)
+			return refuse("conflict", "node name %q is taken by node %.12s: give this host another with --node-name", n.Name, o.Id)
 		}
 		if p, err := netip.ParsePrefix(o.Subnet); err == nil {
 			taken = append(taken, p)
@@ -229,7 +275,7 @@ func (d *decision) register(n *dv1.Node) *dv1.Error {
 		for ; pool.Contains(a) && overlaps(netip.PrefixFrom(a, 24)); a = next24(a) {
 		}
 		if !pool.Contains(a) {
-			return refuse("unavailable", "the address pool %s is used up", pool)
+			return refuse("unavailable", "the address pool %s is used up: each node takes a /24 of it; remove a node that is gone (drover node rm)", pool)
 		}
 		n.Subnet = netip.PrefixFrom(a, 24).String()
 	} else if p, err := netip.ParsePrefix(n.Subnet); err != nil || overlaps(p) {

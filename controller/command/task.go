@@ -237,8 +237,19 @@ func (d *decision) drop(t *dv1.Task, force, volumes bool) {
 	}
 }
 
+// keepEnded bounds how many removed tasks' ends are kept.
+const keepEnded = 4096
+
 func (d *decision) report(c *dv1.Report) {
 	seen := map[string]bool{}
+	over := d.EndedCount() - keepEnded
+	for t := range d.EndedByAge() {
+		if over <= 0 {
+			break
+		}
+		over--
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteEnded{DeleteEnded: t.Id}})
+	}
 	for _, r := range c.Tasks {
 		t := d.Task(r.TaskId)
 		if t == nil || t.NodeId != c.NodeId || r.Attempt > t.Attempt || seen[string(r.TaskId)] {
@@ -266,6 +277,8 @@ func (d *decision) report(c *dv1.Report) {
 		if current && !running(n) {
 			n.Desired, n.Ports = dv1.Desired_STOPPED, nil
 			if n.AutoRemove {
+				// Who waits for it, on whichever controller, finds its end.
+				d.add(&dv1.Effect{Of: &dv1.Effect_Ended{Ended: n}})
 				d.drop(n, false, true)
 				continue
 			}

@@ -19,8 +19,6 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 )
 
 // ErrNotLeader asks the caller to go to the leader; nothing was proposed.
@@ -79,6 +77,7 @@ type Node struct {
 	lead  chan bool
 	ready atomic.Bool
 
+	seen     chan raft.Observation
 	stop     sync.Once
 	stopped  chan struct{}
 	ended    chan struct{} // closed when Run returns: nothing takes from queue any more
@@ -106,23 +105,6 @@ func Open(o Options) (*Node, error) {
 	}
 	return n, nil
 }
-
-// files is raft's log. The log's own Close leaves its index locked.
-type files struct {
-	*wal.WAL
-	meta *metadb.BoltMetaDB
-}
-
-func openFiles(dir string, hl hclog.Logger) (*files, error) {
-	meta := &metadb.BoltMetaDB{}
-	logs, err := wal.Open(dir, wal.WithLogger(hl), wal.WithMetaStore(meta))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening raft's log in %s: %w", dir, err), meta.Close())
-	}
-	return &files{WAL: logs, meta: meta}, nil
-}
-
-func (f *files) Close() error { return errors.Join(f.WAL.Close(), f.meta.Close()) }
 
 func open(o Options, logs *files, hl hclog.Logger) (*Node, error) {
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(o.Dir, 2, hl)
@@ -153,7 +135,38 @@ func open(o Options, logs *files, hl hclog.Logger) (*Node, error) {
 		}
 		return nil, err
 	}
+	n.seen = make(chan raft.Observation, 16)
+	n.raft.RegisterObserver(raft.NewObserver(n.seen, false, func(o *raft.Observation) bool {
+		_, leader := o.Data.(raft.LeaderObservation)
+		return leader
+	}))
+	go n.observe()
 	return n, nil
+}
+
+// observe announces other leaders: who waits for one looks again.
+func (n *Node) observe() {
+	for {
+		select {
+		case <-n.seen:
+			n.fsm.announce()
+		case <-n.stopped:
+			return
+		}
+	}
+}
+
+// Verify gives an index at or above that of every entry which was answered
+// before the call, after making sure that this member leads.
+func (n *Node) Verify() (uint64, error) {
+	if !n.Ready() {
+		return 0, ErrNotLeader
+	}
+	index := n.Snapshot().Index()
+	if err := n.raft.VerifyLeader().Error(); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	return index, nil
 }
 
 // config is the LAN profile.
@@ -220,6 +233,9 @@ func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader }
 // Ready says whether this member leads and has applied all that was
 // committed before its term.
 func (n *Node) Ready() bool { return n.ready.Load() && n.IsLeader() }
+
+// Applied is the index of the last entry applied here, of any kind.
+func (n *Node) Applied() uint64 { return n.raft.AppliedIndex() }
 
 // Term is raft's current term.
 func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }

@@ -41,7 +41,8 @@ func (s *Snapshot) kinds() iter.Seq2[string, iter.Seq[proto.Message]] {
 			yield("tombstone", messages(s.tombstones)) && yield("node", messages(s.nodes)) &&
 			yield("image", messages(s.images)) && yield("tag", messages(s.tags)) &&
 			yield("identity", messages(s.identities)) && yield("sealed", messages(s.sealed)) &&
-			yield("result", messages(s.results))
+			yield("result", messages(s.results)) && yield("controller", messages(s.members)) &&
+			yield("token", messages(s.tokens)) && yield("ended", messages(s.ended))
 	}
 }
 
@@ -255,6 +256,15 @@ func (t *Txn) readRecord(kind string, b []byte) error {
 	case "sealed":
 		m := &dv1.Sealed{}
 		return load(m, &dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: m}})
+	case "controller":
+		m := &dv1.Controller{}
+		return load(m, &dv1.Effect{Of: &dv1.Effect_Controller{Controller: m}})
+	case "token":
+		m := &dv1.Token{}
+		return load(m, &dv1.Effect{Of: &dv1.Effect_Token{Token: m}})
+	case "ended":
+		m := &dv1.Task{}
+		return load(m, &dv1.Effect{Of: &dv1.Effect_Ended{Ended: m}})
 	case "result":
 		m := &dv1.KeyResult{}
 		if err := proto.Unmarshal(b, m); err != nil {

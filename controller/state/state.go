@@ -81,6 +81,9 @@ type Snapshot struct {
 	identities tree[*dv1.Identity]
 	sealed     tree[*dv1.Sealed]
 	results    tree[*dv1.KeyResult]
+	members    tree[*dv1.Controller]
+	tokens     tree[*dv1.Token]
+	ended      tree[*dv1.Task]
 
 	names     tree[string] // task name -> id
 	nodeTasks tree[none]   // node \0 task id
@@ -90,6 +93,7 @@ type Snapshot struct {
 	nodeTombs tree[none]   // node \0 task id
 	digTags   tree[none]   // digest \0 ref
 	resultAge tree[none]   // big-endian time, key
+	endedAge  tree[none]   // big-endian revision, task id
 }
 
 func empty() *Snapshot {
@@ -98,9 +102,9 @@ func empty() *Snapshot {
 		specs:   newTree[*dv1.Spec](), runs: newTree[*dv1.Run](), tasks: newTree[*dv1.Task](),
 		tombstones: newTree[*dv1.Tombstone](), nodes: newTree[*dv1.Node](), images: newTree[*dv1.Image](),
 		tags: newTree[*dv1.Tag](), identities: newTree[*dv1.Identity](), sealed: newTree[*dv1.Sealed](),
-		results: newTree[*dv1.KeyResult](),
-		names:   newTree[string](), nodeTasks: newTree[none](), runTasks: newTree[none](), specRuns: newTree[none](),
-		imgTasks: newTree[none](), nodeTombs: newTree[none](), digTags: newTree[none](), resultAge: newTree[none](),
+		results: newTree[*dv1.KeyResult](), members: newTree[*dv1.Controller](), tokens: newTree[*dv1.Token](), ended: newTree[*dv1.Task](),
+		names: newTree[string](), nodeTasks: newTree[none](), runTasks: newTree[none](), specRuns: newTree[none](),
+		imgTasks: newTree[none](), nodeTombs: newTree[none](), digTags: newTree[none](), resultAge: newTree[none](), endedAge: newTree[none](),
 	}
 }
 
@@ -111,9 +115,9 @@ func (s *Snapshot) clone() Snapshot {
 		index: s.index, time: s.time, cluster: s.cluster, copying: &sync.Mutex{},
 		specs: s.specs.copy(), runs: s.runs.copy(), tasks: s.tasks.copy(), tombstones: s.tombstones.copy(),
 		nodes: s.nodes.copy(), images: s.images.copy(), tags: s.tags.copy(), identities: s.identities.copy(),
-		sealed: s.sealed.copy(), results: s.results.copy(),
+		sealed: s.sealed.copy(), results: s.results.copy(), members: s.members.copy(), tokens: s.tokens.copy(), ended: s.ended.copy(),
 		names: s.names.copy(), nodeTasks: s.nodeTasks.copy(), runTasks: s.runTasks.copy(), specRuns: s.specRuns.copy(),
-		imgTasks: s.imgTasks.copy(), nodeTombs: s.nodeTombs.copy(), digTags: s.digTags.copy(), resultAge: s.resultAge.copy(),
+		imgTasks: s.imgTasks.copy(), nodeTombs: s.nodeTombs.copy(), digTags: s.digTags.copy(), resultAge: s.resultAge.copy(), endedAge: s.endedAge.copy(),
 	}
 }
 
@@ -203,6 +207,41 @@ func (s *Snapshot) Identity(uri string) *dv1.Identity   { return s.identities.ge
 func (s *Snapshot) Identities() iter.Seq[*dv1.Identity] { return s.identities.values("") }
 func (s *Snapshot) Sealed(name string) *dv1.Sealed      { return s.sealed.get(name) }
 func (s *Snapshot) SealedAll() iter.Seq[*dv1.Sealed]    { return s.sealed.values("") }
+
+func (s *Snapshot) Controller(id string) *dv1.Controller   { return s.members.get(id) }
+func (s *Snapshot) Controllers() iter.Seq[*dv1.Controller] { return s.members.values("") }
+func (s *Snapshot) Token(id string) *dv1.Token             { return s.tokens.get(id) }
+func (s *Snapshot) Tokens() iter.Seq[*dv1.Token]           { return s.tokens.values("") }
+
+// Ended is an auto-removed task as it was last, nil if it is not (or no longer) known.
+func (s *Snapshot) Ended(id []byte) *dv1.Task { return s.ended.get(string(id)) }
+
+// EndedCount is how many ended tasks are kept.
+func (s *Snapshot) EndedCount() int { return s.ended.t.Len() }
+
+// EndedByAge yields ended tasks, oldest first.
+func (s *Snapshot) EndedByAge() iter.Seq[*dv1.Task] {
+	return func(yield func(*dv1.Task) bool) {
+		for k := range s.endedAge.from("") {
+			if t := s.ended.get(k[8:]); t != nil && !yield(t) {
+				return
+			}
+		}
+	}
+}
+
+// NodeByName is nil if there is none. The name may be the node's id.
+func (s *Snapshot) NodeByName(name string) *dv1.Node {
+	if n := s.Node(name); n != nil {
+		return n
+	}
+	for n := range s.Nodes() {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
 
 // Result is what a key was answered with, nil if it is not (or no longer) known.
 func (s *Snapshot) Result(key string) *dv1.KeyResult { return s.results.get(key) }

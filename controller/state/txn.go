@@ -73,6 +73,28 @@ func (t *Txn) apply(e *dv1.Effect) error {
 		t.identities.set(of.Identity.Uri, of.Identity)
 	case *dv1.Effect_Sealed:
 		t.sealed.set(of.Sealed.Name, of.Sealed)
+	case *dv1.Effect_Controller:
+		m := of.Controller
+		if t.rev != 0 {
+			m = stamped(m, func(m *dv1.Controller) { m.Revision = t.rev })
+		}
+		t.members.set(m.Id, m)
+	case *dv1.Effect_Token:
+		t.tokens.set(of.Token.Id, of.Token)
+	case *dv1.Effect_Ended:
+		m := of.Ended
+		if t.rev != 0 {
+			m = stamped(m, func(m *dv1.Task) { m.Revision = t.rev })
+		}
+		t.deleteEnded(m.Id)
+		t.ended.set(string(m.Id), m)
+		t.endedAge.set(endedKey(m), none{})
+	case *dv1.Effect_DeleteController:
+		t.members.del(of.DeleteController)
+	case *dv1.Effect_DeleteToken:
+		t.tokens.del(of.DeleteToken)
+	case *dv1.Effect_DeleteEnded:
+		t.deleteEnded(of.DeleteEnded)
 	case *dv1.Effect_DeleteSpec:
 		t.specs.del(string(of.DeleteSpec))
 	case *dv1.Effect_DeleteRun:
@@ -159,6 +181,17 @@ func (t *Txn) deleteResult(key string) {
 		t.results.del(key)
 		t.resultAge.del(ageKey(old))
 	}
+}
+
+func (t *Txn) deleteEnded(id []byte) {
+	if old := t.Ended(id); old != nil {
+		t.ended.del(string(id))
+		t.endedAge.del(endedKey(old))
+	}
+}
+
+func endedKey(m *dv1.Task) string {
+	return string(binary.BigEndian.AppendUint64(nil, m.Revision)) + string(m.Id)
 }
 
 func ageKey(r *dv1.KeyResult) string {

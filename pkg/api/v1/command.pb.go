@@ -48,6 +48,13 @@ type Command struct {
 	//	*Command_PutIdentity
 	//	*Command_PutSealed
 	//	*Command_Killed
+	//	*Command_Join
+	//	*Command_PutToken
+	//	*Command_RevokeToken
+	//	*Command_UpdateNode
+	//	*Command_RemoveNode
+	//	*Command_RemoveController
+	//	*Command_PutController
 	Of            isCommand_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -271,6 +278,69 @@ func (x *Command) GetKilled() *Killed {
 	return nil
 }
 
+func (x *Command) GetJoin() *Join {
+	if x != nil {
+		if x, ok := x.Of.(*Command_Join); ok {
+			return x.Join
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPutToken() *PutToken {
+	if x != nil {
+		if x, ok := x.Of.(*Command_PutToken); ok {
+			return x.PutToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRevokeToken() *RevokeToken {
+	if x != nil {
+		if x, ok := x.Of.(*Command_RevokeToken); ok {
+			return x.RevokeToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUpdateNode() *UpdateNode {
+	if x != nil {
+		if x, ok := x.Of.(*Command_UpdateNode); ok {
+			return x.UpdateNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveNode() *RemoveNode {
+	if x != nil {
+		if x, ok := x.Of.(*Command_RemoveNode); ok {
+			return x.RemoveNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveController() *RemoveController {
+	if x != nil {
+		if x, ok := x.Of.(*Command_RemoveController); ok {
+			return x.RemoveController
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPutController() *PutController {
+	if x != nil {
+		if x, ok := x.Of.(*Command_PutController); ok {
+			return x.PutController
+		}
+	}
+	return nil
+}
+
 type isCommand_Of interface {
 	isCommand_Of()
 }
@@ -343,6 +413,34 @@ type Command_Killed struct {
 	Killed *Killed `protobuf:"bytes,26,opt,name=killed,proto3,oneof"`
 }
 
+type Command_Join struct {
+	Join *Join `protobuf:"bytes,27,opt,name=join,proto3,oneof"`
+}
+
+type Command_PutToken struct {
+	PutToken *PutToken `protobuf:"bytes,28,opt,name=put_token,json=putToken,proto3,oneof"`
+}
+
+type Command_RevokeToken struct {
+	RevokeToken *RevokeToken `protobuf:"bytes,29,opt,name=revoke_token,json=revokeToken,proto3,oneof"`
+}
+
+type Command_UpdateNode struct {
+	UpdateNode *UpdateNode `protobuf:"bytes,30,opt,name=update_node,json=updateNode,proto3,oneof"`
+}
+
+type Command_RemoveNode struct {
+	RemoveNode *RemoveNode `protobuf:"bytes,31,opt,name=remove_node,json=removeNode,proto3,oneof"`
+}
+
+type Command_RemoveController struct {
+	RemoveController *RemoveController `protobuf:"bytes,32,opt,name=remove_controller,json=removeController,proto3,oneof"`
+}
+
+type Command_PutController struct {
+	PutController *PutController `protobuf:"bytes,33,opt,name=put_controller,json=putController,proto3,oneof"`
+}
+
 func (*Command_Init) isCommand_Of() {}
 
 func (*Command_Create) isCommand_Of() {}
@@ -377,11 +475,26 @@ func (*Command_PutSealed) isCommand_Of() {}
 
 func (*Command_Killed) isCommand_Of() {}
 
+func (*Command_Join) isCommand_Of() {}
+
+func (*Command_PutToken) isCommand_Of() {}
+
+func (*Command_RevokeToken) isCommand_Of() {}
+
+func (*Command_UpdateNode) isCommand_Of() {}
+
+func (*Command_RemoveNode) isCommand_Of() {}
+
+func (*Command_RemoveController) isCommand_Of() {}
+
+func (*Command_PutController) isCommand_Of() {}
+
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       *Cluster               `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Identities    []*Identity            `protobuf:"bytes,2,rep,name=identities,proto3" json:"identities,omitempty"`
 	Sealed        []*Sealed              `protobuf:"bytes,3,rep,name=sealed,proto3" json:"sealed,omitempty"`
+	Controller    *Controller            `protobuf:"bytes,4,opt,name=controller,proto3" json:"controller,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -433,6 +546,13 @@ func (x *Init) GetIdentities() []*Identity {
 func (x *Init) GetSealed() []*Sealed {
 	if x != nil {
 		return x.Sealed
+	}
+	return nil
+}
+
+func (x *Init) GetController() *Controller {
+	if x != nil {
+		return x.Controller
 	}
 	return nil
 }
@@ -1195,6 +1315,396 @@ func (x *AckTombstones) GetNodeId() string {
 	return ""
 }
 
+// Join admits a host that showed a token's secret. Ids and certificates were
+// made by the receiver; the decision gives the subnet.
+type Join struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TokenId       string                 `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	Node          *Node                  `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Identities    []*Identity            `protobuf:"bytes,4,rep,name=identities,proto3" json:"identities,omitempty"`
+	Controller    *Controller            `protobuf:"bytes,5,opt,name=controller,proto3" json:"controller,omitempty"` // unset: an agent only
+	Sealed        []*Sealed              `protobuf:"bytes,6,rep,name=sealed,proto3" json:"sealed,omitempty"`         // the data key, wrapped for the new controller
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Join) Reset() {
+	*x = Join{}
+	mi := &file_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Join) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Join) ProtoMessage() {}
+
+func (x *Join) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Join.ProtoReflect.Descriptor instead.
+func (*Join) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Join) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *Join) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *Join) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *Join) GetIdentities() []*Identity {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *Join) GetController() *Controller {
+	if x != nil {
+		return x.Controller
+	}
+	return nil
+}
+
+func (x *Join) GetSealed() []*Sealed {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+type PutToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutToken) Reset() {
+	*x = PutToken{}
+	mi := &file_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutToken) ProtoMessage() {}
+
+func (x *PutToken) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
+func (*PutToken) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PutToken) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+type RevokeToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeToken) Reset() {
+	*x = RevokeToken{}
+	mi := &file_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeToken) ProtoMessage() {}
+
+func (x *RevokeToken) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeToken.ProtoReflect.Descriptor instead.
+func (*RevokeToken) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RevokeToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type UpdateNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	SetLabels     map[string]string      `protobuf:"bytes,2,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	DropLabels    []string               `protobuf:"bytes,3,rep,name=drop_labels,json=dropLabels,proto3" json:"drop_labels,omitempty"`
+	Availability  string                 `protobuf:"bytes,4,opt,name=availability,proto3" json:"availability,omitempty"`                                                             // "": as it is
+	Roles         map[string]string      `protobuf:"bytes,5,rep,name=roles,proto3" json:"roles,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // uid to role; "" takes it away
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNode) Reset() {
+	*x = UpdateNode{}
+	mi := &file_command_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNode) ProtoMessage() {}
+
+func (x *UpdateNode) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNode.ProtoReflect.Descriptor instead.
+func (*UpdateNode) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *UpdateNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *UpdateNode) GetSetLabels() map[string]string {
+	if x != nil {
+		return x.SetLabels
+	}
+	return nil
+}
+
+func (x *UpdateNode) GetDropLabels() []string {
+	if x != nil {
+		return x.DropLabels
+	}
+	return nil
+}
+
+func (x *UpdateNode) GetAvailability() string {
+	if x != nil {
+		return x.Availability
+	}
+	return ""
+}
+
+func (x *UpdateNode) GetRoles() map[string]string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+type RemoveNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNode) Reset() {
+	*x = RemoveNode{}
+	mi := &file_command_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNode) ProtoMessage() {}
+
+func (x *RemoveNode) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
+func (*RemoveNode) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RemoveNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RemoveNode) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveController struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveController) Reset() {
+	*x = RemoveController{}
+	mi := &file_command_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveController) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveController) ProtoMessage() {}
+
+func (x *RemoveController) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveController.ProtoReflect.Descriptor instead.
+func (*RemoveController) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RemoveController) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type PutController struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Controller    *Controller            `protobuf:"bytes,1,opt,name=controller,proto3" json:"controller,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutController) Reset() {
+	*x = PutController{}
+	mi := &file_command_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutController) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutController) ProtoMessage() {}
+
+func (x *PutController) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutController.ProtoReflect.Descriptor instead.
+func (*PutController) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PutController) GetController() *Controller {
+	if x != nil {
+		return x.Controller
+	}
+	return nil
+}
+
 type PutIdentity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Identity      *Identity              `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
@@ -1204,7 +1714,7 @@ type PutIdentity struct {
 
 func (x *PutIdentity) Reset() {
 	*x = PutIdentity{}
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1726,7 @@ func (x *PutIdentity) String() string {
 func (*PutIdentity) ProtoMessage() {}
 
 func (x *PutIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1739,7 @@ func (x *PutIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIdentity.ProtoReflect.Descriptor instead.
 func (*PutIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{15}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PutIdentity) GetIdentity() *Identity {
@@ -1248,7 +1758,7 @@ type PutSealed struct {
 
 func (x *PutSealed) Reset() {
 	*x = PutSealed{}
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1770,7 @@ func (x *PutSealed) String() string {
 func (*PutSealed) ProtoMessage() {}
 
 func (x *PutSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1783,7 @@ func (x *PutSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSealed.ProtoReflect.Descriptor instead.
 func (*PutSealed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{16}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PutSealed) GetSealed() *Sealed {
@@ -1294,7 +1804,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1816,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1829,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Report) GetNodeId() string {
@@ -1350,7 +1860,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1872,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1885,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -1438,7 +1948,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1960,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1973,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -1547,7 +2057,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +2069,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +2082,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Error) GetKind() string {
@@ -1593,7 +2103,8 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xca\a\n" +
+	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xe5\n" +
+	"\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x1c\n" +
@@ -1617,14 +2128,26 @@ const file_command_proto_rawDesc = "" +
 	"\fput_identity\x18\x18 \x01(\v2\x16.drover.v1.PutIdentityH\x00R\vputIdentity\x125\n" +
 	"\n" +
 	"put_sealed\x18\x19 \x01(\v2\x14.drover.v1.PutSealedH\x00R\tputSealed\x12+\n" +
-	"\x06killed\x18\x1a \x01(\v2\x11.drover.v1.KilledH\x00R\x06killedB\x04\n" +
-	"\x02of\"\x94\x01\n" +
+	"\x06killed\x18\x1a \x01(\v2\x11.drover.v1.KilledH\x00R\x06killed\x12%\n" +
+	"\x04join\x18\x1b \x01(\v2\x0f.drover.v1.JoinH\x00R\x04join\x122\n" +
+	"\tput_token\x18\x1c \x01(\v2\x13.drover.v1.PutTokenH\x00R\bputToken\x12;\n" +
+	"\frevoke_token\x18\x1d \x01(\v2\x16.drover.v1.RevokeTokenH\x00R\vrevokeToken\x128\n" +
+	"\vupdate_node\x18\x1e \x01(\v2\x15.drover.v1.UpdateNodeH\x00R\n" +
+	"updateNode\x128\n" +
+	"\vremove_node\x18\x1f \x01(\v2\x15.drover.v1.RemoveNodeH\x00R\n" +
+	"removeNode\x12J\n" +
+	"\x11remove_controller\x18  \x01(\v2\x1b.drover.v1.RemoveControllerH\x00R\x10removeController\x12A\n" +
+	"\x0eput_controller\x18! \x01(\v2\x18.drover.v1.PutControllerH\x00R\rputControllerB\x04\n" +
+	"\x02of\"\xcb\x01\n" +
 	"\x04Init\x12,\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterR\acluster\x123\n" +
 	"\n" +
 	"identities\x18\x02 \x03(\v2\x13.drover.v1.IdentityR\n" +
 	"identities\x12)\n" +
-	"\x06sealed\x18\x03 \x03(\v2\x11.drover.v1.SealedR\x06sealed\"\xfe\x01\n" +
+	"\x06sealed\x18\x03 \x03(\v2\x11.drover.v1.SealedR\x06sealed\x125\n" +
+	"\n" +
+	"controller\x18\x04 \x01(\v2\x15.drover.v1.ControllerR\n" +
+	"controller\"\xfe\x01\n" +
 	"\tCreateRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\fR\x05runId\x12\x19\n" +
 	"\btask_ids\x18\x02 \x03(\fR\ataskIds\x12\x12\n" +
@@ -1674,7 +2197,49 @@ const file_command_proto_rawDesc = "" +
 	"\bliveness\x18\x02 \x01(\tR\bliveness\"C\n" +
 	"\rAckTombstones\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\fR\ataskIds\x12\x17\n" +
-	"\anode_id\x18\x02 \x01(\tR\x06nodeId\">\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\"\xfe\x01\n" +
+	"\x04Join\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12#\n" +
+	"\x04node\x18\x03 \x01(\v2\x0f.drover.v1.NodeR\x04node\x123\n" +
+	"\n" +
+	"identities\x18\x04 \x03(\v2\x13.drover.v1.IdentityR\n" +
+	"identities\x125\n" +
+	"\n" +
+	"controller\x18\x05 \x01(\v2\x15.drover.v1.ControllerR\n" +
+	"controller\x12)\n" +
+	"\x06sealed\x18\x06 \x03(\v2\x11.drover.v1.SealedR\x06sealed\"2\n" +
+	"\bPutToken\x12&\n" +
+	"\x05token\x18\x01 \x01(\v2\x10.drover.v1.TokenR\x05token\"\x1d\n" +
+	"\vRevokeToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xdf\x02\n" +
+	"\n" +
+	"UpdateNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12C\n" +
+	"\n" +
+	"set_labels\x18\x02 \x03(\v2$.drover.v1.UpdateNode.SetLabelsEntryR\tsetLabels\x12\x1f\n" +
+	"\vdrop_labels\x18\x03 \x03(\tR\n" +
+	"dropLabels\x12\"\n" +
+	"\favailability\x18\x04 \x01(\tR\favailability\x126\n" +
+	"\x05roles\x18\x05 \x03(\v2 .drover.v1.UpdateNode.RolesEntryR\x05roles\x1a<\n" +
+	"\x0eSetLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"RolesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\n" +
+	"RemoveNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\"\n" +
+	"\x10RemoveController\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"F\n" +
+	"\rPutController\x125\n" +
+	"\n" +
+	"controller\x18\x01 \x01(\v2\x15.drover.v1.ControllerR\n" +
+	"controller\">\n" +
 	"\vPutIdentity\x12/\n" +
 	"\bidentity\x18\x01 \x01(\v2\x13.drover.v1.IdentityR\bidentity\"6\n" +
 	"\tPutSealed\x12)\n" +
@@ -1718,37 +2283,48 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_command_proto_goTypes = []any{
-	(*Command)(nil),       // 0: drover.v1.Command
-	(*Init)(nil),          // 1: drover.v1.Init
-	(*CreateRun)(nil),     // 2: drover.v1.CreateRun
-	(*Start)(nil),         // 3: drover.v1.Start
-	(*Stop)(nil),          // 4: drover.v1.Stop
-	(*Restart)(nil),       // 5: drover.v1.Restart
-	(*Rename)(nil),        // 6: drover.v1.Rename
-	(*Remove)(nil),        // 7: drover.v1.Remove
-	(*Killed)(nil),        // 8: drover.v1.Killed
-	(*CommitImage)(nil),   // 9: drover.v1.CommitImage
-	(*PutTag)(nil),        // 10: drover.v1.PutTag
-	(*Untag)(nil),         // 11: drover.v1.Untag
-	(*RegisterNode)(nil),  // 12: drover.v1.RegisterNode
-	(*SetLiveness)(nil),   // 13: drover.v1.SetLiveness
-	(*AckTombstones)(nil), // 14: drover.v1.AckTombstones
-	(*PutIdentity)(nil),   // 15: drover.v1.PutIdentity
-	(*PutSealed)(nil),     // 16: drover.v1.PutSealed
-	(*Report)(nil),        // 17: drover.v1.Report
-	(*TaskReport)(nil),    // 18: drover.v1.TaskReport
-	(*CommandResult)(nil), // 19: drover.v1.CommandResult
-	(*Error)(nil),         // 20: drover.v1.Error
-	(*Cluster)(nil),       // 21: drover.v1.Cluster
-	(*Identity)(nil),      // 22: drover.v1.Identity
-	(*Sealed)(nil),        // 23: drover.v1.Sealed
-	(*Spec)(nil),          // 24: drover.v1.Spec
-	(*Image)(nil),         // 25: drover.v1.Image
-	(*Node)(nil),          // 26: drover.v1.Node
-	(*Exit)(nil),          // 27: drover.v1.Exit
-	(*Port)(nil),          // 28: drover.v1.Port
+	(*Command)(nil),          // 0: drover.v1.Command
+	(*Init)(nil),             // 1: drover.v1.Init
+	(*CreateRun)(nil),        // 2: drover.v1.CreateRun
+	(*Start)(nil),            // 3: drover.v1.Start
+	(*Stop)(nil),             // 4: drover.v1.Stop
+	(*Restart)(nil),          // 5: drover.v1.Restart
+	(*Rename)(nil),           // 6: drover.v1.Rename
+	(*Remove)(nil),           // 7: drover.v1.Remove
+	(*Killed)(nil),           // 8: drover.v1.Killed
+	(*CommitImage)(nil),      // 9: drover.v1.CommitImage
+	(*PutTag)(nil),           // 10: drover.v1.PutTag
+	(*Untag)(nil),            // 11: drover.v1.Untag
+	(*RegisterNode)(nil),     // 12: drover.v1.RegisterNode
+	(*SetLiveness)(nil),      // 13: drover.v1.SetLiveness
+	(*AckTombstones)(nil),    // 14: drover.v1.AckTombstones
+	(*Join)(nil),             // 15: drover.v1.Join
+	(*PutToken)(nil),         // 16: drover.v1.PutToken
+	(*RevokeToken)(nil),      // 17: drover.v1.RevokeToken
+	(*UpdateNode)(nil),       // 18: drover.v1.UpdateNode
+	(*RemoveNode)(nil),       // 19: drover.v1.RemoveNode
+	(*RemoveController)(nil), // 20: drover.v1.RemoveController
+	(*PutController)(nil),    // 21: drover.v1.PutController
+	(*PutIdentity)(nil),      // 22: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 23: drover.v1.PutSealed
+	(*Report)(nil),           // 24: drover.v1.Report
+	(*TaskReport)(nil),       // 25: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 26: drover.v1.CommandResult
+	(*Error)(nil),            // 27: drover.v1.Error
+	nil,                      // 28: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 29: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 30: drover.v1.Cluster
+	(*Identity)(nil),         // 31: drover.v1.Identity
+	(*Sealed)(nil),           // 32: drover.v1.Sealed
+	(*Controller)(nil),       // 33: drover.v1.Controller
+	(*Spec)(nil),             // 34: drover.v1.Spec
+	(*Image)(nil),            // 35: drover.v1.Image
+	(*Node)(nil),             // 36: drover.v1.Node
+	(*Token)(nil),            // 37: drover.v1.Token
+	(*Exit)(nil),             // 38: drover.v1.Exit
+	(*Port)(nil),             // 39: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
@@ -1763,28 +2339,44 @@ var file_command_proto_depIdxs = []int32{
 	11, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
 	12, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
 	13, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	17, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	24, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
 	14, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	15, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	16, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	22, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	23, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
 	8,  // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
-	21, // 17: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	22, // 18: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	23, // 19: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	24, // 20: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	25, // 21: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	26, // 22: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	22, // 23: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	23, // 24: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	18, // 25: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	27, // 26: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	28, // 27: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	20, // 28: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	15, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
+	16, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
+	17, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
+	18, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
+	19, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
+	20, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
+	21, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
+	30, // 24: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	31, // 25: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	32, // 26: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	33, // 27: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	34, // 28: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	35, // 29: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	36, // 30: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	36, // 31: drover.v1.Join.node:type_name -> drover.v1.Node
+	31, // 32: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	33, // 33: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	32, // 34: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	37, // 35: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	28, // 36: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	29, // 37: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	33, // 38: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	31, // 39: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	32, // 40: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	25, // 41: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	38, // 42: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	39, // 43: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	27, // 44: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -1811,6 +2403,13 @@ func file_command_proto_init() {
 		(*Command_PutIdentity)(nil),
 		(*Command_PutSealed)(nil),
 		(*Command_Killed)(nil),
+		(*Command_Join)(nil),
+		(*Command_PutToken)(nil),
+		(*Command_RevokeToken)(nil),
+		(*Command_UpdateNode)(nil),
+		(*Command_RemoveNode)(nil),
+		(*Command_RemoveController)(nil),
+		(*Command_PutController)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1818,7 +2417,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

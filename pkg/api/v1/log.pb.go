@@ -129,6 +129,9 @@ type Effect struct {
 	//	*Effect_Tag
 	//	*Effect_Identity
 	//	*Effect_Sealed
+	//	*Effect_Controller
+	//	*Effect_Token
+	//	*Effect_Ended
 	//	*Effect_DeleteSpec
 	//	*Effect_DeleteRun
 	//	*Effect_DeleteTask
@@ -138,6 +141,9 @@ type Effect struct {
 	//	*Effect_DeleteTag
 	//	*Effect_DeleteSealed
 	//	*Effect_DeleteResult
+	//	*Effect_DeleteController
+	//	*Effect_DeleteToken
+	//	*Effect_DeleteEnded
 	Of            isEffect_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -270,6 +276,33 @@ func (x *Effect) GetSealed() *Sealed {
 	return nil
 }
 
+func (x *Effect) GetController() *Controller {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_Controller); ok {
+			return x.Controller
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetToken() *Token {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetEnded() *Task {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_Ended); ok {
+			return x.Ended
+		}
+	}
+	return nil
+}
+
 func (x *Effect) GetDeleteSpec() []byte {
 	if x != nil {
 		if x, ok := x.Of.(*Effect_DeleteSpec); ok {
@@ -351,6 +384,33 @@ func (x *Effect) GetDeleteResult() string {
 	return ""
 }
 
+func (x *Effect) GetDeleteController() string {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_DeleteController); ok {
+			return x.DeleteController
+		}
+	}
+	return ""
+}
+
+func (x *Effect) GetDeleteToken() string {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_DeleteToken); ok {
+			return x.DeleteToken
+		}
+	}
+	return ""
+}
+
+func (x *Effect) GetDeleteEnded() []byte {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_DeleteEnded); ok {
+			return x.DeleteEnded
+		}
+	}
+	return nil
+}
+
 type isEffect_Of interface {
 	isEffect_Of()
 }
@@ -395,6 +455,18 @@ type Effect_Sealed struct {
 	Sealed *Sealed `protobuf:"bytes,10,opt,name=sealed,proto3,oneof"`
 }
 
+type Effect_Controller struct {
+	Controller *Controller `protobuf:"bytes,11,opt,name=controller,proto3,oneof"`
+}
+
+type Effect_Token struct {
+	Token *Token `protobuf:"bytes,12,opt,name=token,proto3,oneof"`
+}
+
+type Effect_Ended struct {
+	Ended *Task `protobuf:"bytes,13,opt,name=ended,proto3,oneof"` // an auto-removed task, as it was last
+}
+
 type Effect_DeleteSpec struct {
 	DeleteSpec []byte `protobuf:"bytes,20,opt,name=delete_spec,json=deleteSpec,proto3,oneof"`
 }
@@ -431,6 +503,18 @@ type Effect_DeleteResult struct {
 	DeleteResult string `protobuf:"bytes,28,opt,name=delete_result,json=deleteResult,proto3,oneof"`
 }
 
+type Effect_DeleteController struct {
+	DeleteController string `protobuf:"bytes,29,opt,name=delete_controller,json=deleteController,proto3,oneof"`
+}
+
+type Effect_DeleteToken struct {
+	DeleteToken string `protobuf:"bytes,30,opt,name=delete_token,json=deleteToken,proto3,oneof"`
+}
+
+type Effect_DeleteEnded struct {
+	DeleteEnded []byte `protobuf:"bytes,31,opt,name=delete_ended,json=deleteEnded,proto3,oneof"`
+}
+
 func (*Effect_Cluster) isEffect_Of() {}
 
 func (*Effect_Spec) isEffect_Of() {}
@@ -451,6 +535,12 @@ func (*Effect_Identity) isEffect_Of() {}
 
 func (*Effect_Sealed) isEffect_Of() {}
 
+func (*Effect_Controller) isEffect_Of() {}
+
+func (*Effect_Token) isEffect_Of() {}
+
+func (*Effect_Ended) isEffect_Of() {}
+
 func (*Effect_DeleteSpec) isEffect_Of() {}
 
 func (*Effect_DeleteRun) isEffect_Of() {}
@@ -468,6 +558,12 @@ func (*Effect_DeleteTag) isEffect_Of() {}
 func (*Effect_DeleteSealed) isEffect_Of() {}
 
 func (*Effect_DeleteResult) isEffect_Of() {}
+
+func (*Effect_DeleteController) isEffect_Of() {}
+
+func (*Effect_DeleteToken) isEffect_Of() {}
+
+func (*Effect_DeleteEnded) isEffect_Of() {}
 
 // KeyResult answers a repeated command.
 type KeyResult struct {
@@ -551,7 +647,7 @@ const file_log_proto_rawDesc = "" +
 	"\x04base\x18\x04 \x01(\x04R\x04base\x12\x12\n" +
 	"\x04time\x18\x05 \x01(\x03R\x04time\x12+\n" +
 	"\aeffects\x18\x06 \x03(\v2\x11.drover.v1.EffectR\aeffects\x12.\n" +
-	"\aresults\x18\a \x03(\v2\x14.drover.v1.KeyResultR\aresults\"\x86\x06\n" +
+	"\aresults\x18\a \x03(\v2\x14.drover.v1.KeyResultR\aresults\"\x8b\b\n" +
 	"\x06Effect\x12.\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterH\x00R\acluster\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecH\x00R\x04spec\x12\"\n" +
@@ -563,7 +659,12 @@ const file_log_proto_rawDesc = "" +
 	"\x03tag\x18\b \x01(\v2\x0e.drover.v1.TagH\x00R\x03tag\x121\n" +
 	"\bidentity\x18\t \x01(\v2\x13.drover.v1.IdentityH\x00R\bidentity\x12+\n" +
 	"\x06sealed\x18\n" +
-	" \x01(\v2\x11.drover.v1.SealedH\x00R\x06sealed\x12!\n" +
+	" \x01(\v2\x11.drover.v1.SealedH\x00R\x06sealed\x127\n" +
+	"\n" +
+	"controller\x18\v \x01(\v2\x15.drover.v1.ControllerH\x00R\n" +
+	"controller\x12(\n" +
+	"\x05token\x18\f \x01(\v2\x10.drover.v1.TokenH\x00R\x05token\x12'\n" +
+	"\x05ended\x18\r \x01(\v2\x0f.drover.v1.TaskH\x00R\x05ended\x12!\n" +
 	"\vdelete_spec\x18\x14 \x01(\fH\x00R\n" +
 	"deleteSpec\x12\x1f\n" +
 	"\n" +
@@ -577,7 +678,10 @@ const file_log_proto_rawDesc = "" +
 	"\n" +
 	"delete_tag\x18\x1a \x01(\tH\x00R\tdeleteTag\x12%\n" +
 	"\rdelete_sealed\x18\x1b \x01(\tH\x00R\fdeleteSealed\x12%\n" +
-	"\rdelete_result\x18\x1c \x01(\tH\x00R\fdeleteResultB\x04\n" +
+	"\rdelete_result\x18\x1c \x01(\tH\x00R\fdeleteResult\x12-\n" +
+	"\x11delete_controller\x18\x1d \x01(\tH\x00R\x10deleteController\x12#\n" +
+	"\fdelete_token\x18\x1e \x01(\tH\x00R\vdeleteToken\x12#\n" +
+	"\fdelete_ended\x18\x1f \x01(\fH\x00R\vdeleteEndedB\x04\n" +
 	"\x02of\"s\n" +
 	"\tKeyResult\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
@@ -612,7 +716,9 @@ var file_log_proto_goTypes = []any{
 	(*Tag)(nil),           // 10: drover.v1.Tag
 	(*Identity)(nil),      // 11: drover.v1.Identity
 	(*Sealed)(nil),        // 12: drover.v1.Sealed
-	(*CommandResult)(nil), // 13: drover.v1.CommandResult
+	(*Controller)(nil),    // 13: drover.v1.Controller
+	(*Token)(nil),         // 14: drover.v1.Token
+	(*CommandResult)(nil), // 15: drover.v1.CommandResult
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: drover.v1.Entry.effects:type_name -> drover.v1.Effect
@@ -627,12 +733,15 @@ var file_log_proto_depIdxs = []int32{
 	10, // 9: drover.v1.Effect.tag:type_name -> drover.v1.Tag
 	11, // 10: drover.v1.Effect.identity:type_name -> drover.v1.Identity
 	12, // 11: drover.v1.Effect.sealed:type_name -> drover.v1.Sealed
-	13, // 12: drover.v1.KeyResult.result:type_name -> drover.v1.CommandResult
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	13, // 12: drover.v1.Effect.controller:type_name -> drover.v1.Controller
+	14, // 13: drover.v1.Effect.token:type_name -> drover.v1.Token
+	6,  // 14: drover.v1.Effect.ended:type_name -> drover.v1.Task
+	15, // 15: drover.v1.KeyResult.result:type_name -> drover.v1.CommandResult
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -653,6 +762,9 @@ func file_log_proto_init() {
 		(*Effect_Tag)(nil),
 		(*Effect_Identity)(nil),
 		(*Effect_Sealed)(nil),
+		(*Effect_Controller)(nil),
+		(*Effect_Token)(nil),
+		(*Effect_Ended)(nil),
 		(*Effect_DeleteSpec)(nil),
 		(*Effect_DeleteRun)(nil),
 		(*Effect_DeleteTask)(nil),
@@ -662,6 +774,9 @@ func file_log_proto_init() {
 		(*Effect_DeleteTag)(nil),
 		(*Effect_DeleteSealed)(nil),
 		(*Effect_DeleteResult)(nil),
+		(*Effect_DeleteController)(nil),
+		(*Effect_DeleteToken)(nil),
+		(*Effect_DeleteEnded)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

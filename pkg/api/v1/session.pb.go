@@ -145,6 +145,7 @@ type ToAgent struct {
 	//	*ToAgent_Welcome
 	//	*ToAgent_Sync
 	//	*ToAgent_Beat
+	//	*ToAgent_Changed
 	Of            isToAgent_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -214,6 +215,15 @@ func (x *ToAgent) GetBeat() *Beat {
 	return nil
 }
 
+func (x *ToAgent) GetChanged() *Welcome {
+	if x != nil {
+		if x, ok := x.Of.(*ToAgent_Changed); ok {
+			return x.Changed
+		}
+	}
+	return nil
+}
+
 type isToAgent_Of interface {
 	isToAgent_Of()
 }
@@ -230,11 +240,17 @@ type ToAgent_Beat struct {
 	Beat *Beat `protobuf:"bytes,3,opt,name=beat,proto3,oneof"`
 }
 
+type ToAgent_Changed struct {
+	Changed *Welcome `protobuf:"bytes,4,opt,name=changed,proto3,oneof"` // controllers or keys are others now
+}
+
 func (*ToAgent_Welcome) isToAgent_Of() {}
 
 func (*ToAgent_Sync) isToAgent_Of() {}
 
 func (*ToAgent_Beat) isToAgent_Of() {}
+
+func (*ToAgent_Changed) isToAgent_Of() {}
 
 type Beat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -369,6 +385,9 @@ type Welcome struct {
 	Subnet        string                 `protobuf:"bytes,1,opt,name=subnet,proto3" json:"subnet,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	ClusterId     string                 `protobuf:"bytes,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Controllers   []string               `protobuf:"bytes,4,rep,name=controllers,proto3" json:"controllers,omitempty"`                 // host:port of each
+	Peers         []string               `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`                             // host:port of some agents, to join the gossip
+	GossipKeys    [][]byte               `protobuf:"bytes,6,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"` // newest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -422,6 +441,27 @@ func (x *Welcome) GetClusterId() string {
 		return x.ClusterId
 	}
 	return ""
+}
+
+func (x *Welcome) GetControllers() []string {
+	if x != nil {
+		return x.Controllers
+	}
+	return nil
+}
+
+func (x *Welcome) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Welcome) GetGossipKeys() [][]byte {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
 }
 
 // Sync is never a reason to remove: only tombstones are.
@@ -513,6 +553,7 @@ type Assignment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Holders       []string               `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -557,6 +598,13 @@ func (x *Assignment) GetTask() *Task {
 func (x *Assignment) GetSpec() *Spec {
 	if x != nil {
 		return x.Spec
+	}
+	return nil
+}
+
+func (x *Assignment) GetHolders() []string {
+	if x != nil {
+		return x.Holders
 	}
 	return nil
 }
@@ -982,6 +1030,172 @@ func (x *Happening) GetAttributes() map[string]string {
 	return nil
 }
 
+// TaskView is what the leader tells a follower of one task: at each change.
+type TaskView struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`     // unset: it is gone
+	Status        *TaskStatus            `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"` // unset: none was reported
+	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskView) Reset() {
+	*x = TaskView{}
+	mi := &file_session_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskView) ProtoMessage() {}
+
+func (x *TaskView) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskView.ProtoReflect.Descriptor instead.
+func (*TaskView) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TaskView) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+func (x *TaskView) GetStatus() *TaskStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *TaskView) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// Digest is what a follower asks of the leader's observations.
+type Digest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // every entry that was answered before is at or below it
+	Silent        map[string]int64       `protobuf:"bytes,2,rep,name=silent,proto3" json:"silent,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Holders       map[string]*Holders    `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Digest) Reset() {
+	*x = Digest{}
+	mi := &file_session_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Digest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Digest) ProtoMessage() {}
+
+func (x *Digest) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Digest.ProtoReflect.Descriptor instead.
+func (*Digest) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Digest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Digest) GetSilent() map[string]int64 {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
+func (x *Digest) GetHolders() map[string]*Holders {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+type Holders struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []string               `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holders) Reset() {
+	*x = Holders{}
+	mi := &file_session_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holders) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holders) ProtoMessage() {}
+
+func (x *Holders) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holders.ProtoReflect.Descriptor instead.
+func (*Holders) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Holders) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 var File_session_proto protoreflect.FileDescriptor
 
 const file_session_proto_rawDesc = "" +
@@ -992,11 +1206,12 @@ const file_session_proto_rawDesc = "" +
 	"\vobservation\x18\x02 \x01(\v2\x16.drover.v1.ObservationH\x00R\vobservation\x12%\n" +
 	"\x04beat\x18\x03 \x01(\v2\x0f.drover.v1.BeatH\x00R\x04beat\x12%\n" +
 	"\x04acks\x18\x04 \x01(\v2\x0f.drover.v1.AcksH\x00R\x04acksB\x04\n" +
-	"\x02of\"\x8d\x01\n" +
+	"\x02of\"\xbd\x01\n" +
 	"\aToAgent\x12.\n" +
 	"\awelcome\x18\x01 \x01(\v2\x12.drover.v1.WelcomeH\x00R\awelcome\x12%\n" +
 	"\x04sync\x18\x02 \x01(\v2\x0f.drover.v1.SyncH\x00R\x04sync\x12%\n" +
-	"\x04beat\x18\x03 \x01(\v2\x0f.drover.v1.BeatH\x00R\x04beatB\x04\n" +
+	"\x04beat\x18\x03 \x01(\v2\x0f.drover.v1.BeatH\x00R\x04beat\x12.\n" +
+	"\achanged\x18\x04 \x01(\v2\x12.drover.v1.WelcomeH\x00R\achangedB\x04\n" +
 	"\x02of\"\x18\n" +
 	"\x04Beat\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xba\x01\n" +
@@ -1006,12 +1221,16 @@ const file_session_proto_rawDesc = "" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12#\n" +
 	"\x04node\x18\x05 \x01(\v2\x0f.drover.v1.NodeR\x04node\x124\n" +
-	"\tinventory\x18\x06 \x01(\v2\x16.drover.v1.ObservationR\tinventory\"V\n" +
+	"\tinventory\x18\x06 \x01(\v2\x16.drover.v1.ObservationR\tinventory\"\xaf\x01\n" +
 	"\aWelcome\x12\x16\n" +
 	"\x06subnet\x18\x01 \x01(\tR\x06subnet\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x03 \x01(\tR\tclusterId\"\xbd\x01\n" +
+	"cluster_id\x18\x03 \x01(\tR\tclusterId\x12 \n" +
+	"\vcontrollers\x18\x04 \x03(\tR\vcontrollers\x12\x14\n" +
+	"\x05peers\x18\x05 \x03(\tR\x05peers\x12\x1f\n" +
+	"\vgossip_keys\x18\x06 \x03(\fR\n" +
+	"gossipKeys\"\xbd\x01\n" +
 	"\x04Sync\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -1020,11 +1239,12 @@ const file_session_proto_rawDesc = "" +
 	"\x05tasks\x18\x05 \x03(\v2\x15.drover.v1.AssignmentR\x05tasks\x124\n" +
 	"\n" +
 	"tombstones\x18\x06 \x03(\v2\x14.drover.v1.TombstoneR\n" +
-	"tombstones\"V\n" +
+	"tombstones\"p\n" +
 	"\n" +
 	"Assignment\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12#\n" +
-	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecR\x04spec\"6\n" +
+	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecR\x04spec\x12\x18\n" +
+	"\aholders\x18\x03 \x03(\tR\aholders\"6\n" +
 	"\x04Acks\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
 	"\aremoved\x18\x02 \x03(\fR\aremoved\"\xcd\x01\n" +
@@ -1068,7 +1288,23 @@ const file_session_proto_rawDesc = "" +
 	"attributes\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012?\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
+	"\bTaskView\x12#\n" +
+	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12-\n" +
+	"\x06status\x18\x02 \x01(\v2\x15.drover.v1.TaskStatusR\x06status\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\x9a\x02\n" +
+	"\x06Digest\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x125\n" +
+	"\x06silent\x18\x02 \x03(\v2\x1d.drover.v1.Digest.SilentEntryR\x06silent\x128\n" +
+	"\aholders\x18\x03 \x03(\v2\x1e.drover.v1.Digest.HoldersEntryR\aholders\x1a9\n" +
+	"\vSilentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1aN\n" +
+	"\fHoldersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.drover.v1.HoldersR\x05value:\x028\x01\"\x1f\n" +
+	"\aHolders\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\tR\x05nodes2?\n" +
 	"\aSession\x124\n" +
 	"\x04Open\x12\x14.drover.v1.FromAgent\x1a\x12.drover.v1.ToAgent(\x010\x01B)Z'github.com/drover/drover/pkg/api/v1;dv1b\x06proto3"
 
@@ -1084,7 +1320,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_session_proto_goTypes = []any{
 	(*FromAgent)(nil),   // 0: drover.v1.FromAgent
 	(*ToAgent)(nil),     // 1: drover.v1.ToAgent
@@ -1098,14 +1334,19 @@ var file_session_proto_goTypes = []any{
 	(*TaskStatus)(nil),  // 9: drover.v1.TaskStatus
 	(*ImageStatus)(nil), // 10: drover.v1.ImageStatus
 	(*Happening)(nil),   // 11: drover.v1.Happening
-	nil,                 // 12: drover.v1.Happening.AttributesEntry
-	(*Node)(nil),        // 13: drover.v1.Node
-	(*Tombstone)(nil),   // 14: drover.v1.Tombstone
-	(*Task)(nil),        // 15: drover.v1.Task
-	(*Spec)(nil),        // 16: drover.v1.Spec
-	(Phase)(0),          // 17: drover.v1.Phase
-	(*Exit)(nil),        // 18: drover.v1.Exit
-	(*Port)(nil),        // 19: drover.v1.Port
+	(*TaskView)(nil),    // 12: drover.v1.TaskView
+	(*Digest)(nil),      // 13: drover.v1.Digest
+	(*Holders)(nil),     // 14: drover.v1.Holders
+	nil,                 // 15: drover.v1.Happening.AttributesEntry
+	nil,                 // 16: drover.v1.Digest.SilentEntry
+	nil,                 // 17: drover.v1.Digest.HoldersEntry
+	(*Node)(nil),        // 18: drover.v1.Node
+	(*Tombstone)(nil),   // 19: drover.v1.Tombstone
+	(*Task)(nil),        // 20: drover.v1.Task
+	(*Spec)(nil),        // 21: drover.v1.Spec
+	(Phase)(0),          // 22: drover.v1.Phase
+	(*Exit)(nil),        // 23: drover.v1.Exit
+	(*Port)(nil),        // 24: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
@@ -1115,26 +1356,32 @@ var file_session_proto_depIdxs = []int32{
 	4,  // 4: drover.v1.ToAgent.welcome:type_name -> drover.v1.Welcome
 	5,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
 	2,  // 6: drover.v1.ToAgent.beat:type_name -> drover.v1.Beat
-	13, // 7: drover.v1.Hello.node:type_name -> drover.v1.Node
-	8,  // 8: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
-	6,  // 9: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
-	14, // 10: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
-	15, // 11: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	16, // 12: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
-	9,  // 13: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
-	10, // 14: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
-	11, // 15: drover.v1.Observation.events:type_name -> drover.v1.Happening
-	17, // 16: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	18, // 17: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	19, // 18: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	12, // 19: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
-	0,  // 20: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 21: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	21, // [21:22] is the sub-list for method output_type
-	20, // [20:21] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	4,  // 7: drover.v1.ToAgent.changed:type_name -> drover.v1.Welcome
+	18, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
+	8,  // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
+	6,  // 10: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
+	19, // 11: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
+	20, // 12: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	21, // 13: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	9,  // 14: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
+	10, // 15: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
+	11, // 16: drover.v1.Observation.events:type_name -> drover.v1.Happening
+	22, // 17: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	23, // 18: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	24, // 19: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	15, // 20: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
+	20, // 21: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	9,  // 22: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
+	16, // 23: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	17, // 24: drover.v1.Digest.holders:type_name -> drover.v1.Digest.HoldersEntry
+	14, // 25: drover.v1.Digest.HoldersEntry.value:type_name -> drover.v1.Holders
+	0,  // 26: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 27: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	27, // [27:28] is the sub-list for method output_type
+	26, // [26:27] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -1153,6 +1400,7 @@ func file_session_proto_init() {
 		(*ToAgent_Welcome)(nil),
 		(*ToAgent_Sync)(nil),
 		(*ToAgent_Beat)(nil),
+		(*ToAgent_Changed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1160,7 +1408,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

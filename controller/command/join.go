@@ -1,0 +1,219 @@
+package command
+
+import (
+	"bytes"
+	"slices"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
+	"google.golang.org/protobuf/proto"
+)
+
+// Roles of tokens.
+const (
+	TokenController = "controller"
+	TokenAgent      = "agent"
+)
+
+// CheckToken says why a token admits nobody at the given time, nil if it does.
+func CheckToken(t *dv1.Token, hash []byte, now int64) *dv1.Error {
+	switch {
+	case t == nil || !bytes.Equal(t.Hash, hash):
+		return refuse("forbidden", "this token is not one of this fleet's: drover token create makes one")
+	case t.Revoked:
+		return refuse("forbidden", "this token was revoked: drover token create makes another")
+	case t.Expires != 0 && now > t.Expires:
+		return refuse("forbidden", "this token has expired: drover token create makes another")
+	}
+	return nil
+}
+
+func (d *decision) join(c *dv1.Join) *dv1.Error {
+	t := d.Token(c.TokenId)
+	if e := CheckToken(t, c.SecretHash, d.now); e != nil {
+		return e
+	}
+	if c.Controller != nil && t.Role != TokenController {
+		return refuse("forbidden", "this token admits agents only: drover token create --role controller makes one for controllers")
+	}
+	n := proto.CloneOf(c.GetNode())
+	if t.SocketRole != "" {
+		n.Roles = map[string]string{"0": t.SocketRole}
+	}
+	if e := d.admit(n, nil); e != nil {
+		return e
+	}
+	for _, i := range c.Identities {
+		if old := d.Identity(i.Uri); old != nil && !proto.Equal(old, i) {
+			return refuse("conflict", "%s is known already", i.Uri)
+		}
+		d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
+	}
+	for _, s := range c.Sealed {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
+	}
+	if c.Controller != nil {
+		m := proto.CloneOf(c.Controller)
+		m.Joined = d.now
+		d.add(&dv1.Effect{Of: &dv1.Effect_Controller{Controller: m}})
+	}
+	t = proto.CloneOf(t)
+	t.Used++
+	d.add(&dv1.Effect{Of: &dv1.Effect_Token{Token: t}})
+	return nil
+}
+
+func (d *decision) putToken(t *dv1.Token) *dv1.Error {
+	switch {
+	case t.GetId() == "" || len(t.GetHash()) != 32:
+		return refuse("invalid", "a token needs an id and a secret")
+	case t.Role != TokenController && t.Role != TokenAgent:
+		return refuse("invalid", "a token's role is controller or agent, not %q", t.Role)
+	case t.SocketRole != "" && t.SocketRole != pki.KindUser && t.SocketRole != pki.RoleAdmin:
+		return refuse("invalid", "a socket's role is user or admin, not %q", t.SocketRole)
+	case d.Token(t.Id) != nil:
+		return refuse("conflict", "token %s is there already", t.Id)
+	}
+	t = proto.CloneOf(t)
+	t.Created = d.now
+	d.add(&dv1.Effect{Of: &dv1.Effect_Token{Token: t}})
+	return nil
+}
+
+func (d *decision) revokeToken(id string) *dv1.Error {
+	t := d.Token(id)
+	if t == nil {
+		return refuse("not_found", "No such token: %s", id)
+	}
+	if !t.Revoked {
+		t = proto.CloneOf(t)
+		t.Revoked = true
+		d.add(&dv1.Effect{Of: &dv1.Effect_Token{Token: t}})
+	}
+	return nil
+}
+
+func (d *decision) updateNode(c *dv1.UpdateNode) *dv1.Error {
+	old := d.NodeByName(c.NodeId)
+	if old == nil {
+		return refuse("not_found", "No such node: %s", c.NodeId)
+	}
+	n := proto.CloneOf(old)
+	switch c.Availability {
+	case "":
+	case "active", "drain":
+		n.Availability = c.Availability
+	default:
+		return refuse("invalid", "a node's availability is active or drain, not %q", c.Availability)
+	}
+	for k, v := range c.SetLabels {
+		if k == "" {
+			return refuse("invalid", "a label needs a name")
+		}
+		n.Labels, n.SetLabels = with(n.Labels, k, v), with(n.SetLabels, k, v)
+	}
+	for _, k := range c.DropLabels {
+		if _, ok := n.SetLabels[k]; !ok {
+			return refuse("not_found", "node %s has no label %s that was set here", n.Name, k)
+		}
+		delete(n.Labels, k)
+		delete(n.SetLabels, k)
+	}
+	for uid, role := range c.Roles {
+		switch role {
+		case "":
+			delete(n.Roles, uid)
+		case pki.KindUser, pki.RoleAdmin:
+			n.Roles = with(n.Roles, uid, role)
+		default:
+			return refuse("invalid", "a role is user or admin, not %q", role)
+		}
+	}
+	d.res.NodeId, d.res.Name = n.Id, n.Name
+	if !proto.Equal(old, n) {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
+	}
+	return nil
+}
+
+func with(m map[string]string, k, v string) map[string]string {
+	out := map[string]string{k: v}
+	for a, b := range m {
+		if a != k {
+			out[a] = b
+		}
+	}
+	return out
+}
+
+// removeNode forgets a node and revokes its identity. Its tasks go with it,
+// without tombstones: nobody is left who could acknowledge them.
+func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
+	n := d.NodeByName(c.NodeId)
+	if n == nil {
+		return refuse("not_found", "No such node: %s", c.NodeId)
+	}
+	if d.Controller(n.Id) != nil {
+		return refuse("conflict", "node %s is a controller too: drover controller rm %s first", n.Name, n.Name)
+	}
+	var tasks []*dv1.Task
+	for t := range d.TasksOfNode(n.Id) {
+		tasks = append(tasks, t)
+	}
+	if !c.Force {
+		if n.Liveness == "ready" {
+			return refuse("conflict", "node %s is up: stop drover there first, or force it", n.Name)
+		}
+		if len(tasks) > 0 {
+			return refuse("conflict", "node %s has %d containers, which would be forgotten: remove them first, or force it", n.Name, len(tasks))
+		}
+	}
+	for _, t := range tasks {
+		d.drop(t, true, true)
+	}
+	// The tombstones that drop made, and older ones, wait for nobody.
+	d.effects = slices.DeleteFunc(d.effects, func(e *dv1.Effect) bool { return e.GetTombstone() != nil })
+	for t := range d.Tombstones(n.Id) {
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: t.TaskId}})
+	}
+	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: n.Id}})
+	d.revoke(pki.URI(d.Cluster().GetId(), pki.KindNode, n.Id))
+	d.res.NodeId, d.res.Name = n.Id, n.Name
+	return nil
+}
+
+func (d *decision) removeController(id string) *dv1.Error {
+	var m *dv1.Controller
+	for c := range d.Controllers() {
+		if c.Id == id || c.Name == id {
+			m = c
+		}
+	}
+	if m == nil {
+		return refuse("not_found", "No such controller: %s", id)
+	}
+	others := 0
+	for range d.Controllers() {
+		others++
+	}
+	if others == 1 {
+		return refuse("conflict", "%s is the only controller", m.Name)
+	}
+	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteController{DeleteController: m.Id}})
+	d.revoke(pki.URI(d.Cluster().GetId(), pki.KindController, m.Id))
+	for s := range d.SealedAll() {
+		if s.Name == "data-key/"+s.DataKey+"/"+m.Id {
+			d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSealed{DeleteSealed: s.Name}})
+		}
+	}
+	d.res.NodeId, d.res.Name = m.Id, m.Name
+	return nil
+}
+
+func (d *decision) revoke(uri string) {
+	if i := d.Identity(uri); i != nil && !i.Revoked {
+		i = proto.CloneOf(i)
+		i.Revoked = true
+		d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
+	}
+}
