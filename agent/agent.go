@@ -4,15 +4,19 @@
 package agent
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -23,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/drover/drover/agent/containerd"
+	"github.com/drover/drover/agent/door"
 	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/payload"
@@ -35,6 +40,7 @@ import (
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
+	"github.com/drover/drover/pkg/relaysock"
 )
 
 // DefaultListen is the agent's own port on every address.
@@ -45,11 +51,14 @@ type Config struct {
 	DataDir, RunDir string
 	NodeID, Name    string
 	ClusterID       string
-	Controllers     []string // host:port
-	PKI             string   // folder of the node's identity
-	Listen          string   // host:port; "" is DefaultListen
-	Advertise       string   // host that controllers dial; its port is the one listened on
-	Bridge          string   // "" is drover0
+	Controllers     []string             // host:port
+	Preferred       string               // of Controllers, the one of this host; "" for none
+	SaveControllers func([]string) error // keeps them for the next start; nil: nobody does
+	PKI             string               // folder of the node's identity
+	Listen          string               // host:port; "" is DefaultListen
+	Advertise       string               // host that controllers dial; its port is the one listened on
+	Socket          string               // where clients of a host without a controller come; "" for none
+	Bridge          string               // "" is drover0
 	Labels          map[string]string
 	Reserved        []uint16 // host ports that no container gets
 	Registries      []registry.Mirror
@@ -68,6 +77,8 @@ type agent struct {
 	parts  *errgroup.Group
 	ctx    context.Context // of parts
 	daemon chan struct{}   // closed when containerd answered first
+
+	known atomic.Pointer[dv1.Welcome] // what the last welcome, or news, said
 
 	mu   sync.Mutex // guards what is brought up once the subnet is known
 	up   bool
@@ -140,9 +151,15 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	a.addr = net.JoinHostPort(a.Advertise, port)
 	a.port = mux.New(l, a.Logger)
-	a.bulk = a.port.Handle(pki.PeerServerTLS(a.files, pki.Kinds(pki.KindController)), bulk.ALPN)
+	a.bulk = a.port.Handle(pki.PeerServerTLS(a.files, pki.Kinds(pki.KindController, pki.KindNode)), bulk.ALPN)
 	a.parts, a.ctx = errgroup.WithContext(ctx)
 	a.parts.Go(func() error { return ended(a.ctx, "the port "+a.addr, a.port.Run(a.ctx)) })
+	if a.Socket != "" {
+		a.parts.Go(func() error {
+			return door.Run(a.ctx, door.Options{Path: a.Socket, Controllers: a.controllers, Log: a.Logger,
+				TLS: pki.PeerClientTLS(a.files, relaysock.ALPN, pki.Kinds(pki.KindController))})
+		})
+	}
 	a.parts.Go(func() error {
 		first := sync.OnceFunc(func() { close(a.daemon) })
 		return containerd.Supervise(a.ctx, containerd.Options{
@@ -164,11 +181,39 @@ func (a *agent) run(ctx context.Context) error {
 			return err
 		}
 		return session.Run(a.ctx, session.Options{
-			Controllers: a.Controllers, Agent: a, Outbox: &a.box, Log: a.Logger,
+			Controllers: a.controllers, Agent: a, Outbox: &a.box, Log: a.Logger,
 			TLS: pki.PeerClientTLS(a.files, session.ALPN, pki.Kinds(pki.KindController)),
 		})
 	})
 	return a.parts.Wait()
+}
+
+// controllers gives where to open a session: this host's own first, then in an
+// order that differs from node to node, so that sessions are spread.
+func (a *agent) controllers() []string {
+	all := slices.Clone(a.Controllers)
+	if w := a.known.Load(); w != nil && len(w.Controllers) > 0 {
+		all = slices.Clone(w.Controllers)
+	}
+	weight := func(addr string) uint64 {
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(a.NodeID + addr))
+		return h.Sum64()
+	}
+	slices.SortFunc(all, func(x, y string) int { return cmp.Compare(weight(x), weight(y)) })
+	if i := slices.Index(all, a.Preferred); i > 0 {
+		all[0], all[i] = all[i], all[0]
+	}
+	return all
+}
+
+// Changed implements session.Agent.
+func (a *agent) Changed(w *dv1.Welcome) {
+	if old := a.known.Swap(w); len(w.Controllers) > 0 && a.SaveControllers != nil && (old == nil || !slices.Equal(old.Controllers, w.Controllers)) {
+		if err := a.SaveControllers(w.Controllers); err != nil {
+			a.Logger.Warn("the controllers' addresses could not be kept", "err", err)
+		}
+	}
 }
 
 func (a *agent) socket() string { return filepath.Join(a.RunDir, "containerd.sock") }
@@ -209,11 +254,31 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.rec = task.New(task.Options{Engine: a.eng, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
-		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, streams.Handler(a.eng, a.Logger), a.Logger))
+		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, streams.Handler(a.eng, streams.Options{Log: a.Logger, Probe: a.probe}), a.Logger))
 	})
 	a.up = true
 	return nil
 }
+
+// probe asks another node whether it is there, for a controller.
+func (a *agent) probe(ctx context.Context, node, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, probeWithin)
+	defer cancel()
+	conf := pki.PeerClientTLS(a.files, bulk.ALPN, pki.All(pki.Kinds(pki.KindNode), func(p pki.Principal) error {
+		if p.ID != node {
+			return fmt.Errorf("%s is node %s, not %s", addr, p.ID, node)
+		}
+		return nil
+	}))
+	c, err := (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("probing %s: %w", addr, err)
+	}
+	return c.Close()
+}
+
+// probeWithin bounds a direct probe.
+const probeWithin = 300 * time.Millisecond
 
 func (a *agent) event(taskID, action string, attributes map[string]string) {
 	id, err := hex.DecodeString(taskID)
@@ -273,6 +338,7 @@ func (a *agent) Welcome(ctx context.Context, w *dv1.Welcome) error {
 	if w.ClusterId != a.ClusterID {
 		return fmt.Errorf("the controller is of cluster %s, this node of %s", w.ClusterId, a.ClusterID)
 	}
+	a.Changed(w)
 	have, err := a.store.Subnet()
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ package controller
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"go.opentelemetry.io/otel/trace"
@@ -31,6 +33,7 @@ import (
 	"github.com/drover/drover/controller/dispatch"
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/fleetapi"
+	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/mux"
@@ -97,6 +100,8 @@ type controller struct {
 	contact  string
 	fail     func(error) // ends the controller; the first one counts
 
+	relay *relay.Fleet
+
 	port     net.Listener
 	mux      *mux.Mux
 	layer    *raftLayer
@@ -112,7 +117,7 @@ type controller struct {
 }
 
 // serving is what answers once the controller is ready.
-type serving struct{ api, sessions http.Handler }
+type serving struct{ api, sessions, peers, joins http.Handler }
 
 // Run is a controller from start to end: nil when ctx ended, else why it could
 // not go on. It needs what bootstrap.Up put into DataDir.
@@ -187,7 +192,11 @@ func (c *controller) run(ctx context.Context) error {
 		}
 	}()
 	c.node.Store(node)
-	if !node.HasState() {
+	first, err := bootstrap.Pending(c.DataDir)
+	if err != nil {
+		return err
+	}
+	if !node.HasState() && first != nil {
 		self := raft.Server{ID: raft.ServerID(c.files.Principal.ID), Address: raft.ServerAddress(c.Advertise)}
 		if err := node.Bootstrap([]raft.Server{self}); err != nil {
 			return err
@@ -206,35 +215,77 @@ func (c *controller) run(ctx context.Context) error {
 
 // serve goes from an open log to answering, until ctx ends.
 func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront func()) error {
-	if err := becomeReady(ctx, node); err != nil {
+	if err := c.becomeReady(ctx, node); err != nil {
 		return err
 	}
-	log := &patientLog{Node: node, tracer: c.Tracer}
-	if err := c.unseal(ctx, log); err != nil {
+	log := &tracedLog{Log: node, tracer: c.Tracer}
+	way := relay.New(relay.Options{Self: c.files.Principal.ID, Log: log, Logger: c.Logger, TLS: func(id string) *tls.Config {
+		return pki.PeerClientTLS(c.files, relay.ALPN, pki.All(pki.Kinds(pki.KindController), c.notRevoked, func(p pki.Principal) error {
+			if p.ID != id {
+				return fmt.Errorf("it is controller %.12s, not %.12s", p.ID, id)
+			}
+			return nil
+		}))
+	}})
+	defer way.Close()
+	key, err := c.unseal(ctx, log.Snapshot, way.Propose)
+	if err != nil {
 		return err
 	}
 	fleet := core.New(c.contact)
-	hub := dispatch.New(dispatch.Options{Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened})
+	c.relay = &relay.Fleet{Relay: way, Core: fleet}
+	seals := &seals{key: key, log: log}
+	hub := dispatch.New(dispatch.Options{Log: dispatchLog{log, way}, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Probe: c.probe(log)})
 	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.client
 	c.commits.open(func() { fleet.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
 		fleet.Committed(effects, node.Snapshot().Time())
 		c.revocations(effects)
 	})
+	hub.Lead(node.Ready())
+	defer c.start("leadership", func(ctx context.Context) error { return c.follow(ctx, node, hub) })()
 	defer c.start("liveness", hub.Run)()
 	defer c.start("revocations", c.dropRevoked)()
-	c.serving.Store(&serving{api: c.api(fleet), sessions: hub.Handler()})
+	members := &members{c: c, node: node, way: way, seals: seals}
+	defer c.start("membership", members.run)()
+	local := c.api(log)
+	joins := &joining{c: c, log: log, way: way, seals: seals}
+	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()), peers: c.relay.Handler(local, hub.Handler()), joins: joins})
 	close(c.ready)
-	c.Logger.Info("controller is ready", "addr", c.port.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index())
+	c.Logger.Info("controller is ready", "addr", c.port.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())
 	c.OnReady(c.port.Addr())
 	<-ctx.Done()
 	stopFront() // before the log, which requests in progress need
 	return nil
 }
 
-func (c *controller) api(fleet engineapi.Fleet) http.Handler {
-	docker := engineapi.New(engineapi.Options{Fleet: fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version})
-	ours := fleetapi.New(c.Traces)
+// dispatchLog is the log as sessions see it: what agents report is decided by
+// whoever leads.
+type dispatchLog struct {
+	*tracedLog
+	way *relay.Relay
+}
+
+func (l dispatchLog) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.CommandResult, error) {
+	return l.way.Propose(ctx, cmd)
+}
+
+// follow tells the hub who leads.
+func (c *controller) follow(ctx context.Context, node *consensus.Node, hub *dispatch.Hub) error {
+	for {
+		changed := node.Changed()
+		hub.Lead(node.Ready())
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (c *controller) api(log *tracedLog) http.Handler {
+	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version})
+	ours := fleetapi.New(fleetapi.Options{Traces: c.Traces, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == traces.Path || strings.HasPrefix(r.URL.Path, fleetapi.Prefix) {
 			ours.ServeHTTP(w, r)
@@ -244,17 +295,32 @@ func (c *controller) api(fleet engineapi.Fleet) http.Handler {
 	})
 }
 
-// becomeReady waits until this member leads and has applied what was committed.
-func becomeReady(ctx context.Context, node *consensus.Node) error {
+// settle is how long a controller that knows its cluster waits for a leader
+// before it answers from what it has.
+const settle = 3 * time.Second
+
+// becomeReady waits until this member leads, or can follow: it has the cluster,
+// and its own key to it, in the log.
+func (c *controller) becomeReady(ctx context.Context, node *consensus.Node) error {
+	late := time.NewTimer(settle)
+	defer late.Stop()
+	waited := false
 	for {
 		changed := node.Changed()
 		if node.Ready() {
 			return nil
 		}
+		snap := node.Snapshot()
+		_, leader := node.Leader()
+		if c.wrap(snap) != nil && (leader != "" && leader != c.files.Principal.ID || waited) {
+			return nil
+		}
 		select {
 		case <-changed:
+		case <-late.C:
+			waited = true
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for raft to elect: %w", ctx.Err())
+			return fmt.Errorf("waiting for the other controllers: %w", ctx.Err())
 		}
 	}
 }

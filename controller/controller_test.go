@@ -18,6 +18,7 @@ import (
 	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/unixsock"
 )
 
 func TestWhoIsThereDecidesWhatIsAnswered(t *testing.T) {
@@ -67,7 +68,7 @@ func TestSocketAsksTheKernelWhoIsThere(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
-	sock := SocketFile(h.rundir)
+	sock := unixsock.File(h.rundir)
 	if st, err := os.Stat(sock); err != nil || st.Mode().Perm() != 0o660 {
 		t.Fatalf("the socket's mode: %v %v", st.Mode(), err)
 	}
@@ -253,7 +254,7 @@ func TestARestartKeepsStateAndEndsHijackedConnections(t *testing.T) {
 	image(h)
 	id := h.create("kept", `{"Image":"busybox","Cmd":["true"]}`)
 
-	c, err := net.Dial("unix", SocketFile(h.rundir))
+	c, err := net.Dial("unix", unixsock.File(h.rundir))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +269,7 @@ func TestARestartKeepsStateAndEndsHijackedConnections(t *testing.T) {
 	go func() { _, _ = io.Copy(io.Discard, c); close(stopped) }()
 	h.down()
 	<-stopped
-	if _, err := os.Stat(SocketFile(h.rundir)); err == nil {
+	if _, err := os.Stat(unixsock.File(h.rundir)); err == nil {
 		t.Fatal("the socket is still there")
 	}
 
@@ -298,7 +299,7 @@ func TestASecondControllerIsRefusedAndADeadOnesSocketReplaced(t *testing.T) {
 	if err := os.MkdirAll(h.rundir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: SocketFile(h.rundir)})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: unixsock.File(h.rundir)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +313,7 @@ func TestASecondControllerIsRefusedAndADeadOnesSocketReplaced(t *testing.T) {
 		t.Fatalf("after the second controller: %v", r)
 	}
 	h.down()
-	if err := os.WriteFile(SocketFile(h.rundir), []byte("notes"), 0o600); err != nil {
+	if err := os.WriteFile(unixsock.File(h.rundir), []byte("notes"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := Run(t.Context(), Config{DataDir: h.data, RunDir: h.rundir, Listen: "127.0.0.1:0"}); err == nil || !strings.Contains(err.Error(), "not a socket") {

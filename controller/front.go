@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -93,6 +94,10 @@ func (c *controller) served(ctx context.Context) *serving {
 
 // caller is who sent a request, as far as connections tell.
 func (c *controller) caller(r *http.Request) (pki.Principal, error) {
+	if d, ok := r.Context().Value(doorKey{}).(*doorConn); ok {
+		r.Header.Set(engineapi.HeaderContact, d.node)
+		return c.through(d)
+	}
 	if local, ok := r.Context().Value(peerKey{}).(peerResult); ok {
 		if local.err != nil {
 			return pki.Principal{}, &refusal{http.StatusForbidden, local.err.Error()}

@@ -28,6 +28,7 @@ import (
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/unixsock"
 )
 
 // host is one machine's folders and the controller that runs on them.
@@ -225,7 +226,7 @@ func (h *host) do(c *http.Client, method, url, body string) response {
 func (h *host) local(method, path, body string) response {
 	h.t.Helper()
 	return h.do(&http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", SocketFile(h.rundir))
+		return new(net.Dialer).DialContext(ctx, "unix", unixsock.File(h.rundir))
 	}}}, method, "http://drover"+path, body)
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,8 +17,12 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/drover/drover/controller/dispatch"
+	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/relaysock"
+	"github.com/drover/drover/pkg/unixsock"
 )
 
 // RaftALPN is the protocol among controllers.
@@ -32,10 +37,10 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	if c.port, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", c.Listen, err)
 	}
-	path := SocketFile(c.RunDir)
+	path := unixsock.File(c.RunDir)
 	var socket net.Listener
 	if c.Advertise, err = advertise(c.Advertise, c.port.Addr()); err == nil {
-		socket, err = listenSocket(path)
+		socket, err = unixsock.Listen(path)
 	}
 	if err != nil {
 		_ = c.port.Close()
@@ -52,13 +57,30 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 		config:   pki.PeerClientTLS(c.files, RaftALPN, pki.All(pki.Kinds(pki.KindController), c.notRevoked)),
 		conns:    newVisitors(),
 	}
+	admitting := pki.ServerTLS(c.files, nil)
+	whole := c.files.Cert // with its root, for the pin to be found
+	whole.Certificate = append(slices.Clone(whole.Certificate[:1]), c.files.Bundle[0].Raw)
+	admitting.Certificates = []tls.Certificate{whole}
+	joins := c.mux.Handle(admitting, join.ALPN)
+	peers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), relay.ALPN)
+	through := newDoors(c, c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindNode), c.notRevoked)), relaysock.ALPN))
 	return func() func() {
 		base, cancel := context.WithCancel(context.Background())
 		onPort, onSocket := c.server(base, withConn), c.server(base, withPeer(path))
 		var parts sync.WaitGroup
 		parts.Go(func() { c.accept("the API's port", onPort, api) })
 		parts.Go(func() { c.accept(path, onSocket, socket) })
-		parts.Go(func() { c.acceptSessions(base, sessions) })
+		parts.Go(func() {
+			c.acceptStreams(base, sessions, pki.KindNode, func(s *serving) http.Handler { return s.sessions })
+		})
+		parts.Go(func() {
+			c.acceptStreams(base, peers, pki.KindController, func(s *serving) http.Handler { return s.peers })
+		})
+		onDoor := c.server(base, c.withDoor)
+		parts.Go(func() { c.accept("doors", onDoor, through) })
+		onJoin := c.server(base, withConn)
+		onJoin.Handler = http.HandlerFunc(c.admit)
+		parts.Go(func() { c.accept("joins", onJoin, joins) })
 		return sync.OnceFunc(func() {
 			polite, enough := context.WithTimeout(base, grace)
 			defer enough()
@@ -72,7 +94,8 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 			c.requests.close()
 			_, _ = onPort.Close(), onSocket.Close()
 			cancel()
-			_ = sessions.Close()
+			_, _ = onJoin.Close(), onDoor.Close()
+			_, _ = sessions.Close(), peers.Close()
 			c.sessions.close()
 			c.requests.wait()
 			c.sessions.wait()
@@ -114,7 +137,22 @@ func (c *controller) accept(what string, s *http.Server, l net.Listener) {
 	}
 }
 
-func (c *controller) acceptSessions(ctx context.Context, l net.Listener) {
+// admit answers a host that wants to join.
+func (c *controller) admit(w http.ResponseWriter, r *http.Request) {
+	leave, ok := c.requests.enter(nil, "")
+	if !ok {
+		return
+	}
+	defer leave()
+	s := c.served(r.Context())
+	if s == nil {
+		refuse(w, &refusal{http.StatusServiceUnavailable, "this controller is starting: its log is not ready yet"})
+		return
+	}
+	s.joins.ServeHTTP(w, r)
+}
+
+func (c *controller) acceptStreams(ctx context.Context, l net.Listener, kind string, handler func(*serving) http.Handler) {
 	var all sync.WaitGroup
 	defer all.Wait()
 	for {
@@ -122,13 +160,13 @@ func (c *controller) acceptSessions(ctx context.Context, l net.Listener) {
 		if err != nil {
 			return // closed: by stop, or by the mux, whose failure is told there
 		}
-		all.Go(func() { c.session(ctx, conn) })
+		all.Go(func() { c.streams(ctx, conn, kind, handler) })
 	}
 }
 
-// session serves one agent's connection. Before the controller is ready it
-// waits, since a refused agent would come back later than needed.
-func (c *controller) session(ctx context.Context, conn net.Conn) {
+// streams serves one connection of an agent or another controller. Before the
+// controller is ready it waits: who is refused would come back later than needed.
+func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, handler func(*serving) http.Handler) {
 	defer cut(conn)
 	t, ok := conn.(*tls.Conn)
 	if !ok || len(t.ConnectionState().PeerCertificates) == 0 {
@@ -148,12 +186,15 @@ func (c *controller) session(ctx context.Context, conn net.Conn) {
 	case <-ctx.Done():
 		return
 	}
-	if err := c.authorize(p, pki.KindNode); err != nil {
-		c.Logger.Warn("refused a session", "peer", conn.RemoteAddr().String(), "err", err)
+	if err := c.authorize(p, kind); err != nil {
+		c.Logger.Warn("refused a connection", "kind", kind, "peer", conn.RemoteAddr().String(), "err", err)
 		return
 	}
-	h := c.serving.Load().sessions
+	h := handler(c.serving.Load())
 	h2 := http2.Server{MaxConcurrentStreams: 8, IdleTimeout: time.Minute}
+	if kind == pki.KindController {
+		h2.MaxConcurrentStreams = 100_000 // as many as there are nodes, and callers
+	}
 	h2.ServeConn(conn, &http2.ServeConnOpts{
 		Context:    ctx,
 		BaseConfig: &http.Server{ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug)},
@@ -161,6 +202,9 @@ func (c *controller) session(ctx context.Context, conn net.Conn) {
 			// Handlers may outlive ServeConn, never the controller.
 			if leave, ok := c.sessions.enter(nil, p.URI); ok {
 				defer leave()
+				if kind == pki.KindNode {
+					r = r.WithContext(pki.WithPrincipal(r.Context(), p))
+				}
 				h.ServeHTTP(w, r)
 			}
 		}),

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 )
 
@@ -20,54 +22,53 @@ func RecoveryKeyFile(runDir string) string { return filepath.Join(runDir, "recov
 // unseal commits what bootstrap made, if that is still to be done, proves that
 // this controller can open what is sealed, and sees to a recovery key. Each step
 // may be cut off and done again.
-func (c *controller) unseal(ctx context.Context, log *patientLog) error {
+func (c *controller) unseal(ctx context.Context, now func() *state.Snapshot, propose proposer) (*bootstrap.DataKey, error) {
 	init, err := bootstrap.Pending(c.DataDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	file := RecoveryKeyFile(c.RunDir)
 	if init != nil {
-		if log.Snapshot().Cluster() == nil {
+		if now().Cluster() == nil {
 			// Of another cluster: taking it for this one's would lose this one's.
 			if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("removing an old recovery key: %w", err)
+				return nil, fmt.Errorf("removing an old recovery key: %w", err)
 			}
 		}
-		r, err := log.Propose(ctx, init)
+		r, err := propose(ctx, init)
 		if err != nil {
-			return fmt.Errorf("committing the new cluster: %w", err)
+			return nil, fmt.Errorf("committing the new cluster: %w", err)
 		}
 		if e := r.GetError(); e != nil {
-			return fmt.Errorf("committing the new cluster: %s", e.GetMessage())
+			return nil, fmt.Errorf("committing the new cluster: %s", e.GetMessage())
 		}
 	}
-	snap := log.Snapshot()
+	snap := now()
 	cluster := snap.Cluster()
 	if cluster == nil {
-		return fmt.Errorf("the log in %s holds no cluster, and there is no bootstrap to make one of", c.DataDir)
+		return nil, fmt.Errorf("the log in %s holds no cluster, and there is no bootstrap to make one of", c.DataDir)
 	}
 	if cluster.GetId() != c.files.Principal.Cluster {
-		return fmt.Errorf("the log in %s is of cluster %s, this host's identity of %s", c.DataDir, cluster.GetId(), c.files.Principal.Cluster)
+		return nil, fmt.Errorf("the log in %s is of cluster %s, this host's identity of %s", c.DataDir, cluster.GetId(), c.files.Principal.Cluster)
 	}
-	name := "data-key/" + snap.Sealed("ca-key").GetDataKey() + "/" + c.files.Principal.ID
-	wrap := snap.Sealed(name)
+	wrap := c.wrap(snap)
 	if wrap == nil {
-		return fmt.Errorf("unsealing: the log holds no %s", name)
+		return nil, errors.New("unsealing: the log holds no data key for this controller")
 	}
 	key, err := bootstrap.Unwrap(wrap, c.files.Seal)
 	if err != nil {
-		return fmt.Errorf("unsealing with the key in %s: %w", c.files.Dir, err)
+		return nil, fmt.Errorf("unsealing with the key in %s: %w", c.files.Dir, err)
 	}
 	shown := ""
 	// While the bootstrap is pending, a wrap may be there whose key nobody saw.
-	if snap.Sealed(bootstrap.RecoveryName) == nil || init != nil {
-		if shown, err = c.recoveryKey(ctx, file, key, snap.Sealed(bootstrap.RecoveryName) != nil, log); err != nil {
-			return err
+	if init != nil || snap.Sealed(bootstrap.RecoveryName) == nil && only(snap) {
+		if shown, err = c.recoveryKey(ctx, file, key, snap.Sealed(bootstrap.RecoveryName) != nil, propose); err != nil {
+			return nil, err
 		}
 	}
 	if init != nil {
 		if err := bootstrap.Done(c.DataDir); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if shown != "" {
@@ -75,16 +76,32 @@ func (c *controller) unseal(ctx context.Context, log *patientLog) error {
 			c.Logger.Warn("the recovery key could not be printed", "file", file, "err", err)
 		}
 	}
-	return nil
+	return key, nil
+}
+
+// only says whether there is one controller: the others leave the recovery key to it.
+func only(s *state.Snapshot) bool {
+	n := 0
+	for range s.Controllers() {
+		n++
+	}
+	return n <= 1
+}
+
+type proposer = func(context.Context, *dv1.Command) (*dv1.CommandResult, error)
+
+// wrap is the data key as this controller can open it.
+func (c *controller) wrap(s *state.Snapshot) *dv1.Sealed {
+	return s.Sealed("data-key/" + s.Sealed("ca-key").GetDataKey() + "/" + c.files.Principal.ID)
 }
 
 // recoveryKey gives the key to be shown. The file is written after the commit,
 // so a file beside a committed wrap holds its key.
-func (c *controller) recoveryKey(ctx context.Context, file string, key *bootstrap.DataKey, committed bool, log *patientLog) (string, error) {
+func (c *controller) recoveryKey(ctx context.Context, file string, key *bootstrap.DataKey, committed bool, propose proposer) (string, error) {
 	if b, err := os.ReadFile(file); err == nil && committed {
 		return strings.TrimSpace(string(b)), nil
 	}
-	text, err := bootstrap.Recovery(ctx, key, log.Propose)
+	text, err := bootstrap.Recovery(ctx, key, propose)
 	if err != nil {
 		return "", err
 	}

@@ -26,10 +26,11 @@ const ALPN = "drover-session/1"
 
 // Times of the session. A controller that says nothing for Silence is given up.
 const (
-	BeatEvery = 500 * time.Millisecond
-	Silence   = 2500 * time.Millisecond
-	maxWait   = time.Second // between attempts to connect
-	maxRead   = 16 << 20    // a full sync of a large node
+	BeatEvery  = 500 * time.Millisecond
+	Silence    = 2500 * time.Millisecond
+	dialWithin = 2 * time.Second
+	maxWait    = time.Second // between attempts to connect
+	maxRead    = 16 << 20    // a full sync of a large node
 )
 
 // Agent is the host side that a session speaks for.
@@ -38,6 +39,8 @@ type Agent interface {
 	Hello(ctx context.Context) (*dv1.Hello, error)
 	// Welcome takes the answer: subnet, epoch, cluster.
 	Welcome(ctx context.Context, w *dv1.Welcome) error
+	// Changed takes news of controllers and keys.
+	Changed(w *dv1.Welcome)
 	// Take stores a sync durably and acknowledges it through the outbox. One
 	// that is older than what the agent has is ErrStale: nothing was changed.
 	Take(ctx context.Context, s *dv1.Sync) error
@@ -46,22 +49,55 @@ type Agent interface {
 // ErrStale: the sync is older than the agent's highest (epoch, term, index).
 var ErrStale = errors.New("the sync is older than what this agent has")
 
-// Options of Run. Controllers are host:port; TLS is pki.PeerClientTLS for ALPN.
+// Options of Run. Controllers gives host:port of each, the preferred one first;
+// TLS is pki.PeerClientTLS for ALPN.
 type Options struct {
-	Controllers []string
+	Controllers func() []string
 	TLS         *tls.Config
 	Agent       Agent
 	Outbox      *Outbox
 	Log         *slog.Logger
 }
 
+// conns are the connections to controllers. They outlive sessions: when the
+// leadership changes, an agent says hello again on the one that is open.
+type conns struct {
+	tls  *tls.Config
+	addr string
+	tr   *http2.Transport
+}
+
+func (c *conns) to(addr string) *http2.Transport {
+	if c.tr != nil && c.addr == addr {
+		return c.tr
+	}
+	c.close()
+	c.addr = addr
+	c.tr = &http2.Transport{ReadIdleTimeout: Silence, PingTimeout: time.Second,
+		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+			d := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialWithin}, Config: c.tls}
+			return d.DialContext(ctx, "tcp", addr)
+		}}
+	return c.tr
+}
+
+func (c *conns) close() {
+	if c.tr != nil {
+		c.tr.CloseIdleConnections()
+		c.tr = nil
+	}
+}
+
 // Run keeps a session open until ctx ends; it gives up on nothing else.
 func Run(ctx context.Context, o Options) error {
 	wait := time.Duration(0)
 	failing := ""
-	for i := 0; ctx.Err() == nil; i++ {
-		addr := o.Controllers[i%len(o.Controllers)]
-		welcomed, err := o.once(ctx, addr)
+	cs := &conns{tls: o.TLS}
+	defer cs.close()
+	for i, again := 0, 0; ctx.Err() == nil; {
+		all := o.Controllers()
+		addr := all[i%len(all)]
+		welcomed, err := o.once(ctx, addr, cs.to(addr))
 		if ctx.Err() != nil {
 			break
 		}
@@ -72,8 +108,14 @@ func Run(ctx context.Context, o Options) error {
 			failing = err.Error()
 			o.Log.Warn("session ended", "controller", addr, "err", err)
 		}
-		wait = min(maxWait, max(20*time.Millisecond, 2*wait))
-		t := time.NewTimer(rand.N(wait)) // full jitter
+		// A session that worked is opened again where it was, once: the leadership
+		// may have changed. Else the next controller is asked.
+		if again++; !welcomed || again > 1 {
+			i, again = i+1, 0
+			cs.close()
+			wait = min(maxWait, max(20*time.Millisecond, 2*wait))
+		}
+		t := time.NewTimer(rand.N(max(wait, 10*time.Millisecond))) // full jitter
 		select {
 		case <-t.C:
 		case <-ctx.Done():
@@ -84,14 +126,9 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // once holds one session until it ends; welcomed says whether it ever worked.
-func (o Options) once(ctx context.Context, addr string) (welcomed bool, err error) {
+func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (welcomed bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: Silence}, Config: o.TLS}
-		return d.DialContext(ctx, "tcp", addr)
-	}}
-	defer tr.CloseIdleConnections()
 	hello, err := o.Agent.Hello(ctx)
 	if err != nil {
 		return false, fmt.Errorf("preparing the hello: %w", err)
@@ -169,6 +206,8 @@ func (o Options) receive(ctx context.Context, s *stream, alive *time.Timer) erro
 		}
 		switch m := m.GetOf().(type) {
 		case *dv1.ToAgent_Beat:
+		case *dv1.ToAgent_Changed:
+			o.Agent.Changed(m.Changed)
 		case *dv1.ToAgent_Sync:
 			err := o.Agent.Take(ctx, m.Sync)
 			if errors.Is(err, ErrStale) {

@@ -90,6 +90,8 @@ func (a *fakeAgent) Welcome(_ context.Context, w *dv1.Welcome) error {
 	return nil
 }
 
+func (a *fakeAgent) Changed(*dv1.Welcome) {}
+
 func (a *fakeAgent) Take(_ context.Context, s *dv1.Sync) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -155,7 +157,7 @@ func start(t *testing.T) (*controller, *fakeAgent, *Outbox) {
 	out := &Outbox{}
 	a := &fakeAgent{out: out}
 	wg.Go(func() {
-		_ = Run(ctx, Options{Controllers: []string{l.Addr().String()}, TLS: pki.PeerClientTLS(files(pki.KindNode), ALPN, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Log: log})
+		_ = Run(ctx, Options{Controllers: func() []string { return []string{l.Addr().String()} }, TLS: pki.PeerClientTLS(files(pki.KindNode), ALPN, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Log: log})
 	})
 	t.Cleanup(func() { cancel(); wg.Wait(); goleak.VerifyNone(t) })
 	return c, a, out

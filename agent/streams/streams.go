@@ -17,6 +17,7 @@ import (
 
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/pki"
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/encoding/protojson"
 )
@@ -27,9 +28,17 @@ const maxBody = 1 << 20
 // pullQuiet is how often a pull that makes progress says so.
 const pullQuiet = 100 * time.Millisecond
 
+// Options of Handler. Probe asks another node whether it is there. Peers may be
+// nil; it answers other nodes, which may use nothing else here but probes.
+type Options struct {
+	Log   *slog.Logger
+	Probe func(ctx context.Context, node, addr string) error
+	Peers http.Handler
+}
+
 // Handler answers pkg/bulk's paths over e.
-func Handler(e task.Engine, log *slog.Logger) http.Handler {
-	s := &server{e: e, log: log, kills: newSeen(4096)}
+func Handler(e task.Engine, o Options) http.Handler {
+	s := &server{e: e, log: o.Log, kills: newSeen(4096)}
 	m := http.NewServeMux()
 	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
 	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
@@ -42,8 +51,26 @@ func Handler(e task.Engine, log *slog.Logger) http.Handler {
 	m.HandleFunc("GET /v1/exec/{id}", s.execInspect)
 	m.HandleFunc("POST /v1/images/pull", s.pull)
 	m.HandleFunc("DELETE /v1/images/{digest}", s.removeImage)
-	m.HandleFunc("GET /v1/probe", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
-	return m
+	m.HandleFunc("GET /v1/probe", func(w http.ResponseWriter, r *http.Request) {
+		if addr := r.URL.Query().Get("addr"); addr != "" {
+			if err := o.Probe(r.Context(), r.URL.Query().Get("node"), addr); err != nil {
+				refuse(w, &bulk.StatusError{Code: http.StatusBadGateway, Message: err.Error()})
+				return
+			}
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p, ok := pki.PrincipalFrom(r.Context()); ok && p.Kind == pki.KindNode {
+			if o.Peers == nil || r.Method != http.MethodGet && r.Method != http.MethodHead {
+				refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: p.URI + " is a node, which may not do this here"})
+				return
+			}
+			o.Peers.ServeHTTP(w, r)
+			return
+		}
+		m.ServeHTTP(w, r)
+	})
 }
 
 type server struct {

@@ -25,6 +25,7 @@ import (
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/trace"
+	"github.com/drover/drover/pkg/unixsock"
 )
 
 // flags that every command of a host takes.
@@ -81,7 +82,7 @@ func logger(c *config.Config, part string) *slog.Logger {
 // Commands are up, controller, agent and config.
 func Commands(version string) []*cobra.Command {
 	engine.Version = version
-	return []*cobra.Command{upCommand(), controllerCommand(version), agentCommand(), configCommand()}
+	return []*cobra.Command{upCommand(), joinCommand(), controllerCommand(version), agentCommand(), configCommand()}
 }
 
 func controllerCommand(version string) *cobra.Command {
@@ -113,7 +114,7 @@ func agentCommand() *cobra.Command {
 		}
 		id, err := bootstrap.LoadIdentity(bootstrap.IdentityFile(c.DataDir))
 		if err != nil {
-			return fmt.Errorf("this host is in no fleet: drover up makes one: %w", err)
+			return fmt.Errorf("this host is in no fleet: drover up makes one, drover join enters one: %w", err)
 		}
 		sink, err := remote(bootstrap.AgentPKI(c.DataDir), id.Controllers)
 		if err != nil {
@@ -125,8 +126,14 @@ func agentCommand() *cobra.Command {
 			defer cancel()
 			_ = tp.Shutdown(ctx)
 		}()
+		preferred, socket := "", unixsock.File(c.RunDir)
+		if bootstrap.HasController(c.DataDir) {
+			preferred, socket = net.JoinHostPort(c.Advertise, fmt.Sprint(agent.Port(c.ControllerListen))), ""
+		}
 		return agent.Run(cmd.Context(), agent.Config{
-			DataDir: c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
+			Preferred: preferred, Socket: socket,
+			SaveControllers: func(all []string) error { return bootstrap.SaveControllers(bootstrap.IdentityFile(c.DataDir), all) },
+			DataDir:         c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
 			PKI: bootstrap.AgentPKI(c.DataDir), Listen: c.AgentListen, Advertise: c.Advertise, Bridge: c.Bridge, Labels: c.Labels,
 			Reserved:   []uint16{agent.Port(c.ControllerListen), agent.Port(c.AgentListen)},
 			Registries: c.Mirrors(), Logger: logger(c, "agent"), Tracer: tp.Tracer("drover"),

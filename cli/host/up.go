@@ -25,6 +25,7 @@ import (
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/unixsock"
 )
 
 // Times of drover up.
@@ -129,7 +130,7 @@ func tell(w io.Writer, c *config.Config) {
 			_, _ = fmt.Fprintf(w, "(it could not be removed from %s: %v)\n", key, err)
 		}
 	}
-	sock := controller.SocketFile(c.RunDir)
+	sock := unixsock.File(c.RunDir)
 	if sock != "/run/drover/drover.sock" {
 		_, _ = fmt.Fprintf(w, "\nPoint clients here:\n  export DROVER_HOST=unix://%s\n", sock)
 	}
@@ -156,7 +157,7 @@ func ready(ctx context.Context, c *config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", controller.SocketFile(c.RunDir))
+		return (&net.Dialer{}).DialContext(ctx, "unix", unixsock.File(c.RunDir))
 	}}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://drover/info", nil)
 	if err != nil {
@@ -171,10 +172,23 @@ func ready(ctx context.Context, c *config.Config) error {
 	if err := json.NewDecoder(resp.Body).Decode(&i); err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK || i.NCPU == 0 || resp.Header.Get("Drover-Missing") != "" {
+	if resp.StatusCode == http.StatusForbidden && !bootstrap.HasController(c.DataDir) {
+		return nil // a controller answered: this host's users just have no role
+	}
+	if resp.StatusCode != http.StatusOK || i.NCPU == 0 || missingHere(resp.Header.Get("Drover-Missing"), c.NodeName) {
 		return errors.New("the agent has not reached the controller yet")
 	}
 	return nil
+}
+
+// missingHere says whether this host is among the nodes that did not answer.
+func missingHere(header, name string) bool {
+	for n := range strings.SplitSeq(header, ",") {
+		if n, _, _ := strings.Cut(strings.TrimSpace(n), " "); n == name {
+			return true
+		}
+	}
+	return false
 }
 
 // self is this program again, with the folders on its command line.
@@ -205,7 +219,9 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	if name == "" {
 		name = c.NodeName
 	}
-	if _, err := bootstrap.Up(bootstrap.Options{
+	member := bootstrap.IsMember(c.DataDir) && !bootstrap.HasController(c.DataDir)
+	if member {
+	} else if _, err := bootstrap.Up(bootstrap.Options{
 		DataDir: c.DataDir, ClusterName: name, NodeName: c.NodeName, Hosts: []string{c.Advertise, c.NodeName, "127.0.0.1", "localhost"},
 		Controller: net.JoinHostPort(c.Advertise, port), Pool: c.SubnetPool, Now: time.Now(),
 	}); err != nil {
@@ -214,7 +230,11 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	var children sync.WaitGroup
-	for _, verb := range []string{"controller", "agent"} {
+	verbs := []string{"controller", "agent"}
+	if member { // the controllers are elsewhere
+		verbs = verbs[1:]
+	}
+	for _, verb := range verbs {
 		children.Go(func() { keep(ctx, verb, c, file) })
 	}
 	if !detached() {

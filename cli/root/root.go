@@ -34,7 +34,7 @@ import (
 
 // without are docker's commands that a fleet doesn't have.
 var without = map[string]bool{
-	"swarm": true, "stack": true, "node": true, "service": true, "config": true, "secret": true, "plugin": true,
+	"swarm": true, "stack": true, "service": true, "config": true, "secret": true, "plugin": true,
 	"checkpoint": true, "builder": true, "buildx": true, "trust": true, "manifest": true, "context": true, "compose": true,
 }
 
@@ -122,13 +122,20 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.before(cmd, opts) }
 	commands.AddCommands(root, dc)
 	for _, c := range root.Commands() {
+		if c.Name() == "node" { // Swarm's
+			root.RemoveCommand(c)
+		}
 		if without[c.Name()] {
 			root.RemoveCommand(c)
 		}
 	}
 	for _, c := range host.Commands(a.version) {
+		if c.Name() == "controller" {
+			c.AddCommand(a.controllerCommands()...)
+		}
 		root.AddCommand(c)
 	}
+	root.AddCommand(a.nodeCommand(), a.tokenCommand())
 	root.AddCommand(a.traceCommand())
 	visit(root, rename)
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
@@ -145,7 +152,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 		return nil
 	}
 	switch cmd.Name() {
-	case "up", "controller", "agent", "config", "completion", "bash", "zsh", "fish", "powershell", "help":
+	case "up", "join", "controller", "agent", "config", "completion", "bash", "zsh", "fish", "powershell", "help":
 		return nil
 	}
 	if len(opts.Hosts) > 0 {
@@ -181,7 +188,14 @@ func (a *app) complete(opts *cliflags.ClientOptions) error {
 	return a.before(cmd, opts)
 }
 
-func traced(cmd *cobra.Command) bool { return cmd.Name() != "trace" }
+func traced(cmd *cobra.Command) bool {
+	switch cmd.Name() {
+	case "trace":
+		return false
+	}
+	p := cmd.Parent()
+	return p == nil || p.Name() != "node" && p.Name() != "token" && p.Name() != "controller"
+}
 
 func (a *app) trace(cmd *cobra.Command) error {
 	h, err := a.target.HTTP()

@@ -225,7 +225,8 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 				{Uri: pki.URI(cluster, pki.KindNode, host), Roles: []string{pki.KindNode}},
 				{Uri: pki.URI(cluster, pki.KindUser, "admin"), Roles: []string{pki.RoleAdmin}},
 			},
-			Sealed: []*dv1.Sealed{sealedCA, wrapped},
+			Sealed:     []*dv1.Sealed{sealedCA, wrapped},
+			Controller: &dv1.Controller{Id: host, Name: o.NodeName, Addr: o.Controller, Joined: o.Now.UnixNano()},
 		}},
 	}, nil
 }

@@ -34,7 +34,7 @@ func (d *decision) join(c *dv1.Join) *dv1.Error {
 		return e
 	}
 	if c.Controller != nil && t.Role != TokenController {
-		return refuse("forbidden", "this token admits agents only: drover token create --role controller makes one for controllers")
+		return refuse("agents_only", "this token admits agents only: drover token create --role controller makes one for controllers")
 	}
 	n := proto.CloneOf(c.GetNode())
 	if t.SocketRole != "" {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/drover/drover/controller/dispatch"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -85,6 +87,11 @@ func (c *Core) Committed(effects []*dv1.Effect, at int64) {
 			c.seen[id] = of.Task
 			c.changes(old, of.Task, at)
 			c.wake(id)
+		case *dv1.Effect_Ended:
+			id := hex.EncodeToString(of.Ended.Id)
+			old := c.seen[id]
+			c.seen[id] = of.Ended
+			c.changes(old, of.Ended, at)
 		case *dv1.Effect_DeleteTask:
 			id := hex.EncodeToString(of.DeleteTask)
 			if old := c.seen[id]; old != nil {
@@ -142,6 +149,9 @@ func (c *Core) bury(id string, t *dv1.Task) {
 	st := c.Hub.Observed(id)
 	if st == nil {
 		st = &dv1.TaskStatus{Id: t.Id, Attempt: t.Attempt, Started: t.Started, Exit: t.Exit}
+	} else if t.Exit != nil && st.Exit.GetAttempt() < t.Exit.Attempt {
+		st = proto.CloneOf(st)
+		st.Exit = t.Exit
 	}
 	c.gone[id] = &buried{st, t}
 	c.order = append(c.order, id)
@@ -232,6 +242,11 @@ func (c *Core) Observed(taskID string) *dv1.TaskStatus {
 	if b := c.gone[taskID]; b != nil {
 		return b.last
 	}
+	if id, err := hex.DecodeString(taskID); err == nil {
+		if t := c.Log.Snapshot().Ended(id); t != nil {
+			return &dv1.TaskStatus{Id: t.Id, Attempt: t.Attempt, Started: t.Started, Exit: t.Exit, Phase: dv1.Phase_EXITED, Why: t.Failed}
+		}
+	}
 	return nil
 }
 
@@ -240,6 +255,9 @@ func (c *Core) Holders(digest string) []string { return c.Hub.Holders(digest) }
 
 // Silent implements engineapi.Fleet.
 func (c *Core) Silent() map[string]int64 { return c.Hub.Silent() }
+
+// Leaderless implements engineapi.Fleet: who asks here asks the leader.
+func (c *Core) Leaderless() bool { return false }
 
 // Contact implements engineapi.Fleet.
 func (c *Core) Contact() string { return c.contact }

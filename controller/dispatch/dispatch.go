@@ -28,9 +28,12 @@ type Log interface {
 	Term() uint64
 }
 
-// Options of a Hub. OnStatus and OnEvent may be nil and must not block.
+// Options of a Hub. OnStatus and OnEvent may be nil and must not block. Probe
+// asks whether a silent node answers at all; nil says no.
 type Options struct {
 	Log      Log
+	Probe    func(ctx context.Context, nodeID string) bool
+	Keys     func() [][]byte // of the gossip, newest first; may be nil
 	Logger   *slog.Logger
 	OnStatus func(taskID string)
 	OnEvent  func(*dv1.Happening)
@@ -42,6 +45,7 @@ type Hub struct {
 	began time.Time
 
 	mu    sync.Mutex
+	leads bool
 	index uint64 // of the last commit told to sessions
 	nodes map[string]*node
 	tasks map[string]observed // by hex id
@@ -67,7 +71,50 @@ func New(o Options) *Hub {
 	if o.OnEvent == nil {
 		o.OnEvent = func(*dv1.Happening) {}
 	}
+	if o.Keys == nil {
+		o.Keys = func() [][]byte { return nil }
+	}
+	if o.Probe == nil {
+		o.Probe = func(context.Context, string) bool { return false }
+	}
 	return &Hub{o: o, began: time.Now(), nodes: map[string]*node{}, tasks: map[string]observed{}}
+}
+
+// Lead takes sessions from now on: every node's clock begins anew. Not leading,
+// a Hub ends its sessions and forgets what they told.
+func (h *Hub) Lead(leads bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.leads == leads {
+		return
+	}
+	h.leads, h.began = leads, time.Now()
+	for _, n := range h.nodes {
+		if n.session != nil {
+			n.session.cancel(errDeposed)
+		}
+	}
+	h.nodes, h.tasks = map[string]*node{}, map[string]observed{}
+}
+
+// Leads says whether sessions end here.
+func (h *Hub) Leads() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.leads
+}
+
+// AllHolders gives, by image digest, the nodes that reported its content.
+func (h *Hub) AllHolders() map[string][]string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := map[string][]string{}
+	for id, n := range h.nodes {
+		for d := range n.images {
+			out[d] = append(out[d], id)
+		}
+	}
+	return out
 }
 
 // Committed marks what sessions must be told. It is consensus' OnCommit: it
@@ -82,6 +129,13 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 			h.mark(of.Task.NodeId, of.Task.Id)
 		case *dv1.Effect_Tombstone:
 			h.mark(of.Tombstone.NodeId, of.Tombstone.TaskId)
+		case *dv1.Effect_Controller, *dv1.Effect_DeleteController, *dv1.Effect_Sealed:
+			for _, n := range h.nodes {
+				if n.session != nil {
+					n.session.news = true
+					poke(n.session.wake)
+				}
+			}
 		case *dv1.Effect_DeleteTombstone:
 			// The agent is done with the task: so is what was seen of it.
 			delete(h.tasks, hex.EncodeToString(of.DeleteTombstone))
@@ -143,28 +197,57 @@ func (h *Hub) Silent() map[string]int64 {
 	return out
 }
 
-// Run has the log keep which nodes are silent, until ctx ends.
+// Run has the log keep which nodes are silent, until ctx ends. A silent node is
+// suspect; one that answers no probe either is down.
 func (h *Hub) Run(ctx context.Context) error {
 	t := time.NewTicker(BeatEvery)
 	defer t.Stop()
+	probes := map[string]bool{} // what the last probe of a suspect said
+	results := make(chan func(), 64)
+	probing := map[string]bool{}
+	var all sync.WaitGroup
+	defer all.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case f := <-results:
+			f()
+			continue
 		case <-t.C:
+		}
+		if !h.Leads() {
+			clear(probes)
+			continue
 		}
 		silent := h.Silent()
 		for n := range h.o.Log.Snapshot().Nodes() {
 			want := "ready"
-			if _, s := silent[n.Id]; s {
+			if _, is := silent[n.Id]; is {
 				want = "suspect"
+				answers, probed := probes[n.Id]
+				if probed && !answers {
+					want = "down"
+				}
+				if !probing[n.Id] {
+					probing[n.Id] = true
+					all.Go(func() {
+						ok := h.o.Probe(ctx, n.Id)
+						select {
+						case results <- func() { probes[n.Id] = ok; delete(probing, n.Id) }:
+						case <-ctx.Done():
+						}
+					})
+				}
+			} else {
+				delete(probes, n.Id)
 			}
-			if n.Liveness == want || (n.Liveness == "down" && want == "suspect") {
+			if n.Liveness == want {
 				continue
 			}
 			c := &dv1.Command{Of: &dv1.Command_SetLiveness{SetLiveness: &dv1.SetLiveness{NodeId: n.Id, Liveness: want}}}
 			pctx, cancel := context.WithTimeout(ctx, SuspectAfter)
-			if _, err := h.o.Log.Propose(pctx, c); err != nil && ctx.Err() == nil {
+			if _, err := h.o.Log.Propose(pctx, c); err != nil && ctx.Err() == nil && h.Leads() {
 				h.o.Logger.Warn("liveness was not recorded", "node", n.Id, "liveness", want, "err", err)
 			}
 			cancel()
@@ -177,7 +260,7 @@ func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport
 	snap := h.o.Log.Snapshot()
 	h.mu.Lock()
 	n := h.nodes[s.node]
-	if n.session != s { // superseded: a newer session knows better
+	if n == nil || n.session != s { // superseded: a newer session knows better
 		h.mu.Unlock()
 		return nil
 	}

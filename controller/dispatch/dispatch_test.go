@@ -59,6 +59,7 @@ func start(t *testing.T, certNode string) (*fakeLog, func() *connect.BidiStreamF
 	t.Helper()
 	f := &fakeLog{txn: state.NewTxn(state.NewStore().Snapshot()), got: make(chan *dv1.Command, 100)}
 	f.hub = New(Options{Log: f, Logger: slog.New(slog.DiscardHandler)})
+	f.hub.Lead(true)
 	h := f.hub.Handler()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.TLS = &tls.ConnectionState{}

@@ -23,6 +23,9 @@ const ALPN = "drover-session/1"
 
 const maxMessage = 16 << 20
 
+// maxHolders bounds how many nodes with its image an assignment names.
+const maxHolders = 8
+
 // session is one agent's stream. dirty and pending are guarded by Hub.mu.
 type session struct {
 	node    string
@@ -32,6 +35,7 @@ type session struct {
 	pending map[string]*dv1.TaskReport
 	removed map[string]bool
 	report  chan struct{}
+	news    bool // controllers or keys changed
 }
 
 type unblockKey struct{}
@@ -43,7 +47,7 @@ func (h *Hub) Handler() http.Handler {
 	mux.Handle(dv1connect.NewSessionHandler(h, connect.WithReadMaxBytes(maxMessage)))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := r.Context()
-		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		if _, relayed := pki.PrincipalFrom(ctx); !relayed && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 			if p, err := pki.FromCert(r.TLS.PeerCertificates[0]); err == nil {
 				ctx = pki.WithPrincipal(ctx, p)
 			}
@@ -92,8 +96,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		return connect.NewError(connect.CodeFailedPrecondition, err)
 	}
 	defer h.leave(s)
-	c := h.o.Log.Snapshot().Cluster()
-	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: &dv1.Welcome{Subnet: subnet, Epoch: c.GetEpoch(), ClusterId: c.GetId()}}}); err != nil {
+	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: h.welcome(subnet, s.node)}}); err != nil {
 		return fmt.Errorf("welcoming node %s: %w", s.node, err)
 	}
 	quiet := time.AfterFunc(SuspectAfter, func() { cancel(errSilent) })
@@ -107,14 +110,33 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	err = h.receive(s, st, quiet)
 	cancel(err)
 	wg.Wait()
-	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) || errors.Is(cause, errSilent) {
+	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) || errors.Is(cause, errSilent) || errors.Is(cause, errDeposed) {
 		return connect.NewError(connect.CodeAborted, fmt.Errorf("session of node %s: %w", s.node, cause))
 	}
 	return err
 }
 
+// gossipPeers is how many agents a welcome names.
+const gossipPeers = 5
+
+// welcome says what a node should know of its fleet.
+func (h *Hub) welcome(subnet, node string) *dv1.Welcome {
+	snap := h.o.Log.Snapshot()
+	w := &dv1.Welcome{Subnet: subnet, Epoch: snap.Cluster().GetEpoch(), ClusterId: snap.Cluster().GetId(), GossipKeys: h.o.Keys()}
+	for c := range snap.Controllers() {
+		w.Controllers = append(w.Controllers, c.Addr)
+	}
+	for n := range snap.Nodes() {
+		if n.Id != node && n.Addr != "" && len(w.Peers) < gossipPeers {
+			w.Peers = append(w.Peers, n.Addr)
+		}
+	}
+	return w
+}
+
 // Why the control plane ends a session.
 var (
+	errDeposed    = errors.New("another controller leads now")
 	errSuperseded = errors.New("a newer session of this node took over")
 	errSilent     = fmt.Errorf("nothing was heard for %v", SuspectAfter)
 )
@@ -146,6 +168,11 @@ func (h *Hub) register(ctx context.Context, n *dv1.Node) (string, error) {
 		want := proto.CloneOf(n)
 		// These are the control plane's to say, not the agent's.
 		want.Subnet, want.Availability, want.Liveness, want.Joined, want.Revision = old.Subnet, old.Availability, old.Liveness, old.Joined, old.Revision
+		want.Roles, want.SetLabels = old.Roles, old.SetLabels
+		if len(old.SetLabels) > 0 && want.Labels == nil {
+			want.Labels = map[string]string{}
+		}
+		maps.Copy(want.Labels, old.SetLabels)
 		if proto.Equal(want, old) {
 			return old.Subnet, nil
 		}
@@ -163,6 +190,9 @@ func (h *Hub) register(ctx context.Context, n *dv1.Node) (string, error) {
 func (h *Hub) enter(s *session, number uint64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.leads {
+		return errDeposed
+	}
 	n := h.nodes[s.node]
 	if n == nil {
 		n = &node{images: map[string]bool{}}
@@ -181,8 +211,9 @@ func (h *Hub) enter(s *session, number uint64) error {
 func (h *Hub) leave(s *session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if n := h.nodes[s.node]; n.session == s {
-		n.session = nil
+	if n := h.nodes[s.node]; n != nil && n.session == s {
+		// Whoever relayed it may be what died: the node gets time to come back.
+		n.session, n.heard = nil, time.Now()
 	}
 }
 
@@ -195,7 +226,7 @@ func (h *Hub) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAg
 		}
 		quiet.Reset(SuspectAfter)
 		h.mu.Lock()
-		if n := h.nodes[s.node]; n.session == s {
+		if n := h.nodes[s.node]; n != nil && n.session == s {
 			n.heard = time.Now()
 		}
 		h.mu.Unlock()
@@ -240,6 +271,8 @@ func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.F
 		if sync := h.next(s, full, sent); sync != nil {
 			full, sent = false, sync.Index
 			m.Of = &dv1.ToAgent_Sync{Sync: sync}
+		} else if h.news(s) {
+			m.Of = &dv1.ToAgent_Changed{Changed: h.welcome("", s.node)}
 		} else {
 			select {
 			case <-ctx.Done():
@@ -257,6 +290,14 @@ func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.F
 	}
 }
 
+func (h *Hub) news(s *session) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := s.news
+	s.news = false
+	return n
+}
+
 // next is what the agent lacks, nil if nothing. Marks are taken before the
 // state is read, so a state is never older than the index it is sent under.
 func (h *Hub) next(s *session, full bool, sent uint64) *dv1.Sync {
@@ -270,7 +311,16 @@ func (h *Hub) next(s *session, full bool, sent uint64) *dv1.Sync {
 	snap := h.o.Log.Snapshot()
 	out := &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: h.o.Log.Term(), Index: index, Full: full}
 	add := func(t *dv1.Task) {
-		out.Tasks = append(out.Tasks, &dv1.Assignment{Task: t, Spec: snap.Spec(t.SpecId)})
+		spec := snap.Spec(t.SpecId)
+		a := &dv1.Assignment{Task: t, Spec: spec}
+		if !full && t.Attempt <= 1 { // who may lack its image
+			for _, id := range h.Holders(spec.GetDigest()) {
+				if n := snap.Node(id); id != s.node && n != nil && len(a.Holders) < maxHolders {
+					a.Holders = append(a.Holders, n.Addr)
+				}
+			}
+		}
+		out.Tasks = append(out.Tasks, a)
 	}
 	if full {
 		out.Index = max(index, snap.Index())

@@ -37,6 +37,11 @@ func encode(w io.Writer, v any) error {
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
+	if err != nil && snap != nil {
+		if t = ended(snap, r.PathValue("id")); t != nil {
+			err = nil // its output is kept a while for who has not read its end
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -1,13 +1,19 @@
 package engineapi
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -174,6 +180,9 @@ func (s *server) restart(w http.ResponseWriter, r *http.Request) error {
 	return s.started(w, r, t, max(res.Attempt, t.Attempt+1), "restart")
 }
 
+// killedWithin bounds how long a kill waits to be recorded as one by hand.
+const killedWithin = time.Second
+
 func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
 	if err != nil {
@@ -207,12 +216,14 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 	deadly := bare == "KILL" || bare == "9"
 	if deadly || bare == stop {
 		// Afterwards and without the caller's key: a signal needs no quorum.
-		_, err := s.Fleet.Propose(r.Context(), &dv1.Command{Of: &dv1.Command_Killed{Killed: &dv1.Killed{TaskId: t.Id, Attempt: t.Attempt}}})
+		ctx, cancel := context.WithTimeout(r.Context(), killedWithin)
+		defer cancel()
+		_, err := s.Fleet.Propose(ctx, &dv1.Command{Of: &dv1.Command_Killed{Killed: &dv1.Killed{TaskId: t.Id, Attempt: t.Attempt}}})
 		if err != nil {
 			s.Logger.Warn("recording a kill by hand", "task", hexID(t), "error", err)
 		}
 	}
-	if deadly {
+	if deadly && !s.Fleet.Leaderless() {
 		if err := s.ended(r, t, t.Attempt); err != nil {
 			return err
 		}
@@ -238,8 +249,12 @@ func (s *server) rename(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) remove(w http.ResponseWriter, r *http.Request) error {
-	_, t, err := s.task(w, r)
+	snap, t, err := s.task(w, r)
 	if err != nil {
+		if snap != nil && s.before(r, snap) != nil {
+			w.WriteHeader(http.StatusNoContent) // asked again: it was removed for this request
+			return nil
+		}
 		return err
 	}
 	q := r.URL.Query()
@@ -251,11 +266,31 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// ended looks up an auto-removed task, for those who ask how it ended.
+func ended(snap *state.Snapshot, ref string) *dv1.Task {
+	if id, err := hex.DecodeString(ref); err == nil && len(id) == 32 {
+		return snap.Ended(id)
+	}
+	return nil
+}
+
+// Times of a wait without a leader: after the first a node is asked itself, and
+// after the second its word is enough.
+const (
+	leaderless  = time.Second
+	uncommitted = 2 * time.Second
+)
+
 // wait sends its header at once, because clients start only after they have it.
 func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
-	_, t, err := s.task(w, r)
+	snap, t, err := s.task(w, r)
 	if err != nil {
-		return err
+		if snap == nil {
+			return err
+		}
+		if t = ended(snap, r.PathValue("id")); t == nil {
+			return err
+		}
 	}
 	cond := container.WaitCondition(r.URL.Query().Get("condition"))
 	switch cond {
@@ -266,16 +301,22 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 		return refuse(http.StatusBadRequest, "invalid condition: %q", cond)
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Trailer", HeaderWarning)
 	w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(w).Flush()
-	before, last, failed := t.Exit.GetAttempt(), t.Exit, ""
-	err = s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
+	before, last, failed, attempt := t.Exit.GetAttempt(), t.Exit, "", t.Attempt
+	var mu sync.Mutex // guards attempt
+	alone, direct := s.alone(r, t, func() int32 { mu.Lock(); defer mu.Unlock(); return attempt })
+	err = s.Fleet.WaitTask(alone, hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
 		if e := st.GetExit(); e != nil && e.Attempt >= last.GetAttempt() {
 			last = e
 		}
 		if t == nil {
 			return true
 		}
+		mu.Lock()
+		attempt = t.Attempt
+		mu.Unlock()
 		if t.Exit != nil && t.Exit.Attempt >= last.GetAttempt() {
 			last = t.Exit
 		}
@@ -288,10 +329,13 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 		}
 		return t.Exit.GetAttempt() >= t.Attempt || failed != "" || t.Desired == dv1.Desired_CREATED
 	})
+	if x := direct(); x != nil && err != nil && r.Context().Err() == nil {
+		w.Header().Set(HeaderWarning, "the controllers have no leader: the exit code is the node's own, and is recorded later")
+		return encode(w, container.WaitResponse{StatusCode: int64(x.Code)})
+	}
 	if st := s.Fleet.Observed(hexID(t)); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
 		last = st.Exit
-	}
-	if st := s.Fleet.Observed(hexID(t)); failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > last.GetAttempt() {
+	} else if failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > last.GetAttempt() {
 		failed = st.Why // of a task that was removed with its failed start
 	}
 	res := container.WaitResponse{StatusCode: int64(last.GetCode())}
@@ -304,6 +348,73 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 		res.StatusCode = int64(failedCode(failed))
 	}
 	return encode(w, res)
+}
+
+// alone ends its context once the task's node told of an exit that no leader
+// recorded within its time. exit gives it, and ends the asking.
+func (s *server) alone(r *http.Request, t *dv1.Task, attempt func() int32) (ctx context.Context, exit func() *dv1.Exit) {
+	ctx, cancel := context.WithCancel(r.Context())
+	asking, stop := context.WithCancel(r.Context())
+	var x *dv1.Exit
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var since time.Time
+		for asking.Err() == nil {
+			select {
+			case <-asking.Done():
+				return
+			case <-time.After(leaderless / 4):
+			}
+			if !s.Fleet.Leaderless() {
+				since = time.Time{}
+				continue
+			}
+			if since.IsZero() {
+				since = time.Now()
+			}
+			if time.Since(since) < leaderless || attempt() == 0 {
+				continue
+			}
+			if e := s.askExit(asking, t, attempt()); e != nil {
+				select {
+				case <-asking.Done():
+				case <-time.After(uncommitted):
+					if s.Fleet.Leaderless() {
+						x = e
+						cancel()
+						return
+					}
+				}
+			}
+		}
+	}()
+	return ctx, func() *dv1.Exit { stop(); <-done; cancel(); return x }
+}
+
+// askExit waits for the node's own record of an attempt's end, a while.
+func (s *server) askExit(ctx context.Context, t *dv1.Task, attempt int32) *dv1.Exit {
+	c, err := s.Fleet.Agent(t.NodeId)
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://agent/v1/tasks/%s/wait?attempt=%d", hexID(t), attempt), nil)
+	if err != nil {
+		return nil
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	x := &dv1.Exit{}
+	if err != nil || resp.StatusCode != http.StatusOK || protojson.Unmarshal(b, x) != nil {
+		return nil
+	}
+	return x
 }
 
 // agent calls a node; the caller closes the answer's body.

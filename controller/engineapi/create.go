@@ -67,7 +67,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	}
 	sum := sha256.Sum256(body)
 	c := &dv1.CreateRun{
-		RunId: random(), TaskIds: [][]byte{random()}, Name: name, NameCandidates: candidates(24), Mode: "one", Contact: s.Fleet.Contact(),
+		RunId: random(), TaskIds: [][]byte{random()}, Name: name, NameCandidates: candidates(24), Mode: "one", Contact: s.contact(r),
 		AutoRemove: req.HostConfig != nil && req.HostConfig.AutoRemove,
 		Spec:       &dv1.Spec{Id: sum[:], Body: body, Image: req.Image, Digest: digest},
 	}
@@ -139,7 +139,7 @@ func (s *server) feasible(r *http.Request, req *container.CreateRequest) (warnin
 		}
 	}
 	for _, src := range sources {
-		if s.Fleet.Contact() == "" && req.Labels[labelOn] == "" && r.Header.Get(HeaderOn) == "" && !slices.ContainsFunc(everywhere, func(p string) bool { return src == p || strings.HasPrefix(src, p+"/") }) {
+		if s.contact(r) == "" && req.Labels[labelOn] == "" && r.Header.Get(HeaderOn) == "" && !slices.ContainsFunc(everywhere, func(p string) bool { return src == p || strings.HasPrefix(src, p+"/") }) {
 			return nil, refuse(http.StatusBadRequest, "bind source %s: say which node has it (label %s=node==NAME)", src, labelOn)
 		}
 	}

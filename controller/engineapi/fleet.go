@@ -30,6 +30,8 @@ type Fleet interface {
 	Agent(nodeID string) (*http.Client, error)
 	// Events delivers happenings from now on, after those kept since since (Unix ns, 0: none).
 	Events(ctx context.Context, since int64) <-chan *dv1.Happening
+	// Leaderless says whether no controller leads that this one can reach.
+	Leaderless() bool
 	// Contact is this controller's own node, "" if its host runs no agent.
 	Contact() string
 }

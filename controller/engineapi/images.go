@@ -123,7 +123,7 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	node, err := s.puller(snap, digest)
+	node, err := s.puller(snap, digest, s.contact(r))
 	if err != nil {
 		return err
 	}
@@ -193,9 +193,8 @@ func (discardHeader) Header() http.Header { return http.Header{} }
 
 // puller chooses where a pull's content goes: where it is, the contact, or any
 // node that answers.
-func (s *server) puller(snap *state.Snapshot, digest string) (string, error) {
+func (s *server) puller(snap *state.Snapshot, digest, contact string) (string, error) {
 	silent := s.Fleet.Silent()
-	contact := s.Fleet.Contact()
 	holders := s.Fleet.Holders(digest)
 	if _, quiet := silent[contact]; contact != "" && !quiet && snap.Node(contact) != nil {
 		return contact, nil
@@ -419,10 +418,11 @@ func (s *server) deleteImage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	name := r.PathValue("name")
-	if _, err := findImage(snap, name); err != nil {
+	res := s.before(r, snap)
+	if _, err := findImage(snap, name); err != nil && res == nil {
 		return err
 	}
-	res, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Untag{Untag: &dv1.Untag{Ref: name, Force: boolean(r.URL.Query(), "force")}}})
+	res, err = s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Untag{Untag: &dv1.Untag{Ref: name, Force: boolean(r.URL.Query(), "force")}}})
 	if err != nil {
 		return err
 	}

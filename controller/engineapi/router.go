@@ -36,6 +36,8 @@ const (
 	HeaderKey     = "Drover-Idempotency-Key"
 	HeaderOn      = "Drover-On" // in: placement constraints, comma separated
 	HeaderTrace   = "Drover-Trace"
+	HeaderContact = "Drover-Contact" // in: id of the node whose host the client believes it talks to
+	HeaderWarning = "Drover-Warning" // out, also as a trailer: what the client should know
 )
 
 // Range of API versions, and docker's engine version that it goes with.
@@ -192,6 +194,33 @@ func (s *server) route(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// contact is the node that the client believes it talks to, "" for none.
+func (s *server) contact(r *http.Request) string {
+	if c := r.Header.Get(HeaderContact); c != "" {
+		return c
+	}
+	return s.Fleet.Contact()
+}
+
+// before is the answer that a request with the same key got already, nil if none.
+func (s *server) before(r *http.Request, snap *state.Snapshot) *dv1.CommandResult {
+	k := r.Header.Get(HeaderKey)
+	if k == "" {
+		return nil
+	}
+	res := snap.Result(k)
+	if sum := digest(r, nil); res == nil || !bytes.Equal(res.Hash, sum) {
+		return nil
+	}
+	return res.Result
+}
+
+// digest is over what the client sent.
+func digest(r *http.Request, body []byte) []byte {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.URL.RequestURI(), body))
+	return sum[:]
+}
+
 func minor(v string) int {
 	_, m, _ := strings.Cut(v, ".")
 	n, _ := strconv.Atoi(m)
@@ -228,8 +257,7 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c 
 		c.Principal = p.URI
 	}
 	if c.Key = r.Header.Get(HeaderKey); c.Key != "" {
-		sum := sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.URL.RequestURI(), body))
-		c.Hash = sum[:]
+		c.Hash = digest(r, body)
 	}
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(r.Context(), carrier)

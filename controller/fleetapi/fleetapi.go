@@ -1,4 +1,5 @@
-// Package fleetapi answers what docker's API has no words for: traces.
+// Package fleetapi answers what docker's API has no words for: nodes,
+// controllers, tokens, traces. It decides nothing; that is the proposer's.
 package fleetapi
 
 import (
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/trace"
 )
@@ -21,12 +23,33 @@ const maxSpans = 4 << 20
 // Prefix of this API's own paths; trace.Path is OTLP's.
 const Prefix = "/drover/v1/"
 
-type server struct{ traces *trace.Store }
+// Options of New; all are needed.
+type Options struct {
+	Traces  *trace.Store
+	Fleet   engineapi.Fleet
+	Members func() []Member
+	Pin     func() string // of the fleet's authority
+}
 
-// New answers over traces. Requests carry their principal in the context.
-func New(traces *trace.Store) http.Handler {
-	s := &server{traces}
+type server struct {
+	o      Options
+	traces *trace.Store
+}
+
+// New answers requests that carry their principal in the context.
+func New(o Options) http.Handler {
+	s := &server{o, o.Traces}
 	m := http.NewServeMux()
+	m.HandleFunc("GET "+Prefix+"nodes", s.nodes)
+	m.HandleFunc("GET "+Prefix+"nodes/{name}", s.nodeOf)
+	m.HandleFunc("POST "+Prefix+"nodes/{name}", admin(s.updateNode))
+	m.HandleFunc("DELETE "+Prefix+"nodes/{name}", admin(s.removeNode))
+	m.HandleFunc("GET "+Prefix+"controllers", s.controllers)
+	m.HandleFunc("DELETE "+Prefix+"controllers/{name}", admin(s.removeController))
+	m.HandleFunc("GET "+Prefix+"tokens", admin(s.tokens))
+	m.HandleFunc("POST "+Prefix+"tokens", admin(s.newToken))
+	m.HandleFunc("DELETE "+Prefix+"tokens/{id}", admin(s.revokeToken))
+	m.HandleFunc("GET "+Prefix+"tags", s.tag)
 	m.HandleFunc("POST "+trace.Path, s.take)
 	m.HandleFunc("GET "+Prefix+"traces", s.list)
 	m.HandleFunc("GET "+Prefix+"traces/last", s.last)
@@ -39,12 +62,23 @@ func New(traces *trace.Store) http.Handler {
 		switch {
 		case !ok:
 			refuse(w, http.StatusUnauthorized, pki.ErrNoPrincipal.Error())
-		case r.URL.Path == trace.Path && (p.Has(pki.KindNode) || p.Has(pki.KindController)), p.Has(pki.RoleAdmin), p.Has(pki.KindUser):
+		case (r.URL.Path == trace.Path || r.URL.Path == Prefix+"tags") && (p.Has(pki.KindNode) || p.Has(pki.KindController)), p.Has(pki.RoleAdmin), p.Has(pki.KindUser):
 			m.ServeHTTP(w, r)
 		default:
 			refuse(w, http.StatusForbidden, p.URI+" has no role that allows this")
 		}
 	})
+}
+
+// admin lets admins only do what changes who belongs to the fleet.
+func admin(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if p, _ := pki.PrincipalFrom(r.Context()); !p.Has(pki.RoleAdmin) {
+			refuse(w, http.StatusForbidden, p.URI+" is no admin of this fleet")
+			return
+		}
+		h(w, r)
+	}
 }
 
 func (s *server) take(w http.ResponseWriter, r *http.Request) {

@@ -2,6 +2,7 @@ package bulk
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"github.com/drover/drover/pkg/pki"
 )
 
 var aLongTimeAgo = time.Unix(1, 0)
@@ -30,6 +33,12 @@ func config() *yamux.Config {
 func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	streams := &streamListener{c: make(chan net.Conn), done: make(chan struct{}), addr: l.Addr()}
 	srv := &http.Server{
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if p, ok := c.(*principalConn); ok {
+				return pki.WithPrincipal(ctx, p.who)
+			}
+			return ctx
+		},
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
@@ -60,6 +69,24 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 	}
 }
 
+// principalConn is a stream of a connection whose other end is known.
+type principalConn struct {
+	net.Conn
+	who pki.Principal
+}
+
+func known(st net.Conn, c net.Conn) net.Conn {
+	t, ok := c.(*tls.Conn)
+	if !ok || len(t.ConnectionState().PeerCertificates) == 0 {
+		return st
+	}
+	p, err := pki.FromCert(t.ConnectionState().PeerCertificates[0])
+	if err != nil {
+		return st
+	}
+	return &principalConn{st, p}
+}
+
 func serveConn(ctx context.Context, c net.Conn, to *streamListener, log *slog.Logger) {
 	s, err := yamux.Server(c, config())
 	if err != nil {
@@ -76,7 +103,7 @@ func serveConn(ctx context.Context, c net.Conn, to *streamListener, log *slog.Lo
 			return
 		}
 		select {
-		case to.c <- st:
+		case to.c <- known(st, c):
 		case <-to.done:
 			_ = st.Close()
 			return

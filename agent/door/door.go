@@ -1,0 +1,121 @@
+// Package door is the socket of a host that has no controller: what comes in goes
+// to a controller as it is, with who sent it. What they may do is decided there.
+package door
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/drover/drover/pkg/relaysock"
+	"github.com/drover/drover/pkg/unixsock"
+)
+
+// Options of Run. TLS is pki.PeerClientTLS for relaysock.ALPN; Controllers gives
+// host:port of each, the preferred one first.
+type Options struct {
+	Path        string
+	Controllers func() []string
+	TLS         *tls.Config
+	Log         *slog.Logger
+}
+
+const (
+	dialWithin = 2 * time.Second
+	maxConns   = 1024
+)
+
+// Run serves the socket until ctx ends.
+func Run(ctx context.Context, o Options) error {
+	l, err := unixsock.Listen(o.Path)
+	if err != nil {
+		return err
+	}
+	var all sync.WaitGroup
+	defer all.Wait()
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	slots := make(chan struct{}, maxConns)
+	for {
+		c, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accepting on %s: %w", o.Path, err)
+		}
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			o.pass(ctx, c)
+		})
+	}
+}
+
+func (o Options) pass(ctx context.Context, c net.Conn) {
+	defer func() { _ = c.Close() }()
+	p, err := unixsock.Peer(o.Path, c)
+	if err != nil {
+		say(c, 403, err.Error())
+		return
+	}
+	uid, _ := strconv.Atoi(p.ID)
+	t, err := o.dial(ctx)
+	if err != nil {
+		o.Log.Warn("no controller answers", "err", err)
+		say(c, 503, "no controller of the fleet answers: "+err.Error())
+		return
+	}
+	defer func() { _ = t.Close() }()
+	stop := context.AfterFunc(ctx, func() { _, _ = c.Close(), t.NetConn().Close() })
+	defer stop()
+	hello, err := json.Marshal(relaysock.Hello{UID: uid})
+	if err != nil {
+		return
+	}
+	if _, err := t.Write(append(hello, '\n')); err != nil {
+		say(c, 503, err.Error())
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err := io.Copy(t, c)
+		if err == nil {
+			_ = t.CloseWrite()
+		}
+	}()
+	_, _ = io.Copy(c, t) // who left needs no answer
+	_, _ = c.Close(), t.NetConn().Close()
+	<-done
+}
+
+func (o Options) dial(ctx context.Context) (*tls.Conn, error) {
+	var errs []error
+	for _, addr := range o.Controllers() {
+		try, cancel := context.WithTimeout(ctx, dialWithin)
+		c, err := (&tls.Dialer{Config: o.TLS}).DialContext(try, "tcp", addr)
+		cancel()
+		if t, ok := c.(*tls.Conn); ok && err == nil {
+			return t, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// say answers a request that nobody else can.
+func say(c net.Conn, code int, msg string) {
+	_ = c.SetReadDeadline(time.Now().Add(time.Second))
+	_, _ = c.Read(make([]byte, 4096)) // the request, so that the answer is read
+	body, _ := json.Marshal(map[string]string{"message": msg})
+	_, _ = fmt.Fprintf(c, "HTTP/1.1 %d Refused\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", code, len(body), body)
+}

@@ -1,0 +1,164 @@
+package bootstrap
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/hpke"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/join"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// joinKeys is where a host's keys are until its join was answered, so that a join
+// that was cut short is the same one when it is asked again.
+const joinKeys = "join.tmp"
+
+// ErrMember: this host is in a fleet already.
+var ErrMember = errors.New("this host is in a fleet already")
+
+// Joining is what a host joins with.
+type Joining struct {
+	DataDir    string
+	Token      pki.Token
+	Addr       string // of a controller of the fleet
+	NodeName   string
+	Hosts      []string
+	Agent      string // host:port of its agent
+	Controller string // host:port of its controller, "" for an agent only
+	Labels     map[string]string
+	Now        time.Time
+}
+
+// IsMember says whether this host has an identity.
+func IsMember(dataDir string) bool { return exists(filepath.Join(AgentPKI(dataDir), "cert.pem")) }
+
+// HasController says whether this host is one of the fleet's controllers.
+func HasController(dataDir string) bool {
+	return exists(filepath.Join(ControllerPKI(dataDir), "cert.pem"))
+}
+
+// Join gets this host its identities from a fleet.
+func Join(ctx context.Context, o Joining) error {
+	if IsMember(o.DataDir) || exists(filepath.Join(o.DataDir, decided)) {
+		return ErrMember
+	}
+	dir := filepath.Join(o.DataDir, joinKeys)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
+	req := &join.Request{TokenID: o.Token.ID, Secret: o.Token.Secret, Name: o.NodeName, Hosts: o.Hosts, Agent: o.Agent,
+		Controller: o.Controller, Labels: o.Labels, Now: o.Now}
+	keys := map[string]*ecdsa.PrivateKey{}
+	for name, pub := range map[string]*[]byte{"node": &req.NodeKey, "controller": &req.ControllerKey, "admin": &req.AdminKey} {
+		k, err := keptKey(filepath.Join(dir, name+".pem"))
+		if err != nil {
+			return err
+		}
+		keys[name] = k
+		if *pub, err = x509.MarshalPKIXPublicKey(k.Public()); err != nil {
+			return fmt.Errorf("encoding a key: %w", err)
+		}
+	}
+	seal, err := keptSeal(filepath.Join(dir, "seal"))
+	if err != nil {
+		return err
+	}
+	raw, err := seal.Bytes()
+	if err != nil {
+		return fmt.Errorf("encoding the sealing key: %w", err)
+	}
+	req.SealPublic = seal.PublicKey().Bytes()
+	a, err := join.Ask(ctx, o.Addr, o.Token, req)
+	if err != nil {
+		return err
+	}
+	id, err := json.MarshalIndent(Identity{Version: 1, Cluster: a.Cluster, Node: a.Node, Name: o.NodeName, Controllers: a.Controllers}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding this host's identity: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(IdentityFile(o.DataDir)), 0o700); err != nil {
+		return fmt.Errorf("making the agent's folder: %w", err)
+	}
+	if err := durable.WriteFile(IdentityFile(o.DataDir), append(id, '\n'), 0o600); err != nil {
+		return err
+	}
+	if o.Controller != "" {
+		if err := pki.WriteFiles(ControllerPKI(o.DataDir), a.Bundle, a.ControllerCert, keys["controller"], raw); err != nil {
+			return err
+		}
+		if err := pki.WriteFiles(AdminPKI(o.DataDir), a.Bundle, a.AdminCert, keys["admin"], nil); err != nil {
+			return err
+		}
+	}
+	// The agent's certificate comes last: it says that this host has joined.
+	if err := pki.WriteFiles(AgentPKI(o.DataDir), a.Bundle, a.NodeCert, keys["node"], nil); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("removing the join's scratch: %w", err)
+	}
+	return nil
+}
+
+func keptKey(path string) (*ecdsa.PrivateKey, error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		if p, _ := pem.Decode(b); p != nil {
+			if k, err := x509.ParseECPrivateKey(p.Bytes); err == nil {
+				return k, nil
+			}
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading a key: %w", err)
+	}
+	k, err := pki.NewKey()
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalECPrivateKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a key: %w", err)
+	}
+	return k, durable.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+func keptSeal(path string) (hpke.PrivateKey, error) {
+	if b, err := os.ReadFile(path); err == nil {
+		if k, err := hpke.DHKEM(curve()).NewPrivateKey(b); err == nil {
+			return k, nil
+		}
+	}
+	k, err := hpke.DHKEM(curve()).GenerateKey()
+	if err != nil {
+		return nil, fmt.Errorf("making the sealing key: %w", err)
+	}
+	b, err := k.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("encoding the sealing key: %w", err)
+	}
+	return k, durable.WriteFile(path, b, 0o600)
+}
+
+// SaveControllers keeps where the fleet's controllers are.
+func SaveControllers(path string, controllers []string) error {
+	id, err := LoadIdentity(path)
+	if err != nil {
+		return err
+	}
+	id.Controllers = controllers
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding this host's identity: %w", err)
+	}
+	return durable.WriteFile(path, append(b, '\n'), 0o600)
+}

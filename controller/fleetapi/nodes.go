@@ -1,0 +1,267 @@
+package fleetapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// Member is a controller, as lists show it.
+type Member struct {
+	ID     string
+	Name   string
+	Addr   string
+	Role   string // leader | voter | catching up | joining
+	Joined int64  // Unix ns
+}
+
+// Node is a node, as lists show it.
+type Node struct {
+	ID           string
+	Name         string
+	Addr         string
+	Subnet       string
+	Labels       map[string]string
+	Availability string // active | drain
+	Status       string // ready | suspect | down
+	Silent       int64  `json:",omitempty"` // since, Unix ns
+	Controller   string // its role as a controller, "" for an agent only
+	Containers   int
+	Running      int
+	CPUs         float64
+	Memory       int64
+	Arch         string
+	OS           string
+	Kernel       string
+	Versions     map[string]string
+	Roles        map[string]string `json:",omitempty"`
+	Joined       int64
+	Revision     uint64
+}
+
+// TokenInfo is a token without its secret.
+type TokenInfo struct {
+	ID         string
+	Role       string
+	SocketRole string `json:",omitempty"`
+	Created    int64
+	Expires    int64 `json:",omitempty"`
+	Revoked    bool
+	Used       uint32
+	Text       string `json:",omitempty"` // once, in the answer to its making
+}
+
+// NewToken asks for a token.
+type NewToken struct {
+	Role       string
+	SocketRole string
+	TTL        time.Duration
+}
+
+// UpdateNode changes a node.
+type UpdateNode struct {
+	Set          map[string]string
+	Drop         []string
+	Availability string
+	Roles        map[string]string
+}
+
+const maxBody = 64 << 10
+
+func (s *server) nodes(w http.ResponseWriter, r *http.Request) {
+	snap, ok := s.state(w, r)
+	if !ok {
+		return
+	}
+	out := []Node{}
+	for n := range snap.Nodes() {
+		out = append(out, s.node(snap, n))
+	}
+	slices.SortFunc(out, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
+	answer(w, http.StatusOK, out)
+}
+
+func (s *server) nodeOf(w http.ResponseWriter, r *http.Request) {
+	snap, ok := s.state(w, r)
+	if !ok {
+		return
+	}
+	n := snap.NodeByName(r.PathValue("name"))
+	if n == nil {
+		refuse(w, http.StatusNotFound, "No such node: "+r.PathValue("name"))
+		return
+	}
+	answer(w, http.StatusOK, s.node(snap, n))
+}
+
+func (s *server) node(snap *state.Snapshot, n *dv1.Node) Node {
+	c := n.Capacity
+	if c == nil {
+		c = &dv1.Capacity{}
+	}
+	out := Node{ID: n.Id, Name: n.Name, Addr: n.Addr, Subnet: n.Subnet, Labels: n.Labels, Availability: n.Availability, Status: n.Liveness,
+		CPUs: float64(c.NanoCpus) / 1e9, Memory: c.Memory, Arch: c.Arch, OS: c.OsName, Kernel: c.Kernel, Roles: n.Roles, Joined: n.Joined, Revision: n.Revision,
+		Versions: map[string]string{"drover": c.Drover, "containerd": c.Containerd, "runc": c.Runc}}
+	if since, silent := s.o.Fleet.Silent()[n.Id]; silent {
+		out.Silent = since
+		if out.Status == "ready" {
+			out.Status = "suspect"
+		}
+	}
+	for t := range snap.TasksOfNode(n.Id) {
+		out.Containers++
+		if t.Attempt > 0 && t.Started != 0 && t.Exit.GetAttempt() < t.Attempt && t.Failed == "" {
+			out.Running++
+		}
+	}
+	for _, m := range s.o.Members() {
+		if m.ID == n.Id {
+			out.Controller = m.Role
+		}
+	}
+	return out
+}
+
+func (s *server) updateNode(w http.ResponseWriter, r *http.Request) {
+	var u UpdateNode
+	if !read(w, r, &u) {
+		return
+	}
+	s.do(w, r, &dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: r.PathValue("name"), SetLabels: u.Set, DropLabels: u.Drop, Availability: u.Availability, Roles: u.Roles}}})
+}
+
+func (s *server) removeNode(w http.ResponseWriter, r *http.Request) {
+	s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: r.PathValue("name"), Force: r.URL.Query().Get("force") != ""}}})
+}
+
+func (s *server) controllers(w http.ResponseWriter, _ *http.Request) {
+	out := s.o.Members()
+	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	answer(w, http.StatusOK, out)
+}
+
+func (s *server) removeController(w http.ResponseWriter, r *http.Request) {
+	s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: r.PathValue("name")}}})
+}
+
+func (s *server) tokens(w http.ResponseWriter, r *http.Request) {
+	snap, ok := s.state(w, r)
+	if !ok {
+		return
+	}
+	out := []TokenInfo{}
+	for t := range snap.Tokens() {
+		out = append(out, info(t))
+	}
+	slices.SortFunc(out, func(a, b TokenInfo) int { return int(min(1, max(-1, a.Created-b.Created))) })
+	answer(w, http.StatusOK, out)
+}
+
+func info(t *dv1.Token) TokenInfo {
+	return TokenInfo{ID: t.Id, Role: t.Role, SocketRole: t.SocketRole, Created: t.Created, Expires: t.Expires, Revoked: t.Revoked, Used: t.Used}
+}
+
+func (s *server) newToken(w http.ResponseWriter, r *http.Request) {
+	var n NewToken
+	if !read(w, r, &n) {
+		return
+	}
+	t, err := pki.NewToken(s.o.Pin())
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	m := &dv1.Token{Id: t.ID, Hash: t.Hash(), Role: n.Role, SocketRole: n.SocketRole}
+	if n.TTL > 0 {
+		m.Expires = time.Now().Add(n.TTL).UnixNano()
+	}
+	// A token can't be asked for again under the same key: its text is nowhere.
+	r.Header.Del(engineapi.HeaderKey)
+	if _, ok := s.propose(w, r, &dv1.Command{Of: &dv1.Command_PutToken{PutToken: &dv1.PutToken{Token: m}}}); ok {
+		i := info(m)
+		i.Text = t.String()
+		answer(w, http.StatusCreated, i)
+	}
+}
+
+func (s *server) revokeToken(w http.ResponseWriter, r *http.Request) {
+	s.do(w, r, &dv1.Command{Of: &dv1.Command_RevokeToken{RevokeToken: &dv1.RevokeToken{Id: r.PathValue("id")}}})
+}
+
+// tag answers a node's mirror: which digest a reference names.
+func (s *server) tag(w http.ResponseWriter, r *http.Request) {
+	snap, ok := s.state(w, r)
+	if !ok {
+		return
+	}
+	t := snap.Tag(r.URL.Query().Get("ref"))
+	if t == nil {
+		refuse(w, http.StatusNotFound, "No such image: "+r.URL.Query().Get("ref"))
+		return
+	}
+	var holders []string
+	for _, id := range s.o.Fleet.Holders(t.Digest) {
+		if n := snap.Node(id); n != nil {
+			holders = append(holders, n.Addr)
+		}
+	}
+	answer(w, http.StatusOK, map[string]any{"Digest": t.Digest, "Holders": holders})
+}
+
+func (s *server) state(w http.ResponseWriter, r *http.Request) (*state.Snapshot, bool) {
+	snap, err := s.o.Fleet.State(r.Context(), 0)
+	if err != nil {
+		refuse(w, http.StatusServiceUnavailable, err.Error())
+		return nil, false
+	}
+	return snap, true
+}
+
+func (s *server) do(w http.ResponseWriter, r *http.Request, c *dv1.Command) {
+	if res, ok := s.propose(w, r, c); ok {
+		answer(w, http.StatusOK, map[string]any{"Name": res.Name, "ID": res.NodeId, "Changed": res.Changed})
+	}
+}
+
+func (s *server) propose(w http.ResponseWriter, r *http.Request, c *dv1.Command) (*dv1.CommandResult, bool) {
+	p, _ := pki.PrincipalFrom(r.Context())
+	c.Principal = p.URI
+	if c.Key = r.Header.Get(engineapi.HeaderKey); c.Key != "" {
+		c.Key = "fleet-" + c.Key
+	}
+	res, err := s.o.Fleet.Propose(r.Context(), c)
+	if err != nil {
+		refuse(w, http.StatusServiceUnavailable, err.Error())
+		return nil, false
+	}
+	w.Header().Set(engineapi.HeaderIndex, fmt.Sprint(res.Index))
+	if e := res.GetError(); e != nil {
+		code := map[string]int{"not_found": http.StatusNotFound, "conflict": http.StatusConflict, "invalid": http.StatusBadRequest, "forbidden": http.StatusForbidden}[e.Kind]
+		if code == 0 {
+			code = http.StatusServiceUnavailable
+		}
+		refuse(w, code, e.Message)
+		return nil, false
+	}
+	return res, true
+}
+
+func read(w http.ResponseWriter, r *http.Request, v any) bool {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err == nil && len(b) > 0 {
+		err = json.Unmarshal(b, v)
+	}
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "reading the request: "+err.Error())
+	}
+	return err == nil
+}

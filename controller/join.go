@@ -1,0 +1,168 @@
+package controller
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdh"
+	"crypto/hpke"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/relay"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/join"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// joining admits hosts that show a token: any controller signs, the leader decides.
+type joining struct {
+	c     *controller
+	log   *tracedLog
+	way   *relay.Relay
+	seals *seals
+
+	mu   sync.Mutex
+	said map[string]bool // refusals that were logged
+}
+
+func (j *joining) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost || r.URL.Path != join.Path {
+		refuse(w, &refusal{http.StatusNotFound, r.Method + " " + r.URL.Path + " is not known here"})
+		return
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, join.MaxBody))
+	req := &join.Request{}
+	if err == nil {
+		err = json.Unmarshal(b, req)
+	}
+	if err != nil {
+		refuse(w, &refusal{http.StatusBadRequest, "reading the request to join: " + err.Error()})
+		return
+	}
+	a, err := j.admit(r.Context(), req)
+	if err != nil {
+		j.once(r.RemoteAddr, req.Name, err)
+		refuse(w, err)
+		return
+	}
+	j.c.Logger.Info("a host joined", "node", req.Name, "id", a.Node, "controller", req.Controller)
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(a) // who left asks again
+}
+
+// once logs a refusal, the same one only the first time.
+func (j *joining) once(from, name string, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	k := name + "\x00" + err.Error()
+	if j.said[k] {
+		return
+	}
+	if j.said == nil || len(j.said) > 1000 {
+		j.said = map[string]bool{}
+	}
+	j.said[k] = true
+	j.c.Logger.Warn("refused a join", "peer", from, "node", name, "err", err)
+}
+
+func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, error) {
+	sum := sha256.Sum256([]byte(req.Secret))
+	snap := j.log.Snapshot()
+	if e := command.CheckToken(snap.Token(req.TokenID), sum[:], time.Now().UnixNano()); e != nil && snap.Token(req.TokenID) != nil {
+		return nil, &refusal{http.StatusForbidden, e.Message} // the leader decides of tokens not known here yet
+	}
+	if skew := time.Since(req.Now).Round(time.Second); skew > join.MaxSkew || skew < -join.MaxSkew {
+		return nil, &refusal{http.StatusBadRequest, fmt.Sprintf("the clock of this host is off by %v (it says %s): set it, and join again", skew, req.Now.UTC().Format(time.RFC3339))}
+	}
+	if req.Name == "" || req.Agent == "" {
+		return nil, &refusal{http.StatusBadRequest, "a host joins with a name and its agent's address"}
+	}
+	id, err := newID()
+	if err != nil {
+		return nil, err
+	}
+	cluster := snap.Cluster().GetId()
+	uri := func(kind string) string { return pki.URI(cluster, kind, id) }
+	cmd := &dv1.Join{TokenId: req.TokenID, SecretHash: sum[:], Node: &dv1.Node{Id: id, Name: req.Name, Addr: req.Agent, Labels: req.Labels},
+		Identities: []*dv1.Identity{{Uri: uri(pki.KindNode), Roles: []string{pki.KindNode}}}}
+	if req.Controller != "" {
+		pub, err := hpke.DHKEM(ecdh.X25519()).NewPublicKey(req.SealPublic)
+		if err != nil {
+			return nil, &refusal{http.StatusBadRequest, "reading the sealing key: " + err.Error()}
+		}
+		wrap, err := j.seals.key.WrapFor("data-key/"+j.seals.key.ID+"/"+id, pub)
+		if err != nil {
+			return nil, err
+		}
+		cmd.Controller = &dv1.Controller{Id: id, Name: req.Name, Addr: req.Controller}
+		cmd.Identities = append(cmd.Identities, &dv1.Identity{Uri: uri(pki.KindController), Roles: []string{pki.KindController}, SealPublic: req.SealPublic})
+		cmd.Sealed = append(cmd.Sealed, wrap)
+	}
+	// The host's key makes a join that is asked again the same join.
+	key := sha256.Sum256(append([]byte(req.Secret), req.NodeKey...))
+	res, err := j.way.Propose(ctx, &dv1.Command{Key: "join-" + hex.EncodeToString(key[:]), Hash: key[:], Principal: "token:" + req.TokenID, Of: &dv1.Command_Join{Join: cmd}})
+	if err != nil {
+		return nil, &refusal{http.StatusServiceUnavailable, "the join could not be recorded: " + err.Error()}
+	}
+	if e := res.GetError(); e != nil {
+		code := map[string]int{"forbidden": http.StatusForbidden, "conflict": http.StatusConflict, "invalid": http.StatusBadRequest, "agents_only": join.AgentsOnly}[e.Kind]
+		if code == 0 {
+			code = http.StatusServiceUnavailable
+		}
+		return nil, &refusal{code, e.Message}
+	}
+	id = res.NodeId // of the first time, when it was asked again
+	return j.sign(cluster, id, req)
+}
+
+func (j *joining) sign(cluster, id string, req *join.Request) (*join.Answer, error) {
+	ca, err := j.seals.authority()
+	if err != nil {
+		return nil, err
+	}
+	snap := j.log.Snapshot()
+	a := &join.Answer{Cluster: cluster, Node: id, Bundle: snap.Cluster().GetTrustBundle()}
+	leaf := func(uri string, der []byte, hosts []string) ([]byte, error) {
+		pub, err := x509.ParsePKIXPublicKey(der)
+		if err != nil {
+			return nil, &refusal{http.StatusBadRequest, "reading a public key: " + err.Error()}
+		}
+		return ca.Issue(uri, crypto.PublicKey(pub), hosts, time.Now())
+	}
+	var errs [3]error
+	a.NodeCert, errs[0] = leaf(pki.URI(cluster, pki.KindNode, id), req.NodeKey, req.Hosts)
+	if req.Controller != "" {
+		a.ControllerCert, errs[1] = leaf(pki.URI(cluster, pki.KindController, id), req.ControllerKey, req.Hosts)
+		a.AdminCert, errs[2] = leaf(pki.URI(cluster, pki.KindUser, "admin"), req.AdminKey, nil)
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	for m := range snap.Controllers() {
+		if m.Id != id {
+			a.Controllers = append(a.Controllers, m.Addr)
+		}
+	}
+	if req.Controller != "" { // its own first
+		a.Controllers = append([]string{req.Controller}, a.Controllers...)
+	}
+	return a, nil
+}
+
+func newID() (string, error) {
+	b := make([]byte, 16)
+	if _, err := rand.Read(b); err != nil {
+		return "", fmt.Errorf("making an id: %w", err)
+	}
+	return hex.EncodeToString(b), nil
+}

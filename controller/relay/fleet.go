@@ -1,0 +1,291 @@
+package relay
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/core"
+	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Fleet is the fleet as any controller sees it: the leader's own view, or what
+// the leader tells. It implements engineapi.Fleet.
+type Fleet struct {
+	*Relay
+	Core *core.Core
+
+	mu     sync.Mutex // guards the fields below
+	digest *dv1.Digest
+	at     time.Time
+}
+
+var _ engineapi.Fleet = (*Fleet)(nil)
+
+// freshFor is how long what the leader said of nodes is taken for true.
+const freshFor = 500 * time.Millisecond
+
+// askWithin bounds a question to the leader that has an answer without it.
+const askWithin = time.Second
+
+// ask gives the leader's observations, nil without a leader.
+func (f *Fleet) ask(ctx context.Context) *dv1.Digest {
+	p, _ := f.leader()
+	if p == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	d := &dv1.Digest{}
+	if err := p.message(ctx, http.MethodGet, prefix+"digest", nil, d); err != nil {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.digest, f.at = d, time.Now()
+	return d
+}
+
+func (f *Fleet) recent() *dv1.Digest {
+	f.mu.Lock()
+	d, at := f.digest, f.at
+	f.mu.Unlock()
+	if d != nil && time.Since(at) < freshFor {
+		return d
+	}
+	if n := f.ask(context.Background()); n != nil {
+		return n
+	}
+	return d // of before: better than nothing
+}
+
+// State implements engineapi.Fleet: everything that was answered anywhere before
+// the call, or without a leader what this controller has.
+func (f *Fleet) State(ctx context.Context, least uint64) (*state.Snapshot, error) {
+	least = max(least, f.seen.Load())
+	if f.Leads() {
+		if i, err := f.o.Log.Verify(); err == nil {
+			return f.o.Log.WaitIndex(ctx, max(least, i))
+		}
+	}
+	if d := f.ask(ctx); d != nil {
+		return f.o.Log.WaitIndex(ctx, max(least, d.Index))
+	}
+	if snap := f.o.Log.Snapshot(); snap.Index() >= least {
+		return snap, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	snap, err := f.o.Log.WaitIndex(ctx, least)
+	if err != nil {
+		return nil, fmt.Errorf("%w (this one has not what you have seen: %w)", ErrNoLeader, err)
+	}
+	return snap, nil
+}
+
+// Leaderless implements engineapi.Fleet.
+func (f *Fleet) Leaderless() bool {
+	if f.Leads() {
+		return false
+	}
+	p, _ := f.leader()
+	return p == nil
+}
+
+// Observed implements engineapi.Fleet.
+func (f *Fleet) Observed(taskID string) *dv1.TaskStatus {
+	if f.Leads() {
+		return f.Core.Observed(taskID)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), askWithin)
+	defer cancel()
+	var st *dv1.TaskStatus
+	_ = f.watch(ctx, taskID, func(v *dv1.TaskView) bool { st = v.Status; return true })
+	if st == nil {
+		return f.Core.Observed(taskID) // of removed tasks the log knows too
+	}
+	return st
+}
+
+// WaitTask implements engineapi.Fleet. It follows the leadership, and without a
+// leader what is committed here.
+func (f *Fleet) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task, *dv1.TaskStatus) bool) error {
+	var mu sync.Mutex // done is never called twice at once
+	over := false
+	once := func(t *dv1.Task, st *dv1.TaskStatus) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		over = over || done(t, st)
+		return over
+	}
+	for ctx.Err() == nil {
+		changed := f.o.Log.Changed()
+		round, cancel := context.WithCancel(ctx)
+		var ended sync.WaitGroup
+		leads := f.Leads()
+		ended.Go(func() { // until the leadership is another's
+			defer cancel()
+			for ch := changed; f.Leads() == leads && round.Err() == nil; {
+				select {
+				case <-ch:
+					ch = f.o.Log.Changed()
+				case <-round.Done():
+				}
+			}
+		})
+		if !leads {
+			ended.Go(func() {
+				if f.watch(round, taskID, func(v *dv1.TaskView) bool { return once(v.Task, v.Status) }) == nil {
+					cancel()
+				}
+			})
+		}
+		err := f.Core.WaitTask(round, taskID, once)
+		cancel()
+		ended.Wait()
+		mu.Lock()
+		end := over
+		mu.Unlock()
+		if err == nil || end {
+			return nil
+		}
+		if ctx.Err() == nil {
+			f.rest(ctx)
+		}
+	}
+	return ctx.Err()
+}
+
+func (f *Fleet) rest(ctx context.Context) {
+	select {
+	case <-time.After(pause):
+	case <-ctx.Done():
+	}
+}
+
+// watch follows a task at the leader until done says so, with nil, or ctx ends.
+func (f *Fleet) watch(ctx context.Context, taskID string, done func(*dv1.TaskView) bool) error {
+	for ctx.Err() == nil {
+		p, _ := f.leader()
+		if p == nil {
+			f.rest(ctx)
+			continue
+		}
+		resp, err := p.do(ctx, http.MethodGet, prefix+"tasks/"+taskID, nil)
+		if err != nil {
+			f.rest(ctx)
+			continue
+		}
+		err = views(resp.Body, done)
+		_ = resp.Body.Close()
+		if err == nil {
+			return nil
+		}
+		f.rest(ctx)
+	}
+	return ctx.Err()
+}
+
+func views(r io.Reader, done func(*dv1.TaskView) bool) error {
+	for {
+		var head [4]byte
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			return err
+		}
+		n := binary.BigEndian.Uint32(head[:])
+		if n > 1<<20 {
+			return errors.New("a view of a task is too long")
+		}
+		b := make([]byte, n)
+		if _, err := io.ReadFull(r, b); err != nil {
+			return err
+		}
+		v := &dv1.TaskView{}
+		if err := proto.Unmarshal(b, v); err != nil {
+			return err
+		}
+		if done(v) {
+			return nil
+		}
+	}
+}
+
+// Holders implements engineapi.Fleet.
+func (f *Fleet) Holders(digest string) []string {
+	if f.Leads() {
+		return f.Core.Holders(digest)
+	}
+	return f.recent().GetHolders()[digest].GetNodes()
+}
+
+// Silent implements engineapi.Fleet.
+func (f *Fleet) Silent() map[string]int64 {
+	if f.Leads() {
+		return f.Core.Silent()
+	}
+	return f.recent().GetSilent()
+}
+
+// Agent implements engineapi.Fleet.
+func (f *Fleet) Agent(nodeID string) (*http.Client, error) { return f.Core.Agent(nodeID) }
+
+// Events implements engineapi.Fleet: those that this controller knows. Requests
+// for events go to the leader.
+func (f *Fleet) Events(ctx context.Context, since int64) <-chan *dv1.Happening {
+	return f.Core.Events(ctx, since)
+}
+
+// Contact implements engineapi.Fleet.
+func (f *Fleet) Contact() string { return f.Core.Contact() }
+
+// view answers a follower's watch: at once, and at each change.
+func (f *Fleet) view(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if raw, err := hex.DecodeString(id); err != nil || len(raw) != 32 {
+		http.Error(w, "no task id: "+id, http.StatusBadRequest)
+		return
+	}
+	if !f.Leads() {
+		http.Error(w, "not the leader", http.StatusMisdirectedRequest)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	rc := http.NewResponseController(w)
+	w.WriteHeader(http.StatusOK)
+	var last []byte
+	say := func(t *dv1.Task, st *dv1.TaskStatus) bool {
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&dv1.TaskView{Task: t, Status: st, Index: f.o.Log.Snapshot().Index()})
+		if err != nil || slices.Equal(b, last) {
+			return err != nil
+		}
+		last = b
+		if _, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)); err != nil || rc.Flush() != nil {
+			return true
+		}
+		return false
+	}
+	go func() { // a deposed leader's view is no good
+		defer cancel()
+		for ch := f.o.Log.Changed(); f.Leads(); {
+			select {
+			case <-ch:
+				ch = f.o.Log.Changed()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	_ = f.Core.WaitTask(ctx, id, say)
+}

@@ -1,0 +1,254 @@
+// Package relay lets any controller answer: what only the leader can decide or
+// knows goes to it, whole or in part, and frames of sessions pass through to it.
+// It decides nothing itself. What leads is consensus' to say.
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/consensus"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// ALPN is the protocol among controllers, beside raft's.
+const ALPN = "drover-peer/1"
+
+// Headers and paths of that protocol.
+const (
+	headerPrincipal = "Drover-Principal" // JSON of pki.Principal: for whom a controller asks
+	prefix          = "/peer/v1/"
+)
+
+// Times of a relay.
+const (
+	patience    = 5 * time.Second // for a leader
+	sessionWait = time.Second     // for a leader, before a session is refused
+	dialTimeout = 2 * time.Second
+	pause       = 20 * time.Millisecond // between tries at a leader that is no more
+)
+
+// ErrNoLeader: this controller knows of no leader that answers.
+var ErrNoLeader = errors.New("the controllers have no leader: a majority of them must reach each other")
+
+// Log is what a relay needs of consensus.
+type Log interface {
+	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
+	Snapshot() *state.Snapshot
+	WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, error)
+	Changed() <-chan struct{}
+	Leader() (addr, id string)
+	Ready() bool
+	IsLeader() bool
+	Verify() (uint64, error)
+	Applied() uint64
+	Term() uint64
+}
+
+// Options of New.
+type Options struct {
+	Self   string // id of this controller
+	Log    Log
+	TLS    func(id string) *tls.Config // for dialing a controller by its id
+	Logger *slog.Logger
+}
+
+// Relay knows the way to the leader. Safe for concurrent use.
+type Relay struct {
+	o    Options
+	seen atomic.Uint64 // highest index that was answered through here
+
+	mu    sync.Mutex // guards peers and closed
+	peers map[string]*peer
+	shut  bool
+}
+
+type peer struct {
+	addr string
+	http *http.Client
+	tr   *http2.Transport
+}
+
+// New makes a Relay.
+func New(o Options) *Relay { return &Relay{o: o, peers: map[string]*peer{}} }
+
+// Close ends the connections.
+func (r *Relay) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.shut = true
+	for _, p := range r.peers {
+		p.tr.CloseIdleConnections()
+	}
+}
+
+// Leads says whether this controller decides.
+func (r *Relay) Leads() bool { return r.o.Log.Ready() }
+
+// Saw notes an index that a caller was told of.
+func (r *Relay) Saw(index uint64) {
+	for {
+		old := r.seen.Load()
+		if index <= old || r.seen.CompareAndSwap(old, index) {
+			return
+		}
+	}
+}
+
+// leader is another controller that leads, nil while there is none known.
+func (r *Relay) leader() (*peer, string) {
+	addr, id := r.o.Log.Leader()
+	if id == "" || id == r.o.Self {
+		return nil, ""
+	}
+	return r.peer(id, addr), id
+}
+
+func (r *Relay) peer(id, addr string) *peer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.peers[id]; p != nil && p.addr == addr {
+		return p
+	}
+	conf := r.o.TLS(id)
+	tr := &http2.Transport{
+		ReadIdleTimeout: 2 * time.Second, PingTimeout: time.Second,
+		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			defer cancel()
+			c, err := (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return nil, fmt.Errorf("dialing controller %.12s at %s: %w", id, addr, err)
+			}
+			return c, nil
+		},
+	}
+	p := &peer{addr: addr, tr: tr, http: &http.Client{Transport: tr}}
+	r.peers[id] = p
+	return p
+}
+
+// refusal is a peer's answer that is no success.
+type refusal struct {
+	code int
+	msg  string
+}
+
+func (e *refusal) Error() string { return e.msg }
+
+func (p *peer) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+p.addr+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := p.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer func() { _ = resp.Body.Close() }()
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		return nil, &refusal{resp.StatusCode, string(b)}
+	}
+	return resp, nil
+}
+
+func (p *peer) message(ctx context.Context, method, path string, body []byte, m proto.Message) error {
+	resp, err := p.do(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return err
+	}
+	return proto.Unmarshal(b, m)
+}
+
+// Propose has the leader decide, wherever it is. Without a key a command is
+// repeated only while it surely was not decided.
+func (r *Relay) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	for {
+		changed := r.o.Log.Changed()
+		res, err := r.propose(ctx, c)
+		again := errors.Is(err, consensus.ErrNotLeader) || errors.Is(err, consensus.ErrRetry) && c.GetKey() != ""
+		if !again || ctx.Err() != nil {
+			if err == nil {
+				r.Saw(res.GetIndex())
+			}
+			return res, err
+		}
+		select {
+		case <-changed:
+		case <-time.After(pause):
+		case <-enough.C:
+			if errors.Is(err, consensus.ErrNotLeader) {
+				return nil, ErrNoLeader
+			}
+			return nil, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (r *Relay) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	if r.o.Log.IsLeader() {
+		return r.o.Log.Propose(ctx, c)
+	}
+	p, _ := r.leader()
+	if p == nil {
+		return nil, consensus.ErrNotLeader
+	}
+	b, err := proto.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a command: %w", err)
+	}
+	res := &dv1.CommandResult{}
+	err = p.message(ctx, http.MethodPost, prefix+"propose", b, res)
+	var no *refusal
+	switch {
+	case err == nil:
+		return res, nil
+	case errors.As(err, &no) && no.code == http.StatusMisdirectedRequest:
+		return nil, fmt.Errorf("%w: %s", consensus.ErrNotLeader, no.msg)
+	case errors.As(err, &no) && no.code == http.StatusConflict:
+		return nil, consensus.ErrKeyReused
+	case errors.As(err, &no) && no.code == http.StatusInternalServerError:
+		return nil, errors.New(no.msg)
+	}
+	return nil, fmt.Errorf("%w: %w", consensus.ErrRetry, err) // it may have been decided
+}
+
+// WithPrincipal marks a request as asked for p.
+func WithPrincipal(h http.Header, p pki.Principal) {
+	b, _ := json.Marshal(p) // of strings
+	h.Set(headerPrincipal, string(b))
+}
+
+// PrincipalOf reads what WithPrincipal wrote.
+func PrincipalOf(h http.Header) (p pki.Principal, err error) {
+	if err := json.Unmarshal([]byte(h.Get(headerPrincipal)), &p); err != nil || p.Kind == "" {
+		return p, errors.New("a controller asks for nobody")
+	}
+	return p, nil
+}

@@ -1,0 +1,350 @@
+package relay
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/consensus"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// maxCommand bounds a command that a follower sends: more than any entry takes.
+const maxCommand = 1 << 20
+
+// Handler answers other controllers: commands, questions, their callers'
+// requests (api) and the frames of sessions that end there (sessions).
+func (f *Fleet) Handler(api, sessions http.Handler) http.Handler {
+	m := http.NewServeMux()
+	m.HandleFunc("POST "+prefix+"propose", f.decide)
+	m.HandleFunc("GET "+prefix+"digest", f.answer)
+	m.HandleFunc("GET "+prefix+"tasks/{id}", f.view)
+	m.HandleFunc("GET "+prefix+"status", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprint(w, f.o.Log.Applied())
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, prefix) {
+			m.ServeHTTP(w, r)
+			return
+		}
+		p, err := PrincipalOf(r.Header)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		if !f.Leads() {
+			http.Error(w, "not the leader", http.StatusMisdirectedRequest)
+			return
+		}
+		r = r.WithContext(pki.WithPrincipal(r.Context(), p))
+		r.Header.Del(headerPrincipal)
+		if strings.HasPrefix(r.URL.Path, "/drover.v1.Session/") {
+			sessions.ServeHTTP(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
+}
+
+func (f *Fleet) decide(w http.ResponseWriter, r *http.Request) {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCommand))
+	c := &dv1.Command{}
+	if err == nil {
+		err = proto.Unmarshal(b, c)
+	}
+	if err != nil {
+		http.Error(w, "reading a command: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	res, err := f.o.Log.Propose(r.Context(), c)
+	switch {
+	case errors.Is(err, consensus.ErrNotLeader):
+		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+		return
+	case errors.Is(err, consensus.ErrRetry):
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	case errors.Is(err, consensus.ErrKeyReused):
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	send(w, res)
+}
+
+func send(w http.ResponseWriter, m proto.Message) {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	_, _ = w.Write(b)
+}
+
+func (f *Fleet) answer(w http.ResponseWriter, r *http.Request) {
+	i, err := f.o.Log.Verify()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+		return
+	}
+	d := &dv1.Digest{Index: i, Silent: f.Core.Silent(), Holders: map[string]*dv1.Holders{}}
+	for digest, nodes := range f.Core.Hub.AllHolders() {
+		d.Holders[digest] = &dv1.Holders{Nodes: nodes}
+	}
+	send(w, d)
+}
+
+// Status asks a controller how far it is, in raft's index.
+func (r *Relay) Status(req *http.Request, id, addr string) (uint64, error) {
+	resp, err := r.peer(id, addr).do(req.Context(), http.MethodGet, prefix+"status", nil)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 32))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(string(b), 10, 64)
+}
+
+// streaming are requests whose bytes go straight between this controller and the
+// task's node; all others the leader answers.
+func streaming(r *http.Request) bool {
+	path := r.URL.Path
+	if strings.HasPrefix(path, "/v1.") || strings.HasPrefix(path, "/v0.") {
+		if i := strings.Index(path[1:], "/"); i >= 0 {
+			path = path[1+i:]
+		}
+	}
+	switch path {
+	case "/_ping", "/version", "/images/create", "/v1/traces":
+		return true
+	}
+	if strings.HasPrefix(path, "/exec/") || strings.HasPrefix(path, "/drover/v1/traces") {
+		return true
+	}
+	if strings.HasPrefix(path, "/containers/") {
+		verb := path[strings.LastIndex(path, "/")+1:]
+		return slices.Contains([]string{"attach", "logs", "wait", "resize", "kill", "exec", "ws"}, verb)
+	}
+	return false
+}
+
+// Headers beyond the Engine API's own.
+const (
+	HeaderStale   = "Drover-Stale"
+	headerIndex   = "Drover-Index"
+	headerKey     = "Drover-Idempotency-Key"
+	headerContact = "Drover-Contact"
+)
+
+// maxBody bounds a request that is kept to be repeated.
+const maxBody = 1 << 20
+
+// API answers callers of this controller: local has what needs no leader, or is
+// the leader's own.
+func (f *Fleet) API(local http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		change := r.Method != http.MethodGet && r.Method != http.MethodHead
+		if change && r.Header.Get(headerKey) == "" {
+			r.Header.Set(headerKey, newKey()) // what a deposed leader left open can be asked again
+		}
+		if r.Header.Get(headerContact) == "" {
+			r.Header.Set(headerContact, f.Contact())
+		}
+		if f.Leads() || streaming(r) {
+			local.ServeHTTP(w, r)
+			return
+		}
+		f.forward(w, r, local, change)
+	})
+}
+
+// forward sends a request to the leader, and again to the next one if the first
+// dies with it: keys make that safe.
+func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handler, change bool) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", maxBody))
+		return
+	}
+	p, _ := pki.PrincipalFrom(r.Context())
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	for {
+		changed := f.o.Log.Changed()
+		if f.Leads() {
+			again(r, body)
+			local.ServeHTTP(w, r)
+			return
+		}
+		if l, _ := f.leader(); l != nil {
+			if f.to(w, r, l, body, p) {
+				return
+			}
+		}
+		select {
+		case <-changed:
+		case <-time.After(pause):
+		case <-enough.C:
+			if change {
+				w.Header().Set("Retry-After", "1")
+				refuse(w, http.StatusServiceUnavailable, ErrNoLeader.Error())
+				return
+			}
+			again(r, body)
+			w.Header().Set(HeaderStale, "1")
+			local.ServeHTTP(w, r)
+			return
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+func again(r *http.Request, body []byte) { r.Body = io.NopCloser(bytes.NewReader(body)) }
+
+// hop are headers of a connection, not of what goes over it.
+var hop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Upgrade", "Te", "Trailer"}
+
+// to answers with what the leader says; false, with nothing said, if it is none.
+func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, body []byte, p pki.Principal) bool {
+	req, err := http.NewRequestWithContext(r.Context(), r.Method, "https://"+l.addr+r.URL.RequestURI(), bytes.NewReader(body))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+		return true
+	}
+	req.Header = r.Header.Clone()
+	for _, h := range hop {
+		req.Header.Del(h)
+	}
+	WithPrincipal(req.Header, p)
+	if f.seen.Load() > 0 && req.Header.Get(headerIndex) == "" {
+		req.Header.Set(headerIndex, strconv.FormatUint(f.seen.Load(), 10))
+	}
+	resp, err := l.http.Do(req)
+	if err != nil {
+		return r.Context().Err() != nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode == http.StatusMisdirectedRequest {
+		return false
+	}
+	// A short answer that breaks off is asked for again; a stream ends as it is.
+	short := resp.ContentLength >= 0 && resp.ContentLength < maxBody
+	var kept []byte
+	if short {
+		if kept, err = io.ReadAll(resp.Body); err != nil {
+			return r.Context().Err() != nil
+		}
+	}
+	for k, v := range resp.Header {
+		w.Header()[k] = v
+	}
+	for _, h := range hop {
+		w.Header().Del(h)
+	}
+	if i, err := strconv.ParseUint(resp.Header.Get(headerIndex), 10, 64); err == nil {
+		f.Saw(i)
+	}
+	w.WriteHeader(resp.StatusCode)
+	if short {
+		_, _ = w.Write(kept)
+		return true
+	}
+	copyFlushing(w, resp.Body)
+	return true
+}
+
+func copyFlushing(w http.ResponseWriter, r io.Reader) {
+	rc := http.NewResponseController(w)
+	_ = rc.Flush()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil || rc.Flush() != nil {
+				return
+			}
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				panic(http.ErrAbortHandler) // the caller must see that it broke off
+			}
+			return
+		}
+	}
+}
+
+// Sessions passes a node's session through to the leader, or has local take it.
+// It ends when the leadership changes: the agent then says hello again.
+func (f *Fleet) Sessions(local http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		enough := time.NewTimer(sessionWait)
+		defer enough.Stop()
+		for {
+			changed := f.o.Log.Changed()
+			if f.Leads() {
+				local.ServeHTTP(w, r)
+				return
+			}
+			if l, id := f.leader(); l != nil {
+				f.session(w, r, l, id)
+				return
+			}
+			select {
+			case <-changed:
+			case <-enough.C:
+				http.Error(w, ErrNoLeader.Error(), http.StatusServiceUnavailable)
+				return
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+}
+
+func (f *Fleet) session(w http.ResponseWriter, r *http.Request, l *peer, id string) {
+	p, _ := pki.PrincipalFrom(r.Context())
+	ctx, cancel := contextUntil(r.Context(), f.o.Log, func() bool { _, now := f.o.Log.Leader(); return now != id })
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, r.Method, "https://"+l.addr+r.URL.RequestURI(), r.Body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	req.ContentLength = -1
+	req.Header = r.Header.Clone()
+	WithPrincipal(req.Header, p)
+	rc := http.NewResponseController(w)
+	_ = rc.EnableFullDuplex() // HTTP/2 is so anyway
+	resp, err := l.http.Do(req)
+	if err != nil {
+		http.Error(w, "the leader does not answer: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	defer func() { _ = resp.Body.Close() }()
+	for k, v := range resp.Header {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(resp.StatusCode)
+	copyFlushing(w, resp.Body)
+}
+
+func refuse(w http.ResponseWriter, code int, msg string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = fmt.Fprintf(w, "{\"message\":%q}\n", msg)
+}

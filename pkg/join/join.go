@@ -1,0 +1,136 @@
+// Package join is what a host and a controller say to each other when the host
+// joins: over a port of its own, where the controller is known by the token's pin
+// and the host by the token's secret.
+package join
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/drover/drover/pkg/pki"
+)
+
+// ALPN is the protocol's name on a controller's port.
+const ALPN = "drover-join/1"
+
+// Path of the only request: POST Request, 200 Answer, or a status with a message.
+const Path = "/v1/join"
+
+// AgentsOnly is the status for a controller that comes with an agents' token.
+const AgentsOnly = http.StatusNotAcceptable
+
+// MaxBody bounds a Request.
+const MaxBody = 64 << 10
+
+// MaxSkew is how far a joining host's clock may be off.
+const MaxSkew = 24 * time.Hour
+
+// Request of a host. Public keys are PKIX, DER.
+type Request struct {
+	TokenID       string
+	Secret        string
+	Name          string
+	Hosts         []string // IP addresses and DNS names that clients dial
+	Agent         string   // host:port of its agent
+	Labels        map[string]string
+	Now           time.Time
+	NodeKey       []byte
+	Controller    string // host:port of its controller; "" for an agent only
+	ControllerKey []byte
+	AdminKey      []byte
+	SealPublic    []byte // HPKE
+}
+
+// Answer of a controller. Certificates are DER.
+type Answer struct {
+	Cluster        string
+	Node           string // id
+	Bundle         [][]byte
+	NodeCert       []byte
+	ControllerCert []byte
+	AdminCert      []byte
+	Controllers    []string
+}
+
+// Refusal is a controller's no.
+type Refusal struct {
+	Code    int
+	Message string
+}
+
+func (e *Refusal) Error() string { return e.Message }
+
+// Ask joins at a controller's address. Nobody but the authority that the token
+// pins is talked to.
+func Ask(ctx context.Context, addr string, token pki.Token, req *Request) (*Answer, error) {
+	conf := &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{ALPN},
+		InsecureSkipVerify: true, // the pin is checked below
+		VerifyConnection:   func(cs tls.ConnectionState) error { return verify(cs, token.Pin) },
+	}
+	tr := &http.Transport{DisableKeepAlives: true, DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: conf}).DialContext(ctx, "tcp", addr)
+	}}
+	b, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the request to join: %w", err)
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+Path, bytes.NewReader(b))
+	if err != nil {
+		return nil, fmt.Errorf("address %q: %w", addr, err)
+	}
+	resp, err := (&http.Client{Transport: tr}).Do(r)
+	if err != nil {
+		return nil, fmt.Errorf("asking the controller at %s: %w", addr, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer of %s: %w", addr, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var m struct{ Message string }
+		if json.Unmarshal(body, &m) != nil || m.Message == "" {
+			m.Message = resp.Status
+		}
+		return nil, &Refusal{resp.StatusCode, m.Message}
+	}
+	a := &Answer{}
+	if err := json.Unmarshal(body, a); err != nil {
+		return nil, fmt.Errorf("reading the answer of %s: %w", addr, err)
+	}
+	return a, nil
+}
+
+// verify wants a controller whose chain ends in the pinned authority. The clock
+// isn't looked at: it may be what is wrong with this host.
+func verify(cs tls.ConnectionState, pin string) error {
+	for _, root := range cs.PeerCertificates {
+		if pki.Pin(root.Raw) != pin {
+			continue
+		}
+		leaf, roots := cs.PeerCertificates[0], x509.NewCertPool()
+		roots.AddCert(root)
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: leaf.NotBefore.Add(time.Second), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+			return fmt.Errorf("the controller's certificate is not its authority's: %w", err)
+		}
+		p, err := pki.FromCert(leaf)
+		if err != nil {
+			return err
+		}
+		if p.Kind != pki.KindController {
+			return fmt.Errorf("%s is no controller", p.URI)
+		}
+		return nil
+	}
+	return errors.New("this is not the fleet that the token is for: its authority is another one")
+}
