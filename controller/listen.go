@@ -80,7 +80,7 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 		parts.Go(func() { c.accept("doors", onDoor, through) })
 		onJoin := c.server(base, withConn)
 		onJoin.Handler = http.HandlerFunc(c.admit)
-		parts.Go(func() { c.accept("joins", onJoin, joins) })
+		parts.Go(func() { c.accept("joins", onJoin, bare{joins}) })
 		return sync.OnceFunc(func() {
 			polite, enough := context.WithTimeout(base, grace)
 			defer enough()
@@ -135,6 +135,18 @@ func (c *controller) accept(what string, s *http.Server, l net.Listener) {
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		c.fail(fmt.Errorf("serving %s: %w", what, err))
 	}
+}
+
+// bare hides TLS from net/http, which serves no protocols that it doesn't know.
+type bare struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l bare) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return struct{ net.Conn }{c}, nil
 }
 
 // admit answers a host that wants to join.

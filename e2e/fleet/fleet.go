@@ -139,15 +139,60 @@ func (f *Fleet) Eventually(d time.Duration, what string, ok func() bool) {
 // Up starts drover on the host, as a user does.
 func (h *Host) Up() {
 	h.f.t.Helper()
+	h.configure()
+	r := h.In(nil, filepath.Join(h.f.Bin, "drover"), "up", "--detach", "--config", filepath.Join(h.Dir, "config.yaml"))
+	if r.Code != 0 {
+		h.f.t.Fatalf("drover up on %s: %v\n%s", h.Name, r, h.Logs())
+	}
+}
+
+// Join has the host join at another, as a user does.
+func (h *Host) Join(at *Host, token string) {
+	h.f.t.Helper()
+	if r := h.TryJoin(at, token); r.Code != 0 {
+		h.f.t.Fatalf("drover join on %s: %v\n%s", h.Name, r, h.Logs())
+	}
+}
+
+// TryJoin is Join that may be refused.
+func (h *Host) TryJoin(at *Host, token string, more ...string) Result {
+	h.f.t.Helper()
+	h.configure()
+	return h.In(nil, append([]string{filepath.Join(h.f.Bin, "drover"), "join", at.Addr, "--token", strings.TrimSpace(token), "--detach", "--config", filepath.Join(h.Dir, "config.yaml")}, more...)...)
+}
+
+func (h *Host) configure() {
+	h.f.t.Helper()
 	conf := fmt.Sprintf("data-dir: %[1]s/data\nrun-dir: %[1]s/run\nnode-name: %[2]s\nadvertise: %[3]s\nregistries:\n  - name: docker.io\n    endpoint: %[4]s\n    plain-http: true\n",
 		h.Dir, h.Name, h.Addr, h.f.Registry)
 	if err := os.WriteFile(filepath.Join(h.Dir, "config.yaml"), []byte(conf), 0o644); err != nil {
 		h.f.t.Fatal(err)
 	}
-	r := h.In(nil, filepath.Join(h.f.Bin, "drover"), "up", "--detach", "--config", filepath.Join(h.Dir, "config.yaml"))
-	if r.Code != 0 {
-		h.f.t.Fatalf("drover up on %s: %v\n%s", h.Name, r, h.Logs())
+}
+
+// Quorum brings drover up on the first host, has the next two join as
+// controllers, and the others as agents, whose root may use the fleet.
+func (f *Fleet) Quorum() {
+	f.t.Helper()
+	first := f.Hosts[0]
+	first.Up()
+	for i, h := range f.Hosts[1:] {
+		role := []string{"--role", "controller"}
+		if i >= 2 {
+			role = []string{"--role", "agent", "--socket-role", "admin"}
+		}
+		h.Join(first, first.Must(append([]string{"token", "create", "-q"}, role...)...))
 	}
+	f.Voters(min(3, len(f.Hosts)))
+}
+
+// Voters waits until so many controllers vote.
+func (f *Fleet) Voters(n int) {
+	f.t.Helper()
+	f.Eventually(30*time.Second, fmt.Sprint(n, " controllers vote"), func() bool {
+		out := f.Hosts[0].Drover("controller", "ls").Out
+		return strings.Count(out, " voter ")+strings.Count(out, " leader ") == n
+	})
 }
 
 // Logs is what the host's processes wrote, for failed tests.
