@@ -6,15 +6,22 @@ package client
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,6 +48,7 @@ const patience = 5 * time.Second
 type Target struct {
 	Host     string // unix://… or tcp://…
 	identity string
+	contact  string // id of this host's node, "" if unknown
 }
 
 // Find says where: host ("" if no flag was given), the environment, or the
@@ -65,6 +73,7 @@ func Find(host string) (Target, error) {
 			t.identity = c.DataDir + "/admin"
 		}
 	}
+	t.contact = t.hints().Node
 	return t, nil
 }
 
@@ -85,11 +94,11 @@ func (t Target) Docker(tp trace.TracerProvider) (client.APIClient, error) {
 	}
 	otel.SetTextMapPropagator(propagation.TraceContext{})
 	tr := &http.Transport{DialContext: dial, DisableCompression: true}
-	c, err := client.New(client.WithHost(t.Host), client.WithHTTPClient(&http.Client{Transport: tr}), client.WithDialContext(dial), client.WithHTTPRequestHook(mark), client.WithTraceProvider(tp), client.WithTraceOptions(otelhttp.WithSpanNameFormatter(spanName)), client.WithUserAgent("drover"))
+	inner, err := client.New(client.WithHost(t.Host), client.WithHTTPClient(&http.Client{Transport: tr}), client.WithDialContext(dial), client.WithHTTPRequestHook(t.mark), client.WithHTTPResponseHook(note), client.WithTraceProvider(tp), client.WithTraceOptions(otelhttp.WithSpanNameFormatter(spanName)), client.WithUserAgent("drover"))
 	if err != nil {
 		return nil, fmt.Errorf("preparing the client for %s: %w", t.Host, err)
 	}
-	return c, nil
+	return &fleetClient{APIClient: inner, warn: toStderr}, nil
 }
 
 func (t Target) dialer() (func(ctx context.Context, network, addr string) (net.Conn, error), error) {
@@ -98,29 +107,130 @@ func (t Target) dialer() (func(ctx context.Context, network, addr string) (net.C
 		return nil, fmt.Errorf("host %q: %w", t.Host, err)
 	}
 	if u.Scheme == "unix" {
+		near := func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", u.Path) }
+		far := t.elsewhere()
 		return func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return again(ctx, func() (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", u.Path) })
+			return dialAgain(ctx, func() (net.Conn, error) {
+				c, err := near(ctx)
+				if err == nil || far == nil {
+					return c, err
+				}
+				if c, ferr := far(ctx); ferr == nil {
+					return c, nil
+				}
+				return nil, err
+			})
 		}, nil
 	}
 	files, err := pki.LoadFiles(t.identity)
 	if err != nil {
 		return nil, fmt.Errorf("%s wants an identity (%s names its folder): %w", t.Host, EnvIdentity, err)
 	}
-	addr := u.Host
-	if _, _, err := net.SplitHostPort(addr); err != nil {
-		addr = net.JoinHostPort(strings.Trim(addr, "[]"), "7443")
+	var addrs []string
+	for addr := range strings.SplitSeq(u.Host, ",") {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			addr = net.JoinHostPort(strings.Trim(addr, "[]"), "7443")
+		}
+		addrs = append(addrs, addr)
 	}
 	conf := pki.PeerClientTLS(files, "http/1.1", pki.Kinds(pki.KindController))
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return again(ctx, func() (net.Conn, error) { return dialTLS(ctx, conf, addr) })
+		return dialAgain(ctx, func() (net.Conn, error) { return race(ctx, conf, addrs) })
 	}, nil
 }
 
-// again dials anew while a controller is being restarted.
-func again(ctx context.Context, dial func() (net.Conn, error)) (net.Conn, error) {
+// elsewhere reaches the fleet's other controllers, where this host has an
+// identity for that; nil where it has none.
+func (t Target) elsewhere() func(context.Context) (net.Conn, error) {
+	h := t.hints()
+	if h.Identity == "" || len(h.Controllers) == 0 {
+		return nil
+	}
+	return func(ctx context.Context) (net.Conn, error) {
+		files, err := pki.LoadFiles(h.Identity)
+		if err != nil {
+			return nil, err
+		}
+		return race(ctx, pki.PeerClientTLS(files, "http/1.1", pki.Kinds(pki.KindController)), h.Controllers)
+	}
+}
+
+// Hints are what a host's processes leave beside its socket for its clients.
+type Hints struct {
+	Node        string   // id of the host's node
+	Controllers []string // host:port
+	Identity    string   // folder of the admin's identity, "" for none
+}
+
+// HintsFile is where they are, beside the socket.
+const HintsFile = "fleet.json"
+
+func (t Target) hints() (h Hints) {
+	if path, ok := strings.CutPrefix(t.Host, "unix://"); ok {
+		if b, err := os.ReadFile(filepath.Join(filepath.Dir(path), HintsFile)); err == nil {
+			_ = json.Unmarshal(b, &h) // without them there is the socket
+		}
+	}
+	return h
+}
+
+// stagger is how long a controller may take before the next one is tried too.
+const stagger = 150 * time.Millisecond
+
+// race gives a connection to whichever controller answers first.
+func race(ctx context.Context, conf *tls.Config, addrs []string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	results := make(chan result, len(addrs))
+	started := 0
+	begin := func() {
+		addr := addrs[started]
+		started++
+		go func() {
+			c, err := dialTLS(ctx, conf, addr)
+			results <- result{c, err}
+		}()
+	}
+	begin()
+	var errs []error
+	for next := time.NewTicker(stagger); ; {
+		select {
+		case r := <-results:
+			if r.err == nil {
+				next.Stop()
+				go func(left int) { // those that come later are not needed
+					for range left {
+						if r := <-results; r.c != nil {
+							_ = r.c.Close()
+						}
+					}
+				}(started - len(errs) - 1)
+				return r.c, nil
+			}
+			if errs = append(errs, r.err); len(errs) == len(addrs) {
+				next.Stop()
+				return nil, errors.Join(errs...)
+			}
+			if started < len(addrs) {
+				begin()
+			}
+		case <-next.C:
+			if started < len(addrs) {
+				begin()
+			}
+		}
+	}
+}
+
+// dialAgain dials anew while a controller is being restarted.
+func dialAgain(ctx context.Context, dial func() (net.Conn, error)) (net.Conn, error) {
 	for end := time.Now().Add(patience); ; {
 		c, err := dial()
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(end) {
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ENOENT) || time.Now().After(end) {
 			return c, err
 		}
 		select {
@@ -138,10 +248,67 @@ func spanName(_ string, r *http.Request) string {
 	return r.Method + " " + longID.ReplaceAllStringFunc(r.URL.Path, func(id string) string { return id[:12] })
 }
 
-// mark gives every change a key, so that a repetition is never done twice.
-func mark(r *http.Request) error {
+// seen is the highest raft index that this command was answered with.
+var seen atomic.Uint64
+
+func note(r *http.Response) {
+	i, err := strconv.ParseUint(r.Header.Get("Drover-Index"), 10, 64)
+	for err == nil {
+		old := seen.Load()
+		if i <= old || seen.CompareAndSwap(old, i) {
+			break
+		}
+	}
+	if w := r.Header.Get("Drover-Warning"); w != "" {
+		toStderr(w)
+	}
+	if r.Header.Get("Drover-Stale") != "" {
+		staleOnce()
+	}
+	if r.Request != nil && strings.HasSuffix(r.Request.URL.Path, "/wait") && r.StatusCode == http.StatusOK {
+		r.Body = &trailing{r.Body, r}
+	}
+}
+
+// trailing tells what a stream says after its end.
+type trailing struct {
+	io.ReadCloser
+	r *http.Response
+}
+
+func (t *trailing) Close() error {
+	_, _ = io.Copy(io.Discard, io.LimitReader(t.ReadCloser, 4096)) // trailers come after all of it
+	if w := t.r.Trailer.Get("Drover-Warning"); w != "" {
+		toStderr(w)
+	}
+	return t.ReadCloser.Close()
+}
+
+var staleOnce = sync.OnceFunc(func() {
+	toStderr("the controllers have no leader: this is what the one that answered knew last")
+})
+
+// mark gives every change a key, so that a repetition is never done twice, and
+// says what this command has seen, where it is, and that it reads frames.
+func (t Target) mark(r *http.Request) error {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		r.Header.Set("Drover-Idempotency-Key", key())
+		k, ok := r.Context().Value(keyKey{}).(string)
+		if !ok {
+			k = key()
+		}
+		r.Header.Set("Drover-Idempotency-Key", k)
+	}
+	if i := seen.Load(); i > 0 {
+		r.Header.Set("Drover-Index", strconv.FormatUint(i, 10))
+	}
+	if i, ok := r.Context().Value(afterKey{}).(uint64); ok {
+		r.Header.Set("Drover-After", strconv.FormatUint(i, 10))
+	}
+	if t.contact != "" {
+		r.Header.Set("Drover-Contact", t.contact)
+	}
+	if strings.HasSuffix(r.URL.Path, "/attach") || strings.Contains(r.URL.Path, "/exec/") && strings.HasSuffix(r.URL.Path, "/start") {
+		r.Header.Set("Drover-Frames", "1")
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package host
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -20,9 +22,11 @@ import (
 
 	"github.com/drover/drover/agent"
 	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/cli/client"
 	"github.com/drover/drover/controller"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/pkg/config"
+	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/trace"
 	"github.com/drover/drover/pkg/unixsock"
@@ -126,20 +130,41 @@ func agentCommand() *cobra.Command {
 			defer cancel()
 			_ = tp.Shutdown(ctx)
 		}()
+		if err := hint(c, id.Node, id.Controllers); err != nil {
+			return err
+		}
 		preferred, socket := "", unixsock.File(c.RunDir)
 		if bootstrap.HasController(c.DataDir) {
 			preferred, socket = net.JoinHostPort(c.Advertise, fmt.Sprint(agent.Port(c.ControllerListen))), ""
 		}
 		return agent.Run(cmd.Context(), agent.Config{
 			Preferred: preferred, Socket: socket,
-			SaveControllers: func(all []string) error { return bootstrap.SaveControllers(bootstrap.IdentityFile(c.DataDir), all) },
-			DataDir:         c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
+			SaveControllers: func(all []string) error {
+				return errors.Join(bootstrap.SaveControllers(bootstrap.IdentityFile(c.DataDir), all), hint(c, id.Node, all))
+			},
+			DataDir: c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
 			PKI: bootstrap.AgentPKI(c.DataDir), Listen: c.AgentListen, Advertise: c.Advertise, Bridge: c.Bridge, Labels: c.Labels,
 			Reserved:   []uint16{agent.Port(c.ControllerListen), agent.Port(c.AgentListen)},
 			Registries: c.Mirrors(), Logger: logger(c, "agent"), Tracer: tp.Tracer("drover"),
 		})
 	}
 	return cmd
+}
+
+// hint tells this host's clients where the fleet is, should the socket not answer.
+func hint(c *config.Config, node string, controllers []string) error {
+	h := client.Hints{Node: node, Controllers: controllers}
+	if dir := bootstrap.AdminPKI(c.DataDir); bootstrap.HasController(c.DataDir) {
+		h.Identity = dir
+	}
+	b, err := json.Marshal(h)
+	if err != nil {
+		return fmt.Errorf("encoding the hints for clients: %w", err)
+	}
+	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
+		return fmt.Errorf("making the run folder: %w", err)
+	}
+	return durable.WriteFile(filepath.Join(c.RunDir, client.HintsFile), b, 0o644)
 }
 
 // remote sends an agent's spans to whichever controller answers.

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync/atomic"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
@@ -65,7 +66,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	if since, is := s.silent(t.NodeId); is {
 		return refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", t.NodeId, since)
 	}
-	return s.hijack(w, r, stream{tty: request(snap, t).Tty, stdin: q.Has("stdin"), keys: in.Get("detachKeys")}, dial)
+	return s.hijack(w, r, stream{tty: request(snap, t).Tty, stdin: q.Has("stdin"), keys: in.Get("detachKeys"), fromStart: q.Has("logs"), endless: q.Has("stream")}, dial)
 }
 
 // upgrade opens a stream with a node.
@@ -92,6 +93,8 @@ func (s *server) upgrade(ctx context.Context, node, path string) (*bulk.Conn, er
 type stream struct {
 	tty, stdin bool
 	keys       string // that detach, "" for docker's
+	fromStart  bool   // output begins with its first byte
+	endless    bool   // only the node's word ends it: anything else is a break
 }
 
 // escape ends what a terminal's user types at the keys that detach.
@@ -113,7 +116,7 @@ func (s stream) escape(in io.Reader) (io.Reader, error) {
 // hijack answers first and dials then, so that an attach never gates the start
 // that its client sends next.
 func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial func(context.Context) (*bulk.Conn, error)) error {
-	tty := st.tty
+	tty, framed := st.tty, r.Header.Get(HeaderFrames) != ""
 	if _, err := st.escape(nil); err != nil {
 		return err
 	}
@@ -140,6 +143,16 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 	if err := buf.Flush(); err != nil {
 		return nil //nolint:nilerr // the client left
 	}
+	if framed {
+		begin := []byte{0}
+		if st.fromStart {
+			begin[0] = 1
+		}
+		if bulk.WriteFrame(conn, frameBegin, begin) != nil {
+			return nil
+		}
+		tty = false // its payloads come in frames too
+	}
 	// The server no longer watches a hijacked connection: its context ends here.
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
@@ -147,12 +160,16 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 	var own *faulty
 	if errors.As(err, &own) && !tty {
 		_ = bulk.WriteFrame(conn, bulk.FrameStderr, []byte(own.msg+"\n"))
+		if framed {
+			_ = bulk.WriteFrame(conn, bulk.FrameExit, nil)
+		}
 		return nil
 	}
 	if err != nil {
 		late(conn, tty, err.Error())
 		return nil
 	}
+	var detached atomic.Bool
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -161,14 +178,19 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 			_, err = io.Copy(agent, typed)
 		}
 		if errors.As(err, new(term.EscapeError)) {
-			_ = agent.Close() // detached: the container's input stays open
+			detached.Store(true)
+			_ = agent.Close() // the container's input stays open
 			return
 		}
 		if err == nil {
 			_ = agent.CloseWrite()
 		}
 	}()
-	if err := frames(conn, agent, tty); err != nil {
+	err = frames(conn, agent, tty)
+	switch {
+	case framed && (err == nil || detached.Load() || errors.Is(err, io.EOF) && !st.endless):
+		_ = bulk.WriteFrame(conn, bulk.FrameExit, nil)
+	case err != nil && !errors.Is(err, io.EOF) && (!framed || !errors.Is(err, errBroke)):
 		late(conn, tty, err.Error())
 	}
 	_ = agent.Close()
@@ -190,22 +212,30 @@ func late(w io.Writer, tty bool, msg string) {
 	_ = bulk.WriteFrame(w, bulk.FrameError, []byte(msg))
 }
 
-// frames copies an agent's frames to a client until the exit frame or the end.
+// errBroke: the way to the node broke, not what runs there.
+var errBroke = errors.New("the stream broke")
+
+// frameBegin is the first frame for our own client: one byte, 1 if the stream
+// begins with the first byte of output.
+const frameBegin byte = 17
+
+// frames copies an agent's frames to a client until the exit frame, with nil, or
+// the end, with io.EOF.
 func frames(w io.Writer, r io.Reader, tty bool) error {
 	br := bufio.NewReaderSize(r, 32<<10)
 	var b [8 + bulk.MaxFrame]byte
 	for {
-		if _, err := io.ReadFull(br, b[:8]); errors.Is(err, io.EOF) {
-			return nil
+		if _, err := io.ReadFull(br, b[:8]); errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return io.EOF
 		} else if err != nil {
-			return fmt.Errorf("the stream broke: %w", err)
+			return fmt.Errorf("%w: %w", errBroke, err)
 		}
 		n := binary.BigEndian.Uint32(b[4:8])
 		if n > bulk.MaxFrame {
-			return fmt.Errorf("the stream broke: a frame of %d bytes", n)
+			return fmt.Errorf("%w: a frame of %d bytes", errBroke, n)
 		}
 		if _, err := io.ReadFull(br, b[8:8+n]); err != nil {
-			return fmt.Errorf("the stream broke: %w", err)
+			return fmt.Errorf("%w: %w", errBroke, err)
 		}
 		switch b[0] {
 		case bulk.FrameExit:
@@ -280,7 +310,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 	w.WriteHeader(http.StatusOK)
 	out := flusher{w, http.NewResponseController(w)}
 	_ = out.c.Flush()
-	if err := frames(out, resp.Body, tty); err != nil && r.Context().Err() == nil {
+	if err := frames(out, resp.Body, tty); err != nil && !errors.Is(err, io.EOF) && r.Context().Err() == nil {
 		late(out, tty, err.Error())
 	}
 	return nil

@@ -304,6 +304,9 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Trailer", HeaderWarning)
 	w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(w).Flush()
+	if after, err := strconv.ParseUint(r.Header.Get(HeaderAfter), 10, 64); err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
+		cond = container.WaitConditionNotRunning // the exit that was waited for has been
+	}
 	before, last, failed, attempt := t.Exit.GetAttempt(), t.Exit, "", t.Attempt
 	var mu sync.Mutex // guards attempt
 	alone, direct := s.alone(r, t, func() int32 { mu.Lock(); defer mu.Unlock(); return attempt })

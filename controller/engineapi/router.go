@@ -37,6 +37,8 @@ const (
 	HeaderOn      = "Drover-On" // in: placement constraints, comma separated
 	HeaderTrace   = "Drover-Trace"
 	HeaderContact = "Drover-Contact" // in: id of the node whose host the client believes it talks to
+	HeaderFrames  = "Drover-Frames"  // in: attached streams come in frames, with their begin and end
+	HeaderAfter   = "Drover-After"   // in: a wait is taken up that began at this raft index
 	HeaderWarning = "Drover-Warning" // out, also as a trailer: what the client should know
 )
 

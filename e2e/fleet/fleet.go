@@ -274,3 +274,23 @@ func (f *Fleet) must(args ...string) {
 		f.t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
 	}
 }
+
+// Leader is the host whose controller leads.
+func (f *Fleet) Leader() (leader *Host) {
+	f.t.Helper()
+	f.Eventually(10*time.Second, "there is a leader", func() bool {
+		for _, h := range f.Hosts {
+			for line := range strings.Lines(h.Drover("controller", "ls").Out) {
+				w := strings.Fields(line)
+				for _, l := range f.Hosts {
+					if len(w) > 1 && w[1] == "leader" && w[0] == l.Name {
+						leader = l
+						return true
+					}
+				}
+			}
+		}
+		return false
+	})
+	return leader
+}
