@@ -3,7 +3,10 @@ package e2e
 import (
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/drover/drover/e2e/fleet"
 )
@@ -28,19 +31,27 @@ func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
 	f.Quorum()
 	a := f.Hosts[0]
 	a.Must("pull", "alpine")
-	for i := range 60 {
-		if i == 10 || i == 35 {
-			l := f.Leader()
-			t.Logf("run %d: killing the controller of %s", i, l.Name)
-			l.Kill("controller")
-		}
-		h := f.Hosts[i%3]
-		want := fmt.Sprintf("out %d", i)
-		r := h.Drover("run", "--rm", "--name", "again", "alpine", "/bin/sh", "-c", fmt.Sprintf("echo %s; exit %d", want, i%7))
-		if r.Code != i%7 || strings.TrimSpace(r.Out) != want {
-			t.Fatalf("run %d on %s: %v", i, h.Name, r)
-		}
+	var runs sync.WaitGroup
+	var done atomic.Int32
+	for n, h := range f.Hosts {
+		runs.Go(func() {
+			for i := range 34 {
+				want := fmt.Sprintf("%s %d", h.Name, i)
+				r := h.Drover("run", "--rm", "--name", "again-"+h.Name, "alpine", "/bin/sh", "-c", fmt.Sprintf("echo %s; exit %d", want, (i+n)%7))
+				if r.Code != (i+n)%7 || strings.TrimSpace(r.Out) != want {
+					t.Errorf("run %d on %s: %v", i, h.Name, r)
+				}
+				done.Add(1)
+			}
+		})
 	}
+	for k := range 3 {
+		f.Eventually(time.Minute, "runs go on", func() bool { return int(done.Load()) > 10+25*k })
+		l := f.Leader()
+		l.Kill("controller", "--data-dir")
+		t.Logf("the controller of %s was killed after %d runs", l.Name, done.Load())
+	}
+	runs.Wait()
 	if left := a.Must("ps", "-aq"); left != "" {
 		t.Fatalf("left behind: %s", left)
 	}
