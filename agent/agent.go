@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,7 @@ import (
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/door"
 	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/agent/mirror"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/payload"
 	"github.com/drover/drover/agent/session"
@@ -59,6 +61,8 @@ type Config struct {
 	Advertise       string               // host that controllers dial; its port is the one listened on
 	Socket          string               // where clients of a host without a controller come; "" for none
 	Bridge          string               // "" is drover0
+	Gossip          string               // host:port; "" for none
+	Mirror          string               // loopback host:port; "" for none
 	Labels          map[string]string
 	Reserved        []uint16 // host ports that no container gets
 	Registries      []registry.Mirror
@@ -78,6 +82,7 @@ type agent struct {
 	ctx    context.Context // of parts
 	daemon chan struct{}   // closed when containerd answered first
 
+	peers *peers
 	known atomic.Pointer[dv1.Welcome] // what the last welcome, or news, said
 
 	mu   sync.Mutex // guards what is brought up once the subnet is known
@@ -127,6 +132,7 @@ func load(c Config) (*agent, error) {
 		c.Bridge = "drover0"
 	}
 	a := &agent{Config: c, daemon: make(chan struct{})}
+	a.peers = newPeers(a)
 	var err error
 	if a.files, err = pki.LoadFiles(c.PKI); err != nil {
 		return nil, fmt.Errorf("this host has no agent's identity, or a damaged one: %w", err)
@@ -209,6 +215,7 @@ func (a *agent) controllers() []string {
 
 // Changed implements session.Agent.
 func (a *agent) Changed(w *dv1.Welcome) {
+	a.peers.news(a, w)
 	if old := a.known.Swap(w); len(w.Controllers) > 0 && a.SaveControllers != nil && (old == nil || !slices.Equal(old.Controllers, w.Controllers)) {
 		if err := a.SaveControllers(w.Controllers); err != nil {
 			a.Logger.Warn("the controllers' addresses could not be kept", "err", err)
@@ -245,16 +252,24 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	}
 	e, err := engine.Open(ctx, engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
-		ContainerdSocket: a.socket(), ShimPath: a.paths.Shim, Network: a.net, Registry: a.reg, Event: a.event, Log: a.Logger,
+		ContainerdSocket: a.socket(), ShimPath: a.paths.Shim, Network: a.net, Registry: a.reg, Peers: a.peers.clients, Event: a.event, Log: a.Logger,
 	})
 	if err != nil {
 		return err
 	}
-	a.eng = &reporting{Engine: e, close: e.Close, box: &a.box, reading: func(id string) func(bool) { return a.rec.Reading(id) }}
+	local := mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, Tag: a.peers.tag, Missing: func(ctx context.Context, ref string, d digest.Digest) error {
+		_, err := a.eng.Pull(ctx, ref, d.String(), nil, func(task.Progress) {})
+		return err
+	}})
+	if err := a.serveMirror(local); err != nil {
+		return err
+	}
+	a.peers.have = e
+	a.eng = &reporting{Engine: e, close: e.Close, box: &a.box, told: a.peers.tell, reading: func(id string) func(bool) { return a.rec.Reading(id) }}
 	a.rec = task.New(task.Options{Engine: a.eng, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
-		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, streams.Handler(a.eng, streams.Options{Log: a.Logger, Probe: a.probe}), a.Logger))
+		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, streams.Handler(a.eng, streams.Options{Log: a.Logger, Probe: a.probe, Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger}), Pull: a.peers.named}), a.Logger))
 	})
 	a.up = true
 	return nil
@@ -297,6 +312,7 @@ func (a *agent) close() {
 	if a.net != nil {
 		_ = a.net.Close()
 	}
+	a.peers.close()
 }
 
 // Hello implements session.Agent. A node without subnet never ran anything.
@@ -357,6 +373,9 @@ func (a *agent) Welcome(ctx context.Context, w *dv1.Welcome) error {
 
 // Take implements session.Agent.
 func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
+	for _, x := range y.Tasks {
+		a.peers.named(x.GetSpec().GetDigest(), x.Holders)
+	}
 	err := a.rec.Take(ctx, y)
 	if errors.Is(err, task.ErrStale) {
 		return fmt.Errorf("%w: %w", session.ErrStale, err)
@@ -369,6 +388,7 @@ type reporting struct {
 	task.Engine
 	close   func() error
 	box     *session.Outbox
+	told    func() // that there is another image
 	reading func(taskID string) func(end bool)
 }
 
@@ -376,6 +396,7 @@ func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Cre
 	i, err := r.Engine.Pull(ctx, ref, digest, auth, progress)
 	if err == nil {
 		r.box.Image(&dv1.ImageStatus{Digest: i.Digest, Size: i.Size})
+		r.told()
 	}
 	return i, err
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +43,7 @@ type Options struct {
 	ShimPath         string
 	Network          *network.Network
 	Registry         *registry.Registry
+	Peers            func(digest string) []*http.Client // nodes to ask before the registry; may be nil
 	// Event hears of what only the engine sees; nil: nobody.
 	Event func(taskID, action string, attributes map[string]string)
 	Log   *slog.Logger

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -163,6 +164,23 @@ func (e *Engine) Pull(ctx context.Context, ref, dgst string, auth *task.Credenti
 	return i.proto, nil
 }
 
+// Content is the node's content store, in its namespace.
+func (e *Engine) Content() content.Provider { return provider{e} }
+
+type provider struct{ e *Engine }
+
+// ReaderAt implements content.Provider.
+func (p provider) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
+	return p.e.c.ContentStore().ReaderAt(p.e.ctx(ctx), d)
+}
+
+func (e *Engine) peers(dgst string) []*http.Client {
+	if e.o.Peers == nil {
+		return nil
+	}
+	return e.o.Peers(dgst)
+}
+
 func (e *Engine) fetch(ctx context.Context, at, dgst string, auth *task.Credentials, progress func(task.Progress)) (*image, error) {
 	ctx, done, err := e.c.WithLease(e.ctx(ctx))
 	if err != nil {
@@ -172,7 +190,7 @@ func (e *Engine) fetch(ctx context.Context, at, dgst string, auth *task.Credenti
 	w := &watcher{c: e.c, say: progress, layers: map[digest.Digest]*layer{}}
 	stop := w.run(ctx)
 	_, err = e.c.Pull(ctx, at,
-		client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: e.o.Registry.Hosts((*registry.Credentials)(auth))})),
+		client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: e.o.Registry.Hosts((*registry.Credentials)(auth), e.peers(dgst)...)})),
 		client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithPlatformMatcher(platforms.Default()),
 		client.WithImageHandlerWrapper(w.wrap))
 	stop(err == nil)

@@ -34,11 +34,12 @@ type Options struct {
 	Log   *slog.Logger
 	Probe func(ctx context.Context, node, addr string) error
 	Peers http.Handler
+	Pull  func(digest string, holders []string) // is told who has what is to be pulled; may be nil
 }
 
 // Handler answers pkg/bulk's paths over e.
 func Handler(e task.Engine, o Options) http.Handler {
-	s := &server{e: e, log: o.Log, kills: newSeen(4096)}
+	s := &server{e: e, log: o.Log, holders: o.Pull, kills: newSeen(4096)}
 	m := http.NewServeMux()
 	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
 	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
@@ -74,10 +75,11 @@ func Handler(e task.Engine, o Options) http.Handler {
 }
 
 type server struct {
-	e     task.Engine
-	log   *slog.Logger
-	kills *seen
-	execs sync.Map // exec id -> task id, for what this agent made
+	e       task.Engine
+	log     *slog.Logger
+	holders func(string, []string)
+	kills   *seen
+	execs   sync.Map // exec id -> task id, for what this agent made
 }
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) {
@@ -276,6 +278,9 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 	if err := decode(r, &p); err != nil {
 		refuse(w, err)
 		return
+	}
+	if s.holders != nil {
+		s.holders(p.Digest, p.Holders)
 	}
 	var auth *task.Credentials
 	if p.Username != "" || p.IdentityToken != "" {

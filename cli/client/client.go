@@ -38,6 +38,7 @@ import (
 // Variables that say where the fleet is, and as whom to come.
 const (
 	EnvHost     = "DROVER_HOST"     // unix://PATH or tcp://HOST:PORT
+	EnvOn       = "DROVER_ON"       // which nodes will do, as --on
 	EnvIdentity = "DROVER_IDENTITY" // folder with ca.pem, cert.pem and key.pem
 )
 
@@ -303,6 +304,9 @@ func (t Target) mark(r *http.Request) error {
 	}
 	if i, ok := r.Context().Value(afterKey{}).(uint64); ok {
 		r.Header.Set("Drover-After", strconv.FormatUint(i, 10))
+	}
+	if on := os.Getenv(EnvOn); on != "" {
+		r.Header.Set("Drover-On", on)
 	}
 	if t.contact != "" {
 		r.Header.Set("Drover-Contact", t.contact)

@@ -144,7 +144,8 @@ func agentCommand() *cobra.Command {
 			},
 			DataDir: c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
 			PKI: bootstrap.AgentPKI(c.DataDir), Listen: c.AgentListen, Advertise: c.Advertise, Bridge: c.Bridge, Labels: c.Labels,
-			Reserved:   []uint16{agent.Port(c.ControllerListen), agent.Port(c.AgentListen)},
+			Reserved: []uint16{agent.Port(c.ControllerListen), agent.Port(c.AgentListen), agent.Port(c.GossipListen), agent.Port(c.MirrorListen)},
+			Gossip:   c.GossipListen, Mirror: c.MirrorListen,
 			Registries: c.Mirrors(), Logger: logger(c, "agent"), Tracer: tp.Tracer("drover"),
 		})
 	}
@@ -223,6 +224,10 @@ func value(c *config.Config, key string) string {
 		return c.ControllerListen
 	case "agent-listen":
 		return c.AgentListen
+	case "gossip-listen":
+		return c.GossipListen
+	case "mirror-listen":
+		return c.MirrorListen
 	case "bridge":
 		return c.Bridge
 	case "subnet-pool":

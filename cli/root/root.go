@@ -136,6 +136,7 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 		root.AddCommand(c)
 	}
 	root.AddCommand(a.nodeCommand(), a.tokenCommand())
+	a.spread(root)
 	root.AddCommand(a.traceCommand())
 	visit(root, rename)
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/moby/moby/api/types/container"
@@ -71,13 +72,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 		AutoRemove: req.HostConfig != nil && req.HostConfig.AutoRemove,
 		Spec:       &dv1.Spec{Id: sum[:], Body: body, Image: req.Image, Digest: digest},
 	}
-	for _, on := range []string{req.Labels[labelOn], r.Header.Get(HeaderOn)} {
-		for o := range strings.SplitSeq(on, ",") {
-			if o = strings.TrimSpace(o); o != "" {
-				c.On = append(c.On, o)
-			}
-		}
-	}
+	c.On = append(scheduler.Split(req.Labels[labelOn]), scheduler.Split(r.Header.Get(HeaderOn))...)
 	res, err := s.propose(w, r, sent, &dv1.Command{Of: &dv1.Command_Create{Create: c}})
 	if err != nil {
 		return err

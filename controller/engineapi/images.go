@@ -19,6 +19,7 @@ import (
 	"github.com/moby/moby/api/types/image"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
@@ -123,7 +124,7 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	node, err := s.puller(snap, digest, s.contact(r))
+	node, err := s.puller(snap, digest, s.contact(r), scheduler.Split(r.Header.Get(HeaderOn)))
 	if err != nil {
 		return err
 	}
@@ -132,6 +133,11 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 		newer = false
 	}
 	req := bulk.PullRequest{Ref: named.String(), Digest: digest}
+	for _, h := range s.Fleet.Holders(digest) {
+		if n := snap.Node(h); n != nil && h != node {
+			req.Holders = append(req.Holders, n.Addr)
+		}
+	}
 	if auth != nil {
 		req.Username, req.Password, req.IdentityToken, req.AuthServer = auth.Username, auth.Password, auth.IdentityToken, auth.ServerAddress
 	}
@@ -193,9 +199,21 @@ func (discardHeader) Header() http.Header { return http.Header{} }
 
 // puller chooses where a pull's content goes: where it is, the contact, or any
 // node that answers.
-func (s *server) puller(snap *state.Snapshot, digest, contact string) (string, error) {
+func (s *server) puller(snap *state.Snapshot, digest, contact string, on []string) (string, error) {
 	silent := s.Fleet.Silent()
 	holders := s.Fleet.Holders(digest)
+	if len(on) > 0 {
+		for n := range snap.Nodes() {
+			fits, err := scheduler.Matches(n, on)
+			if err != nil {
+				return "", refuse(http.StatusBadRequest, "%v", err)
+			}
+			if _, quiet := silent[n.Id]; fits && !quiet {
+				return n.Id, nil
+			}
+		}
+		return "", refuse(http.StatusServiceUnavailable, "no node answers that is %s", strings.Join(on, " and "))
+	}
 	if _, quiet := silent[contact]; contact != "" && !quiet && snap.Node(contact) != nil {
 		return contact, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
@@ -83,8 +84,16 @@ func (s *server) nodes(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := []Node{}
+	on := scheduler.Split(r.URL.Query().Get("on"))
 	for n := range snap.Nodes() {
-		out = append(out, s.node(snap, n))
+		fits, err := scheduler.Matches(n, on)
+		if err != nil {
+			refuse(w, http.StatusBadRequest, err.Error())
+			return
+		}
+		if fits {
+			out = append(out, s.node(snap, n))
+		}
 	}
 	slices.SortFunc(out, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
 	answer(w, http.StatusOK, out)

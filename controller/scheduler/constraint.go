@@ -54,3 +54,27 @@ func (c constraint) has(n *dv1.Node) bool {
 	v, ok := n.Labels[c.key]
 	return ok && glob(v)
 }
+
+// Matches says whether a node meets all constraints, or what is wrong with one.
+func Matches(n *dv1.Node, on []string) (bool, error) {
+	for _, o := range on {
+		c, err := parseConstraint(o)
+		if err != nil {
+			return false, err
+		}
+		if !c.matches(n) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// Split takes a list of constraints apart at commas.
+func Split(s string) (out []string) {
+	for o := range strings.SplitSeq(s, ",") {
+		if o = strings.TrimSpace(o); o != "" {
+			out = append(out, o)
+		}
+	}
+	return out
+}

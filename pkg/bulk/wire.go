@@ -42,6 +42,8 @@ const MaxFrame = 64 << 10
 type PullRequest struct {
 	Ref, Digest                                   string
 	Username, Password, IdentityToken, AuthServer string `json:",omitempty"`
+
+	Holders []string `json:",omitempty"` // addresses of nodes that have it
 }
 
 // PullLine is progress, then once Image (protojson of dv1.Image) or Error.

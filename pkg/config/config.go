@@ -32,6 +32,8 @@ type Config struct {
 	Advertise        string            `mapstructure:"advertise" desc:"address that other hosts dial (that of the default route if empty)"`
 	ControllerListen string            `mapstructure:"controller-listen" desc:"address of the API, sessions and raft"`
 	AgentListen      string            `mapstructure:"agent-listen" desc:"address of this node's own port"`
+	GossipListen     string            `mapstructure:"gossip-listen" desc:"address of the gossip among agents; its port is the same on all hosts"`
+	MirrorListen     string            `mapstructure:"mirror-listen" desc:"loopback address where tools of this host pull the fleet's images; empty for none"`
 	Bridge           string            `mapstructure:"bridge" desc:"name of the containers' bridge, at most 15 characters"`
 	SubnetPool       string            `mapstructure:"subnet-pool" desc:"where the nodes' /24 come from; set when the fleet is made"`
 	LogLevel         string            `mapstructure:"log-level" desc:"debug, info, warn or error"`
@@ -58,7 +60,7 @@ var defaults = []struct {
 	value any
 }{
 	{"cluster-name", ""}, {"data-dir", "/var/lib/drover"}, {"run-dir", "/run/drover"}, {"node-name", ""}, {"advertise", ""},
-	{"controller-listen", "0.0.0.0:7443"}, {"agent-listen", "0.0.0.0:7444"}, {"bridge", "drover0"}, {"subnet-pool", "10.210.0.0/16"},
+	{"controller-listen", "0.0.0.0:7443"}, {"agent-listen", "0.0.0.0:7444"}, {"gossip-listen", "0.0.0.0:7946"}, {"mirror-listen", "127.0.0.1:5000"}, {"bridge", "drover0"}, {"subnet-pool", "10.210.0.0/16"},
 	{"log-level", "info"}, {"labels", map[string]string{}}, {"registries", []map[string]any{}},
 }
 

@@ -151,8 +151,14 @@ func upstream(name string) string {
 
 // Hosts is for containerd's resolver: where to ask, with c if it is the caller's
 // for that registry, else with the configured credentials. c may be nil.
-func (r *Registry) Hosts(c *Credentials) docker.RegistryHosts {
+//
+// Peers are asked first: nodes that may hold the content.
+func (r *Registry) Hosts(c *Credentials, peers ...*http.Client) docker.RegistryHosts {
 	return func(name string) ([]docker.RegistryHost, error) {
+		var all []docker.RegistryHost
+		for _, p := range peers {
+			all = append(all, docker.RegistryHost{Client: p, Host: "agent", Scheme: "http", Path: "/v2", Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve})
+		}
 		name = canonical(name)
 		h, ok := r.hosts[name]
 		if !ok {
@@ -172,10 +178,10 @@ func (r *Registry) Hosts(c *Credentials) docker.RegistryHosts {
 				}
 				return h.Username, h.Password, nil
 			}))
-		return []docker.RegistryHost{{
+		return append(all, docker.RegistryHost{
 			Client: h.client, Authorizer: auth, Host: h.addr, Scheme: h.scheme, Path: h.path,
 			Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
-		}}, nil
+		}), nil
 	}
 }
 

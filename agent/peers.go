@@ -1,0 +1,234 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/drover/drover/agent/gossip"
+	"github.com/drover/drover/agent/mirror"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// Bounds of what is kept of other nodes.
+const (
+	maxPeers    = 3    // nodes that one pull asks before the registry
+	maxNamed    = 1024 // digests whose holders an assignment named
+	peerWithin  = 2 * time.Second
+	tagWithin   = 5 * time.Second
+	gossipAgain = 5 * time.Second
+)
+
+// peers are the other nodes, as places to pull from.
+type peers struct {
+	a    *agent
+	have interface {
+		Images(context.Context) ([]*dv1.ImageStatus, error)
+	}
+
+	mu      sync.Mutex // guards the fields below
+	open    map[string]*bulk.Client
+	holders map[string][]string // addresses by digest, as assignments name them
+	order   []string
+	gossip  *gossip.Gossip
+	failed  time.Time
+	closed  bool
+}
+
+func newPeers(a *agent) *peers {
+	return &peers{a: a, open: map[string]*bulk.Client{}, holders: map[string][]string{}}
+}
+
+// named keeps who holds an image.
+func (p *peers) named(digest string, addrs []string) {
+	if digest == "" || len(addrs) == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.holders[digest]; !ok {
+		if p.order = append(p.order, digest); len(p.order) > maxNamed {
+			delete(p.holders, p.order[0])
+			p.order = p.order[1:]
+		}
+	}
+	p.holders[digest] = addrs
+}
+
+// clients gives connections to nodes that hold an image, or said so.
+func (p *peers) clients(digest string) (out []*http.Client) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	addrs := slices.Clone(p.holders[digest])
+	if p.gossip != nil {
+		addrs = append(addrs, p.gossip.Holders(digest)...)
+	}
+	for i, addr := range addrs {
+		if addr == p.a.addr || slices.Contains(addrs[:i], addr) {
+			continue
+		}
+		out = append(out, p.to(addr).HTTP())
+		if len(out) == maxPeers {
+			break
+		}
+	}
+	return out
+}
+
+// to is called with mu held.
+func (p *peers) to(addr string) *bulk.Client {
+	if c := p.open[addr]; c != nil {
+		return c
+	}
+	conf := pki.PeerClientTLS(p.a.files, bulk.ALPN, pki.Kinds(pki.KindNode))
+	c := bulk.NewClient(func(ctx context.Context) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, peerWithin)
+		defer cancel()
+		return (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
+	})
+	p.open[addr] = c
+	return c
+}
+
+// tag asks the fleet which digest a reference names.
+func (p *peers) tag(ctx context.Context, ref string) (digest.Digest, error) {
+	ctx, cancel := context.WithTimeout(ctx, tagWithin)
+	defer cancel()
+	conf := pki.PeerClientTLS(p.a.files, "http/1.1", pki.Kinds(pki.KindController))
+	tr := &http.Transport{DisableKeepAlives: true, DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var errs []error
+		for _, addr := range p.a.controllers() {
+			c, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: peerWithin}, Config: conf}).DialContext(ctx, "tcp", addr)
+			if err == nil {
+				return c, nil
+			}
+			errs = append(errs, err)
+		}
+		return nil, errors.Join(errs...)
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://controller/drover/v1/tags?"+url.Values{"ref": {ref}}.Encode(), nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err != nil {
+		return "", fmt.Errorf("asking the fleet for %s: %w", ref, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var a struct {
+		Digest  string
+		Holders []string
+		Message string
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&a); err != nil {
+		return "", fmt.Errorf("asking the fleet for %s: %w", ref, err)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		p.named(a.Digest, a.Holders)
+		return digest.Digest(a.Digest), nil
+	case http.StatusNotFound:
+		return "", mirror.ErrUnknown
+	}
+	return "", fmt.Errorf("asking the fleet for %s: %s", ref, a.Message)
+}
+
+// news begins the gossip once there is a key, and gives it others.
+func (p *peers) news(a *agent, w *dv1.Welcome) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if a.Gossip == "" || len(w.GossipKeys) == 0 || p.closed {
+		return
+	}
+	if p.gossip == nil {
+		if time.Since(p.failed) < gossipAgain {
+			return
+		}
+		g, err := gossip.Start(gossip.Options{Node: a.NodeID, Bind: a.Gossip, Advertise: a.Advertise, Addr: a.addr, Keys: w.GossipKeys, Have: p.digests})
+		if err != nil {
+			p.failed = time.Now()
+			a.Logger.Warn("there is no gossip: pulls know fewer nodes to ask", "err", err)
+			return
+		}
+		p.gossip = g
+	} else if err := p.gossip.Keys(w.GossipKeys); err != nil {
+		a.Logger.Warn("the gossip's keys could not be changed", "err", err)
+	}
+	g, to := p.gossip, w.Peers
+	a.parts.Go(func() error {
+		if err := g.Join(to); err != nil {
+			a.Logger.Debug("the gossip met nobody", "err", err)
+		}
+		return nil
+	})
+}
+
+func (p *peers) tell() {
+	p.mu.Lock()
+	g := p.gossip
+	p.mu.Unlock()
+	if g != nil {
+		g.Tell()
+	}
+}
+
+func (p *peers) digests() (out []string) {
+	if p.have == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), peerWithin)
+	defer cancel()
+	all, err := p.have.Images(ctx)
+	if err != nil {
+		return nil
+	}
+	for _, i := range all {
+		out = append(out, i.Digest)
+	}
+	return out
+}
+
+func (p *peers) close() {
+	p.mu.Lock()
+	g, open := p.gossip, p.open
+	p.gossip, p.open, p.closed = nil, map[string]*bulk.Client{}, true
+	p.mu.Unlock()
+	if g != nil {
+		g.Close()
+	}
+	for _, c := range open {
+		_ = c.Close()
+	}
+}
+
+// serveMirror answers tools of this host. A port that somebody else has is no
+// reason not to run containers.
+func (a *agent) serveMirror(m *mirror.Mirror) error {
+	if a.Mirror == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(a.Mirror)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("mirror-listen %q is not a loopback address with a port", a.Mirror)
+	}
+	l, err := net.Listen("tcp", a.Mirror)
+	if err != nil {
+		a.Logger.Warn("there is no mirror for other tools", "err", err)
+		return nil
+	}
+	a.parts.Go(func() error { return m.Serve(a.ctx, l) })
+	return nil
+}
