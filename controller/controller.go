@@ -250,7 +250,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	defer c.start("membership", members.run)()
 	local := c.api(log)
 	joins := &joining{c: c, log: log, way: way, seals: seals}
-	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()), peers: c.relay.Handler(local, hub.Handler()), joins: joins})
+	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()), peers: c.relay.Handler(local, hub.Handler(), c.Traces), joins: joins})
 	close(c.ready)
 	c.Logger.Info("controller is ready", "addr", c.port.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())
 	c.OnReady(c.port.Addr())
@@ -285,7 +285,7 @@ func (c *controller) follow(ctx context.Context, node *consensus.Node, hub *disp
 
 func (c *controller) api(log *tracedLog) http.Handler {
 	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version})
-	ours := fleetapi.New(fleetapi.Options{Traces: c.Traces, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
+	ours := fleetapi.New(fleetapi.Options{Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == traces.Path || strings.HasPrefix(r.URL.Path, fleetapi.Prefix) {
 			ours.ServeHTTP(w, r)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,4 +56,313 @@ func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
 	if left := a.Must("ps", "-aq"); left != "" {
 		t.Fatalf("left behind: %s", left)
 	}
+}
+
+// What users do on a fleet, from any host.
+func TestWalkThroughOfAFleet(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c", "d")
+	f.Quorum()
+	a, b, c, d := f.Hosts[0], f.Hosts[1], f.Hosts[2], f.Hosts[3]
+
+	t.Run("one published port a host, and then no more", func(t *testing.T) {
+		on := map[string]bool{}
+		for _, h := range f.Hosts {
+			id := strings.TrimSpace(h.Must("run", "-d", "-p", "8080:80", "web"))
+			on[strings.TrimSpace(a.Must("inspect", "-f", `{{index .Config.Labels "io.drover.node"}}`, id))] = true
+		}
+		if len(on) != 4 {
+			t.Errorf("four of them are on %v", on)
+		}
+		for _, h := range f.Hosts {
+			if r := a.In(nil, "curl", "-sS", "-m5", "http://"+h.Addr+":8080/"); r.Code != 0 {
+				t.Errorf("curl %s: %v", h.Name, r)
+			}
+		}
+		r := c.Drover("run", "-d", "-p", "8080:80", "web")
+		if r.Code != 125 || !strings.Contains(r.Err, "port is already allocated") || !strings.Contains(r.Err, "on 4 of 4 nodes: a (by ") {
+			t.Errorf("the fifth: %v", r)
+		}
+		b.Must(append([]string{"rm", "-f"}, strings.Fields(d.Must("ps", "-aq"))...)...)
+	})
+
+	t.Run("each and on", func(t *testing.T) {
+		lines := strings.Split(strings.TrimSpace(d.Must("run", "--each", "--rm", "alpine", "/bin/sh", "-c", "echo on $DROVER_NODE")), "\n")
+		slices.Sort(lines)
+		if want := "a | on a,b | on b,c | on c,d | on d"; strings.Join(lines, ",") != want {
+			t.Errorf("run --each gave %q", lines)
+		}
+		if r := a.Drover("run", "--each", "--rm", "alpine", "/bin/sh", "-c", "[ $DROVER_NODE != b ] || exit 4"); r.Code != 1 || !strings.Contains(r.Err, "failed on 1 of 4 nodes: b") {
+			t.Errorf("one of four fails: %v", r)
+		}
+		for _, h := range f.Hosts {
+			if out := h.Must("run", "--on", "node==c", "--rm", "alpine", "/bin/sh", "-c", "echo $DROVER_NODE"); strings.TrimSpace(out) != "c" {
+				t.Errorf("run --on node==c from %s ran on %q", h.Name, out)
+			}
+		}
+		if r := b.Docker(nil, "run", "--rm", "-l", "io.drover.on=node==c", "alpine", "/bin/sh", "-c", "echo $DROVER_NODE"); strings.TrimSpace(r.Out) != "c" {
+			t.Errorf("docker run -l io.drover.on=node==c: %v", r)
+		}
+		if r := a.Drover("run", "--on", "disk==ssd", "--rm", "alpine", "true"); r.Code != 125 || !strings.Contains(r.Err, "0 of 4 nodes fit") {
+			t.Errorf("no node fits: %v", r)
+		}
+		a.Must("node", "label", "b", "disk=ssd")
+		if out := d.Must("run", "--on", "disk==ssd", "--rm", "alpine", "/bin/sh", "-c", "echo $DROVER_NODE"); strings.TrimSpace(out) != "b" {
+			t.Errorf("run --on disk==ssd ran on %q", out)
+		}
+		a.Must("node", "drain", "a", "c", "d")
+		if out := a.Must("run", "--rm", "alpine", "/bin/sh", "-c", "echo $DROVER_NODE"); strings.TrimSpace(out) != "b" {
+			t.Errorf("with the others drained it ran on %q", out)
+		}
+		a.Must("node", "activate", "a", "c", "d")
+		a.Must("run", "-d", "--each", "--name", "s", "alpine", "sleep", "1000")
+		if out := c.Must("exec", "--each", "s", "/bin/sh", "-c", "echo in $DROVER_NODE"); strings.Count(out, " | in ") != 4 {
+			t.Errorf("exec --each: %s", out)
+		}
+		if out := a.Must("ps", "-q", "--filter", "node=d"); len(strings.Fields(out)) != 1 {
+			t.Errorf("ps --filter node=d: %s", out)
+		}
+		a.Must("rm", "-f", "s-1", "s-2", "s-3", "s-4")
+	})
+
+	t.Run("another host's container through every host", func(t *testing.T) {
+		a.Must("run", "-d", "--on", "node==d", "--name", "far", "alpine", "/bin/sh", "-c", "echo up; while read l; do echo got $l; done; sleep 1000")
+		for _, h := range f.Hosts {
+			if out := h.Must("exec", "far", "/bin/sh", "-c", "echo $DROVER_NODE"); strings.TrimSpace(out) != "d" {
+				t.Errorf("exec through %s: %q", h.Name, out)
+			}
+			if r := h.Docker([]byte("piped"), "exec", "-i", "far", "cat"); r.Out != "piped" {
+				t.Errorf("docker exec -i through %s: %v", h.Name, r)
+			}
+			if r := h.Docker(nil, "logs", "far"); r.Out != "up\n" {
+				t.Errorf("docker logs through %s: %v", h.Name, r)
+			}
+			if out := h.Must("inspect", "-f", "{{.State.Status}}", "far"); strings.TrimSpace(out) != "running" {
+				t.Errorf("inspect through %s: %q", h.Name, out)
+			}
+			if r := h.Docker([]byte("line\n"), "run", "--rm", "-i", "-l", "io.drover.on=node!="+h.Name, "alpine", "cat"); r.Out != "line\n" {
+				t.Errorf("docker run -i through %s: %v", h.Name, r)
+			}
+		}
+		c.Must("stop", "-t", "0", "far")
+		if out := b.Must("ps", "-q"); out != "" {
+			t.Errorf("after stop ps shows %s", out)
+		}
+		d.Must("rm", "far")
+	})
+
+	t.Run("an image that one host holds, without its registry", func(t *testing.T) {
+		for _, h := range f.Hosts { // nobody has it
+			_ = h.Drover("rmi", "-f", "ubuntu")
+		}
+		a.Must("pull", "ubuntu")
+		f.StopRegistry()
+		for _, h := range f.Hosts {
+			if out := a.Must("run", "--rm", "--on", "node=="+h.Name, "ubuntu", "/bin/sh", "-c", "echo $DROVER_NODE"); strings.TrimSpace(out) != h.Name {
+				t.Errorf("run on %s: %q", h.Name, out)
+			}
+		}
+		r := d.In(nil, "curl", "-sS", "-m5", "-H", "Accept: application/vnd.oci.image.index.v1+json", "http://127.0.0.1:5000/v2/library/ubuntu/manifests/latest")
+		if r.Code != 0 || !strings.Contains(r.Out, "sha256:") {
+			t.Errorf("the mirror on d: %v", r)
+		}
+		if r := d.In(nil, "curl", "-sS", "-m5", "-o/dev/null", "-w%{http_code}", "-XPUT", "http://127.0.0.1:5000/v2/library/ubuntu/manifests/mine"); r.Out != "405" {
+			t.Errorf("a push to the mirror: %v", r)
+		}
+		f.StartRegistry()
+	})
+
+	t.Run("one trace through two controllers", func(t *testing.T) {
+		l := f.Leader()
+		for _, h := range f.Hosts[:3] {
+			if h == l {
+				continue
+			}
+			h.Must("run", "--rm", "--on", "node==d", "alpine", "true")
+			out := h.Must("trace", "last")
+			for _, want := range []string{"drover@", "controller@" + h.Name, "controller@" + l.Name, "agent@d", "raft propose"} {
+				if !strings.Contains(out, want) {
+					t.Errorf("the trace at %s has no %s:\n%s", h.Name, want, out)
+				}
+			}
+		}
+	})
+}
+
+// A host that is cut off for a while: silent, then back with nothing lost.
+func TestAHostIsCutOff(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c", "d")
+	f.Quorum()
+	a, d := f.Hosts[0], f.Hosts[3]
+	for _, h := range f.Hosts {
+		a.Must("run", "-d", "--name", "on-"+h.Name, "--on", "node=="+h.Name, "alpine", "/bin/sh", "-c", "i=0; while true; do echo $i; i=$((i+1)); sleep 0.1; done")
+	}
+	for _, victim := range []*fleet.Host{d, f.Hosts[2], f.Leader()} {
+		name := "on-" + victim.Name
+		var from *fleet.Host
+		for _, h := range f.Hosts[:3] {
+			if h != victim {
+				from = h
+			}
+		}
+		started := from.Must("inspect", "-f", "{{.State.StartedAt}} {{.State.Pid}}", name)
+		victim.Link(false)
+		f.Eventually(10*time.Second, "ps says that "+victim.Name+" is silent", func() bool {
+			return strings.Contains(from.Drover("ps", "--filter", "name="+name).Out, "node silent")
+		})
+		if r := from.Drover("exec", name, "true"); r.Code == 0 || !strings.Contains(r.Err, "has not answered") {
+			t.Errorf("exec on a silent node: %v", r)
+		}
+		if out := from.Must("run", "--rm", "alpine", "echo", "meanwhile"); strings.TrimSpace(out) != "meanwhile" {
+			t.Errorf("a run meanwhile: %q", out)
+		}
+		time.Sleep(3 * time.Second)
+		victim.Link(true)
+		f.Eventually(20*time.Second, victim.Name+" is back", func() bool {
+			out := from.Drover("node", "ls").Out
+			return !strings.Contains(out, "silent") && strings.Count(out, "ready") == 4
+		})
+		if now := from.Must("inspect", "-f", "{{.State.StartedAt}} {{.State.Pid}}", name); now != started {
+			t.Errorf("%s was %s, is %s", name, started, now)
+		}
+		logs := strings.Fields(from.Must("logs", name))
+		for i, x := range logs {
+			if x != fmt.Sprint(i) {
+				t.Fatalf("line %d of %s is %q", i, name, x)
+			}
+		}
+	}
+}
+
+// All controllers cut from each other: reads are stale, writes say why not, and a
+// foreground run ends with its code.
+func TestTheQuorumIsLost(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c")
+	f.Quorum()
+	a := f.Hosts[0]
+	a.Must("run", "-d", "--name", "stays", "--on", "node==a", "alpine", "sleep", "1000")
+	result := make(chan fleet.Result, 1)
+	go func() {
+		result <- a.Drover("run", "--rm", "--name", "fore", "--on", "node==a", "alpine", "/bin/sh", "-c", "echo begun; sleep 6; echo done; exit 5")
+	}()
+	f.Eventually(10*time.Second, "it runs", func() bool { return strings.Contains(a.Drover("ps").Out, "fore") })
+	for _, h := range f.Hosts {
+		h.Link(false)
+	}
+	f.Eventually(10*time.Second, "ps answers as stale", func() bool {
+		r := a.Drover("ps")
+		return r.Code == 0 && strings.Contains(r.Out, "stays") && strings.Contains(r.Err, "no leader")
+	})
+	if r := a.Drover("run", "-d", "alpine", "true"); r.Code == 0 || !strings.Contains(r.Err, "no leader") {
+		t.Errorf("a write without a quorum: %v", r)
+	}
+	if r := a.Drover("exec", "stays", "echo", "still here"); strings.TrimSpace(r.Out) != "still here" {
+		t.Errorf("exec without a quorum: %v", r)
+	}
+	r := <-result
+	if r.Code != 5 || r.Out != "begun\ndone\n" || !strings.Contains(r.Err, "no leader") {
+		t.Errorf("a foreground run without a quorum: %v", r)
+	}
+	for _, h := range f.Hosts {
+		h.Link(true)
+	}
+	f.Eventually(20*time.Second, "writes again", func() bool { return a.Drover("run", "--rm", "alpine", "true").Code == 0 })
+	if out := a.Must("ps", "-a", "--format", "{{.Names}}"); strings.TrimSpace(out) != "stays" {
+		t.Errorf("afterwards there is %q", out)
+	}
+}
+
+// Everything is killed at once, everywhere, and started in some order.
+func TestAllHostsDieAtOnce(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c")
+	f.Quorum()
+	a := f.Hosts[0]
+	for _, shims := range []bool{false, true} {
+		for _, h := range f.Hosts {
+			a.Must("run", "-d", "--name", "on-"+h.Name, "--on", "node=="+h.Name, "alpine", "sleep", "1000")
+		}
+		a.Must("run", "--name", "ended", "alpine", "true")
+		for _, h := range f.Hosts {
+			for _, what := range []string{"up", "controller", "agent", "drover-containerd"} {
+				h.Kill(what, "--data-dir")
+				h.Kill(what)
+			}
+			if shims {
+				h.Kill("drover-shim")
+				h.Kill("sleep")
+			}
+		}
+		for _, h := range []*fleet.Host{f.Hosts[2], f.Hosts[0], f.Hosts[1]} {
+			h.Start()
+		}
+		f.Eventually(40*time.Second, "all nodes are back", func() bool {
+			out := a.Drover("node", "ls").Out
+			return strings.Count(out, "ready") == 3 && !strings.Contains(out, "silent")
+		})
+		want, state := 3, "running"
+		if shims {
+			want, state = 0, "exited"
+		}
+		f.Eventually(20*time.Second, "ps is as it should be", func() bool {
+			return len(strings.Fields(a.Drover("ps", "-q").Out)) == want
+		})
+		for _, h := range f.Hosts {
+			if got := strings.TrimSpace(h.Must("inspect", "-f", "{{.State.Status}}", "on-"+h.Name)); got != state {
+				t.Errorf("on-%s is %s, not %s", h.Name, got, state)
+			}
+		}
+		a.Must("rm", "-f", "ended", "on-a", "on-b", "on-c")
+		if out := a.Must("ps", "-aq"); out != "" {
+			t.Errorf("left: %s", out)
+		}
+	}
+}
+
+// Who may not join is told why, and nothing is changed.
+func TestJoinsThatAreRefused(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c")
+	a, b, c := f.Hosts[0], f.Hosts[1], f.Hosts[2]
+	a.Up()
+	token := strings.TrimSpace(a.Must("token", "create", "-q"))
+	refused := func(h *fleet.Host, at *fleet.Host, token, words string, more ...string) {
+		t.Helper()
+		r := h.TryJoin(at, token, more...)
+		if r.Code == 0 || !strings.Contains(r.Err, words) {
+			t.Errorf("join: %v, want %q", r, words)
+		}
+	}
+	refused(b, a, "nonsense", "no join token")
+	refused(b, a, token[:len(token)-4]+"aaaa", "not one of this fleet's")
+	other := strings.TrimSpace(a.Must("token", "create", "-q"))
+	a.Must("token", "revoke", strings.Split(other, "-")[2])
+	refused(b, a, other, "revoked")
+	short := strings.TrimSpace(a.Must("token", "create", "-q", "--ttl", "1ms"))
+	refused(b, a, short, "expired")
+	c.Up() // another fleet
+	refused(b, c, token, "authority is another one")
+	refused(b, a, token, "node name \"a\" is taken", "--node-name", "a")
+	refused(c, a, token, "in a fleet already")
+	if out := a.Must("node", "ls", "-q"); strings.TrimSpace(out) != "a" {
+		t.Errorf("nodes: %q", out)
+	}
+	b.Join(a, token)
+	if out := a.Must("node", "ls", "-q"); strings.TrimSpace(out) != "a\nb" {
+		t.Errorf("nodes: %q", out)
+	}
+	// An agents' token makes no controller, and its socket gives no rights by itself.
+	if out := a.Must("controller", "ls"); strings.Count(out, "\n") != 2 {
+		t.Errorf("controllers: %s", out)
+	}
+	if r := b.Drover("ps"); r.Code == 0 || !strings.Contains(r.Err, "drover node grant b") {
+		t.Errorf("ps on an agent's host: %v", r)
+	}
+	a.Must("node", "grant", "b", "--role", "user")
+	b.Must("run", "--rm", "alpine", "true")
+	if r := b.Drover("token", "create"); r.Code == 0 || !strings.Contains(r.Err, "no admin") {
+		t.Errorf("a token made by a user: %v", r)
+	}
+	if r := a.Drover("node", "rm", "b"); r.Code == 0 || !strings.Contains(r.Err, "is up") {
+		t.Errorf("rm of a node that is up: %v", r)
+	}
+	a.Must("node", "rm", "-f", "b")
+	f.Eventually(10*time.Second, "b is refused", func() bool { return strings.Contains(b.Drover("ps").Err, "no node of the fleet") })
 }

@@ -80,6 +80,7 @@ type one struct {
 	label string
 	on    string // node id, "" as it is
 	args  []string
+	aside bool // its output is no result
 }
 
 func (a *app) nodesFor(cmd *cobra.Command, on []string) ([]fleetapi.Node, error) {
@@ -151,7 +152,7 @@ func (a *app) runEach(cmd *cobra.Command, args, on []string) error {
 	}
 	if _, err := a.docker.Client().ImageInspect(cmd.Context(), args[0]); errdefs.IsNotFound(err) {
 		_, _ = fmt.Fprintf(os.Stderr, "Unable to find image '%s' locally\n", args[0])
-		if err := a.each(cmd, []one{{args: []string{"pull", "-q", args[0]}}}); err != nil {
+		if err := a.each(cmd, []one{{args: []string{"pull", args[0]}, aside: true}}); err != nil {
 			return err
 		}
 	}
@@ -170,7 +171,7 @@ func (a *app) runEach(cmd *cobra.Command, args, on []string) error {
 		if cmd.Flags().Lookup("name").Changed {
 			flags = append(flags, "--name", fmt.Sprintf("%s-%d", run, i+1))
 		}
-		all = append(all, one{n.Name, n.ID, before(base, cmd, flags...)})
+		all = append(all, one{label: n.Name, on: n.ID, args: before(base, cmd, flags...)})
 	}
 	return a.each(cmd, all)
 }
@@ -231,7 +232,7 @@ func (a *app) pullEach(cmd *cobra.Command, on []string) error {
 	base := given(cmd)
 	var all []one
 	for _, n := range nodes {
-		all = append(all, one{n.Name, n.ID, base})
+		all = append(all, one{label: n.Name, on: n.ID, args: base})
 	}
 	// The first one asks the registry, the others the first.
 	if err := a.each(cmd, all[:1]); err != nil || len(all) == 1 {
@@ -268,6 +269,9 @@ func (a *app) each(cmd *cobra.Command, all []one) error {
 			}
 			out, errs := &labelled{mu: &mu, to: os.Stdout, label: x.label, width: width}, &labelled{mu: &mu, to: os.Stderr, label: x.label, width: width}
 			child.Stdout, child.Stderr = out, errs
+			if x.aside {
+				child.Stdout = errs
+			}
 			code := 0
 			if err := child.Run(); err != nil {
 				code = 1

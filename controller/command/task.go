@@ -85,7 +85,7 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 			if ip == "" {
 				ip = "0.0.0.0"
 			}
-			return refuse("port_taken", "Bind for %s:%d failed: port is already allocated", ip, p.Host)
+			return refuse("port_taken", "Bind for %s:%d failed: port is already allocated%s", ip, p.Host, d.takers(p))
 		}
 	}
 	t.Desired, t.Attempt, t.Started, t.Failed = dv1.Desired_RUNNING, t.Attempt+1, 0, ""
@@ -93,6 +93,30 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 	d.put(t)
 	return nil
 }
+
+// takers says who has a port on which nodes, where that is more than one.
+func (d *decision) takers(p *dv1.Port) string {
+	var out []string
+	nodes := 0
+	for n := range d.Nodes() {
+		nodes++
+		for t := range d.TasksOfNode(n.Id) {
+			if t.Desired == dv1.Desired_RUNNING && scheduler.Holder(t.Ports, p) {
+				out = append(out, n.Name+" (by "+t.Name+")")
+			}
+		}
+	}
+	if nodes < 2 {
+		return ""
+	}
+	slices.Sort(out)
+	if more := len(out) - maxTakers; more > 0 {
+		out = append(out[:maxTakers], fmt.Sprintf("%d more", more))
+	}
+	return fmt.Sprintf(" on %d of %d nodes: %s", min(nodes, len(out)), nodes, strings.Join(out, ", "))
+}
+
+const maxTakers = 10
 
 // wantedPorts are the spec's published ports; of a range, the first not held.
 func wantedPorts(r *container.CreateRequest, img *dv1.Image, held []*dv1.Port) ([]*dv1.Port, *dv1.Error) {

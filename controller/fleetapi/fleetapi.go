@@ -3,9 +3,11 @@
 package fleetapi
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
@@ -26,6 +28,7 @@ const Prefix = "/drover/v1/"
 // Options of New; all are needed.
 type Options struct {
 	Traces  *trace.Store
+	Gather  func(ctx context.Context, path string) [][]byte // asks the other controllers for their part; nil: there are none
 	Fleet   engineapi.Fleet
 	Members func() []Member
 	Pin     func() string // of the fleet's authority
@@ -111,22 +114,59 @@ func (s *server) list(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	answer(w, http.StatusOK, s.traces.List(n, r.URL.Query().Get("all") == ""))
+	answer(w, http.StatusOK, s.newest(r.Context(), n, r.URL.Query().Get("all") == ""))
 }
 
-func (s *server) last(w http.ResponseWriter, _ *http.Request) {
-	l := s.traces.List(1, true)
+func (s *server) newest(ctx context.Context, n int, operations bool) []trace.Summary {
+	lists := [][]trace.Summary{s.traces.List(n, operations)}
+	if s.o.Gather != nil {
+		path := "traces?limit=" + strconv.Itoa(n)
+		if !operations {
+			path += "&all=1"
+		}
+		for _, b := range s.o.Gather(ctx, path) {
+			var l []trace.Summary
+			if json.Unmarshal(b, &l) == nil {
+				lists = append(lists, l)
+			}
+		}
+	}
+	return trace.Newest(n, lists...)
+}
+
+func (s *server) last(w http.ResponseWriter, r *http.Request) {
+	l := s.newest(r.Context(), 1, true)
 	if len(l) == 0 {
 		refuse(w, http.StatusNotFound, "no operation was traced yet")
 		return
 	}
-	answer(w, http.StatusOK, s.traces.Get(l[0].ID))
+	answer(w, http.StatusOK, s.whole(r.Context(), l[0].ID))
+}
+
+// whole joins what all controllers have of a trace, nil if nobody has any.
+func (s *server) whole(ctx context.Context, id string) *trace.Trace {
+	t := s.traces.Get(id)
+	if s.o.Gather == nil {
+		return t
+	}
+	for _, b := range s.o.Gather(ctx, "traces/"+url.PathEscape(id)) {
+		o := &trace.Trace{}
+		if json.Unmarshal(b, o) != nil {
+			continue
+		}
+		if t == nil {
+			t = o
+		} else if t.ID == o.ID {
+			t.Merge(o)
+		}
+	}
+	return t
 }
 
 func (s *server) get(w http.ResponseWriter, r *http.Request) {
-	t := s.traces.Get(r.PathValue("id"))
+	t := s.whole(r.Context(), r.PathValue("id"))
 	if t == nil {
-		refuse(w, http.StatusNotFound, "no such trace: "+r.PathValue("id")+" (this controller keeps the last "+strconv.Itoa(trace.MaxTraces)+")")
+		refuse(w, http.StatusNotFound, "no such trace: "+r.PathValue("id")+" (controllers keep the last "+strconv.Itoa(trace.MaxTraces)+")")
 		return
 	}
 	answer(w, http.StatusOK, t)

@@ -2,6 +2,8 @@ package relay
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -16,6 +19,7 @@ import (
 	"github.com/drover/drover/controller/consensus"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/trace"
 )
 
 // maxCommand bounds a command that a follower sends: more than any entry takes.
@@ -23,8 +27,20 @@ const maxCommand = 1 << 20
 
 // Handler answers other controllers: commands, questions, their callers'
 // requests (api) and the frames of sessions that end there (sessions).
-func (f *Fleet) Handler(api, sessions http.Handler) http.Handler {
+func (f *Fleet) Handler(api, sessions http.Handler, spans *trace.Store) http.Handler {
 	m := http.NewServeMux()
+	m.HandleFunc("GET "+prefix+"traces", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.URL.Query().Get("limit"))
+		_ = json.NewEncoder(w).Encode(spans.List(max(n, 1), r.URL.Query().Get("all") == ""))
+	})
+	m.HandleFunc("GET "+prefix+"traces/{id}", func(w http.ResponseWriter, r *http.Request) {
+		t := spans.Get(r.PathValue("id"))
+		if t == nil {
+			http.Error(w, "no such trace", http.StatusNotFound)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(t)
+	})
 	m.HandleFunc("POST "+prefix+"propose", f.decide)
 	m.HandleFunc("GET "+prefix+"digest", f.answer)
 	m.HandleFunc("GET "+prefix+"tasks/{id}", f.view)
@@ -103,6 +119,36 @@ func (f *Fleet) answer(w http.ResponseWriter, r *http.Request) {
 		d.Holders[digest] = &dv1.Holders{Nodes: nodes}
 	}
 	send(w, d)
+}
+
+// gatherWithin bounds what other controllers are waited for.
+const gatherWithin = time.Second
+
+// Gather asks every other controller for path, and gives what answers.
+func (r *Relay) Gather(ctx context.Context, path string) (out [][]byte) {
+	ctx, cancel := context.WithTimeout(ctx, gatherWithin)
+	defer cancel()
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for c := range r.o.Log.Snapshot().Controllers() {
+		if c.Id == r.o.Self {
+			continue
+		}
+		all.Go(func() {
+			resp, err := r.peer(c.Id, c.Addr).do(ctx, http.MethodGet, prefix+path, nil)
+			if err != nil {
+				return
+			}
+			defer func() { _ = resp.Body.Close() }()
+			if b, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20)); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				out = append(out, b)
+			}
+		})
+	}
+	all.Wait()
+	return out
 }
 
 // Status asks a controller how far it is, in raft's index.

@@ -99,12 +99,15 @@ func (f *Fleet) destroy() {
 			break
 		}
 	}
-	for _, h := range append(f.Hosts, &Host{Netns: f.prefix + "-reg"}) {
+	for _, h := range append(f.Hosts, &Host{Name: "reg", Netns: f.prefix + "-reg"}) {
 		out, _ := exec.Command("ip", "netns", "pids", h.Netns).Output()
 		for _, w := range strings.Fields(string(out)) {
 			if pid, err := strconv.Atoi(w); err == nil {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
+		}
+		if h.Name != "" {
+			_ = exec.Command("ip", "link", "del", f.prefix+h.Name).Run()
 		}
 		_ = exec.Command("ip", "netns", "del", h.Netns).Run()
 	}

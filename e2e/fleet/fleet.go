@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +38,9 @@ type Host struct {
 	f                      *Fleet
 }
 
+// made counts fleets, so that each has names of its own.
+var made atomic.Int32
+
 // New makes a fleet with the named hosts; drover isn't started. It fails the
 // test where the machine can't carry it, never skips.
 func New(t testing.TB, hosts ...string) *Fleet {
@@ -56,6 +60,9 @@ func New(t testing.TB, hosts ...string) *Fleet {
 		t.Fatal(err)
 	}
 	f := &Fleet{Dir: dir, Bin: bin, t: t, prefix: fmt.Sprintf("dv%d", os.Getpid()%100000), net: fmt.Sprintf("10.89.%d", os.Getpid()%250+1)}
+	if n := made.Add(1); n > 1 { // the kernel takes the links of the one before away in its own time
+		f.prefix, f.net = fmt.Sprintf("dv%d%c", os.Getpid()%100000, 'a'+rune(n%26)), fmt.Sprintf("10.89.%d", (os.Getpid()+int(n))%250+1)
+	}
 	t.Cleanup(f.destroy)
 	f.must("ip", "link", "add", f.prefix, "type", "bridge")
 	f.must("ip", "addr", "add", f.net+".1/24", "dev", f.prefix)
@@ -293,4 +300,30 @@ func (f *Fleet) Leader() (leader *Host) {
 		return false
 	})
 	return leader
+}
+
+// Link takes the host's network down, or up again.
+func (h *Host) Link(up bool) {
+	h.f.t.Helper()
+	state := "down"
+	if up {
+		state = "up"
+	}
+	h.f.must("ip", "link", "set", h.f.prefix+h.Name, state)
+}
+
+// Start begins drover on the host without waiting for it.
+func (h *Host) Start() {
+	h.f.t.Helper()
+	c := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "--", "setsid", filepath.Join(h.f.Bin, "drover"), "up", "--config", filepath.Join(h.Dir, "config.yaml"))
+	log, err := os.OpenFile(filepath.Join(h.Dir, "data", "up.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		h.f.t.Fatal(err)
+	}
+	c.Stdout, c.Stderr = log, log
+	if err := c.Start(); err != nil {
+		h.f.t.Fatal(err)
+	}
+	_ = log.Close()
+	go func() { _ = c.Wait() }() // the fleet's end ends it
 }

@@ -3,6 +3,7 @@ package trace
 import (
 	"context"
 	"encoding/hex"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -153,12 +154,7 @@ func (s *Store) trace(id string) *Trace {
 	for _, sp := range s.traces[id].spans {
 		t.Spans = append(t.Spans, sp)
 	}
-	slices.SortFunc(t.Spans, func(a, b Span) int {
-		if a.Start != b.Start {
-			return int(min(1, max(-1, a.Start-b.Start)))
-		}
-		return int(min(1, max(-1, b.End-a.End)))
-	})
+	slices.SortFunc(t.Spans, byStart)
 	return t
 }
 
@@ -209,4 +205,40 @@ func operation(t *Trace) bool {
 		}
 	}
 	return false
+}
+
+// Merge adds what another store has of the same trace.
+func (t *Trace) Merge(o *Trace) {
+	have := map[string]bool{}
+	for _, sp := range t.Spans {
+		have[sp.ID] = true
+	}
+	for _, sp := range o.Spans {
+		if !have[sp.ID] {
+			t.Spans = append(t.Spans, sp)
+		}
+	}
+	slices.SortFunc(t.Spans, byStart)
+}
+
+func byStart(a, b Span) int {
+	if a.Start != b.Start {
+		return int(min(1, max(-1, a.Start-b.Start)))
+	}
+	return int(min(1, max(-1, b.End-a.End)))
+}
+
+// Newest joins lists of several stores: of each trace the fullest summary.
+func Newest(n int, lists ...[]Summary) []Summary {
+	best := map[string]Summary{}
+	for _, l := range lists {
+		for _, s := range l {
+			if old, ok := best[s.ID]; !ok || strings.HasPrefix(s.Name, "drover ") || s.Spans > old.Spans && !strings.HasPrefix(old.Name, "drover ") {
+				best[s.ID] = s
+			}
+		}
+	}
+	out := slices.Collect(maps.Values(best))
+	slices.SortFunc(out, func(a, b Summary) int { return int(min(1, max(-1, b.Start-a.Start))) })
+	return out[:min(n, len(out))]
 }
