@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -266,23 +265,6 @@ func note(r *http.Response) {
 	if r.Header.Get("Drover-Stale") != "" {
 		staleOnce()
 	}
-	if r.Request != nil && strings.HasSuffix(r.Request.URL.Path, "/wait") && r.StatusCode == http.StatusOK {
-		r.Body = &trailing{r.Body, r}
-	}
-}
-
-// trailing tells what a stream says after its end.
-type trailing struct {
-	io.ReadCloser
-	r *http.Response
-}
-
-func (t *trailing) Close() error {
-	_, _ = io.Copy(io.Discard, io.LimitReader(t.ReadCloser, 4096)) // trailers come after all of it
-	if w := t.r.Trailer.Get("Drover-Warning"); w != "" {
-		toStderr(w)
-	}
-	return t.ReadCloser.Close()
 }
 
 var staleOnce = sync.OnceFunc(func() {

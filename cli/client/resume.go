@@ -159,6 +159,7 @@ const (
 	frameStderr = 2
 	frameEnd    = 16 // nothing comes any more
 	frameBegin  = 17 // one byte: 1 if the stream begins with the first byte of output
+	frameWarn   = 18 // words for the user
 	frameMax    = 64 << 10
 )
 
@@ -260,6 +261,8 @@ func (s *stream) next() error {
 	switch kind := head[0]; kind {
 	case frameEnd:
 		s.over = true
+	case frameWarn:
+		s.warn(string(body))
 	case frameBegin:
 		s.fromStart = len(body) == 1 && body[0] == 1
 	case frameStdout, frameStderr:

@@ -189,6 +189,9 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, dial 
 	err = frames(conn, agent, tty)
 	switch {
 	case framed && (err == nil || detached.Load() || errors.Is(err, io.EOF) && !st.endless):
+		if st.endless && s.Fleet.Leaderless() {
+			_ = bulk.WriteFrame(conn, frameWarn, []byte(unrecorded))
+		}
 		_ = bulk.WriteFrame(conn, bulk.FrameExit, nil)
 	case err != nil && !errors.Is(err, io.EOF) && (!framed || !errors.Is(err, errBroke)):
 		late(conn, tty, err.Error())
@@ -218,6 +221,9 @@ var errBroke = errors.New("the stream broke")
 // frameBegin is the first frame for our own client: one byte, 1 if the stream
 // begins with the first byte of output.
 const frameBegin byte = 17
+
+// frameWarn is words for its user.
+const frameWarn byte = 18
 
 // frames copies an agent's frames to a client until the exit frame, with nil, or
 // the end, with io.EOF.

@@ -281,6 +281,15 @@ const (
 	uncommitted = 2 * time.Second
 )
 
+// unrecorded is said where a node's word is all there is.
+const unrecorded = "the controllers have no leader: the exit code is the node's own, and is recorded later"
+
+// warned is a wait's answer with a word for our own client.
+type warned struct {
+	container.WaitResponse
+	Warning string
+}
+
 // wait sends its header at once, because clients start only after they have it.
 func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
@@ -301,7 +310,6 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 		return refuse(http.StatusBadRequest, "invalid condition: %q", cond)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Trailer", HeaderWarning)
 	w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(w).Flush()
 	if after, err := strconv.ParseUint(r.Header.Get(HeaderAfter), 10, 64); err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
@@ -333,8 +341,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 		return t.Exit.GetAttempt() >= t.Attempt || failed != "" || t.Desired == dv1.Desired_CREATED
 	})
 	if x := direct(); x != nil && err != nil && r.Context().Err() == nil {
-		w.Header().Set(HeaderWarning, "the controllers have no leader: the exit code is the node's own, and is recorded later")
-		return encode(w, container.WaitResponse{StatusCode: int64(x.Code)})
+		return encode(w, warned{container.WaitResponse{StatusCode: int64(x.Code)}, unrecorded})
 	}
 	if st := s.Fleet.Observed(hexID(t)); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
 		last = st.Exit

@@ -39,7 +39,7 @@ const (
 	HeaderContact = "Drover-Contact" // in: id of the node whose host the client believes it talks to
 	HeaderFrames  = "Drover-Frames"  // in: attached streams come in frames, with their begin and end
 	HeaderAfter   = "Drover-After"   // in: a wait is taken up that began at this raft index
-	HeaderWarning = "Drover-Warning" // out, also as a trailer: what the client should know
+	HeaderWarning = "Drover-Warning" // out: what the client should know
 )
 
 // Range of API versions, and docker's engine version that it goes with.
