@@ -239,7 +239,7 @@ func (s *stream) Read(p []byte) (int, error) {
 }
 
 func (s *stream) next() error {
-	cur, closed := s.now()
+	cur, _ := s.now()
 	var head [8]byte
 	_, err := io.ReadFull(cur.Reader, head[:])
 	var body []byte
@@ -252,7 +252,7 @@ func (s *stream) next() error {
 		_, err = io.ReadFull(cur.Reader, body)
 	}
 	if err != nil {
-		if _, closed = s.now(); closed {
+		if _, closed := s.now(); closed {
 			s.over = true
 			return nil
 		}

@@ -70,7 +70,7 @@ type Node struct {
 	o     Options
 	raft  *raft.Raft
 	fsm   *fsm
-	log   *files
+	log   store
 	trans raft.Transport
 	has   bool
 	queue chan *pending
@@ -99,18 +99,25 @@ func Open(o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := open(o, logs, hl)
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(o.Dir, 2, hl)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening raft's snapshots in %s: %w", o.Dir, err), logs.Close())
+	}
+	n, err := open(o, logs, snaps, hl)
 	if err != nil {
 		return nil, errors.Join(err, logs.Close())
 	}
 	return n, nil
 }
 
-func open(o Options, logs *files, hl hclog.Logger) (*Node, error) {
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(o.Dir, 2, hl)
-	if err != nil {
-		return nil, fmt.Errorf("opening raft's snapshots in %s: %w", o.Dir, err)
-	}
+// store is where a member keeps its log.
+type store interface {
+	raft.LogStore
+	raft.StableStore
+	io.Closer
+}
+
+func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*Node, error) {
 	has, err := raft.HasExistingState(logs, logs, snaps)
 	if err != nil {
 		return nil, fmt.Errorf("reading raft's state in %s: %w", o.Dir, err)
