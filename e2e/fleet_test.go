@@ -366,3 +366,38 @@ func TestJoinsThatAreRefused(t *testing.T) {
 	a.Must("node", "rm", "-f", "b")
 	f.Eventually(10*time.Second, "b is refused", func() bool { return strings.Contains(b.Drover("ps").Err, "refuses this host") })
 }
+
+// A follower that relays an attach dies: the output goes on without a gap, at
+// another controller, and so does the container.
+func TestARelayingControllerDies(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c")
+	f.Quorum()
+	a := f.Hosts[0]
+	a.Must("pull", "alpine")
+	for _, victim := range []string{"follower", "leader"} {
+		l := f.Leader()
+		from := l
+		for _, h := range f.Hosts {
+			if victim == "follower" && h != l {
+				from = h
+			}
+		}
+		result := make(chan fleet.Result, 1)
+		go func() {
+			result <- from.Drover("run", "--rm", "--name", "long", "--on", "node!="+from.Name, "alpine", "/bin/sh", "-c", "i=0; while [ $i -lt 40 ]; do echo $i; echo e$i >&2; i=$((i+1)); sleep 0.1; done; exit 9")
+		}()
+		f.Eventually(10*time.Second, "it runs", func() bool { return strings.Contains(from.Drover("ps").Out, "long") })
+		time.Sleep(time.Second)
+		from.Kill("controller", "--data-dir")
+		r := <-result
+		var want, errs strings.Builder
+		for i := range 40 {
+			fmt.Fprintln(&want, i)
+			fmt.Fprintf(&errs, "e%d\n", i)
+		}
+		if r.Code != 9 || r.Out != want.String() || r.Err != errs.String() {
+			t.Errorf("the %s died: %v", victim, r)
+		}
+		f.Voters(3)
+	}
+}

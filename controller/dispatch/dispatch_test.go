@@ -153,3 +153,38 @@ func TestOtherNodesCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A hub that does not lead takes no session, and one that is deposed ends those
+// that it has; a node that has seen a later epoch is not led back.
+func TestOnlyALeaderHasSessions(t *testing.T) {
+	f, open := start(t, "n1")
+	st := open()
+	if err := st.Send(hello(1)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := st.Receive(); err != nil || m.GetWelcome() == nil {
+		t.Fatalf("%v %v", m, err)
+	}
+	f.hub.Lead(false)
+	for {
+		if _, err := st.Receive(); err != nil {
+			break
+		}
+	}
+	again := open()
+	_ = again.Send(hello(2))
+	if _, err := again.Receive(); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Fatalf("who does not lead answered %v", err)
+	}
+	f.hub.Lead(true)
+	late := hello(3)
+	late.GetHello().Epoch = 99
+	ahead := open()
+	_ = ahead.Send(late)
+	if _, err := ahead.Receive(); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Fatalf("a node of a later epoch got %v", err)
+	}
+	if s := f.hub.Silent(); len(s) != 0 {
+		t.Fatalf("right after its election a leader calls nodes silent: %v", s)
+	}
+}

@@ -86,6 +86,10 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	if err != nil {
 		return err
 	}
+	if ours := h.o.Log.Snapshot().Cluster().GetEpoch(); hello.Epoch > ours {
+		// Restored from before what this node has seen: it would undo that.
+		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("node %s has seen epoch %d of this fleet, this controller is of epoch %d", hello.Node.Name, hello.Epoch, ours))
+	}
 	s := &session{node: hello.Node.Id, cancel: cancel, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
 		pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}, report: make(chan struct{}, 1)}
 	subnet, err := h.register(ctx, hello.Node)
