@@ -1,6 +1,7 @@
 #!/bin/bash
-# The demo: hosts as network namespaces on one bridge, a registry host and a
-# drover host, and a walk through what one host can do. Usage: demo.sh up|env|down
+# The demo: hosts as network namespaces on one bridge: a registry host, three
+# hosts with controller and agent, one with an agent only; and a walk through what
+# one host, and then the fleet, can do. Usage: demo.sh up|env|down
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,6 +11,8 @@ NET=${DROVER_DEMO_NET:-10.88.77}
 BRIDGE=dvdemo0
 REGISTRY=$NET.2:5000
 HOST_A=$NET.11
+HOSTS=(a b c d)
+addr() { case $1 in a) echo "$NET.11" ;; b) echo "$NET.12" ;; c) echo "$NET.13" ;; d) echo "$NET.14" ;; esac; }
 SOCK=$DIR/a/run/drover.sock
 
 fail() { echo "demo: $*" >&2; exit 1; }
@@ -25,7 +28,15 @@ host() { # name address
 
 network() {
   ip link add $BRIDGE type bridge && ip addr add $NET.1/24 dev $BRIDGE && ip link set $BRIDGE up || fail "cannot make the bridge $BRIDGE"
-  host reg $NET.2 && host a $HOST_A || fail "cannot make the hosts' namespaces"
+  host reg $NET.2 || fail "cannot make the registry's namespace"
+  for h in "${HOSTS[@]}"; do host "$h" "$(addr "$h")" || fail "cannot make the namespace of host $h"; done
+}
+
+registry_up() {
+  inns dvdemo-reg setsid docker-registry serve "$DIR/registry.yml" >"$DIR/registry.log" 2>&1 </dev/null &
+  echo $! >"$DIR/registry.pid"
+  for _ in $(seq 100); do curl -fsS "http://$REGISTRY/v2/" >/dev/null 2>&1 && break; sleep 0.1; done
+  curl -fsS "http://$REGISTRY/v2/" >/dev/null || fail "the registry does not answer: see $DIR/registry.log"
 }
 
 registry() {
@@ -36,15 +47,12 @@ log: {level: warn}
 storage: {filesystem: {rootdirectory: $DIR/registry}, delete: {enabled: true}}
 http: {addr: "$REGISTRY"}
 YML
-  inns dvdemo-reg setsid docker-registry serve "$DIR/registry.yml" >"$DIR/registry.log" 2>&1 </dev/null &
-  echo $! >"$DIR/registry.pid"
-  for _ in $(seq 100); do curl -fsS "http://$REGISTRY/v2/" >/dev/null 2>&1 && break; sleep 0.1; done
-  curl -fsS "http://$REGISTRY/v2/" >/dev/null || fail "the registry does not answer: see $DIR/registry.log"
+  registry_up
   echo "building images from this repository's sources and pushing them to $REGISTRY"
   CGO_ENABLED=0 go run ./deploy/images/build -registry "$REGISTRY" || fail "the images could not be built"
 }
 
-drover_host() { # name address
+configure() { # name address
   mkdir -p "$DIR/$1"
   cat >"$DIR/$1/config.yaml" <<YML
 data-dir: $DIR/$1/data
@@ -56,7 +64,70 @@ registries:
     endpoint: $REGISTRY
     plain-http: true
 YML
+}
+
+drover_host() { # name: the first host makes the fleet
+  configure "$1" "$(addr "$1")"
   inns "dvdemo-$1" "$BIN" up --detach --config "$DIR/$1/config.yaml" || fail "drover did not come up on $1"
+}
+
+join() { # name, token create's flags…: a further host
+  local name=$1 token; shift
+  configure "$name" "$(addr "$name")"
+  token=$(drover token create -q "$@") || fail "no token"
+  printf '\n\033[1m$ drover join %s --token $TOKEN\033[0m   (on host %s, as %s)\n' "$HOST_A" "$name" "$*"
+  inns "dvdemo-$name" "$BIN" join "$HOST_A" --token "$token" --detach --config "$DIR/$name/config.yaml" || fail "host $name could not join"
+}
+
+on() { # host, command…: as typed on that host
+  local h=$1; shift
+  printf '\n\033[1m%s$ %s\033[0m\n' "$h" "$*"
+  DROVER_HOST=unix://$DIR/$h/run/drover.sock nsenter --net=/var/run/netns/"dvdemo-$h" -- bash -c "$*"
+  local rc=$?
+  [ $rc = 0 ] || printf '(exit code %d)\n' $rc
+}
+
+leader() { drover controller ls | awk '$2 == "leader" {print $1}'; }
+
+fleet() {
+  echo; echo "--- the fleet: two more hosts with controllers, and one with an agent only"
+  join b --role controller
+  join c --role controller
+  join d --role agent --socket-role admin
+  for _ in $(seq 100); do [ "$(drover controller ls | grep -c -e ' voter ' -e ' leader ')" = 3 ] && break; sleep 0.1; done
+  show drover controller ls
+  show drover node ls
+  on a drover run -d -p 8080:80 web
+  on b drover run -d -p 8080:80 web
+  on c drover run -d -p 8080:80 web
+  on d drover run -d -p 8080:80 web
+  on d drover run -d -p 8080:80 web
+  show drover ps
+  for h in "${HOSTS[@]}"; do show curl -sS "http://$(addr "$h"):8080/"; done
+  on c drover run --each --rm alpine uname -n
+  on b drover run --rm --on node==c alpine "sh -c 'echo I am on \$DROVER_NODE'"
+  command -v docker >/dev/null && show "docker -H unix://$DIR/b/run/drover.sock run --rm -l io.drover.on=node==c alpine sh -c 'echo docker got me to \$DROVER_NODE'"
+  on d drover run -d --name far --on node==b alpine "sh -c 'echo said on \$DROVER_NODE; exec sleep 1000'"
+  on c drover logs far
+  on a drover exec far hostname
+  echo; echo "--- an image that one host holds needs no registry"
+  on a drover pull ubuntu
+  kill "$(cat "$DIR/registry.pid")"; sleep 0.3
+  on d drover run --rm --on node==d ubuntu echo "from a peer"
+  registry_up
+  echo; echo "--- the leading controller dies"
+  local l; l=$(leader)
+  on "$([ "$l" = a ] && echo b || echo a)" "kill -9 \$(pgrep -f '^$BIN controller --data-dir $DIR/$l/') && time drover run --rm alpine echo written again"
+  show drover controller ls
+  echo; echo "--- a host is cut off"
+  ip link set dvd-d down; sleep 3
+  on a drover ps
+  ip link set dvd-d up; sleep 2
+  on a drover ps
+  on b drover run --rm --on node==d alpine true
+  on b drover trace last
+  show drover info '| head -30'
+  show drover rm -f '$(drover ps -aq)'
 }
 
 show() { # command…: shows it and its output as a user sees them
@@ -114,11 +185,12 @@ up() {
   mkdir -p "$DIR"
   network
   registry
-  drover_host a $HOST_A
+  drover_host a
   walk
+  fleet
   cat <<TXT
 
-drover is up on host a ($HOST_A). Go on by hand:
+drover is up on hosts a, b, c ($HOST_A and on, with controllers) and d (agent only). Go on by hand:
   eval "\$(make demo-env)"      drover on the PATH, pointed at the demo
   drover run -it ubuntu /bin/sh
   make demo-down               removes all of it
@@ -138,11 +210,12 @@ down() {
     kill -$sig $left 2>/dev/null
     for _ in $(seq 50); do [ -z "$(pids)" ] && break; sleep 0.1; done
   done
-  for ns in reg a; do
+  for ns in reg "${HOSTS[@]}"; do
     [ -e /var/run/netns/dvdemo-$ns ] || continue
     left=$(ip netns pids dvdemo-$ns); [ -n "$left" ] && kill -KILL $left 2>/dev/null
     ip netns del dvdemo-$ns
   done
+  for h in reg "${HOSTS[@]}"; do ip link del "dvd-$h" 2>/dev/null; done
   ip link del $BRIDGE 2>/dev/null
   awk -v d="$DIR/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -r | while read -r m; do umount -l "$m" 2>/dev/null; done
   for cg in /sys/fs/cgroup/*/drover /sys/fs/cgroup/drover; do

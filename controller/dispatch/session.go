@@ -99,7 +99,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	if err := h.enter(s, hello.Number); err != nil {
 		return connect.NewError(connect.CodeFailedPrecondition, err)
 	}
-	defer h.leave(s)
+	defer func() { h.leave(s, context.Cause(ctx)) }()
 	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: h.welcome(subnet, s.node)}}); err != nil {
 		return fmt.Errorf("welcoming node %s: %w", s.node, err)
 	}
@@ -212,12 +212,18 @@ func (h *Hub) enter(s *session, number uint64) error {
 	return nil
 }
 
-func (h *Hub) leave(s *session) {
+// grace is what a node gets to come back after its session broke: whoever relayed
+// it may be what died.
+const grace = 1500 * time.Millisecond
+
+func (h *Hub) leave(s *session, why error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if n := h.nodes[s.node]; n != nil && n.session == s {
-		// Whoever relayed it may be what died: the node gets time to come back.
-		n.session, n.heard = nil, time.Now()
+		n.session = nil
+		if least := time.Now().Add(grace - SuspectAfter); !errors.Is(why, errSilent) && n.heard.Before(least) {
+			n.heard = least
+		}
 	}
 }
 
