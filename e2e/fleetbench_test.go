@@ -17,10 +17,10 @@ import (
 
 // Rounds of what takes long.
 const (
-	kills      = 20
-	swarmKills = 3
-	starts     = 60
-	idleFor    = 10 * time.Second
+	leaderKills = 20
+	swarmKills  = 3
+	starts      = 60
+	idleFor     = 10 * time.Second
 )
 
 // BenchmarkFleet prints what three controllers cost and give, all in one run.
@@ -116,7 +116,7 @@ func scale(b *testing.B, f *fleet.Fleet) {
 // failover kills the leader, again and again, and times the next write.
 func failover(b *testing.B, f *fleet.Fleet) {
 	var took []time.Duration
-	for i := range kills {
+	for i := range leaderKills {
 		l := f.Leader()
 		other := f.Hosts[0]
 		if other == l {
@@ -132,7 +132,7 @@ func failover(b *testing.B, f *fleet.Fleet) {
 		time.Sleep(300 * time.Millisecond)
 	}
 	slices.Sort(took)
-	fmt.Printf("leader killed, until the next write is answered: median %v, worst of %d %v (goal 1 s)\n", took[len(took)/2].Round(time.Millisecond), kills, took[len(took)-1].Round(time.Millisecond))
+	fmt.Printf("leader killed, until the next write is answered: median %v, worst of %d %v (goal 1 s)\n", took[len(took)/2].Round(time.Millisecond), leaderKills, took[len(took)-1].Round(time.Millisecond))
 }
 
 // swarm does the same to Docker Swarm with three managers, where it is installed.
