@@ -1,0 +1,242 @@
+package command
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// fleet is a state that commands are decided on, one entry each.
+type fleet struct {
+	t     *testing.T
+	store *state.Store
+	index uint64
+}
+
+func newFleet(t *testing.T, pool string, nodes ...string) *fleet {
+	f := &fleet{t: t, store: state.NewStore()}
+	f.ok(&dv1.Command{Of: &dv1.Command_Init{Init: &dv1.Init{Cluster: &dv1.Cluster{Id: "fleet", Pool: pool},
+		Controller: &dv1.Controller{Id: "n0", Name: "ctl", Addr: "10.0.0.1:7443"}}}})
+	for i, n := range nodes {
+		f.ok(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: fmt.Sprint("n", i), Name: n, Capacity: &dv1.Capacity{Memory: 4 << 30, Arch: "amd64", Os: "linux"}}}}})
+	}
+	f.ok(&dv1.Command{Of: &dv1.Command_CommitImage{CommitImage: &dv1.CommitImage{Image: &dv1.Image{Digest: digest}, Refs: []string{"docker.io/library/alpine:latest"}}}})
+	return f
+}
+
+const digest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
+
+// do decides a command and applies it as the log would; equal inputs must give
+// equal bytes (determinism).
+func (f *fleet) do(c *dv1.Command) *dv1.CommandResult {
+	f.t.Helper()
+	snap := f.store.Snapshot()
+	before := snap.Hash()
+	effects, res := Decide(state.NewTxn(snap), proto.CloneOf(c), 1000+int64(f.index))
+	again, _ := Decide(state.NewTxn(snap), proto.CloneOf(c), 1000+int64(f.index))
+	e := &dv1.Entry{Format: state.Format, Type: state.EntryEffects, Base: snap.Index(), Time: 1000 + int64(f.index), Effects: effects}
+	if !proto.Equal(e, &dv1.Entry{Format: state.Format, Type: state.EntryEffects, Base: snap.Index(), Time: 1000 + int64(f.index), Effects: again}) {
+		f.t.Fatalf("%T was decided in two ways on one state", c.Of)
+	}
+	if snap.Hash() != before {
+		f.t.Fatalf("deciding %T changed the state", c.Of)
+	}
+	if res.Error != nil {
+		if len(effects) > 0 {
+			f.t.Fatalf("%T was refused, with effects", c.Of)
+		}
+		return res
+	}
+	b, err := proto.Marshal(e)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.index++
+	if _, err := f.store.Apply(f.index, b); err != nil {
+		f.t.Fatalf("applying %T: %v", c.Of, err)
+	}
+	return res
+}
+
+func (f *fleet) ok(c *dv1.Command) *dv1.CommandResult {
+	f.t.Helper()
+	r := f.do(c)
+	if r.Error != nil {
+		f.t.Fatalf("%T: %s", c.Of, r.Error.Message)
+	}
+	return r
+}
+
+func (f *fleet) no(c *dv1.Command, kind, words string) {
+	f.t.Helper()
+	r := f.do(c)
+	if r.Error == nil || r.Error.Kind != kind || !strings.Contains(r.Error.Message, words) {
+		f.t.Errorf("%T: %v, want %s: %q", c.Of, r.Error, kind, words)
+	}
+}
+
+func id(of string) []byte { return fmt.Appendf(nil, "%-32s", of)[:32] }
+
+func create(name, body string, on ...string) *dv1.Command {
+	return &dv1.Command{Of: &dv1.Command_Create{Create: &dv1.CreateRun{RunId: id("r-" + name), TaskIds: [][]byte{id(name)}, Name: name, On: on, Contact: "n0",
+		AutoRemove: strings.HasPrefix(name, "rm"), Spec: &dv1.Spec{Body: []byte(body), Image: "alpine"}}}}
+}
+
+func start(name string) *dv1.Command {
+	return &dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: id(name)}}}
+}
+
+func (f *fleet) report(node string, r *dv1.TaskReport) {
+	f.t.Helper()
+	f.ok(&dv1.Command{Of: &dv1.Command_Report{Report: &dv1.Report{NodeId: node, Tasks: []*dv1.TaskReport{r}}}})
+}
+
+func TestNamesAndPortsAreTakenOnce(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a", "b")
+	const web = `{"Image":"alpine","HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}}`
+	nodes := map[string]bool{}
+	for _, n := range []string{"one", "two"} {
+		nodes[f.ok(create(n, web)).NodeId] = true
+		f.ok(start(n))
+	}
+	if len(nodes) != 2 {
+		t.Errorf("two that want one port are on %v", nodes)
+	}
+	same := create("other", web)
+	same.GetCreate().Name = "one"
+	f.no(same, "name_taken", "already in use")
+	f.ok(create("three", web))
+	f.no(start("three"), "port_taken", "port is already allocated on 2 of 2 nodes: a (by one), b (by two)")
+	f.ok(&dv1.Command{Of: &dv1.Command_Stop{Stop: &dv1.Stop{TaskId: id("one"), Timeout: -2}}})
+	f.report("n0", &dv1.TaskReport{TaskId: id("one"), Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1, Code: 3}})
+	if n := f.store.Snapshot().Task(id("three")).NodeId; n == "n0" {
+		f.ok(start("three"))
+	}
+}
+
+// Rule 6: what has a bind stays where its path is, or says why it can't.
+func TestDataPins(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a", "b")
+	const bind = `{"Image":"alpine","HostConfig":{"Binds":["/srv:/srv"]}}`
+	for i := range 5 { // a is the fuller one, and still the only one
+		if r := f.ok(create(fmt.Sprint("pinned", i), bind)); r.NodeId != "n0" {
+			t.Fatalf("a bind of the contact's went to %s", r.NodeId)
+		}
+	}
+	f.ok(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "a", Availability: "drain"}}})
+	f.no(create("pinned", bind), "unavailable", "0 of 2 nodes fit: 1 drained, 1 lack the bind's source")
+	if r := f.ok(create("free", `{"Image":"alpine"}`)); r.NodeId != "n1" {
+		t.Errorf("with a drained it went to %s", r.NodeId)
+	}
+}
+
+// An auto-removed task's end stays known, wherever it is asked for, and old or
+// foreign reports change nothing.
+func TestReports(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a", "b")
+	node := f.ok(create("rm-me", `{"Image":"alpine"}`)).NodeId
+	f.ok(start("rm-me"))
+	other := map[string]string{"n0": "n1", "n1": "n0"}[node]
+	f.report(other, &dv1.TaskReport{TaskId: id("rm-me"), Attempt: 1, Exit: &dv1.Exit{Attempt: 1, Code: 1}})
+	f.report(node, &dv1.TaskReport{TaskId: id("rm-me"), Attempt: 7, Exit: &dv1.Exit{Attempt: 7, Code: 1}})
+	if x := f.store.Snapshot().Task(id("rm-me")).GetExit(); x != nil {
+		t.Fatalf("a stranger's report was taken: %v", x)
+	}
+	f.report(node, &dv1.TaskReport{TaskId: id("rm-me"), Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1, Code: 42}})
+	s := f.store.Snapshot()
+	if s.Task(id("rm-me")) != nil || s.TaskByName("rm-me") != nil {
+		t.Error("it is still there")
+	}
+	if e := s.Ended(id("rm-me")); e.GetExit().GetCode() != 42 {
+		t.Errorf("how it ended is %v", e)
+	}
+	n := 0
+	for range s.Tombstones(node) {
+		n++
+	}
+	if n != 1 {
+		t.Errorf("%d tombstones tell its agent", n)
+	}
+	f.ok(&dv1.Command{Of: &dv1.Command_AckTombstones{AckTombstones: &dv1.AckTombstones{NodeId: other, TaskIds: [][]byte{id("rm-me")}}}})
+	for range f.store.Snapshot().Tombstones(node) {
+		n--
+	}
+	if n != 0 {
+		t.Error("another node's acknowledgement was taken")
+	}
+}
+
+func TestJoins(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/23", "a")
+	hash := []byte("0123456789abcdef0123456789abcdef")
+	token := func(id, role string, expires int64) {
+		f.ok(&dv1.Command{Of: &dv1.Command_PutToken{PutToken: &dv1.PutToken{Token: &dv1.Token{Id: id, Hash: hash, Role: role, Expires: expires, SocketRole: "user"}}}})
+	}
+	token("agents", TokenAgent, 0)
+	token("old", TokenAgent, 1)
+	token("gone", TokenAgent, 0)
+	token("ctl", TokenController, 0)
+	f.ok(&dv1.Command{Of: &dv1.Command_RevokeToken{RevokeToken: &dv1.RevokeToken{Id: "gone"}}})
+	join := func(token, node string, c *dv1.Controller, h []byte) *dv1.Command {
+		return &dv1.Command{Of: &dv1.Command_Join{Join: &dv1.Join{TokenId: token, SecretHash: h, Node: &dv1.Node{Id: "id-" + node, Name: node}, Controller: c,
+			Identities: []*dv1.Identity{{Uri: "spiffe://fleet/node/id-" + node, Roles: []string{"node"}}}}}}
+	}
+	f.no(join("nobody", "b", nil, hash), "forbidden", "not one of this fleet's")
+	f.no(join("agents", "b", nil, []byte("another secret, of 32 bytes too.")), "forbidden", "not one of this fleet's")
+	f.no(join("old", "b", nil, hash), "forbidden", "expired")
+	f.no(join("gone", "b", nil, hash), "forbidden", "revoked")
+	f.no(join("agents", "b", &dv1.Controller{Id: "id-b"}, hash), "agents_only", "admits agents only")
+	f.no(join("agents", "a", nil, hash), "conflict", `node name "a" is taken`)
+	f.ok(join("agents", "b", nil, hash))
+	if n := f.store.Snapshot().NodeByName("b"); n.Subnet != "10.210.1.0/24" || n.Roles["0"] != "user" {
+		t.Errorf("b is %v", n)
+	}
+	f.no(join("ctl", "c", &dv1.Controller{Id: "id-c"}, hash), "unavailable", "10.210.0.0/23 is used up")
+	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b"}}}, "conflict", "is up")
+	f.ok(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}})
+	if i := f.store.Snapshot().Identity("spiffe://fleet/node/id-b"); !i.GetRevoked() {
+		t.Error("a removed node's identity is good")
+	}
+	f.no(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "id-b", Name: "b"}}}}, "forbidden", "was removed")
+	f.ok(join("ctl", "c", &dv1.Controller{Id: "id-c", Name: "c", Addr: "10.0.0.3:7443"}, hash))
+	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "c", Force: true}}}, "conflict", "is a controller too")
+	f.ok(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: "c"}}})
+	f.no(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: "ctl"}}}, "conflict", "only controller")
+}
+
+// A removed node's tasks go without tombstones that nobody would acknowledge, and
+// the state survives its own snapshot byte by byte.
+func TestSnapshotsHoldAll(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a", "b")
+	f.ok(create("one", `{"Image":"alpine"}`, "node==b"))
+	f.ok(create("two", `{"Image":"alpine"}`, "node==a"))
+	f.ok(create("rm-me", `{"Image":"alpine"}`, "node==a"))
+	f.ok(start("rm-me"))
+	f.report("n0", &dv1.TaskReport{TaskId: id("rm-me"), Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1}})
+	f.ok(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}})
+	s := f.store.Snapshot()
+	if s.TaskByName("one") != nil {
+		t.Error("a removed node's task is still there")
+	}
+	for tomb := range s.Tombstones("n1") {
+		t.Errorf("a tombstone waits for nobody: %v", tomb)
+	}
+	var b strings.Builder
+	if err := s.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	again := state.NewStore()
+	if err := again.Restore(strings.NewReader(b.String())); err != nil {
+		t.Fatal(err)
+	}
+	if again.Snapshot().Hash() != s.Hash() || again.Snapshot().Ended(id("rm-me")) == nil {
+		t.Error("a snapshot is not what was written")
+	}
+	if err := state.NewStore().Restore(strings.NewReader(b.String()[:b.Len()-40])); err == nil {
+		t.Error("a snapshot that was cut off was taken")
+	}
+}

@@ -1,0 +1,117 @@
+package controller
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/join"
+	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/relaysock"
+)
+
+// Who joins is told what is wrong, once and for all; asked again with the same
+// keys, a join is the same join.
+func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
+	h := newHost(t)
+	h.up()
+	token, err := pki.NewToken(pki.Pin(h.ca.Cert.Raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.propose(&dv1.Command{Of: &dv1.Command_PutToken{PutToken: &dv1.PutToken{Token: &dv1.Token{Id: token.ID, Hash: token.Hash(), Role: "agent"}}}})
+	key, err := pki.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := func() *join.Request {
+		return &join.Request{TokenID: token.ID, Secret: token.Secret, Name: "b", Agent: "10.0.0.2:7444", Hosts: []string{"10.0.0.2"}, Now: time.Now(), NodeKey: pub}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	refused := func(what, words string, tk pki.Token, change func(*join.Request)) {
+		t.Helper()
+		r := req()
+		change(r)
+		_, err := join.Ask(ctx, h.addr, tk, r)
+		if err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v, want %q", what, err, words)
+		}
+		var no *join.Refusal
+		if errors.As(err, &no) && no.Code >= 500 {
+			t.Errorf("%s was answered with %d", what, no.Code)
+		}
+	}
+	refused("a clock in the past", "the clock of this host is off by", token, func(r *join.Request) { r.Now = time.Unix(0, 0) })
+	refused("a clock in the future", "the clock of this host is off by", token, func(r *join.Request) { r.Now = time.Now().Add(5 * 365 * 24 * time.Hour) })
+	refused("a wrong secret", "not one of this fleet's", token, func(r *join.Request) { r.Secret = strings.Repeat("a", 32) })
+	refused("no name", "with a name", token, func(r *join.Request) { r.Name = "" })
+	refused("a controller with an agents' token", "sealing key", token, func(r *join.Request) { r.Controller = "10.0.0.2:7443" })
+	refused("another fleet's token", "not the fleet that the token is for", pki.Token{Pin: pki.Pin([]byte("other")), ID: token.ID, Secret: token.Secret}, func(*join.Request) {})
+	a, err := join.Ask(ctx, h.addr, token, req())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := join.Ask(ctx, h.addr, token, req())
+	if err != nil || again.Node != a.Node {
+		t.Fatalf("asked again it is node %v (%v), not %s", again, err, a.Node)
+	}
+	leaf, err := x509.ParseCertificate(a.NodeCert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := pki.FromCert(leaf); err != nil || p.Kind != pki.KindNode || p.ID != a.Node {
+		t.Fatalf("the certificate is of %+v (%v)", p, err)
+	}
+	if a.ControllerCert != nil || a.AdminCert != nil {
+		t.Error("an agent got more than an agent's identity")
+	}
+	// A node's certificate is no user's, and opens the door for those only whom the
+	// fleet gave a role.
+	dir := t.TempDir()
+	if err := pki.WriteFiles(dir, a.Bundle, a.NodeCert, key, nil); err != nil {
+		t.Fatal(err)
+	}
+	files := h.files(dir)
+	if r := h.remote(files, "/containers/json"); r.code != http.StatusForbidden {
+		t.Errorf("a node's certificate on the API: %v", r)
+	}
+	knock := func(first string) string {
+		conn, err := tls.Dial("tcp", h.addr, pki.PeerClientTLS(files, relaysock.ALPN, pki.Kinds(pki.KindController)))
+		if err != nil {
+			return err.Error()
+		}
+		defer func() { _ = conn.Close() }()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_, _ = io.WriteString(conn, first+"GET /containers/json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		b, _ := io.ReadAll(conn)
+		return string(b)
+	}
+	if got := knock("{\"UID\":0}\n"); !strings.Contains(got, " 403 ") || !strings.Contains(got, "drover node grant b --uid 0") {
+		t.Errorf("root without a role: %q", got)
+	}
+	if got := knock("not json\n"); got != "" {
+		t.Errorf("a door without a hello answered %q", got)
+	}
+	if got := knock(strings.Repeat("x", 64<<10)); strings.Contains(got, "200") {
+		t.Errorf("a hello without end answered %q", got)
+	}
+	h.propose(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "b", Roles: map[string]string{"0": "user"}}}})
+	if got := knock("{\"UID\":0}\n"); !strings.Contains(got, " 200 ") {
+		t.Errorf("root with a role: %q", got)
+	}
+	if got := knock("{\"UID\":7}\n"); !strings.Contains(got, " 403 ") {
+		t.Errorf("somebody else: %q", got)
+	}
+}
