@@ -75,6 +75,22 @@ func credentials(r *http.Request) (*registry.Credentials, error) {
 	return &registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, ServerAddress: c.ServerAddress}, nil
 }
 
+// auth answers docker login: the registry is asked, nothing is kept.
+func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
+	var c struct{ Username, Password, IdentityToken, ServerAddress string }
+	if _, err := readBody(w, r, &c); err != nil {
+		return err
+	}
+	err := s.Registry.Login(r.Context(), c.ServerAddress, &registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken})
+	switch {
+	case errors.Is(err, registry.ErrUnauthorized):
+		return refuse(http.StatusUnauthorized, "login attempt to %s failed: unauthorized: incorrect username or password", c.ServerAddress)
+	case err != nil:
+		return refuse(http.StatusInternalServerError, "%v", err)
+	}
+	return answer(w, http.StatusOK, map[string]string{"Status": "Login Succeeded", "IdentityToken": ""})
+}
+
 // pullError puts a registry's refusal into docker's words.
 func pullError(named reference.Named, err error) error {
 	name := reference.FamiliarName(named)

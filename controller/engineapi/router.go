@@ -103,6 +103,7 @@ func New(o Options) http.Handler {
 		"POST /containers/{id}/attach":  s.attach,
 		"POST /containers/{id}/rename":  s.rename,
 		"DELETE /containers/{id}":       s.remove,
+		"POST /auth":                    s.auth,
 		"POST /build/prune":             s.buildPrune,
 		"POST /build/cancel":            s.buildPrune,
 		"GET /plugins":                  s.plugins,

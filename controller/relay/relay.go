@@ -215,10 +215,12 @@ func (r *Relay) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 	if r.o.Log.IsLeader() {
 		return r.o.Log.Propose(ctx, c)
 	}
-	p, _ := r.leader()
+	p, id := r.leader()
 	if p == nil {
 		return nil, consensus.ErrNotLeader
 	}
+	ctx, cancel := contextUntil(ctx, r.o.Log, func() bool { _, now := r.o.Log.Leader(); return now != id })
+	defer cancel()
 	b, err := proto.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a command: %w", err)

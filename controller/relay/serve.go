@@ -236,8 +236,8 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handl
 			local.ServeHTTP(w, r)
 			return
 		}
-		if l, _ := f.leader(); l != nil {
-			if f.to(w, r, l, body, p) {
+		if l, id := f.leader(); l != nil {
+			if f.to(w, r, l, id, body, p) {
 				return
 			}
 		}
@@ -266,8 +266,11 @@ func again(r *http.Request, body []byte) { r.Body = io.NopCloser(bytes.NewReader
 var hop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Upgrade", "Te", "Trailer"}
 
 // to answers with what the leader says; false, with nothing said, if it is none.
-func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, body []byte, p pki.Principal) bool {
-	req, err := http.NewRequestWithContext(r.Context(), r.Method, "https://"+l.addr+r.URL.RequestURI(), bytes.NewReader(body))
+func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, body []byte, p pki.Principal) bool {
+	// A leader that is frozen, or cut off, is not waited for once there is another.
+	ctx, cancel := contextUntil(r.Context(), f.o.Log, func() bool { _, now := f.o.Log.Leader(); return now != id })
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, r.Method, "https://"+l.addr+r.URL.RequestURI(), bytes.NewReader(body))
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err.Error())
 		return true
