@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ func TestFleet(t *testing.T) {
 
 // Every run ends with its output and code, exactly once, though the leader dies.
 func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
+	before := fleet.Cgroups()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -55,6 +57,9 @@ func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
 	runs.Wait()
 	if left := a.Must("ps", "-aq"); left != "" {
 		t.Fatalf("left behind: %s", left)
+	}
+	for _, h := range f.Hosts {
+		nothingLeft(t, f, h, before)
 	}
 }
 
@@ -273,6 +278,7 @@ func TestTheQuorumIsLost(t *testing.T) {
 
 // Everything is killed at once, everywhere, and started in some order.
 func TestAllHostsDieAtOnce(t *testing.T) {
+	before := fleet.Cgroups()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -315,6 +321,48 @@ func TestAllHostsDieAtOnce(t *testing.T) {
 			t.Errorf("left: %s", out)
 		}
 	}
+	for _, h := range f.Hosts {
+		nothingLeft(t, f, h, before)
+	}
+}
+
+// A leader that is frozen is no leader: the others go on, and it finds its place
+// when it thaws.
+func TestTheLeaderIsFrozen(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c")
+	f.Quorum()
+	f.Hosts[0].Must("pull", "alpine")
+	l := f.Leader()
+	var from *fleet.Host
+	for _, h := range f.Hosts {
+		if h != l {
+			from = h
+		}
+	}
+	stop := func(sig syscall.Signal) {
+		for _, pid := range l.Pids("controller", "--data-dir") {
+			_ = syscall.Kill(pid, sig)
+		}
+	}
+	t.Cleanup(func() { stop(syscall.SIGCONT) })
+	done := make(chan fleet.Result, 1)
+	go func() {
+		done <- from.Drover("run", "--rm", "alpine", "/bin/sh", "-c", "echo one; sleep 2; echo two")
+	}()
+	time.Sleep(500 * time.Millisecond)
+	stop(syscall.SIGSTOP)
+	if r := from.Drover("run", "--rm", "--on", "node=="+from.Name, "alpine", "echo", "written"); strings.TrimSpace(r.Out) != "written" {
+		t.Errorf("with the leader frozen: %v", r)
+	}
+	if r := <-done; r.Code != 0 || r.Out != "one\ntwo\n" {
+		t.Errorf("the run in progress: %v", r)
+	}
+	stop(syscall.SIGCONT)
+	f.Eventually(20*time.Second, "the thawed one follows", func() bool {
+		out := l.Drover("node", "ls").Out
+		return strings.Count(out, "ready") == 3 && !strings.Contains(out, "silent")
+	})
+	l.Must("run", "--rm", "alpine", "true")
 }
 
 // Who may not join is told why, and nothing is changed.

@@ -35,6 +35,7 @@ type Gossip struct {
 	list  *memberlist.Memberlist
 	queue *memberlist.TransmitLimitedQueue
 	keys  *memberlist.Keyring
+	once  sync.Once
 
 	mu   sync.Mutex // guards have
 	have map[string]holding
@@ -145,9 +146,14 @@ func (g *Gossip) Holders(digest string) (out []string) {
 
 // Close leaves.
 func (g *Gossip) Close() {
-	_ = g.list.Leave(200 * time.Millisecond)
-	_ = g.list.Shutdown()
+	g.once.Do(func() {
+		_ = g.list.Leave(leaveWithin)
+		_ = g.list.Shutdown()
+	})
 }
+
+// leaveWithin is how long a leaving node tells the others.
+const leaveWithin = 200 * time.Millisecond
 
 func (g *Gossip) take(b []byte) {
 	var h holding
