@@ -104,19 +104,6 @@ func (h *Hub) Leads() bool {
 	return h.leads
 }
 
-// AllHolders gives, by image digest, the nodes that reported its content.
-func (h *Hub) AllHolders() map[string][]string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	out := map[string][]string{}
-	for id, n := range h.nodes {
-		for d := range n.images {
-			out[d] = append(out[d], id)
-		}
-	}
-	return out
-}
-
 // Committed marks what sessions must be told. It is consensus' OnCommit: it
 // never blocks, since marks coalesce and senders read the state themselves.
 func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -39,8 +40,9 @@ const freshFor = 500 * time.Millisecond
 // askWithin bounds a question to the leader that has an answer without it.
 const askWithin = time.Second
 
-// ask gives the leader's observations, nil without a leader.
-func (f *Fleet) ask(ctx context.Context) *dv1.Digest {
+// ask gives the leader's observations, nil without a leader: who is silent, and
+// who holds an image ("" for none).
+func (f *Fleet) ask(ctx context.Context, image string) *dv1.Digest {
 	p, _ := f.leader()
 	if p == nil {
 		return nil
@@ -48,7 +50,7 @@ func (f *Fleet) ask(ctx context.Context) *dv1.Digest {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	d := &dv1.Digest{}
-	if err := p.message(ctx, http.MethodGet, prefix+"digest", nil, d); err != nil {
+	if err := p.message(ctx, http.MethodGet, prefix+"digest?"+url.Values{"image": {image}}.Encode(), nil, d); err != nil {
 		return nil
 	}
 	f.mu.Lock()
@@ -64,7 +66,7 @@ func (f *Fleet) recent() *dv1.Digest {
 	if d != nil && time.Since(at) < freshFor {
 		return d
 	}
-	if n := f.ask(context.Background()); n != nil {
+	if n := f.ask(context.Background(), ""); n != nil {
 		return n
 	}
 	return d // of before: better than nothing
@@ -79,7 +81,7 @@ func (f *Fleet) State(ctx context.Context, least uint64) (*state.Snapshot, error
 			return f.o.Log.WaitIndex(ctx, max(least, i))
 		}
 	}
-	if d := f.ask(ctx); d != nil {
+	if d := f.ask(ctx, ""); d != nil {
 		return f.o.Log.WaitIndex(ctx, max(least, d.Index))
 	}
 	if snap := f.o.Log.Snapshot(); snap.Index() >= least {
@@ -226,7 +228,7 @@ func (f *Fleet) Holders(digest string) []string {
 	if f.Leads() {
 		return f.Core.Holders(digest)
 	}
-	return f.recent().GetHolders()[digest].GetNodes()
+	return f.ask(context.Background(), digest).GetHolders().GetNodes()
 }
 
 // Silent implements engineapi.Fleet.

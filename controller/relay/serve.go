@@ -114,9 +114,9 @@ func (f *Fleet) answer(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
 		return
 	}
-	d := &dv1.Digest{Index: i, Silent: f.Core.Silent(), Holders: map[string]*dv1.Holders{}}
-	for digest, nodes := range f.Core.Hub.AllHolders() {
-		d.Holders[digest] = &dv1.Holders{Nodes: nodes}
+	d := &dv1.Digest{Index: i, Silent: f.Core.Silent()}
+	if image := r.URL.Query().Get("image"); image != "" {
+		d.Holders = &dv1.Holders{Nodes: f.Core.Holders(image)}
 	}
 	send(w, d)
 }

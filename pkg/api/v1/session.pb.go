@@ -1096,7 +1096,7 @@ type Digest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // every entry that was answered before is at or below it
 	Silent        map[string]int64       `protobuf:"bytes,2,rep,name=silent,proto3" json:"silent,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Holders       map[string]*Holders    `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Holders       *Holders               `protobuf:"bytes,3,opt,name=holders,proto3" json:"holders,omitempty"` // of the image that was asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1145,7 +1145,7 @@ func (x *Digest) GetSilent() map[string]int64 {
 	return nil
 }
 
-func (x *Digest) GetHolders() map[string]*Holders {
+func (x *Digest) GetHolders() *Holders {
 	if x != nil {
 		return x.Holders
 	}
@@ -1292,17 +1292,14 @@ const file_session_proto_rawDesc = "" +
 	"\bTaskView\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12-\n" +
 	"\x06status\x18\x02 \x01(\v2\x15.drover.v1.TaskStatusR\x06status\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\x9a\x02\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xbe\x01\n" +
 	"\x06Digest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x125\n" +
-	"\x06silent\x18\x02 \x03(\v2\x1d.drover.v1.Digest.SilentEntryR\x06silent\x128\n" +
-	"\aholders\x18\x03 \x03(\v2\x1e.drover.v1.Digest.HoldersEntryR\aholders\x1a9\n" +
+	"\x06silent\x18\x02 \x03(\v2\x1d.drover.v1.Digest.SilentEntryR\x06silent\x12,\n" +
+	"\aholders\x18\x03 \x01(\v2\x12.drover.v1.HoldersR\aholders\x1a9\n" +
 	"\vSilentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1aN\n" +
-	"\fHoldersEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
-	"\x05value\x18\x02 \x01(\v2\x12.drover.v1.HoldersR\x05value:\x028\x01\"\x1f\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x1f\n" +
 	"\aHolders\x12\x14\n" +
 	"\x05nodes\x18\x01 \x03(\tR\x05nodes2?\n" +
 	"\aSession\x124\n" +
@@ -1320,7 +1317,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_session_proto_goTypes = []any{
 	(*FromAgent)(nil),   // 0: drover.v1.FromAgent
 	(*ToAgent)(nil),     // 1: drover.v1.ToAgent
@@ -1339,14 +1336,13 @@ var file_session_proto_goTypes = []any{
 	(*Holders)(nil),     // 14: drover.v1.Holders
 	nil,                 // 15: drover.v1.Happening.AttributesEntry
 	nil,                 // 16: drover.v1.Digest.SilentEntry
-	nil,                 // 17: drover.v1.Digest.HoldersEntry
-	(*Node)(nil),        // 18: drover.v1.Node
-	(*Tombstone)(nil),   // 19: drover.v1.Tombstone
-	(*Task)(nil),        // 20: drover.v1.Task
-	(*Spec)(nil),        // 21: drover.v1.Spec
-	(Phase)(0),          // 22: drover.v1.Phase
-	(*Exit)(nil),        // 23: drover.v1.Exit
-	(*Port)(nil),        // 24: drover.v1.Port
+	(*Node)(nil),        // 17: drover.v1.Node
+	(*Tombstone)(nil),   // 18: drover.v1.Tombstone
+	(*Task)(nil),        // 19: drover.v1.Task
+	(*Spec)(nil),        // 20: drover.v1.Spec
+	(Phase)(0),          // 21: drover.v1.Phase
+	(*Exit)(nil),        // 22: drover.v1.Exit
+	(*Port)(nil),        // 23: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
@@ -1357,31 +1353,30 @@ var file_session_proto_depIdxs = []int32{
 	5,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
 	2,  // 6: drover.v1.ToAgent.beat:type_name -> drover.v1.Beat
 	4,  // 7: drover.v1.ToAgent.changed:type_name -> drover.v1.Welcome
-	18, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
+	17, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
 	8,  // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
 	6,  // 10: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
-	19, // 11: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
-	20, // 12: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	21, // 13: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	18, // 11: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
+	19, // 12: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	20, // 13: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
 	9,  // 14: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
 	10, // 15: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
 	11, // 16: drover.v1.Observation.events:type_name -> drover.v1.Happening
-	22, // 17: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	23, // 18: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	24, // 19: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	21, // 17: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	22, // 18: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	23, // 19: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
 	15, // 20: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
-	20, // 21: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	19, // 21: drover.v1.TaskView.task:type_name -> drover.v1.Task
 	9,  // 22: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
 	16, // 23: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	17, // 24: drover.v1.Digest.holders:type_name -> drover.v1.Digest.HoldersEntry
-	14, // 25: drover.v1.Digest.HoldersEntry.value:type_name -> drover.v1.Holders
-	0,  // 26: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 27: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	27, // [27:28] is the sub-list for method output_type
-	26, // [26:27] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	14, // 24: drover.v1.Digest.holders:type_name -> drover.v1.Holders
+	0,  // 25: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 26: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	26, // [26:27] is the sub-list for method output_type
+	25, // [25:26] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -1408,7 +1403,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
