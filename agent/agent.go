@@ -269,7 +269,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.rec = task.New(task.Options{Engine: a.eng, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
-		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, streams.Handler(a.eng, streams.Options{Log: a.Logger, Probe: a.probe, Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger}), Pull: a.peers.named}), a.Logger))
+		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, streams.Handler(a.eng, streams.Options{Log: a.Logger, Probe: a.probe, Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger}), Pull: a.peers.named, First: a.store.First}), a.Logger))
 	})
 	a.up = true
 	return nil

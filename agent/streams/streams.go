@@ -34,12 +34,13 @@ type Options struct {
 	Log   *slog.Logger
 	Probe func(ctx context.Context, node, addr string) error
 	Peers http.Handler
+	First func(key string) (bool, error)        // whether a call is new; it is remembered durably
 	Pull  func(digest string, holders []string) // is told who has what is to be pulled; may be nil
 }
 
 // Handler answers pkg/bulk's paths over e.
 func Handler(e task.Engine, o Options) http.Handler {
-	s := &server{e: e, log: o.Log, holders: o.Pull, kills: newSeen(4096)}
+	s := &server{e: e, log: o.Log, holders: o.Pull, first: o.First}
 	m := http.NewServeMux()
 	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
 	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
@@ -78,7 +79,7 @@ type server struct {
 	e       task.Engine
 	log     *slog.Logger
 	holders func(string, []string)
-	kills   *seen
+	first   func(key string) (bool, error)
 	execs   sync.Map // exec id -> task id, for what this agent made
 }
 
@@ -180,9 +181,18 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) kill(w http.ResponseWriter, r *http.Request) {
 	id, q := r.PathValue("id"), r.URL.Query()
-	if k := q.Get("key"); k != "" && !s.kills.first(id+"/"+q.Get("attempt")+"/"+k) {
-		w.WriteHeader(http.StatusNoContent) // a repeated call; the signal was sent
-		return
+	if k := q.Get("key"); k != "" {
+		// Noted before it is sent: a signal that is lost with the agent is not
+		// sent twice, as its caller's next one is another.
+		first, err := s.first(id + "/" + q.Get("attempt") + "/" + k)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		if !first {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
 	}
 	if err := s.e.Signal(r.Context(), id, q.Get("signal")); err != nil {
 		refuse(w, err)
@@ -412,27 +422,4 @@ func refuse(w http.ResponseWriter, err error) {
 		code = http.StatusConflict
 	}
 	writeJSON(w, code, map[string]string{"message": err.Error()})
-}
-
-// seen remembers the last keys, so that a repeated call is told from a new one.
-type seen struct {
-	mu   sync.Mutex // guards the fields below
-	keys map[string]struct{}
-	ring []string
-	next int
-}
-
-func newSeen(n int) *seen { return &seen{keys: make(map[string]struct{}, n), ring: make([]string, n)} }
-
-func (s *seen) first(key string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.keys[key]; ok {
-		return false
-	}
-	delete(s.keys, s.ring[s.next])
-	s.ring[s.next] = key
-	s.keys[key] = struct{}{}
-	s.next = (s.next + 1) % len(s.ring)
-	return true
 }

@@ -231,3 +231,30 @@ func TestTheNextAttemptIsTheSameTask(t *testing.T) {
 		t.Fatalf("prepared %d times: %v", k, n.engine.Calls())
 	}
 }
+
+// Rule 8: a signal that is asked for again is told from a new one, also by a
+// restarted agent, and what is remembered is bounded.
+func TestCallsAreRememberedOnDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tasks.db")
+	store, err := task.OpenStore(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := func(key string, want bool) {
+		t.Helper()
+		if got, err := store.First(key); err != nil || got != want {
+			t.Errorf("%s is new: %v (%v)", key, got, err)
+		}
+	}
+	first("task/1/a", true)
+	first("task/1/a", false)
+	first("task/2/a", true)
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if store, err = task.OpenStore(path); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	first("task/1/a", false)
+}

@@ -20,6 +20,8 @@ var (
 	bTombs   = []byte("tombstones") // id -> dv1.Tombstone
 	bFailed  = []byte("failed")     // id -> dv1.TaskStatus of an attempt that the engine never had
 	bOrphans = []byte("orphans")    // id -> nothing: a full sync did not name it
+	bCalls   = []byte("calls")      // key of a call that was done -> its number
+	bNumbers = []byte("numbers")    // number -> key, oldest first
 	kVersion = []byte("version")
 	kNumber  = []byte("number")
 	kLast    = []byte("last") // epoch, term, index
@@ -61,7 +63,7 @@ func OpenStore(path string) (*Store, error) {
 		return nil, fmt.Errorf("opening the task store %s: %w", path, err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bMeta, bTasks, bTombs, bFailed, bOrphans} {
+		for _, b := range [][]byte{bMeta, bTasks, bTombs, bFailed, bOrphans, bCalls, bNumbers} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
@@ -219,6 +221,37 @@ func (s *Store) fail(st *dv1.TaskStatus) error {
 		return fmt.Errorf("storing the failure of task %x: %w", st.Id, err)
 	}
 	return nil
+}
+
+// keepCalls bounds how many calls are remembered.
+const keepCalls = 4096
+
+// First remembers a call that must not be done twice, and says whether it is new.
+func (s *Store) First(key string) (first bool, err error) {
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		calls, numbers := tx.Bucket(bCalls), tx.Bucket(bNumbers)
+		if calls.Get([]byte(key)) != nil {
+			return nil
+		}
+		first = true
+		n, err := numbers.NextSequence()
+		if err != nil {
+			return err
+		}
+		if n > keepCalls {
+			old := u64s(n - keepCalls)
+			if k := numbers.Get(old); k != nil {
+				if err := errors.Join(calls.Delete(k), numbers.Delete(old)); err != nil {
+					return err
+				}
+			}
+		}
+		return errors.Join(calls.Put([]byte(key), u64s(n)), numbers.Put(u64s(n), []byte(key)))
+	})
+	if err != nil {
+		return false, fmt.Errorf("storing that a call was made: %w", err)
+	}
+	return first, nil
 }
 
 // forget drops a removed task.

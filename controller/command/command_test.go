@@ -127,6 +127,9 @@ func TestDataPins(t *testing.T) {
 			t.Fatalf("a bind of the contact's went to %s", r.NodeId)
 		}
 	}
+	if r := f.ok(create("clock", `{"Image":"alpine","HostConfig":{"Binds":["/etc/localtime:/etc/localtime:ro"]}}`)); r.NodeId != "n1" {
+		t.Errorf("a path that is everywhere pinned to %s", r.NodeId)
+	}
 	f.ok(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "a", Availability: "drain"}}})
 	f.no(create("pinned", bind), "unavailable", "0 of 2 nodes fit: 1 drained, 1 lack the bind's source")
 	if r := f.ok(create("free", `{"Image":"alpine"}`)); r.NodeId != "n1" {

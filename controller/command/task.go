@@ -173,9 +173,19 @@ func exposed(r *container.CreateRequest, img *dv1.Image) []network.Port {
 	return out
 }
 
+// everywhere are paths that mean the same on every node.
+var everywhere = []string{"/etc/localtime", "/etc/timezone", "/sys", "/proc", "/dev", "/lib/modules"}
+
+// Pins says whether a bind's source means one node's path.
+func Pins(source string) bool {
+	return !slices.ContainsFunc(everywhere, func(p string) bool { return source == p || strings.HasPrefix(source, p+"/") })
+}
+
 func pinned(h *container.HostConfig) bool {
-	return slices.ContainsFunc(h.Binds, func(b string) bool { return strings.HasPrefix(b, "/") }) ||
-		slices.ContainsFunc(h.Mounts, func(m mount.Mount) bool { return m.Type == mount.TypeBind })
+	return slices.ContainsFunc(h.Binds, func(b string) bool {
+		source, _, _ := strings.Cut(b, ":")
+		return strings.HasPrefix(source, "/") && Pins(source)
+	}) || slices.ContainsFunc(h.Mounts, func(m mount.Mount) bool { return m.Type == mount.TypeBind && Pins(m.Source) })
 }
 
 // stopTimeout gives seconds; -2 is as the spec says, else docker's 10.

@@ -195,7 +195,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 	if !running(t) {
 		return refuse(http.StatusConflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), hexID(t))
 	}
-	q := url.Values{"signal": {sig}, "key": {r.Header.Get(HeaderKey)}}
+	q := url.Values{"signal": {sig}, "key": {r.Header.Get(HeaderKey)}, "attempt": {strconv.Itoa(int(t.Attempt))}}
 	resp, err := s.agent(r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/kill?"+q.Encode(), nil)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -80,9 +81,6 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusCreated, container.CreateResponse{ID: hexID(&dv1.Task{Id: res.TaskId}), Warnings: append(append([]string{}, warnings...), res.Warnings...)})
 }
 
-// everywhere are paths that mean the same on every node.
-var everywhere = []string{"/etc/localtime", "/etc/timezone", "/sys", "/proc", "/dev", "/lib/modules"}
-
 // feasible refuses what this fleet would silently leave out, and warns where a
 // container runs without.
 func (s *server) feasible(r *http.Request, req *container.CreateRequest) (warnings []string, err error) {
@@ -134,7 +132,7 @@ func (s *server) feasible(r *http.Request, req *container.CreateRequest) (warnin
 		}
 	}
 	for _, src := range sources {
-		if s.contact(r) == "" && req.Labels[labelOn] == "" && r.Header.Get(HeaderOn) == "" && !slices.ContainsFunc(everywhere, func(p string) bool { return src == p || strings.HasPrefix(src, p+"/") }) {
+		if s.contact(r) == "" && req.Labels[labelOn] == "" && r.Header.Get(HeaderOn) == "" && command.Pins(src) {
 			return nil, refuse(http.StatusBadRequest, "bind source %s: say which node has it (label %s=node==NAME)", src, labelOn)
 		}
 	}

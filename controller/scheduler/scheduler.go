@@ -176,22 +176,34 @@ func refuse(u *use, g Group) string {
 	return ""
 }
 
-// better orders nodes that fit: free ports, contact, image there, then spread.
-// Ports are only a preference here, for they are taken at start.
+// better orders nodes that fit: free ports first, for they are only a preference
+// here (they are taken at start), then what a container would cost.
 func better(a, b *use, g Group) int {
-	rank := func(yes bool) int {
-		if yes {
-			return 0
-		}
-		return 1
-	}
 	return cmp.Or(
-		cmp.Compare(rank(!clash(a.ports, g.Ports)), rank(!clash(b.ports, g.Ports))),
-		cmp.Compare(rank(g.Contact != "" && a.node.Id == g.Contact && (g.Pinned || a.tasks <= b.tasks)), rank(g.Contact != "" && b.node.Id == g.Contact && (g.Pinned || b.tasks <= a.tasks))),
-		cmp.Compare(rank(a.hasImage), rank(b.hasImage)),
-		cmp.Compare(a.tasks, b.tasks),
+		cmp.Compare(clashes(a, g), clashes(b, g)),
+		cmp.Compare(a.cost(g), b.cost(g)),
 		cmp.Compare(a.node.Id, b.node.Id),
 	)
+}
+
+func clashes(u *use, g Group) int {
+	if clash(u.ports, g.Ports) {
+		return 1
+	}
+	return 0
+}
+
+// cost spreads containers: each counts two, as does an image that is to be
+// fetched first, and a node that is not the contact counts one.
+func (u *use) cost(g Group) int {
+	c := 2 * u.tasks
+	if g.Digest != "" && !u.hasImage {
+		c += 2
+	}
+	if g.Contact != "" && u.node.Id != g.Contact {
+		c++
+	}
+	return c
 }
 
 func clash(held, want []*dv1.Port) bool {
