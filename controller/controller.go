@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -113,6 +114,7 @@ type controller struct {
 	serving atomic.Pointer[serving]        // nil before everything is ready
 	ready   chan struct{}                  // closed when serving is set
 	commits gate
+	told    sync.Map      // identities whose refusal was logged
 	revoked chan struct{} // poked when an identity was revoked
 }
 

@@ -50,7 +50,8 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	config := pki.ServerTLS(c.files, nil)
 	config.ClientAuth = tls.VerifyClientCertIfGiven
 	api := c.mux.Handle(config, "h2", "http/1.1", "")
-	sessions := c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindNode), c.notRevoked)), dispatch.ALPN)
+	// A revoked node is let in to be told so: a refused handshake has no words.
+	sessions := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), dispatch.ALPN)
 	c.layer = &raftLayer{
 		Listener: c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), RaftALPN),
 		addr:     advertised(c.Advertise),
@@ -63,7 +64,7 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	admitting.Certificates = []tls.Certificate{whole}
 	joins := c.mux.Handle(admitting, join.ALPN)
 	peers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), relay.ALPN)
-	through := newDoors(c, c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindNode), c.notRevoked)), relaysock.ALPN))
+	through := newDoors(c, c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), relaysock.ALPN))
 	return func() func() {
 		base, cancel := context.WithCancel(context.Background())
 		onPort, onSocket := c.server(base, withConn), c.server(base, withPeer(path))
@@ -176,6 +177,16 @@ func (c *controller) acceptStreams(ctx context.Context, l net.Listener, kind str
 	}
 }
 
+// refusedFor is how long a refused connection may ask why.
+const refusedFor = 5 * time.Second
+
+// once does what is to be done the first time for an identity.
+func (c *controller) once(uri string, f func()) {
+	if _, told := c.told.LoadOrStore(uri, true); !told {
+		f()
+	}
+}
+
 // streams serves one connection of an agent or another controller. Before the
 // controller is ready it waits: who is refused would come back later than needed.
 func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, handler func(*serving) http.Handler) {
@@ -199,7 +210,12 @@ func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, ha
 		return
 	}
 	if err := c.authorize(p, kind); err != nil {
-		c.Logger.Warn("refused a connection", "kind", kind, "peer", conn.RemoteAddr().String(), "err", err)
+		c.once(p.URI, func() {
+			c.Logger.Warn("refused a connection", "kind", kind, "peer", conn.RemoteAddr().String(), "err", err)
+		})
+		(&http2.Server{IdleTimeout: refusedFor}).ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, err.Error(), http.StatusForbidden)
+		})})
 		return
 	}
 	h := handler(c.serving.Load())

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -72,10 +71,6 @@ func (o Options) pass(ctx context.Context, c net.Conn) {
 	t, err := o.dial(ctx)
 	if err != nil {
 		o.Log.Warn("no controller answers", "err", err)
-		if strings.Contains(err.Error(), "remote error: tls: bad certificate") {
-			say(c, 403, "the fleet refuses this host: it was removed (drover node rm), or its identity is another fleet's")
-			return
-		}
 		say(c, 503, "no controller of the fleet answers: "+err.Error())
 		return
 	}
@@ -98,9 +93,7 @@ func (o Options) pass(ctx context.Context, c net.Conn) {
 			_ = t.CloseWrite()
 		}
 	}()
-	if n, err := io.Copy(c, t); n == 0 && err != nil && strings.Contains(err.Error(), "bad certificate") { // TLS 1.3 refuses late
-		say(c, 403, "the fleet refuses this host: it was removed (drover node rm), or its identity is another fleet's")
-	}
+	_, _ = io.Copy(c, t) // who left needs no answer
 	_, _ = c.Close(), t.NetConn().Close()
 	<-done
 }
