@@ -251,6 +251,9 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	members := &members{c: c, node: node, way: way, seals: seals}
 	defer c.start("membership", members.run)()
 	local := c.api(log)
+	soon, enough := context.WithTimeout(ctx, settle)
+	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
+	enough()
 	joins := &joining{c: c, log: log, way: way, seals: seals}
 	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()), peers: c.relay.Handler(local, hub.Handler(), c.Traces), joins: joins})
 	close(c.ready)

@@ -213,6 +213,9 @@ func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, ha
 		c.once(p.URI, func() {
 			c.Logger.Warn("refused a connection", "kind", kind, "peer", conn.RemoteAddr().String(), "err", err)
 		})
+		if kind == pki.KindController {
+			return // it dials again, and may be known here then
+		}
 		(&http2.Server{IdleTimeout: refusedFor}).ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, err.Error(), http.StatusForbidden)
 		})})

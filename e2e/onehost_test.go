@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -35,6 +36,17 @@ func TestOneHost(t *testing.T) {
 	t.Run("exit codes and bad input", func(t *testing.T) { badInput(t, f, h) })
 	t.Run("docker's own client", func(t *testing.T) { dockersClient(t, h) })
 	t.Run("a hundred runs in a row", func(t *testing.T) { hundredRuns(t, h) })
+	t.Run("exits beside the look of every two seconds", func(t *testing.T) {
+		var all sync.WaitGroup
+		for range 12 {
+			all.Go(func() {
+				if r := h.Drover("run", "--rm", "alpine", "/bin/sh", "-c", "sleep 2; exit 7"); r.Code != 7 {
+					t.Errorf("it ended with %v", r)
+				}
+			})
+		}
+		all.Wait()
+	})
 	t.Run("kills", func(t *testing.T) { kills(t, f, h) })
 	t.Run("frozen", func(t *testing.T) { frozen(t, f, h) })
 	t.Run("nothing is left", func(t *testing.T) { nothingLeft(t, f, h, before) })

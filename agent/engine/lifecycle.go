@@ -315,13 +315,22 @@ func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) {
 	}
 }
 
+// recordWithin is how long after its process a shim's record may come.
+const recordWithin = 2 * time.Second
+
 // settle gives the exit of an attempt that runs no more, and records one where
 // the shim did not. nil: its process never began.
 func (e *Engine) settle(id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
-	// The shim writes its record before it tells of the exit, so that there is
-	// one or there will be none.
-	if x, err := e.readExit(id, a.Number); x != nil || err != nil {
-		return x, err
+	// The shim writes its record before it tells of the exit, so that there is one
+	// or there will be none; but a shim that lives shows a process as stopped a
+	// moment before that.
+	for end := time.Now().Add(recordWithin); ; time.Sleep(recordWithin / 40) {
+		if x, err := e.readExit(id, a.Number); x != nil || err != nil {
+			return x, err
+		}
+		if p == nil || time.Now().After(end) {
+			break
+		}
 	}
 	x := shimapi.Exit{Attempt: a.Number, Code: killedCode, At: time.Now(), Started: a.At}
 	switch {

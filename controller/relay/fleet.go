@@ -59,6 +59,18 @@ func (f *Fleet) ask(ctx context.Context, image string) *dv1.Digest {
 	return d
 }
 
+// CatchUp waits until this controller has all that was answered before the call,
+// while there is a leader to ask, and no longer than ctx.
+func (f *Fleet) CatchUp(ctx context.Context) {
+	for ctx.Err() == nil && !f.Leads() {
+		if d := f.ask(ctx, ""); d != nil {
+			_, _ = f.o.Log.WaitIndex(ctx, d.Index) // what it lacks then, it lacks
+			return
+		}
+		f.rest(ctx)
+	}
+}
+
 func (f *Fleet) recent() *dv1.Digest {
 	f.mu.Lock()
 	d, at := f.digest, f.at
