@@ -354,6 +354,9 @@ func TestTheLeaderIsFrozen(t *testing.T) {
 	if r := from.Drover("run", "--rm", "--on", "node=="+from.Name, "alpine", "echo", "written"); strings.TrimSpace(r.Out) != "written" {
 		t.Errorf("with the leader frozen: %v", r)
 	}
+	if r := l.Drover("ps", "-q"); r.Code != 0 {
+		t.Errorf("on the frozen controller's own host: %v", r)
+	}
 	if r := <-done; r.Code != 0 || r.Out != "one\ntwo\n" {
 		t.Errorf("the run in progress: %v", r)
 	}

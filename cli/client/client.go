@@ -98,7 +98,7 @@ func (t Target) Docker(tp trace.TracerProvider) (client.APIClient, error) {
 	if err != nil {
 		return nil, fmt.Errorf("preparing the client for %s: %w", t.Host, err)
 	}
-	return &fleetClient{APIClient: inner, warn: toStderr}, nil
+	return &fleetClient{APIClient: inner, warn: toStderr, far: t.elsewhere() != nil}, nil
 }
 
 func (t Target) dialer() (func(ctx context.Context, network, addr string) (net.Conn, error), error) {
@@ -111,7 +111,11 @@ func (t Target) dialer() (func(ctx context.Context, network, addr string) (net.C
 		far := t.elsewhere()
 		return func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialAgain(ctx, func() (net.Conn, error) {
-				c, err := near(ctx)
+				var c net.Conn
+				err := errFrozen
+				if far == nil || !frozen.Load() {
+					c, err = near(ctx)
+				}
 				if err == nil || far == nil {
 					return c, err
 				}
@@ -138,6 +142,11 @@ func (t Target) dialer() (func(ctx context.Context, network, addr string) (net.C
 		return dialAgain(ctx, func() (net.Conn, error) { return race(ctx, conf, addrs) })
 	}, nil
 }
+
+// frozen says that this host's controller takes connections and answers nothing.
+var frozen atomic.Bool
+
+var errFrozen = errors.New("this host's controller does not answer")
 
 // elsewhere reaches the fleet's other controllers, where this host has an
 // identity for that; nil where it has none.
