@@ -128,7 +128,28 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	return c.run(ctx)
+	err = c.run(ctx)
+	if errors.Is(err, ErrRemoved) {
+		return errors.Join(err, bootstrap.Removed(cfg.DataDir))
+	}
+	return err
+}
+
+// ErrRemoved: this controller was taken out of its fleet. Its files were moved
+// aside: the host goes on as an agent.
+var ErrRemoved = errors.New("this controller was removed from its fleet")
+
+// parting is how long a removed controller still answers, so that who removed it
+// is told.
+const parting = time.Second
+
+// removal ends this controller if it is what was removed.
+func (c *controller) removal(effects []*dv1.Effect) {
+	for _, e := range effects {
+		if e.GetDeleteController() == c.files.Principal.ID {
+			time.AfterFunc(parting, func() { c.fail(ErrRemoved) })
+		}
+	}
 }
 
 // failure tells what broke from the end that the caller asked for.
@@ -243,6 +264,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		hub.Committed(effects, index)
 		fleet.Committed(effects, node.Snapshot().Time())
 		c.revocations(effects)
+		c.removal(effects)
 	})
 	hub.Lead(node.Ready())
 	defer c.start("leadership", func(ctx context.Context) error { return c.follow(ctx, node, hub) })()

@@ -452,3 +452,34 @@ func TestARelayingControllerDies(t *testing.T) {
 		f.Voters(3)
 	}
 }
+
+// A controller that is removed goes on as an agent, and its host says so; a spare
+// one votes in its place.
+func TestAControllerIsRemoved(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c", "d")
+	a := f.Hosts[0]
+	a.Up()
+	for _, h := range f.Hosts[1:] {
+		h.Join(a, a.Must("token", "create", "-q", "--role", "controller"))
+	}
+	f.Voters(3) // of four
+	l := f.Leader()
+	l.Must("run", "-d", "--name", "stays", "--on", "node=="+l.Name, "alpine", "sleep", "1000")
+	l.Must("controller", "rm", l.Name)
+	var from *fleet.Host
+	for _, h := range f.Hosts {
+		if h != l {
+			from = h
+		}
+	}
+	f.Eventually(30*time.Second, "three of three vote", func() bool {
+		out := from.Drover("controller", "ls").Out
+		return strings.Count(out, " voter ")+strings.Count(out, " leader ") == 3 && strings.Count(out, "\n") == 4
+	})
+	f.Eventually(20*time.Second, "its host's socket is an agent's", func() bool { return strings.Contains(l.Drover("ps").Err, "drover node grant "+l.Name) })
+	from.Must("node", "grant", l.Name, "--role", "user")
+	f.Eventually(20*time.Second, "it serves the fleet as before", func() bool { return strings.Contains(l.Drover("ps").Out, "stays") })
+	if out := from.Must("inspect", "-f", "{{.State.Status}}", "stays"); strings.TrimSpace(out) != "running" {
+		t.Errorf("its container is %s", out)
+	}
+}

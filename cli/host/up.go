@@ -234,8 +234,18 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	if member { // the controllers are elsewhere
 		verbs = verbs[1:]
 	}
+	alone, handOver := context.WithCancel(ctx) // until the controller is no more
+	defer handOver()
 	for _, verb := range verbs {
-		children.Go(func() { keep(ctx, verb, c, file) })
+		children.Go(func() {
+			if verb == "agent" {
+				keep(alone, verb, c, file)
+				keep(ctx, verb, c, file) // serves the socket, too
+				return
+			}
+			keep(ctx, verb, c, file)
+			handOver()
+		})
 	}
 	if !detached() {
 		children.Go(func() {
@@ -263,6 +273,10 @@ func keep(ctx context.Context, verb string, c *config.Config, file string) {
 		began := time.Now()
 		err := once(ctx, verb, c, file)
 		if ctx.Err() != nil {
+			return
+		}
+		if verb == "controller" && !bootstrap.HasController(c.DataDir) {
+			log.Warn("this host is no controller of its fleet any more, and goes on as an agent", "err", err)
 			return
 		}
 		if time.Since(began) > steady {

@@ -110,6 +110,21 @@ func Join(ctx context.Context, o Joining) error {
 	return nil
 }
 
+// Removed moves a controller's files aside, and takes the admin's identity away.
+func Removed(dataDir string) error {
+	from := filepath.Dir(ControllerPKI(dataDir))
+	if err := os.RemoveAll(from + ".removed"); err != nil {
+		return fmt.Errorf("moving a removed controller's files aside: %w", err)
+	}
+	if err := os.Rename(from, from+".removed"); err != nil {
+		return fmt.Errorf("moving a removed controller's files aside: %w", err)
+	}
+	if err := os.RemoveAll(AdminPKI(dataDir)); err != nil {
+		return fmt.Errorf("removing the admin's identity: %w", err)
+	}
+	return durable.SyncDir(dataDir)
+}
+
 func keptKey(path string) (*ecdsa.PrivateKey, error) {
 	b, err := os.ReadFile(path)
 	if err == nil {
