@@ -172,6 +172,9 @@ func (h *Hub) Silent() map[string]int64 {
 	snap := h.o.Log.Snapshot()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.leads {
+		return out // who was elected this moment has heard nobody yet
+	}
 	for n := range snap.Nodes() {
 		heard := h.began
 		if s := h.nodes[n.Id]; s != nil && !s.heard.IsZero() {

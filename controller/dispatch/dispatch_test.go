@@ -176,6 +176,12 @@ func TestOnlyALeaderHasSessions(t *testing.T) {
 	if _, err := again.Receive(); connect.CodeOf(err) != connect.CodeFailedPrecondition {
 		t.Fatalf("who does not lead answered %v", err)
 	}
+	f.hub.mu.Lock()
+	f.hub.began = time.Now().Add(-time.Hour)
+	f.hub.mu.Unlock()
+	if s := f.hub.Silent(); len(s) != 0 {
+		t.Fatalf("before it leads it calls nodes silent: %v", s)
+	}
 	f.hub.Lead(true)
 	late := hello(3)
 	late.GetHello().Epoch = 99
