@@ -58,9 +58,9 @@ func running(t *dv1.Task) bool {
 }
 
 func (s *server) start(w http.ResponseWriter, r *http.Request) error {
-	_, t, err := s.task(w, r)
+	snap, t, err := s.task(w, r)
 	if err != nil {
-		return err
+		return s.doneBefore(w, r, snap, err)
 	}
 	res, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: t.Id}}})
 	if err != nil {
@@ -128,9 +128,9 @@ func grace(q url.Values) (int32, error) {
 }
 
 func (s *server) stop(w http.ResponseWriter, r *http.Request) error {
-	_, t, err := s.task(w, r)
+	snap, t, err := s.task(w, r)
 	if err != nil {
-		return err
+		return s.doneBefore(w, r, snap, err)
 	}
 	timeout, err := grace(r.URL.Query())
 	if err != nil {
@@ -164,9 +164,9 @@ func (s *server) ended(r *http.Request, t *dv1.Task, attempt int32) error {
 }
 
 func (s *server) restart(w http.ResponseWriter, r *http.Request) error {
-	_, t, err := s.task(w, r)
+	snap, t, err := s.task(w, r)
 	if err != nil {
-		return err
+		return s.doneBefore(w, r, snap, err)
 	}
 	timeout, err := grace(r.URL.Query())
 	if err != nil {
@@ -251,15 +251,21 @@ func (s *server) rename(w http.ResponseWriter, r *http.Request) error {
 func (s *server) remove(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
 	if err != nil {
-		if snap != nil && s.before(r, snap) != nil {
-			w.WriteHeader(http.StatusNoContent) // asked again: it was removed for this request
-			return nil
-		}
-		return err
+		return s.doneBefore(w, r, snap, err)
 	}
 	q := r.URL.Query()
 	_, err = s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Remove{Remove: &dv1.Remove{TaskId: t.Id, Force: boolean(q, "force"), Volumes: boolean(q, "v")}}})
 	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// doneBefore answers a request that is asked again after its container went: it
+// was done for this very request, whose answer was lost.
+func (s *server) doneBefore(w http.ResponseWriter, r *http.Request, snap *state.Snapshot, err error) error {
+	if snap == nil || s.before(r, snap) == nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
