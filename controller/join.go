@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/ecdh"
 	"crypto/hpke"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -17,7 +16,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/join"
@@ -87,7 +88,7 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 	if req.Name == "" || req.Agent == "" {
 		return nil, &refusal{http.StatusBadRequest, "a host joins with a name and its agent's address"}
 	}
-	id, err := newID()
+	id, err := bootstrap.NewID()
 	if err != nil {
 		return nil, err
 	}
@@ -108,9 +109,17 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 		cmd.Identities = append(cmd.Identities, &dv1.Identity{Uri: uri(pki.KindController), Roles: []string{pki.KindController}, SealPublic: req.SealPublic})
 		cmd.Sealed = append(cmd.Sealed, wrap)
 	}
-	// The host's key makes a join that is asked again the same join.
+	// The host's key makes a join that is asked again the same join, if it asks for
+	// the same: an answer that was given to an agent is none for a controller.
 	key := sha256.Sum256(append([]byte(req.Secret), req.NodeKey...))
-	res, err := j.way.Propose(ctx, &dv1.Command{Key: "join-" + hex.EncodeToString(key[:]), Hash: key[:], Principal: "token:" + req.TokenID, Of: &dv1.Command_Join{Join: cmd}})
+	hash, err := fingerprint(req)
+	if err != nil {
+		return nil, err
+	}
+	res, err := j.way.Propose(ctx, &dv1.Command{Key: "join-" + hex.EncodeToString(key[:]), Hash: hash, Principal: "token:" + req.TokenID, Of: &dv1.Command_Join{Join: cmd}})
+	if errors.Is(err, consensus.ErrKeyReused) {
+		return nil, &refusal{http.StatusConflict, "this host's key was used for another join: remove the data folder's join.tmp, and join again"}
+	}
 	if err != nil {
 		return nil, &refusal{http.StatusServiceUnavailable, "the join could not be recorded: " + err.Error()}
 	}
@@ -125,6 +134,19 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 	return j.sign(cluster, id, req)
 }
 
+// fingerprint is over all that a join asks for; its time aside, which moves on.
+func fingerprint(req *join.Request) ([]byte, error) {
+	same := *req
+	same.Now = time.Time{}
+	b, err := json.Marshal(same)
+	if err != nil {
+		return nil, fmt.Errorf("hashing the request to join: %w", err)
+	}
+	sum := sha256.Sum256(b)
+	return sum[:], nil
+}
+
+// sign makes the certificates of what was decided, not of what was asked for.
 func (j *joining) sign(cluster, id string, req *join.Request) (*join.Answer, error) {
 	ca, err := j.seals.authority()
 	if err != nil {
@@ -140,8 +162,11 @@ func (j *joining) sign(cluster, id string, req *join.Request) (*join.Answer, err
 		return ca.Issue(uri, crypto.PublicKey(pub), hosts, time.Now())
 	}
 	var errs [3]error
-	a.NodeCert, errs[0] = leaf(pki.URI(cluster, pki.KindNode, id), req.NodeKey, req.Hosts)
-	if req.Controller != "" {
+	// Nodes are known by their URI only; names and addresses are for docker's
+	// clients, which speak to controllers.
+	a.NodeCert, errs[0] = leaf(pki.URI(cluster, pki.KindNode, id), req.NodeKey, nil)
+	controller := snap.Controller(id) != nil
+	if controller {
 		a.ControllerCert, errs[1] = leaf(pki.URI(cluster, pki.KindController, id), req.ControllerKey, req.Hosts)
 		a.AdminCert, errs[2] = leaf(pki.URI(cluster, pki.KindUser, "admin"), req.AdminKey, nil)
 	}
@@ -153,16 +178,8 @@ func (j *joining) sign(cluster, id string, req *join.Request) (*join.Answer, err
 			a.Controllers = append(a.Controllers, m.Addr)
 		}
 	}
-	if req.Controller != "" { // its own first
+	if controller { // its own first
 		a.Controllers = append([]string{req.Controller}, a.Controllers...)
 	}
 	return a, nil
-}
-
-func newID() (string, error) {
-	b := make([]byte, 16)
-	if _, err := rand.Read(b); err != nil {
-		return "", fmt.Errorf("making an id: %w", err)
-	}
-	return hex.EncodeToString(b), nil
 }

@@ -2,6 +2,8 @@ package controller
 
 import (
 	"context"
+	"crypto/ecdh"
+	"crypto/hpke"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -76,6 +78,16 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 	}
 	if a.ControllerCert != nil || a.AdminCert != nil {
 		t.Error("an agent got more than an agent's identity")
+	}
+	// The agent's answer is none for who asks again to be a controller.
+	seal, err := hpke.DHKEM(ecdh.X25519()).GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := req()
+	more.Controller, more.ControllerKey, more.AdminKey, more.SealPublic = "10.0.0.2:7443", pub, pub, seal.PublicKey().Bytes()
+	if got, err := join.Ask(ctx, h.addr, token, more); err == nil || got != nil {
+		t.Fatalf("an agents' token made a controller of a node: %+v", got)
 	}
 	// A node's certificate is no user's, and opens the door for those only whom the
 	// fleet gave a role.

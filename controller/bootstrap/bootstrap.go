@@ -133,11 +133,11 @@ func LoadIdentity(path string) (*Identity, error) {
 }
 
 func generate(dir string, o Options) error {
-	cluster, err := newID()
+	cluster, err := NewID()
 	if err != nil {
 		return err
 	}
-	host, err := newID()
+	host, err := NewID()
 	if err != nil {
 		return err
 	}
@@ -261,7 +261,8 @@ func copyFile(from, to string) error {
 	return durable.WriteFile(to, b, 0o600)
 }
 
-func newID() (string, error) {
+// NewID makes an id of a cluster or a host: 32 hex digits.
+func NewID() (string, error) {
 	b := make([]byte, 16)
 	if _, err := rand.Read(b); err != nil {
 		return "", fmt.Errorf("making an id: %w", err)

@@ -25,7 +25,7 @@ type DataKey struct {
 
 // NewDataKey makes a data key.
 func NewDataKey() (*DataKey, error) {
-	id, err := newID()
+	id, err := NewID()
 	if err != nil {
 		return nil, err
 	}
