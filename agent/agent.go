@@ -22,7 +22,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
@@ -257,19 +256,19 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	if err != nil {
 		return err
 	}
-	local := mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, Tag: a.peers.tag, Missing: func(ctx context.Context, ref string, d digest.Digest) error {
-		_, err := a.eng.Pull(ctx, ref, d.String(), nil, func(task.Progress) {})
-		return err
-	}})
-	if err := a.serveMirror(local); err != nil {
+	a.peers.have.Store(e)
+	a.eng = &reporting{Engine: e, close: e.Close, box: &a.box, told: a.peers.tell, reading: func(id string) func(bool) { return a.rec.Reading(id) }}
+	if err := a.serveMirror(e); err != nil {
 		return err
 	}
-	a.peers.have = e
-	a.eng = &reporting{Engine: e, close: e.Close, box: &a.box, told: a.peers.tell, reading: func(id string) func(bool) { return a.rec.Reading(id) }}
 	a.rec = task.New(task.Options{Engine: a.eng, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
-		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, streams.Handler(a.eng, streams.Options{Log: a.Logger, Probe: a.probe, Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger}), Pull: a.peers.named, First: a.store.First}), a.Logger))
+		h := streams.Handler(a.eng, streams.Options{
+			Log: a.Logger, Probe: a.probe, Pull: a.peers.named, Calls: a.store,
+			Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger}),
+		})
+		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))
 	})
 	a.up = true
 	return nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,14 +11,18 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/agent/gossip"
 	"github.com/drover/drover/agent/mirror"
+	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -35,9 +38,7 @@ const (
 // peers are the other nodes, as places to pull from.
 type peers struct {
 	a    *agent
-	have interface {
-		Images(context.Context) ([]*dv1.ImageStatus, error)
-	}
+	have atomic.Pointer[engine.Engine] // nil before there is one
 
 	mu      sync.Mutex // guards the fields below
 	open    map[string]*bulk.Client
@@ -108,17 +109,7 @@ func (p *peers) tag(ctx context.Context, ref string) (digest.Digest, error) {
 	ctx, cancel := context.WithTimeout(ctx, tagWithin)
 	defer cancel()
 	conf := pki.PeerClientTLS(p.a.files, "http/1.1", pki.Kinds(pki.KindController))
-	tr := &http.Transport{DisableKeepAlives: true, DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var errs []error
-		for _, addr := range p.a.controllers() {
-			c, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: peerWithin}, Config: conf}).DialContext(ctx, "tcp", addr)
-			if err == nil {
-				return c, nil
-			}
-			errs = append(errs, err)
-		}
-		return nil, errors.Join(errs...)
-	}}
+	tr := &http.Transport{DisableKeepAlives: true, DialTLSContext: dial.Dialer(conf, p.a.controllers)}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://controller/drover/v1/tags?"+url.Values{"ref": {ref}}.Encode(), nil)
 	if err != nil {
 		return "", err
@@ -186,12 +177,13 @@ func (p *peers) tell() {
 }
 
 func (p *peers) digests() (out []string) {
-	if p.have == nil {
+	e := p.have.Load()
+	if e == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), peerWithin)
 	defer cancel()
-	all, err := p.have.Images(ctx)
+	all, err := e.Images(ctx)
 	if err != nil {
 		return nil
 	}
@@ -216,10 +208,14 @@ func (p *peers) close() {
 
 // serveMirror answers tools of this host. A port that somebody else has is no
 // reason not to run containers.
-func (a *agent) serveMirror(m *mirror.Mirror) error {
+func (a *agent) serveMirror(e *engine.Engine) error {
 	if a.Mirror == "" {
 		return nil
 	}
+	m := mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, Tag: a.peers.tag, Missing: func(ctx context.Context, ref string, d digest.Digest) error {
+		_, err := a.eng.Pull(ctx, ref, d.String(), nil, func(task.Progress) {})
+		return err
+	}})
 	host, _, err := net.SplitHostPort(a.Mirror)
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
 		return fmt.Errorf("mirror-listen %q is not a loopback address with a port", a.Mirror)

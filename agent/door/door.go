@@ -6,15 +6,16 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"strconv"
 	"sync"
 	"time"
 
+	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/relaysock"
 	"github.com/drover/drover/pkg/unixsock"
 )
@@ -28,10 +29,8 @@ type Options struct {
 	Log         *slog.Logger
 }
 
-const (
-	dialWithin = 2 * time.Second
-	maxConns   = 1024
-)
+// maxConns bounds how many clients are passed on at a time.
+const maxConns = 1024
 
 // Run serves the socket until ctx ends.
 func Run(ctx context.Context, o Options) error {
@@ -64,14 +63,14 @@ func (o Options) pass(ctx context.Context, c net.Conn) {
 	defer func() { _ = c.Close() }()
 	p, err := unixsock.Peer(o.Path, c)
 	if err != nil {
-		say(c, 403, err.Error())
+		say(c, http.StatusForbidden, err.Error())
 		return
 	}
 	uid, _ := strconv.Atoi(p.ID)
-	t, err := o.dial(ctx)
+	t, err := dial.First(ctx, o.TLS, o.Controllers())
 	if err != nil {
 		o.Log.Warn("no controller answers", "err", err)
-		say(c, 503, "no controller of the fleet answers: "+err.Error())
+		say(c, http.StatusServiceUnavailable, "no controller of the fleet answers: "+err.Error())
 		return
 	}
 	defer func() { _ = t.Close() }()
@@ -82,7 +81,7 @@ func (o Options) pass(ctx context.Context, c net.Conn) {
 		return
 	}
 	if _, err := t.Write(append(hello, '\n')); err != nil {
-		say(c, 503, err.Error())
+		say(c, http.StatusServiceUnavailable, err.Error())
 		return
 	}
 	done := make(chan struct{})
@@ -96,20 +95,6 @@ func (o Options) pass(ctx context.Context, c net.Conn) {
 	_, _ = io.Copy(c, t) // who left needs no answer
 	_, _ = c.Close(), t.NetConn().Close()
 	<-done
-}
-
-func (o Options) dial(ctx context.Context) (*tls.Conn, error) {
-	var errs []error
-	for _, addr := range o.Controllers() {
-		try, cancel := context.WithTimeout(ctx, dialWithin)
-		c, err := (&tls.Dialer{Config: o.TLS}).DialContext(try, "tcp", addr)
-		cancel()
-		if t, ok := c.(*tls.Conn); ok && err == nil {
-			return t, nil
-		}
-		errs = append(errs, err)
-	}
-	return nil, errors.Join(errs...)
 }
 
 // say answers a request that nobody else can.

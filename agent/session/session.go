@@ -24,10 +24,11 @@ import (
 // ALPN is the session's protocol name on a controller's port.
 const ALPN = "drover-session/1"
 
-// Times of the session. A controller that says nothing for Silence is given up.
+// Times of the session. A controller that says nothing for Silence is given up:
+// three beats, so that a node is heard elsewhere before it is called silent.
 const (
 	BeatEvery  = 500 * time.Millisecond
-	Silence    = 2500 * time.Millisecond
+	Silence    = 1500 * time.Millisecond
 	dialWithin = 2 * time.Second
 	maxWait    = time.Second // between attempts to connect
 	maxRead    = 16 << 20    // a full sync of a large node
@@ -45,6 +46,9 @@ type Agent interface {
 	// that is older than what the agent has is ErrStale: nothing was changed.
 	Take(ctx context.Context, s *dv1.Sync) error
 }
+
+// errSilent: nothing came for too long. Its connection is no good any more.
+var errSilent = fmt.Errorf("nothing was heard for %v", Silence)
 
 // ErrStale: the sync is older than the agent's highest (epoch, term, index).
 var ErrStale = errors.New("the sync is older than what this agent has")
@@ -110,7 +114,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 		// A session that worked is opened again where it was, once: the leadership
 		// may have changed. Else the next controller is asked.
-		if again++; !welcomed || again > 1 {
+		if again++; !welcomed || again > 1 || errors.Is(err, errSilent) {
 			i, again = i+1, 0
 			cs.close()
 			wait = min(maxWait, max(20*time.Millisecond, 2*wait))
@@ -137,8 +141,8 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	s := c.Open(ctx)
 	defer func() { _ = s.CloseResponse() }()
 	defer func() { _ = s.CloseRequest() }()
-	alive := time.AfterFunc(2*Silence, func() {
-		cancel(fmt.Errorf("controller %s has been silent for %v", addr, Silence))
+	alive := time.AfterFunc(2*Silence, func() { // at first: a controller may have to wait for its leader
+		cancel(fmt.Errorf("controller %s: %w", addr, errSilent))
 	})
 	defer alive.Stop()
 	if err := s.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Hello{Hello: hello}}); err != nil {

@@ -28,19 +28,27 @@ const maxBody = 1 << 20
 // pullQuiet is how often a pull that makes progress says so.
 const pullQuiet = 100 * time.Millisecond
 
-// Options of Handler. Probe asks another node whether it is there. Peers may be
-// nil; it answers other nodes, which may use nothing else here but probes.
+// Options of Handler. Probe asks another node whether it is there. Peers answers
+// other nodes, which may use nothing else here; nil refuses them. Pull is told who
+// has what is to be pulled, and may be nil.
 type Options struct {
 	Log   *slog.Logger
 	Probe func(ctx context.Context, node, addr string) error
 	Peers http.Handler
-	First func(key string) (bool, error)        // whether a call is new; it is remembered durably
-	Pull  func(digest string, holders []string) // is told who has what is to be pulled; may be nil
+	Calls Calls
+	Pull  func(digest string, holders []string)
+}
+
+// Calls remembers durably which calls were made, for those that must not be made
+// twice: First says whether one is new, Undo forgets one that came to nothing.
+type Calls interface {
+	First(key string) (bool, error)
+	Undo(key string) error
 }
 
 // Handler answers pkg/bulk's paths over e.
 func Handler(e task.Engine, o Options) http.Handler {
-	s := &server{e: e, log: o.Log, holders: o.Pull, first: o.First}
+	s := &server{e: e, log: o.Log, holders: o.Pull, calls: o.Calls}
 	m := http.NewServeMux()
 	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
 	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
@@ -79,7 +87,7 @@ type server struct {
 	e       task.Engine
 	log     *slog.Logger
 	holders func(string, []string)
-	first   func(key string) (bool, error)
+	calls   Calls
 	execs   sync.Map // exec id -> task id, for what this agent made
 }
 
@@ -181,10 +189,12 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) kill(w http.ResponseWriter, r *http.Request) {
 	id, q := r.PathValue("id"), r.URL.Query()
+	key := ""
 	if k := q.Get("key"); k != "" {
 		// Noted before it is sent: a signal that is lost with the agent is not
 		// sent twice, as its caller's next one is another.
-		first, err := s.first(id + "/" + q.Get("attempt") + "/" + k)
+		key = id + "/" + q.Get("attempt") + "/" + k
+		first, err := s.calls.First(key)
 		if err != nil {
 			refuse(w, err)
 			return
@@ -195,6 +205,9 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if err := s.e.Signal(r.Context(), id, q.Get("signal")); err != nil {
+		if key != "" {
+			err = errors.Join(err, s.calls.Undo(key)) // asked again, it fails again
+		}
 		refuse(w, err)
 		return
 	}

@@ -249,6 +249,10 @@ func TestCallsAreRememberedOnDisk(t *testing.T) {
 	first("task/1/a", true)
 	first("task/1/a", false)
 	first("task/2/a", true)
+	if err := store.Undo("task/2/a"); err != nil {
+		t.Fatal(err)
+	}
+	first("task/2/a", true)
 	if err := store.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -254,6 +254,21 @@ func (s *Store) First(key string) (first bool, err error) {
 	return first, nil
 }
 
+// Undo forgets a call that First was told of and that came to nothing.
+func (s *Store) Undo(key string) error {
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		n := tx.Bucket(bCalls).Get([]byte(key))
+		if n == nil {
+			return nil
+		}
+		return errors.Join(tx.Bucket(bNumbers).Delete(n), tx.Bucket(bCalls).Delete([]byte(key)))
+	})
+	if err != nil {
+		return fmt.Errorf("forgetting a call: %w", err)
+	}
+	return nil
+}
+
 // forget drops a removed task.
 func (s *Store) forget(id []byte) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error {

@@ -31,6 +31,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/drover/drover/pkg/config"
+	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -79,22 +80,22 @@ func Find(host string) (Target, error) {
 
 // HTTP is a client whose requests to http://drover/… reach the target.
 func (t Target) HTTP() (*http.Client, error) {
-	dial, err := t.dialer()
+	connect, err := t.dialer()
 	if err != nil {
 		return nil, err
 	}
-	return &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true}}, nil
+	return &http.Client{Transport: &http.Transport{DialContext: connect, DisableCompression: true}}, nil
 }
 
 // Docker is docker's own client on the target. Its requests are spans of tp.
 func (t Target) Docker(tp trace.TracerProvider) (client.APIClient, error) {
-	dial, err := t.dialer()
+	connect, err := t.dialer()
 	if err != nil {
 		return nil, err
 	}
 	otel.SetTextMapPropagator(propagation.TraceContext{})
-	tr := &http.Transport{DialContext: dial, DisableCompression: true}
-	inner, err := client.New(client.WithHost(t.Host), client.WithHTTPClient(&http.Client{Transport: tr}), client.WithDialContext(dial), client.WithHTTPRequestHook(t.mark), client.WithHTTPResponseHook(note), client.WithTraceProvider(tp), client.WithTraceOptions(otelhttp.WithSpanNameFormatter(spanName)), client.WithUserAgent("drover"))
+	tr := &http.Transport{DialContext: connect, DisableCompression: true}
+	inner, err := client.New(client.WithHost(t.Host), client.WithHTTPClient(&http.Client{Transport: tr}), client.WithDialContext(connect), client.WithHTTPRequestHook(t.mark), client.WithHTTPResponseHook(note), client.WithTraceProvider(tp), client.WithTraceOptions(otelhttp.WithSpanNameFormatter(spanName)), client.WithUserAgent("drover"))
 	if err != nil {
 		return nil, fmt.Errorf("preparing the client for %s: %w", t.Host, err)
 	}
@@ -139,7 +140,7 @@ func (t Target) dialer() (func(ctx context.Context, network, addr string) (net.C
 	}
 	conf := pki.PeerClientTLS(files, "http/1.1", pki.Kinds(pki.KindController))
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return dialAgain(ctx, func() (net.Conn, error) { return race(ctx, conf, addrs) })
+		return dialAgain(ctx, func() (net.Conn, error) { return reach(ctx, conf, addrs) })
 	}, nil
 }
 
@@ -160,7 +161,7 @@ func (t Target) elsewhere() func(context.Context) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return race(ctx, pki.PeerClientTLS(files, "http/1.1", pki.Kinds(pki.KindController)), h.Controllers)
+		return reach(ctx, pki.PeerClientTLS(files, "http/1.1", pki.Kinds(pki.KindController)), h.Controllers)
 	}
 }
 
@@ -183,62 +184,14 @@ func (t Target) hints() (h Hints) {
 	return h
 }
 
-// stagger is how long a controller may take before the next one is tried too.
-const stagger = 150 * time.Millisecond
-
-// race gives a connection to whichever controller answers first.
-func race(ctx context.Context, conf *tls.Config, addrs []string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	type result struct {
-		c   net.Conn
-		err error
-	}
-	results := make(chan result, len(addrs))
-	started := 0
-	begin := func() {
-		addr := addrs[started]
-		started++
-		go func() {
-			c, err := dialTLS(ctx, conf, addr)
-			results <- result{c, err}
-		}()
-	}
-	begin()
-	var errs []error
-	for next := time.NewTicker(stagger); ; {
-		select {
-		case r := <-results:
-			if r.err == nil {
-				next.Stop()
-				go func(left int) { // those that come later are not needed
-					for range left {
-						if r := <-results; r.c != nil {
-							_ = r.c.Close()
-						}
-					}
-				}(started - len(errs) - 1)
-				return r.c, nil
-			}
-			if errs = append(errs, r.err); len(errs) == len(addrs) {
-				next.Stop()
-				return nil, errors.Join(errs...)
-			}
-			if started < len(addrs) {
-				begin()
-			}
-		case <-next.C:
-			if started < len(addrs) {
-				begin()
-			}
-		}
-	}
+func reach(ctx context.Context, conf *tls.Config, addrs []string) (net.Conn, error) {
+	return dial.Dialer(conf, func() []string { return addrs })(ctx, "", "")
 }
 
 // dialAgain dials anew while a controller is being restarted.
-func dialAgain(ctx context.Context, dial func() (net.Conn, error)) (net.Conn, error) {
+func dialAgain(ctx context.Context, try func() (net.Conn, error)) (net.Conn, error) {
 	for end := time.Now().Add(patience); ; {
-		c, err := dial()
+		c, err := try()
 		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ENOENT) || time.Now().After(end) {
 			return c, err
 		}

@@ -26,6 +26,7 @@ import (
 	"github.com/drover/drover/controller"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/pkg/config"
+	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/trace"
@@ -175,18 +176,7 @@ func remote(dir string, controllers []string) (*trace.Remote, error) {
 		return nil, fmt.Errorf("reading the agent's identity: %w", err)
 	}
 	conf := pki.PeerClientTLS(files, "http/1.1", pki.Kinds(pki.KindController))
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var errs []error
-		for _, addr := range controllers {
-			c, err := dialTLS(ctx, conf, addr)
-			if err == nil {
-				return c, nil
-			}
-			errs = append(errs, err)
-		}
-		return nil, errors.Join(errs...)
-	}
-	return &trace.Remote{HTTP: &http.Client{Transport: &http.Transport{DialTLSContext: dial, MaxIdleConns: 1}, Timeout: 5 * time.Second},
+	return &trace.Remote{HTTP: &http.Client{Transport: &http.Transport{DialTLSContext: dial.Dialer(conf, func() []string { return controllers }), MaxIdleConns: 1}, Timeout: 5 * time.Second},
 		URL: func() string { return "https://controller" }}, nil
 }
 

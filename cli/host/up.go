@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -307,8 +306,4 @@ func once(ctx context.Context, verb string, c *config.Config, file string) error
 	})
 	defer stop()
 	return child.Wait()
-}
-
-func dialTLS(ctx context.Context, conf *tls.Config, addr string) (net.Conn, error) {
-	return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: conf}).DialContext(ctx, "tcp", addr)
 }
