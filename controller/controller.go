@@ -128,9 +128,13 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	err = c.run(ctx)
+	return c.end(c.run(ctx))
+}
+
+// end moves a removed controller's files aside.
+func (c *controller) end(err error) error {
 	if errors.Is(err, ErrRemoved) {
-		return errors.Join(err, bootstrap.Removed(cfg.DataDir))
+		return errors.Join(err, bootstrap.Removed(c.DataDir))
 	}
 	return err
 }

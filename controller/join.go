@@ -165,8 +165,11 @@ func (j *joining) sign(cluster, id string, req *join.Request) (*join.Answer, err
 	// Nodes are known by their URI only; names and addresses are for docker's
 	// clients, which speak to controllers.
 	a.NodeCert, errs[0] = leaf(pki.URI(cluster, pki.KindNode, id), req.NodeKey, nil)
-	controller := snap.Controller(id) != nil
+	controller := req.Controller != ""
 	if controller {
+		if snap.Controller(id) == nil {
+			return nil, &refusal{http.StatusConflict, "this host was admitted as a controller and removed since: remove the data folder's join.tmp, and join again"}
+		}
 		a.ControllerCert, errs[1] = leaf(pki.URI(cluster, pki.KindController, id), req.ControllerKey, req.Hosts)
 		a.AdminCert, errs[2] = leaf(pki.URI(cluster, pki.KindUser, "admin"), req.AdminKey, nil)
 	}

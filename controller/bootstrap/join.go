@@ -82,6 +82,9 @@ func Join(ctx context.Context, o Joining) error {
 	if err != nil {
 		return err
 	}
+	if err := whole(a, o.Controller != "", keys); err != nil {
+		return fmt.Errorf("the answer of the controller at %s is of no use (joining again is the same join): %w", o.Addr, err)
+	}
 	id, err := json.MarshalIndent(Identity{Version: 1, Cluster: a.Cluster, Node: a.Node, Name: o.NodeName, Controllers: a.Controllers}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding this host's identity: %w", err)
@@ -106,6 +109,45 @@ func Join(ctx context.Context, o Joining) error {
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("removing the join's scratch: %w", err)
+	}
+	return nil
+}
+
+// whole checks that an answer holds every identity that was asked for, each for
+// the key that it was asked for with: half of one would be on disk for good.
+func whole(a *join.Answer, controller bool, keys map[string]*ecdsa.PrivateKey) error {
+	if a.Cluster == "" || a.Node == "" || len(a.Bundle) == 0 {
+		return errors.New("it names no fleet, or no authority to trust")
+	}
+	if len(a.Controllers) == 0 {
+		return errors.New("it names no controller")
+	}
+	type part struct {
+		what, kind, key string
+		cert            []byte
+	}
+	parts := []part{{"the agent's", pki.KindNode, "node", a.NodeCert}}
+	if controller {
+		parts = append(parts, part{"the controller's", pki.KindController, "controller", a.ControllerCert}, part{"the admin's", pki.KindUser, "admin", a.AdminCert})
+	}
+	for _, p := range parts {
+		if len(p.cert) == 0 {
+			return fmt.Errorf("it lacks %s certificate", p.what)
+		}
+		leaf, err := x509.ParseCertificate(p.cert)
+		if err != nil {
+			return fmt.Errorf("reading %s certificate: %w", p.what, err)
+		}
+		who, err := pki.FromCert(leaf)
+		if err != nil {
+			return err
+		}
+		if who.Kind != p.kind || who.Cluster != a.Cluster {
+			return fmt.Errorf("%s certificate is of %s", p.what, who.URI)
+		}
+		if !keys[p.key].PublicKey.Equal(leaf.PublicKey) {
+			return fmt.Errorf("%s certificate is for another key than this host's", p.what)
+		}
 	}
 	return nil
 }

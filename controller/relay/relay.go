@@ -182,9 +182,25 @@ func (p *peer) message(ctx context.Context, method, path string, body []byte, m 
 	return proto.Unmarshal(b, m)
 }
 
-// Propose has the leader decide, wherever it is. Without a key a command is
-// repeated only while it surely was not decided.
+// Propose has the leader decide, wherever it is, and returns once the entry is
+// applied here. Without a key a command is repeated only while it surely was not
+// decided. consensus.ErrRetry: it may have been.
 func (r *Relay) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	res, err := r.decided(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	r.Saw(res.GetIndex())
+	soon, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if _, err := r.o.Log.WaitIndex(soon, res.GetIndex()); err != nil {
+		return nil, fmt.Errorf("%w: it was decided, but has not reached this controller: %w", consensus.ErrRetry, err)
+	}
+	return res, nil
+}
+
+// decided asks whoever leads until one has decided.
+func (r *Relay) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	enough := time.NewTimer(patience)
 	defer enough.Stop()
 	for {
@@ -192,9 +208,6 @@ func (r *Relay) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 		res, err := r.propose(ctx, c)
 		again := errors.Is(err, consensus.ErrNotLeader) || errors.Is(err, consensus.ErrRetry) && c.GetKey() != ""
 		if !again || ctx.Err() != nil {
-			if err == nil {
-				r.Saw(res.GetIndex())
-			}
 			return res, err
 		}
 		select {
