@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -14,12 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ensureBridge makes the bridge, or brings one that is there to how it should be.
+// Its hardware address is its own and follows from the gateway's: a bridge without
+// one takes its lowest port's, which changes when that container ends, and leaves
+// the others with a dead neighbour entry for their gateway.
 func ensureBridge(name string, gw netip.Addr, bits int) error {
+	hw, err := net.ParseMAC(mac(gw))
+	if err != nil {
+		return fmt.Errorf("hardware address of bridge %s: %w", name, err)
+	}
 	l, err := netlink.LinkByName(name)
 	var missing netlink.LinkNotFoundError
 	if errors.As(err, &missing) {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name = name
+		attrs.Name, attrs.HardwareAddr = name, hw
 		b := &netlink.Bridge{LinkAttrs: attrs}
 		if err := netlink.LinkAdd(b); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("making bridge %s: %w", name, err)
@@ -32,16 +41,39 @@ func ensureBridge(name string, gw netip.Addr, bits int) error {
 	if l.Type() != "bridge" {
 		return fmt.Errorf("%s is a %s, not a bridge: set another bridge name", name, l.Type())
 	}
+	if err := withoutIPv6(name); err != nil {
+		return err
+	}
+	conf := "ipv4/conf/" + name + "/"
+	// 127.0.0.1 on the host reaches published ports by way of the bridge only.
+	// A change of the hardware address is announced to containers that run.
+	for key, v := range map[string]string{"ipv4/ip_forward": "1", conf + "route_localnet": "1", conf + "arp_notify": "1"} {
+		if err := sysctl(key, v); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(l.Attrs().HardwareAddr, hw) {
+		if err := netlink.LinkSetHardwareAddr(l, hw); err != nil {
+			return fmt.Errorf("setting the hardware address of bridge %s: %w", name, err)
+		}
+	}
 	if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ipNet(gw, bits)}); err != nil {
 		return fmt.Errorf("addressing bridge %s: %w", name, err)
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
 		return fmt.Errorf("setting bridge %s up: %w", name, err)
 	}
-	// 127.0.0.1 on the host reaches published ports by way of the bridge only.
-	for key, v := range map[string]string{"ipv4/ip_forward": "1", "ipv4/conf/" + name + "/route_localnet": "1"} {
-		if err := sysctl(key, v); err != nil {
-			return err
+	return nil
+}
+
+// withoutIPv6 takes a link of the host out of IPv6, which containers don't have
+// yet: with the kernel's defaults, a router advertisement out of a container makes
+// it the host's default router (as CVE-2020-13401). accept_ra and autoconf are for
+// the host whose administrator turns IPv6 on again.
+func withoutIPv6(link string) error {
+	for _, kv := range [][2]string{{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_redirects", "0"}, {"disable_ipv6", "1"}} {
+		if err := sysctl("ipv6/conf/"+link+"/"+kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err // without the file the kernel has no IPv6 at all
 		}
 	}
 	return nil
@@ -94,6 +126,9 @@ func link(a *Attachment, host, bridge string) error {
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: hw, PeerNamespace: netlink.NsFd(ns)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("making the cable %s: %w", host, err)
+	}
+	if err := withoutIPv6(host); err != nil {
+		return err
 	}
 	h, err := netlink.NewHandleAt(ns)
 	if err != nil {
@@ -175,6 +210,13 @@ func makeNetns(path string) (netns.NsHandle, error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("making a network namespace: %w", err)
 			return
+		}
+		// As docker: ::1 and nothing else, until containers have IPv6 addresses.
+		for _, kv := range [][2]string{{"all", "1"}, {"default", "1"}, {"lo", "0"}} {
+			if err := sysctl("ipv6/conf/"+kv[0]+"/disable_ipv6", kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
+				done <- err
+				return
+			}
 		}
 		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
 			done <- fmt.Errorf("naming a network namespace %s: %w", path, err)

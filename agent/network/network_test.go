@@ -28,6 +28,7 @@ type world struct {
 	host, nbr netns.NsHandle
 	n         *Network
 	o         Options
+	gateway   string // set by gatewayOnce
 }
 
 const (
