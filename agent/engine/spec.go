@@ -450,39 +450,10 @@ func (e *Engine) writeFiles(s task.Spec, ip string) error {
 	if ip != "" {
 		hosts += ip + "\t" + names + "\n"
 	}
-	for name, text := range map[string]string{hostsFile: hosts, hostnameFile: host + "\n", resolvFile: resolvConf(h, kind)} {
+	for name, text := range map[string]string{hostsFile: hosts, hostnameFile: host + "\n", resolvFile: resolvConf("/", h, kind)} {
 		if err := os.WriteFile(filepath.Join(e.o.dir(s.ID), name), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("writing %s of %s: %w", name, short(s.ID), err)
 		}
 	}
 	return nil
-}
-
-// resolvConf is the host's, less the servers on its loopback, which a container
-// with a network of its own can't reach.
-func resolvConf(h *container.HostConfig, kind networkKind) string {
-	b, _ := os.ReadFile("/etc/resolv.conf")
-	var out []string
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) == 0 || strings.HasPrefix(f[0], "#") || strings.HasPrefix(f[0], ";") {
-			continue
-		}
-		switch {
-		case f[0] == "nameserver" && (len(h.DNS) > 0 || kind == bridged && len(f) > 1 && (strings.HasPrefix(f[1], "127.") || f[1] == "::1")),
-			f[0] == "search" && len(h.DNSSearch) > 0, f[0] == "options" && len(h.DNSOptions) > 0:
-			continue
-		}
-		out = append(out, strings.Join(f, " "))
-	}
-	for _, d := range h.DNS {
-		out = append(out, "nameserver "+d.String())
-	}
-	if len(h.DNSSearch) > 0 {
-		out = append(out, "search "+strings.Join(h.DNSSearch, " "))
-	}
-	if len(h.DNSOptions) > 0 {
-		out = append(out, "options "+strings.Join(h.DNSOptions, " "))
-	}
-	return strings.Join(out, "\n") + "\n"
 }
