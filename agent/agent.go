@@ -38,6 +38,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/logfile"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
@@ -165,11 +166,18 @@ func (a *agent) run(ctx context.Context) error {
 				TLS: pki.PeerClientTLS(a.files, relaysock.ALPN, pki.Kinds(pki.KindController))})
 		})
 	}
+	containerdLog := filepath.Join(a.DataDir, "containerd.log")
+	a.parts.Go(func() error {
+		logfile.Watch(a.ctx, containerdLog, logfile.MaxSize, func(err error) {
+			a.Logger.Warn("containerd's log could not be rotated", "err", err)
+		})
+		return a.ctx.Err()
+	})
 	a.parts.Go(func() error {
 		first := sync.OnceFunc(func() { close(a.daemon) })
 		return containerd.Supervise(a.ctx, containerd.Options{
 			Binary: a.paths.Containerd, Root: filepath.Join(a.DataDir, "containerd"), State: filepath.Join(a.RunDir, "containerd"),
-			Socket: a.socket(), LogTo: filepath.Join(a.DataDir, "containerd.log"), Log: a.Logger,
+			Socket: a.socket(), LogTo: containerdLog, Log: a.Logger,
 		}, first)
 	})
 	a.parts.Go(func() error {

@@ -24,6 +24,7 @@ import (
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/logfile"
 	"github.com/drover/drover/pkg/unixsock"
 )
 
@@ -79,10 +80,10 @@ func up(cmd *cobra.Command, c *config.Config, file string) error {
 	if err := os.MkdirAll(c.DataDir, 0o711); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
-	logFile := filepath.Join(c.DataDir, "up.log")
-	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	logFile := upLog(c)
+	log, err := logfile.Open(logFile)
 	if err != nil {
-		return fmt.Errorf("opening the log: %w", err)
+		return err
 	}
 	defer func() { _ = log.Close() }()
 	child, err := self("up", c, file)
@@ -110,12 +111,17 @@ func up(cmd *cobra.Command, c *config.Config, file string) error {
 	return nil
 }
 
+// upLog is where a detached drover writes what it has to say.
+func upLog(c *config.Config) string { return filepath.Join(c.DataDir, "up.log") }
+
 func tailOf(path string, from int64) string {
 	b, err := os.ReadFile(path)
-	if err != nil || int64(len(b)) < from {
+	if err != nil {
 		return ""
 	}
-	b = b[from:]
+	if from <= int64(len(b)) { // else it was rotated meanwhile
+		b = b[from:]
+	}
 	return strings.TrimSpace(string(b[max(0, len(b)-2000):]))
 }
 
@@ -246,6 +252,11 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 			handOver()
 		})
 	}
+	children.Go(func() {
+		logfile.Watch(ctx, upLog(c), logfile.MaxSize, func(err error) {
+			logger(c, "up").Warn("the log could not be rotated", "err", err)
+		})
+	})
 	if !detached() {
 		children.Go(func() {
 			if waitReady(ctx, c, nil) == nil {
