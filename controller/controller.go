@@ -37,6 +37,7 @@ import (
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
@@ -280,7 +281,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
-	joins := &joining{c: c, log: log, way: way, seals: seals}
+	joins := &joining{c: c, log: log, way: way, seals: seals, said: limit.NewThrottle(time.Minute)}
 	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()), peers: c.relay.Handler(local, hub.Handler(), c.Traces), joins: joins})
 	close(c.ready)
 	c.Logger.Info("controller is ready", "addr", c.port.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())

@@ -36,6 +36,7 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 // there, and is the controller ready for it.
 func (c *controller) front(w http.ResponseWriter, r *http.Request) {
 	out := &answer{ResponseWriter: w}
+	pace(out, r)
 	defer func() {
 		p := recover()
 		if p == nil {
@@ -152,14 +153,22 @@ func (c *controller) notRevoked(p pki.Principal) error {
 	return nil
 }
 
-func refuse(w http.ResponseWriter, err error) {
-	code := http.StatusInternalServerError
+func statusOf(err error) int {
 	var r *refusal
 	if errors.As(err, &r) {
-		code = r.code
+		return r.code
 	}
-	if code == http.StatusServiceUnavailable {
+	return http.StatusInternalServerError
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	code := statusOf(err)
+	switch code {
+	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "1")
+	case http.StatusUnauthorized, http.StatusForbidden:
+		// Nobody known: neither the rest of a body nor another request is waited for.
+		w.Header().Set("Connection", "close")
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)

@@ -41,6 +41,7 @@ type host struct {
 	c      *controller
 	addr   string
 	stdout *buffer
+	log    buffer // what the controller logged
 	cancel context.CancelFunc
 	ended  chan error
 }
@@ -105,7 +106,7 @@ func (h *host) up() {
 	h.t.Helper()
 	ready := make(chan net.Addr, 1)
 	h.stdout = &buffer{}
-	log := slog.New(slog.NewTextHandler(&testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(&testWriter{h.t}, &h.log), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	c, err := load(Config{DataDir: h.data, RunDir: h.rundir, Listen: "127.0.0.1:0", Version: "test", Logger: log, Stdout: h.stdout,
 		OnReady: func(a net.Addr) { ready <- a }})
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/drover/drover/controller/bootstrap"
@@ -22,6 +21,7 @@ import (
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/join"
+	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -31,9 +31,7 @@ type joining struct {
 	log   *tracedLog
 	way   *relay.Relay
 	seals *seals
-
-	mu   sync.Mutex
-	said map[string]bool // refusals that were logged
+	said  *limit.Throttle // of refusals that are logged
 }
 
 func (j *joining) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -46,13 +44,18 @@ func (j *joining) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = json.Unmarshal(b, req)
 	}
+	if err == nil {
+		err = req.Validate()
+	}
 	if err != nil {
-		refuse(w, &refusal{http.StatusBadRequest, "reading the request to join: " + err.Error()})
+		err = &refusal{http.StatusBadRequest, "reading the request to join: " + err.Error()}
+		j.refused(r, err)
+		refuse(w, err)
 		return
 	}
 	a, err := j.admit(r.Context(), req)
 	if err != nil {
-		j.once(r.RemoteAddr, req.Name, err)
+		j.refused(r, err)
 		refuse(w, err)
 		return
 	}
@@ -61,20 +64,20 @@ func (j *joining) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(a) // who left asks again
 }
 
-// once logs a refusal, the same one only the first time.
-func (j *joining) once(from, name string, err error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	k := name + "\x00" + err.Error()
-	if j.said[k] {
-		return
+// refused logs that somebody was not admitted. Nothing in the line is the
+// caller's own, and each host gets one in a while.
+func (j *joining) refused(r *http.Request, err error) {
+	from := limit.Source(remote(r.RemoteAddr))
+	if held, ok := j.said.Allow(from); ok {
+		j.c.Logger.Warn("refused a join", "peer", from, "status", statusOf(err), "refused before", held)
 	}
-	if j.said == nil || len(j.said) > 1000 {
-		j.said = map[string]bool{}
-	}
-	j.said[k] = true
-	j.c.Logger.Warn("refused a join", "peer", from, "node", name, "err", err)
 }
+
+// remote is the address of a request's other end.
+type remote string
+
+func (remote) Network() string  { return "tcp" }
+func (r remote) String() string { return string(r) }
 
 func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, error) {
 	sum := sha256.Sum256([]byte(req.Secret))

@@ -152,6 +152,8 @@ func (l bare) Accept() (net.Conn, error) {
 
 // admit answers a host that wants to join.
 func (c *controller) admit(w http.ResponseWriter, r *http.Request) {
+	pace(w, r)
+	w.Header().Set("Connection", "close") // each try costs a handshake
 	leave, ok := c.requests.enter(nil, "")
 	if !ok {
 		return

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/pkg/dial"
+	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/relaysock"
 	"github.com/drover/drover/pkg/unixsock"
 )
@@ -29,8 +30,12 @@ type Options struct {
 	Log         *slog.Logger
 }
 
-// maxConns bounds how many clients are passed on at a time.
-const maxConns = 1024
+// Bounds of how many clients are passed on at a time: each costs a connection to
+// a controller. One user can't take the places of all others.
+const (
+	maxConns = 4096
+	maxOfUID = 1024
+)
 
 // Run serves the socket until ctx ends.
 func Run(ctx context.Context, o Options) error {
@@ -43,6 +48,7 @@ func Run(ctx context.Context, o Options) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	slots := make(chan struct{}, maxConns)
+	share := limit.NewShare(maxOfUID)
 	for {
 		c, err := l.Accept()
 		if ctx.Err() != nil {
@@ -54,18 +60,24 @@ func Run(ctx context.Context, o Options) error {
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()
-			o.pass(ctx, c)
+			o.pass(ctx, c, share)
 		})
 	}
 }
 
-func (o Options) pass(ctx context.Context, c net.Conn) {
+func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 	defer func() { _ = c.Close() }()
 	p, err := unixsock.Peer(o.Path, c)
 	if err != nil {
 		say(c, http.StatusForbidden, err.Error())
 		return
 	}
+	release, ok := share.Take(p.ID)
+	if !ok {
+		say(c, http.StatusServiceUnavailable, fmt.Sprintf("uid %s has %d connections open through this host already", p.ID, maxOfUID))
+		return
+	}
+	defer release()
 	uid, _ := strconv.Atoi(p.ID)
 	t, err := dial.First(ctx, o.TLS, o.Controllers())
 	if err != nil {

@@ -14,7 +14,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/drover/drover/pkg/pki"
 )
@@ -48,6 +51,53 @@ type Request struct {
 	ControllerKey []byte
 	AdminKey      []byte
 	SealPublic    []byte // HPKE
+}
+
+// Bounds of a Request's fields. A name is a host's: as the DNS has it.
+const (
+	maxName   = 253
+	maxAddr   = maxName + len(":65535")
+	maxHosts  = 64
+	maxLabels = 128
+	maxLabel  = 1024
+	maxKey    = 1024
+)
+
+var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
+
+// Validate reports the first field that is too long, or has what it can't have.
+// What is missing is the controller's to say.
+func (r *Request) Validate() error {
+	text := func(what, s string, most int) error {
+		if len(s) > most || strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) }) {
+			return fmt.Errorf("%s is longer than %d bytes, or not printable", what, most)
+		}
+		return nil
+	}
+	errs := []error{text("the token's id", r.TokenID, 64), text("the secret", r.Secret, 256), text("the agent's address", r.Agent, maxAddr), text("the controller's address", r.Controller, maxAddr)}
+	if r.Name != "" && (len(r.Name) > maxName || !hostName.MatchString(r.Name)) {
+		errs = append(errs, fmt.Errorf("a host's name has letters, digits, dots, dashes and underscores, at most %d", maxName))
+	}
+	if len(r.Hosts) > maxHosts || len(r.Labels) > maxLabels {
+		errs = append(errs, fmt.Errorf("more than %d addresses, or than %d labels", maxHosts, maxLabels))
+	}
+	for _, h := range r.Hosts {
+		errs = append(errs, text("an address", h, maxName))
+	}
+	for k, v := range r.Labels {
+		errs = append(errs, text("a label's name", k, maxLabel), text("a label", v, maxLabel))
+	}
+	for _, k := range [][]byte{r.NodeKey, r.ControllerKey, r.AdminKey, r.SealPublic} {
+		if len(k) > maxKey {
+			errs = append(errs, fmt.Errorf("a key is longer than %d bytes", maxKey))
+		}
+	}
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Answer of a controller. Certificates are DER.

@@ -12,20 +12,28 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/drover/drover/pkg/limit"
 )
 
-// Limits of the front door.
+// Limits of the port. A source is a host, as far as addresses tell (limit.Source).
 const (
 	HandshakeTimeout = 5 * time.Second
-	maxHandshakes    = 256
+	// MaxUnknown is how many connections a source may have at a time on which it
+	// did not show a certificate, or not yet: everything that needs no identity
+	// fits in, and nobody without one takes the process's files from raft.
+	MaxUnknown    = 64
+	maxHandshakes = 1024 // of all sources together
 )
 
 // Mux hands each connection to the listener of its protocol, as a bare
 // *tls.Conn: net/http speaks HTTP/2 only on a conn of that dynamic type.
 type Mux struct {
-	l      net.Listener
-	log    *slog.Logger
-	routes []*route
+	l       net.Listener
+	log     *slog.Logger
+	routes  []*route
+	unknown *limit.Share
+	refused *limit.Throttle
 }
 
 type route struct {
@@ -36,7 +44,9 @@ type route struct {
 
 // New shares l. Handle before Run; the first route answers clients that offer
 // nothing known, by refusing them with no_application_protocol.
-func New(l net.Listener, log *slog.Logger) *Mux { return &Mux{l: l, log: log} }
+func New(l net.Listener, log *slog.Logger) *Mux {
+	return &Mux{l: l, log: log, unknown: limit.NewShare(MaxUnknown), refused: limit.NewThrottle(time.Minute)}
+}
 
 // Handle gives the listener for some ALPN names ("" for none offered), with
 // the TLS configuration that these connections get.
@@ -83,12 +93,38 @@ func (m *Mux) Run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("accepting on %s: %w", m.l.Addr(), err)
 		}
-		slots <- struct{}{}
+		known, ok := m.unknown.Take(limit.Source(c.RemoteAddr()))
+		if !ok {
+			if held, say := m.refused.Allow(limit.Source(c.RemoteAddr())); say {
+				m.log.Warn("refused a connection: its host has too many open without a certificate", "peer", c.RemoteAddr().String(), "most", MaxUnknown, "refused before", held)
+			}
+			_ = c.Close()
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			known()
+			_ = c.Close()
+			return ctx.Err()
+		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			m.handshake(ctx, tls.Server(c, front))
+			m.handshake(ctx, tls.Server(&counted{c, known}, front), known)
 		})
 	}
+}
+
+// counted counts as unknown until it is closed, or known is called before.
+type counted struct {
+	net.Conn
+	known func()
+}
+
+// Close implements net.Conn.
+func (c *counted) Close() error {
+	defer c.known()
+	return c.Conn.Close()
 }
 
 func isTemporary(err error) bool {
@@ -110,7 +146,7 @@ func (m *Mux) configFor(h *tls.ClientHelloInfo) (*tls.Config, error) {
 	return m.routes[0].config, nil
 }
 
-func (m *Mux) handshake(ctx context.Context, c *tls.Conn) {
+func (m *Mux) handshake(ctx context.Context, c *tls.Conn, known func()) {
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
 	defer func() {
@@ -123,6 +159,9 @@ func (m *Mux) handshake(ctx context.Context, c *tls.Conn) {
 		m.log.Debug("handshake refused", "peer", c.RemoteAddr(), "err", err)
 		_ = c.Close()
 		return
+	}
+	if len(c.ConnectionState().PeerCertificates) > 0 {
+		known() // the configurations verify each certificate that is shown
 	}
 	p := c.ConnectionState().NegotiatedProtocol
 	for _, r := range m.routes {

@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -183,5 +185,114 @@ func TestGarbageOnThePortDisturbsNobody(t *testing.T) {
 	got, err := peer(addr, w.files(pki.URI("c", pki.KindNode, "1"), time.Now()), "peer/1")
 	if err != nil || got != "peer" {
 		t.Fatalf("after garbage: %q %v", got, err)
+	}
+}
+
+// hold runs a mux whose connections stay open until the test ends.
+func hold(t *testing.T, w *world) (addr string, config *tls.Config) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := w.files(pki.URI("c", pki.KindController, "1"), time.Now())
+	m := New(l, slog.New(slog.DiscardHandler))
+	api := pki.ServerTLS(f, nil)
+	api.ClientAuth = tls.VerifyClientCertIfGiven
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	for _, in := range []net.Listener{m.Handle(api, "http/1.1"), m.Handle(pki.PeerServerTLS(f, pki.Kinds(pki.KindNode)), "peer/1")} {
+		all.Go(func() {
+			for {
+				c, err := in.Accept()
+				if err != nil {
+					return
+				}
+				all.Go(func() { // until the other end closes, or the test
+					stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+					defer stop()
+					_, _ = io.Copy(io.Discard, c)
+					_ = c.Close()
+				})
+			}
+		})
+	}
+	all.Go(func() { _ = m.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		all.Wait()
+		goleak.VerifyNone(t)
+	})
+	return l.Addr().String(), pki.PeerClientTLS(w.files(pki.URI("c", pki.KindNode, "1"), time.Now()), "peer/1", pki.Kinds(pki.KindController))
+}
+
+// A host without a certificate gets its share of connections and no more: those
+// beyond are closed at once. Another host is not concerned.
+func TestConnectionsWithoutACertificateAreLimitedPerSource(t *testing.T) {
+	w := newWorld(t, "c", time.Now())
+	addr, node := hold(t, w)
+	var open []net.Conn
+	defer func() {
+		for _, c := range open {
+			_ = c.Close()
+		}
+	}()
+	stranger := &tls.Config{RootCAs: node.RootCAs, InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}}
+	for i := range MaxUnknown {
+		c, err := tls.Dial("tcp", addr, stranger)
+		if err != nil {
+			t.Fatalf("connection %d of %d: %v", i+1, MaxUnknown, err)
+		}
+		open = append(open, c)
+	}
+	if c, err := tls.Dial("tcp", addr, node); err == nil {
+		_ = c.Close()
+		t.Fatal("one more than the share was let in")
+	}
+	elsewhere, err := tls.DialWithDialer(&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}, "tcp", addr, node)
+	if err != nil {
+		t.Fatalf("another host is kept out: %v", err)
+	}
+	_ = elsewhere.Close()
+	_ = open[0].Close()
+	for end := time.Now().Add(10 * time.Second); ; { // the other end learns of a close in its own time
+		c, err := tls.Dial("tcp", addr, node)
+		if err == nil {
+			_ = c.Close()
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("a connection that ended is still counted: %v", err)
+		}
+	}
+}
+
+// Connections that say nothing at all count too, and one that showed its
+// certificate doesn't.
+func TestWhoShowedACertificateIsNotCounted(t *testing.T) {
+	w := newWorld(t, "c", time.Now())
+	addr, node := hold(t, w)
+	for i := range MaxUnknown + 10 {
+		c, err := tls.Dial("tcp", addr, node)
+		if err != nil {
+			t.Fatalf("connection %d: %v", i+1, err)
+		}
+		defer func() { _ = c.Close() }()
+	}
+	for range MaxUnknown {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+	}
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetReadDeadline(time.Now().Add(HandshakeTimeout - time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("one more than the share is kept open: %v", err)
 	}
 }

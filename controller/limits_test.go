@@ -1,0 +1,150 @@
+package controller
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/join"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// impatient makes the pace of bodies one that a test can wait for.
+func impatient(t *testing.T) {
+	grace, rate := bodyGrace, bodyRate
+	bodyGrace, bodyRate = time.Second, 1<<20
+	t.Cleanup(func() { bodyGrace, bodyRate = grace, rate })
+}
+
+// connect opens a connection to the controller's port with an ALPN name ("" for
+// none), and with files' certificate unless they are nil.
+func (h *host) connect(files *pki.Files, proto string) *tls.Conn {
+	h.t.Helper()
+	config := &tls.Config{InsecureSkipVerify: true}
+	if proto != "" {
+		config.NextProtos = []string{proto}
+	}
+	if files != nil {
+		config.Certificates = []tls.Certificate{files.Cert}
+	}
+	c, err := tls.Dial("tcp", h.addr, config)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// closes wants the connection's other end to close within a time.
+func closes(t *testing.T, c net.Conn, r io.Reader, within time.Duration) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(within))
+	if _, err := io.Copy(io.Discard, r); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection is still open after %v", within)
+	}
+}
+
+// Nobody holds a connection with a body that doesn't come: a stranger is refused
+// without it, and who is known, or joins, must keep a pace.
+func TestASlowBodyIsNotWaitedFor(t *testing.T) {
+	noLeaks(t)
+	impatient(t)
+	h := newHost(t)
+	h.up()
+	const long = 30 * time.Second // against a machine that is busy, not a measure
+	for _, c := range []struct {
+		what, proto, path string
+		files             *pki.Files
+		code              int
+	}{
+		{"a stranger", "", "/containers/create", nil, http.StatusUnauthorized},
+		{"an unknown user", "http/1.1", "/containers/create", h.identity(pki.KindUser, "stranger"), http.StatusForbidden},
+		{"an admin", "http/1.1", "/containers/create", h.files(bootstrap.AdminPKI(h.data)), http.StatusBadRequest},
+		{"a stranger who joins", join.ALPN, join.Path, nil, http.StatusBadRequest},
+	} {
+		conn := h.connect(c.files, c.proto)
+		_, _ = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{\"a\"", c.path)
+		_ = conn.SetReadDeadline(time.Now().Add(long))
+		r := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Errorf("%s: %v", c.what, err)
+			continue
+		}
+		if resp.StatusCode != c.code {
+			b, _ := io.ReadAll(resp.Body)
+			t.Errorf("%s: %d %s, want %d", c.what, resp.StatusCode, b, c.code)
+		}
+		closes(t, conn, r, long)
+	}
+}
+
+// A body that keeps its pace is read whole, however long it takes, and the
+// deadline doesn't outlive it.
+func TestABodyThatComesIsRead(t *testing.T) {
+	noLeaks(t)
+	impatient(t)
+	h := newHost(t)
+	h.up()
+	body := `{"Image":"` + strings.Repeat("x", 64<<10) + `"}`
+	conn := h.connect(h.files(bootstrap.AdminPKI(h.data)), "http/1.1")
+	r := bufio.NewReader(conn)
+	for range 2 {
+		_, _ = fmt.Fprintf(conn, "POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", len(body))
+		for i := 0; i < len(body); i += 4096 {
+			if _, err := io.WriteString(conn, body[i:min(i+4096, len(body))]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != http.StatusBadRequest && resp.StatusCode != http.StatusNotFound || strings.Contains(string(b), "reading the request") {
+			t.Fatalf("%d %s", resp.StatusCode, b)
+		}
+		time.Sleep(bodyGrace + 100*time.Millisecond) // beyond what the body had: the connection must still be good
+	}
+}
+
+// Who isn't admitted can't write the log: one line a minute and host, with
+// nothing in it that the caller chose.
+func TestRefusedJoinsDoNotFillTheLog(t *testing.T) {
+	noLeaks(t)
+	h := newHost(t)
+	h.up()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	before := len(h.log.String())
+	token := pki.Token{Pin: pki.Pin(h.ca.Cert.Raw), ID: "deadbeef", Secret: "x"}
+	for i := range 100 {
+		name := fmt.Sprintf("chosen%d", i)
+		if i%2 == 0 {
+			name += "\x1b[31m" + strings.Repeat("N", 32<<10)
+		}
+		_, err := join.Ask(ctx, h.addr, token, &join.Request{TokenID: token.ID, Secret: token.Secret, Name: name, Agent: "1.2.3.4:1", Now: time.Now()})
+		var no *join.Refusal
+		if !errors.As(err, &no) {
+			t.Fatalf("join %d: %v", i, err)
+		}
+	}
+	said := h.log.String()[before:]
+	if strings.Contains(said, "chosen") || strings.Contains(said, "NNN") {
+		t.Errorf("the log has what a stranger chose: %.300q", said)
+	}
+	if n := strings.Count(said, "refused a join"); n != 1 || len(said) > 1000 {
+		t.Errorf("a hundred refusals made %d lines, %d bytes in all", n, len(said))
+	}
+}
