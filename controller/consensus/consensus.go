@@ -45,6 +45,8 @@ type Options struct {
 	Clock func() time.Time
 	// OnCommit gets each applied entry's effects, in order, and must not block.
 	OnCommit func(effects []*dv1.Effect, index uint64)
+
+	segment int // bytes of the log's files; 0 is segmentSize
 }
 
 func (o *Options) validate() error {
@@ -55,6 +57,9 @@ func (o *Options) validate() error {
 		return errors.New("consensus: Dir is required")
 	case o.Layer == nil && o.Transport == nil:
 		return errors.New("consensus: Layer is required")
+	}
+	if o.segment == 0 {
+		o.segment = segmentSize
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -95,7 +100,7 @@ func Open(o Options) (*Node, error) {
 		return nil, fmt.Errorf("making raft's folder: %w", err)
 	}
 	hl := &logAdapter{l: o.Logger.With("part", "raft")}
-	logs, err := openFiles(walDir, hl)
+	logs, err := openFiles(walDir, o.segment, hl)
 	if err != nil {
 		return nil, err
 	}
@@ -135,8 +140,8 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 			Stream: o.Layer, MaxPool: 3, Timeout: 2 * time.Second, Logger: hl,
 		})
 	}
-	if n.raft, err = raft.NewRaft(n.config(hl), n.fsm, logs, logs, snaps, n.trans); err != nil {
-		err = fmt.Errorf("starting raft: %w", err)
+	if n.raft, err = newRaft(n.config(hl), n.fsm, logs, snaps, n.trans); err != nil {
+		err = fmt.Errorf("starting raft in %s: %w", o.Dir, err)
 		if c, ok := n.trans.(io.Closer); ok && o.Transport == nil {
 			err = errors.Join(err, c.Close())
 		}
@@ -149,6 +154,17 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 	}))
 	go n.observe()
 	return n, nil
+}
+
+// newRaft makes an error of raft's panic at entries that it lacks, as where the
+// newest snapshot can't be read and the log begins behind the one before it.
+func newRaft(c *raft.Config, f raft.FSM, logs store, snaps raft.SnapshotStore, trans raft.Transport) (r *raft.Raft, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the log does not go on from the newest snapshot that can be read: %v", p)
+		}
+	}()
+	return raft.NewRaft(c, f, logs, logs, snaps, trans)
 }
 
 // observe announces other leaders: who waits for one looks again.

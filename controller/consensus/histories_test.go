@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync"
@@ -29,6 +29,7 @@ type simulated struct {
 	t       *testing.T
 	rnd     *rand.Rand
 	ids     []string
+	dir     string // of the members' real files; "" keeps them in memory
 	logs    map[string]memory
 	snaps   map[string]*raft.InmemSnapshotStore
 	trans   map[string]*raft.InmemTransport
@@ -52,11 +53,7 @@ func (s *simulated) boot(id string) {
 			o.Connect(raft.ServerAddress(id), tr)
 		}
 	}
-	o := Options{ID: id, Dir: "unused", Addr: raft.ServerAddress(id), Transport: tr}
-	if err := o.validate(); err != nil {
-		s.t.Fatal(err)
-	}
-	n, err := open(o, s.logs[id], s.snaps[id], &logAdapter{l: slog.New(slog.DiscardHandler)})
+	n, err := s.open(Options{ID: id, Dir: filepath.Join(s.dir, id), Addr: raft.ServerAddress(id), Transport: tr, segment: 8 << 10})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -66,6 +63,16 @@ func (s *simulated) boot(id string) {
 	s.mu.Lock()
 	s.members[id] = a
 	s.mu.Unlock()
+}
+
+func (s *simulated) open(o Options) (*Node, error) {
+	if s.dir != "" {
+		return Open(o)
+	}
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	return open(o, s.logs[o.ID], s.snaps[o.ID], silent)
 }
 
 func (s *simulated) crash(id string) {
@@ -129,10 +136,9 @@ func (s *simulated) ask(ctx context.Context, c *dv1.Command) *dv1.CommandResult 
 	return nil
 }
 
-// history is one life of a cluster: clients that create and remove, while members
-// crash and networks split; then everything heals and is compared.
-func history(t *testing.T, seed uint64) {
-	s := &simulated{t: t, rnd: rand.New(&locked{r: rand.NewPCG(seed, 7)}), ids: []string{"c1", "c2", "c3"}, logs: map[string]memory{},
+// simulate makes a cluster of three, and what every create needs.
+func simulate(ctx context.Context, t *testing.T, seed uint64, dir string) *simulated {
+	s := &simulated{t: t, rnd: rand.New(&locked{r: rand.NewPCG(seed, 7)}), ids: []string{"c1", "c2", "c3"}, dir: dir, logs: map[string]memory{},
 		snaps: map[string]*raft.InmemSnapshotStore{}, trans: map[string]*raft.InmemTransport{}, members: map[string]*alive{}}
 	var servers []raft.Server
 	for _, id := range s.ids {
@@ -145,8 +151,6 @@ func history(t *testing.T, seed uint64) {
 	if err := s.members["c1"].Bootstrap(servers); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Hour) // virtual
-	defer cancel()
 	for i, c := range []*dv1.Command{initCluster, registerNode, commitImage} {
 		c = proto.CloneOf(c)
 		c.Key = fmt.Sprint("setup-", i)
@@ -154,6 +158,15 @@ func history(t *testing.T, seed uint64) {
 			t.Fatalf("seed %d: %v", seed, r.Error)
 		}
 	}
+	return s
+}
+
+// history is one life of a cluster: clients that create and remove, while members
+// crash and networks split; then everything heals and is compared.
+func history(t *testing.T, seed uint64, dir string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour) // virtual
+	defer cancel()
+	s := simulate(ctx, t, seed, dir)
 
 	type outcome struct {
 		key  string
@@ -256,18 +269,25 @@ func (l *locked) Uint64() uint64 {
 	return l.r.Uint64()
 }
 
-// Rule 2, over a thousand lives. DROVER_SEED runs one of them again.
+// Rule 2, over a thousand lives, every fortieth of them on the log's real files,
+// which take long. DROVER_SEED runs one of them again, on files.
 func TestRandomHistories(t *testing.T) {
-	first, n := uint64(1), 1000
+	first, n, onFiles := uint64(1), 1000, uint64(40)
 	if v, err := strconv.ParseUint(os.Getenv("DROVER_SEED"), 10, 64); err == nil {
-		first, n = v, 1
+		first, n, onFiles = v, 1, 1
 	}
 	seeds := make(chan uint64)
 	var workers sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for seed := range seeds {
-				t.Run("", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { history(t, seed) }) })
+				t.Run("", func(t *testing.T) {
+					dir := ""
+					if seed%onFiles == 0 {
+						dir = t.TempDir()
+					}
+					synctest.Test(t, func(t *testing.T) { history(t, seed, dir) })
+				})
 			}
 		})
 	}
