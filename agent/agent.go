@@ -82,6 +82,7 @@ type agent struct {
 	ctx    context.Context // of parts
 	daemon chan struct{}   // closed when containerd answered first
 
+	fleet *fleet
 	peers *peers
 	known atomic.Pointer[dv1.Welcome] // what the last welcome, or news, said
 
@@ -131,7 +132,7 @@ func load(c Config) (*agent, error) {
 	if c.Bridge == "" {
 		c.Bridge = "drover0"
 	}
-	a := &agent{Config: c, daemon: make(chan struct{})}
+	a := &agent{Config: c, daemon: make(chan struct{}), fleet: openFleet(filepath.Join(c.DataDir, "agent"), c.Logger)}
 	a.peers = newPeers(a)
 	var err error
 	if a.files, err = pki.LoadFiles(c.PKI); err != nil {
@@ -157,13 +158,13 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	a.addr = net.JoinHostPort(a.Advertise, port)
 	a.port = mux.New(l, a.Logger)
-	a.bulk = a.port.Handle(pki.PeerServerTLS(a.files, pki.Kinds(pki.KindController, pki.KindNode)), bulk.ALPN)
+	a.bulk = a.listen(a.port)
 	a.parts, a.ctx = errgroup.WithContext(ctx)
 	a.parts.Go(func() error { return ended(a.ctx, "the port "+a.addr, a.port.Run(a.ctx)) })
 	if a.Socket != "" {
 		a.parts.Go(func() error {
 			return door.Run(a.ctx, door.Options{Path: a.Socket, Controllers: a.controllers, Log: a.Logger,
-				TLS: pki.PeerClientTLS(a.files, relaysock.ALPN, pki.Kinds(pki.KindController))})
+				Conns: &a.fleet.visited, TLS: a.toController(relaysock.ALPN)})
 		})
 	}
 	containerdLog := filepath.Join(a.DataDir, "containerd.log")
@@ -195,10 +196,21 @@ func (a *agent) run(ctx context.Context) error {
 		}
 		return session.Run(a.ctx, session.Options{
 			Controllers: a.controllers, Agent: a, Outbox: &a.box, Log: a.Logger,
-			TLS: pki.PeerClientTLS(a.files, session.ALPN, pki.Kinds(pki.KindController)),
+			Conns: &a.fleet.visited, TLS: a.toController(session.ALPN),
 		})
 	})
 	return a.parts.Wait()
+}
+
+// listen gives the bulk connections of the port: of the fleet's members only.
+func (a *agent) listen(port *mux.Mux) net.Listener {
+	members := pki.All(pki.Kinds(pki.KindController, pki.KindNode), a.fleet.known)
+	return a.fleet.guests.Listen(port.Handle(pki.PeerServerTLS(a.files, members), bulk.ALPN))
+}
+
+// toController dials any controller that was not removed.
+func (a *agent) toController(alpn string) *tls.Config {
+	return pki.PeerClientTLS(a.files, alpn, pki.All(pki.Kinds(pki.KindController), a.fleet.notRevoked))
 }
 
 // controllers gives where to open a session: this host's own first, then in an
@@ -222,6 +234,7 @@ func (a *agent) controllers() []string {
 
 // Changed implements session.Agent.
 func (a *agent) Changed(w *dv1.Welcome) {
+	a.fleet.take(w.Roster)
 	a.peers.news(a, w)
 	if old := a.known.Swap(w); len(w.Controllers) > 0 && a.SaveControllers != nil && (old == nil || !slices.Equal(old.Controllers, w.Controllers)) {
 		if err := a.SaveControllers(w.Controllers); err != nil {
@@ -286,7 +299,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 func (a *agent) probe(ctx context.Context, node, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
-	conf := pki.PeerClientTLS(a.files, bulk.ALPN, pki.All(pki.Kinds(pki.KindNode), func(p pki.Principal) error {
+	conf := pki.PeerClientTLS(a.files, bulk.ALPN, pki.All(pki.Kinds(pki.KindNode), a.fleet.notRevoked, func(p pki.Principal) error {
 		if p.ID != node {
 			return fmt.Errorf("%s is node %s, not %s", addr, p.ID, node)
 		}
@@ -332,7 +345,7 @@ func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &dv1.Hello{Number: n, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Inventory: &dv1.Observation{Full: true},
+	h := &dv1.Hello{Roster: a.fleet.now.Load().Sum(), Number: n, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Inventory: &dv1.Observation{Full: true},
 		Node: &dv1.Node{Id: a.NodeID, Name: a.Name, Addr: a.addr, Labels: a.Labels}}
 	if h.Node.Subnet, err = a.store.Subnet(); err != nil {
 		return nil, err

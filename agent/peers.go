@@ -94,11 +94,20 @@ func (p *peers) to(addr string) *bulk.Client {
 	if c := p.open[addr]; c != nil {
 		return c
 	}
-	conf := pki.PeerClientTLS(p.a.files, bulk.ALPN, pki.Kinds(pki.KindNode))
+	conf := pki.PeerClientTLS(p.a.files, bulk.ALPN, pki.All(pki.Kinds(pki.KindNode), p.a.fleet.known, func(q pki.Principal) error {
+		if at := p.a.fleet.now.Load().Addr(q.URI); at != addr {
+			return fmt.Errorf("%s is at %s, not at %s", q.URI, at, addr)
+		}
+		return nil
+	}))
 	c := bulk.NewClient(func(ctx context.Context) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, peerWithin)
 		defer cancel()
-		return (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
+		conn, err := (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
+		if t, ok := conn.(*tls.Conn); ok {
+			return p.a.fleet.visited.Wrap(t)
+		}
+		return conn, err
 	})
 	p.open[addr] = c
 	return c
@@ -108,7 +117,7 @@ func (p *peers) to(addr string) *bulk.Client {
 func (p *peers) tag(ctx context.Context, ref string) (digest.Digest, error) {
 	ctx, cancel := context.WithTimeout(ctx, tagWithin)
 	defer cancel()
-	conf := pki.PeerClientTLS(p.a.files, "http/1.1", pki.Kinds(pki.KindController))
+	conf := p.a.toController("http/1.1")
 	tr := &http.Transport{DisableKeepAlives: true, DialTLSContext: dial.Dialer(conf, p.a.controllers)}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://controller/drover/v1/tags?"+url.Values{"ref": {ref}}.Encode(), nil)
 	if err != nil {

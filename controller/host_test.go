@@ -244,10 +244,11 @@ func (h *host) remote(files *pki.Files, path string, protos ...string) response 
 
 // peerNode is a node that a test plays.
 type peerNode struct {
-	h      *host
-	stream *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
-	subnet string
-	close  func()
+	h       *host
+	stream  *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
+	subnet  string
+	welcome *dv1.Welcome
+	close   func()
 }
 
 // open opens a session as files say. A refusal is the error.
@@ -273,7 +274,8 @@ func (h *host) open(files *pki.Files, number uint64, addr string) (*peerNode, er
 		a.close()
 		return nil, err
 	}
-	a.subnet = m.GetWelcome().GetSubnet()
+	a.welcome = m.GetWelcome()
+	a.subnet = a.welcome.GetSubnet()
 	return a, nil
 }
 

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdh"
 	"crypto/hpke"
@@ -9,14 +10,17 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/relaysock"
+	"github.com/drover/drover/pkg/roster"
 )
 
 // Who joins is told what is wrong, once and for all; asked again with the same
@@ -125,5 +129,56 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 	}
 	if got := knock("{\"UID\":7}\n"); !strings.Contains(got, " 403 ") {
 		t.Errorf("somebody else: %q", got)
+	}
+}
+
+// When a node is removed, the others' sessions are told so and get a key for the
+// gossip that it never had; the old one goes.
+func TestARemovalIsToldToNodesAndEndsTheGossipsKey(t *testing.T) {
+	defer func(d time.Duration) { gossipOverlap = d }(gossipOverlap)
+	gossipOverlap = 10 * time.Millisecond
+	h := newHost(t)
+	h.up()
+	h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: pki.URI(h.cluster(), pki.KindNode, "b"), Roles: []string{pki.KindNode}}}}})
+	h.propose(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "b", Name: "b", Addr: "10.0.0.2:7444"}}}})
+	st, err := h.open(h.files(bootstrap.AgentPKI(h.data)), 1, "127.0.0.1:7444")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := pki.Principal{Kind: pki.KindNode, ID: "b", URI: pki.URI(h.cluster(), pki.KindNode, "b")}
+	who, ok := (*roster.Roster)(nil).Apply(st.welcome.Roster)
+	if !ok || who.Known(gone) != nil {
+		t.Fatalf("the welcome says %v", st.welcome.Roster)
+	}
+	var keys [][]byte
+	next := func() *dv1.Welcome {
+		t.Helper()
+		for {
+			m, err := st.stream.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.GetBeat() != nil {
+				st.send(&dv1.FromAgent{Of: &dv1.FromAgent_Beat{Beat: &dv1.Beat{}}})
+			}
+			if w := m.GetChanged(); w != nil {
+				who, _ = who.Apply(w.Roster)
+				keys = w.GossipKeys
+				return w
+			}
+		}
+	}
+	for keys = st.welcome.GossipKeys; len(keys) == 0; next() {
+	}
+	had := keys[0]
+	h.propose(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}})
+	for who.NotRevoked(gone) == nil {
+		next()
+	}
+	for slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, had) }) {
+		next()
+	}
+	if len(keys) != 1 {
+		t.Errorf("the gossip has %d keys now, want the new one", len(keys))
 	}
 }

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -24,6 +25,7 @@ type members struct {
 	node  *consensus.Node
 	way   *relay.Relay
 	seals *seals
+	since time.Time // when this leader saw first that the gossip has a key too many
 }
 
 const (
@@ -121,23 +123,59 @@ func (m *members) ready(ctx context.Context, id, addr string) bool {
 	return err == nil && at+lag >= m.node.Applied()
 }
 
-// gossipKey makes the gossip's first key.
+// gossipOverlap is how long the gossip's last key is still understood: agents with
+// a session have the new one at once, the others when they come back.
+var gossipOverlap = 10 * time.Second
+
+// gossipKey makes the gossip's first key, and another when somebody was removed who
+// knows it; the old one goes after a moment.
 func (m *members) gossipKey(ctx context.Context) error {
-	if len(m.seals.gossip()) > 0 {
-		return nil
-	}
-	b := make([]byte, 32)
-	if _, err := rand.Read(b); err != nil {
-		return err
-	}
-	s, err := m.seals.key.Seal(gossipPrefix+"00000001", b)
-	if err != nil {
-		return err
-	}
+	snap := m.node.Snapshot()
+	want := gossipName(snap)
 	ctx, cancel := context.WithTimeout(ctx, memberWait)
 	defer cancel()
-	_, err = m.way.Propose(ctx, &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
-	return err
+	if snap.Sealed(want) == nil {
+		b := make([]byte, 32)
+		if _, err := rand.Read(b); err != nil {
+			return err
+		}
+		s, err := m.seals.key.Seal(want, b)
+		if err != nil {
+			return err
+		}
+		m.since = time.Time{}
+		return m.putSealed(ctx, s)
+	}
+	var old []string
+	for _, name := range gossipNames(snap) {
+		if name != want {
+			old = append(old, name)
+		}
+	}
+	switch {
+	case len(old) == 0:
+		m.since = time.Time{}
+	case m.since.IsZero():
+		m.since = time.Now()
+	case time.Since(m.since) >= gossipOverlap:
+		for _, name := range old {
+			if err := m.putSealed(ctx, &dv1.Sealed{Name: name}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (m *members) putSealed(ctx context.Context, s *dv1.Sealed) error {
+	r, err := m.way.Propose(ctx, &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
+	if err == nil && r.GetError() != nil {
+		err = errors.New(r.Error.Message)
+	}
+	if err != nil {
+		return fmt.Errorf("committing %s: %w", s.Name, err)
+	}
+	return nil
 }
 
 // memberList is the controllers, as this one knows raft's configuration.

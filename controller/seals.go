@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/state"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -47,19 +48,36 @@ func (s *seals) authority() (*pki.Authority, error) {
 // gossipPrefix begins the names of the gossip's keys; the highest is the newest.
 const gossipPrefix = "gossip-key/"
 
-// gossip gives the gossip's keys, newest first.
-func (s *seals) gossip() [][]byte {
-	var names []string
-	for k := range s.log.Snapshot().SealedAll() {
+// gossipName is the key of now: its number grows with each member of the fleet
+// that was removed, so that whoever leads finds out whether one is due.
+func gossipName(snap *state.Snapshot) string {
+	n := 1
+	for i := range snap.Identities() {
+		if p, err := pki.FromURI(i.Uri); err == nil && i.Revoked && p.Kind != pki.KindUser {
+			n++
+		}
+	}
+	return fmt.Sprintf("%s%08d", gossipPrefix, n)
+}
+
+// gossipNames gives those that are there, newest first.
+func gossipNames(snap *state.Snapshot) (names []string) {
+	for k := range snap.SealedAll() {
 		if strings.HasPrefix(k.Name, gossipPrefix) {
 			names = append(names, k.Name)
 		}
 	}
 	slices.Sort(names)
 	slices.Reverse(names)
+	return names
+}
+
+// gossip gives the gossip's keys, newest first.
+func (s *seals) gossip() [][]byte {
+	snap := s.log.Snapshot()
 	var out [][]byte
-	for _, n := range names {
-		if b, err := s.key.Open(s.log.Snapshot().Sealed(n)); err == nil {
+	for _, n := range gossipNames(snap) {
+		if b, err := s.key.Open(snap.Sealed(n)); err == nil {
 			out = append(out, b)
 		}
 	}

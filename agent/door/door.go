@@ -17,6 +17,7 @@ import (
 
 	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/limit"
+	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/relaysock"
 	"github.com/drover/drover/pkg/unixsock"
 )
@@ -27,6 +28,7 @@ type Options struct {
 	Path        string
 	Controllers func() []string
 	TLS         *tls.Config
+	Conns       *pki.Conns // cuts those to who was removed; may be nil
 	Log         *slog.Logger
 }
 
@@ -86,6 +88,14 @@ func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 		return
 	}
 	defer func() { _ = t.Close() }()
+	if o.Conns != nil {
+		leave, err := o.Conns.Enter(t)
+		if err != nil {
+			say(c, http.StatusServiceUnavailable, err.Error())
+			return
+		}
+		defer leave()
+	}
 	stop := context.AfterFunc(ctx, func() { _, _ = c.Close(), t.NetConn().Close() })
 	defer stop()
 	hello, err := json.Marshal(relaysock.Hello{UID: uid})

@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/pki"
 	"golang.org/x/net/http2"
 	"golang.org/x/sync/errgroup"
 )
@@ -58,6 +59,7 @@ var ErrStale = errors.New("the sync is older than what this agent has")
 type Options struct {
 	Controllers func() []string
 	TLS         *tls.Config
+	Conns       *pki.Conns // cuts those to who was removed; may be nil
 	Agent       Agent
 	Outbox      *Outbox
 	Log         *slog.Logger
@@ -67,6 +69,7 @@ type Options struct {
 // leadership changes, an agent says hello again on the one that is open.
 type conns struct {
 	tls  *tls.Config
+	open *pki.Conns
 	addr string
 	tr   *http2.Transport
 }
@@ -80,7 +83,11 @@ func (c *conns) to(addr string) *http2.Transport {
 	c.tr = &http2.Transport{ReadIdleTimeout: Silence, PingTimeout: time.Second,
 		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
 			d := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialWithin}, Config: c.tls}
-			return d.DialContext(ctx, "tcp", addr)
+			conn, err := d.DialContext(ctx, "tcp", addr)
+			if t, ok := conn.(*tls.Conn); ok && c.open != nil {
+				return c.open.Wrap(t)
+			}
+			return conn, err
 		}}
 	return c.tr
 }
@@ -96,7 +103,7 @@ func (c *conns) close() {
 func Run(ctx context.Context, o Options) error {
 	wait := time.Duration(0)
 	failing := ""
-	cs := &conns{tls: o.TLS}
+	cs := &conns{tls: o.TLS, open: o.Conns}
 	defer cs.close()
 	for i, again := 0, 0; ctx.Err() == nil; {
 		all := o.Controllers()

@@ -49,6 +49,8 @@ type Hub struct {
 	index uint64 // of the last commit told to sessions
 	nodes map[string]*node
 	tasks map[string]observed // by hex id
+
+	members members
 }
 
 type observed struct {
@@ -77,7 +79,7 @@ func New(o Options) *Hub {
 	if o.Probe == nil {
 		o.Probe = func(context.Context, string) bool { return false }
 	}
-	return &Hub{o: o, began: time.Now(), nodes: map[string]*node{}, tasks: map[string]observed{}}
+	return &Hub{o: o, began: time.Now(), nodes: map[string]*node{}, tasks: map[string]observed{}, members: members{addrs: map[string]string{}}}
 }
 
 // Lead takes sessions from now on: every node's clock begins anew. Not leading,
@@ -95,6 +97,7 @@ func (h *Hub) Lead(leads bool) {
 		}
 	}
 	h.nodes, h.tasks = map[string]*node{}, map[string]observed{}
+	h.members.seed(h.o.Log.Snapshot())
 }
 
 // Leads says whether sessions end here.
@@ -116,7 +119,11 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 			h.mark(of.Task.NodeId, of.Task.Id)
 		case *dv1.Effect_Tombstone:
 			h.mark(of.Tombstone.NodeId, of.Tombstone.TaskId)
-		case *dv1.Effect_Controller, *dv1.Effect_DeleteController, *dv1.Effect_Sealed:
+		case *dv1.Effect_Identity:
+			h.member(of.Identity.Uri)
+		case *dv1.Effect_Node:
+			h.moved(of.Node)
+		case *dv1.Effect_Controller, *dv1.Effect_DeleteController, *dv1.Effect_Sealed, *dv1.Effect_DeleteSealed:
 			for _, n := range h.nodes {
 				if n.session != nil {
 					n.session.news = true

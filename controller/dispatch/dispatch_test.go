@@ -18,6 +18,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/roster"
 )
 
 // fakeLog applies nothing by itself: tests put effects.
@@ -192,5 +193,66 @@ func TestOnlyALeaderHasSessions(t *testing.T) {
 	}
 	if s := f.hub.Silent(); len(s) != 0 {
 		t.Fatalf("right after its election a leader calls nodes silent: %v", s)
+	}
+}
+
+// welcome1 gives the next welcome or news of a session.
+func welcome1(t *testing.T, st *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]) *dv1.Welcome {
+	t.Helper()
+	for {
+		m, err := st.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := m.GetWelcome(); w != nil {
+			return w
+		}
+		if w := m.GetChanged(); w != nil {
+			return w
+		}
+	}
+}
+
+// An agent is told who belongs to the fleet: all of it unless it has that, then
+// each change at once; a node's liveness is none.
+func TestAgentsAreToldWhoBelongsToTheFleet(t *testing.T) {
+	f, open := start(t, "n1")
+	identity := func(kind, id string, revoked bool) *dv1.Effect {
+		return &dv1.Effect{Of: &dv1.Effect_Identity{Identity: &dv1.Identity{Uri: pki.URI("c", kind, id), Revoked: revoked}}}
+	}
+	node := func(id, addr, liveness string) *dv1.Effect {
+		return &dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: id, Addr: addr, Liveness: liveness}}}
+	}
+	f.put(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: &dv1.Cluster{Id: "c", Epoch: 3}}},
+		identity(pki.KindController, "a", false), identity(pki.KindController, "old", true), identity(pki.KindUser, "u", false),
+		identity(pki.KindNode, "n2", false), node("n2", "10.0.0.2:7444", "ready"))
+	st := open()
+	if err := st.Send(hello(5)); err != nil {
+		t.Fatal(err)
+	}
+	w := welcome1(t, st)
+	r, ok := (*roster.Roster)(nil).Apply(w.Roster)
+	n2 := pki.Principal{URI: pki.URI("c", pki.KindNode, "n2")}
+	if !ok || len(w.Roster.Members) != 2 || len(w.Roster.Revoked) != 1 || r.Addr(n2.URI) != "10.0.0.2:7444" {
+		t.Fatalf("the welcome says %v", w.Roster)
+	}
+	f.put(node("n2", "10.0.0.2:7444", "suspect"))
+	f.put(identity(pki.KindController, "a", true))
+	w = welcome1(t, st)
+	if r, ok = r.Apply(w.Roster); !ok || w.Roster.Full || len(w.Roster.Members) != 0 || len(w.Roster.Revoked) != 1 {
+		t.Fatalf("after a removal: %v", w.Roster)
+	}
+	f.put(node("n2", "10.0.0.9:7444", "ready"))
+	if r, ok = r.Apply(welcome1(t, st).Roster); !ok || r.Addr(n2.URI) != "10.0.0.9:7444" {
+		t.Fatalf("n2 is at %s", r.Addr(n2.URI))
+	}
+	again := open()
+	h := hello(6)
+	h.GetHello().Roster = r.Sum()
+	if err := again.Send(h); err != nil {
+		t.Fatal(err)
+	}
+	if w := welcome1(t, again); w.Roster != nil {
+		t.Fatalf("an agent that has the roster is told %v", w.Roster)
 	}
 }

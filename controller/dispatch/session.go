@@ -35,7 +35,8 @@ type session struct {
 	pending map[string]*dv1.TaskReport
 	removed map[string]bool
 	report  chan struct{}
-	news    bool // controllers or keys changed
+	news    bool            // controllers or keys changed
+	members map[string]bool // URIs whose place in the roster changed
 }
 
 type unblockKey struct{}
@@ -91,7 +92,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("node %s has seen epoch %d of this fleet, this controller is of epoch %d", hello.Node.Name, hello.Epoch, ours))
 	}
 	s := &session{node: hello.Node.Id, cancel: cancel, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
-		pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}, report: make(chan struct{}, 1)}
+		pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}, report: make(chan struct{}, 1), members: map[string]bool{}}
 	subnet, err := h.register(ctx, hello.Node)
 	if err != nil {
 		return connect.NewError(connect.CodeUnavailable, err)
@@ -100,7 +101,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		return connect.NewError(connect.CodeFailedPrecondition, err)
 	}
 	defer func() { h.leave(s, context.Cause(ctx)) }()
-	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: h.welcome(subnet, s.node)}}); err != nil {
+	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: h.welcome(subnet, s.node, h.roster(hello.Roster))}}); err != nil {
 		return fmt.Errorf("welcoming node %s: %w", s.node, err)
 	}
 	quiet := time.AfterFunc(SuspectAfter, func() { cancel(errSilent) })
@@ -124,9 +125,9 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 const gossipPeers = 5
 
 // welcome says what a node should know of its fleet.
-func (h *Hub) welcome(subnet, node string) *dv1.Welcome {
+func (h *Hub) welcome(subnet, node string, r *dv1.Roster) *dv1.Welcome {
 	snap := h.o.Log.Snapshot()
-	w := &dv1.Welcome{Subnet: subnet, Epoch: snap.Cluster().GetEpoch(), ClusterId: snap.Cluster().GetId(), GossipKeys: h.o.Keys()}
+	w := &dv1.Welcome{Subnet: subnet, Epoch: snap.Cluster().GetEpoch(), ClusterId: snap.Cluster().GetId(), GossipKeys: h.o.Keys(), Roster: r}
 	for c := range snap.Controllers() {
 		w.Controllers = append(w.Controllers, c.Addr)
 	}
@@ -281,8 +282,8 @@ func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.F
 		if sync := h.next(s, full, sent); sync != nil {
 			full, sent = false, sync.Index
 			m.Of = &dv1.ToAgent_Sync{Sync: sync}
-		} else if h.news(s) {
-			m.Of = &dv1.ToAgent_Changed{Changed: h.welcome("", s.node)}
+		} else if r, news := h.changed(s), h.news(s); news || r != nil {
+			m.Of = &dv1.ToAgent_Changed{Changed: h.welcome("", s.node, r)}
 		} else {
 			select {
 			case <-ctx.Done():

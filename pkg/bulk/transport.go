@@ -76,7 +76,7 @@ type principalConn struct {
 }
 
 func known(st net.Conn, c net.Conn) net.Conn {
-	t, ok := c.(*tls.Conn)
+	t, ok := c.(interface{ ConnectionState() tls.ConnectionState })
 	if !ok || len(t.ConnectionState().PeerCertificates) == 0 {
 		return st
 	}

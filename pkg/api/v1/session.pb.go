@@ -304,6 +304,7 @@ type Hello struct {
 	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"` // highest sync taken
 	Node          *Node                  `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`    // as the agent knows itself
 	Inventory     *Observation           `protobuf:"bytes,6,opt,name=inventory,proto3" json:"inventory,omitempty"`
+	Roster        []byte                 `protobuf:"bytes,7,opt,name=roster,proto3" json:"roster,omitempty"` // sum of the roster that the agent has
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -380,6 +381,13 @@ func (x *Hello) GetInventory() *Observation {
 	return nil
 }
 
+func (x *Hello) GetRoster() []byte {
+	if x != nil {
+		return x.Roster
+	}
+	return nil
+}
+
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Subnet        string                 `protobuf:"bytes,1,opt,name=subnet,proto3" json:"subnet,omitempty"`
@@ -388,6 +396,7 @@ type Welcome struct {
 	Controllers   []string               `protobuf:"bytes,4,rep,name=controllers,proto3" json:"controllers,omitempty"`                 // host:port of each
 	Peers         []string               `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`                             // host:port of some agents, to join the gossip
 	GossipKeys    [][]byte               `protobuf:"bytes,6,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"` // newest first
+	Roster        *Roster                `protobuf:"bytes,7,opt,name=roster,proto3" json:"roster,omitempty"`                           // unset: the agent has it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -464,6 +473,143 @@ func (x *Welcome) GetGossipKeys() [][]byte {
 	return nil
 }
 
+func (x *Welcome) GetRoster() *Roster {
+	if x != nil {
+		return x.Roster
+	}
+	return nil
+}
+
+// Roster is who belongs to the fleet: agents let nobody else in. It is as of an
+// entry of the log, and an older one never replaces a newer one.
+type Roster struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"` // this is everybody; else only what changed
+	Members       []*Member              `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`
+	Revoked       []string               `protobuf:"bytes,5,rep,name=revoked,proto3" json:"revoked,omitempty"` // URIs of controllers and nodes that are let in nowhere any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Roster) Reset() {
+	*x = Roster{}
+	mi := &file_session_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Roster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Roster) ProtoMessage() {}
+
+func (x *Roster) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Roster.ProtoReflect.Descriptor instead.
+func (*Roster) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Roster) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Roster) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Roster) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *Roster) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Roster) GetRevoked() []string {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+type Member struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uri           string                 `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_session_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Member) GetUri() string {
+	if x != nil {
+		return x.Uri
+	}
+	return ""
+}
+
+func (x *Member) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
 // Sync is never a reason to remove: only tombstones are.
 type Sync struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -479,7 +625,7 @@ type Sync struct {
 
 func (x *Sync) Reset() {
 	*x = Sync{}
-	mi := &file_session_proto_msgTypes[5]
+	mi := &file_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +637,7 @@ func (x *Sync) String() string {
 func (*Sync) ProtoMessage() {}
 
 func (x *Sync) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[5]
+	mi := &file_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +650,7 @@ func (x *Sync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sync.ProtoReflect.Descriptor instead.
 func (*Sync) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{5}
+	return file_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Sync) GetEpoch() uint64 {
@@ -560,7 +706,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_session_proto_msgTypes[6]
+	mi := &file_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +718,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[6]
+	mi := &file_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +731,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{6}
+	return file_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Assignment) GetTask() *Task {
@@ -619,7 +765,7 @@ type Acks struct {
 
 func (x *Acks) Reset() {
 	*x = Acks{}
-	mi := &file_session_proto_msgTypes[7]
+	mi := &file_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +777,7 @@ func (x *Acks) String() string {
 func (*Acks) ProtoMessage() {}
 
 func (x *Acks) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[7]
+	mi := &file_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +790,7 @@ func (x *Acks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acks.ProtoReflect.Descriptor instead.
 func (*Acks) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{7}
+	return file_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Acks) GetIndex() uint64 {
@@ -674,7 +820,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +832,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +845,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{8}
+	return file_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Observation) GetTasks() []*TaskStatus {
@@ -762,7 +908,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +920,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +933,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{9}
+	return file_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TaskStatus) GetId() []byte {
@@ -919,7 +1065,7 @@ type ImageStatus struct {
 
 func (x *ImageStatus) Reset() {
 	*x = ImageStatus{}
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1077,7 @@ func (x *ImageStatus) String() string {
 func (*ImageStatus) ProtoMessage() {}
 
 func (x *ImageStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1090,7 @@ func (x *ImageStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageStatus.ProtoReflect.Descriptor instead.
 func (*ImageStatus) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{10}
+	return file_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ImageStatus) GetDigest() string {
@@ -974,7 +1120,7 @@ type Happening struct {
 
 func (x *Happening) Reset() {
 	*x = Happening{}
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1132,7 @@ func (x *Happening) String() string {
 func (*Happening) ProtoMessage() {}
 
 func (x *Happening) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1145,7 @@ func (x *Happening) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Happening.ProtoReflect.Descriptor instead.
 func (*Happening) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{11}
+	return file_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Happening) GetTaskId() []byte {
@@ -1042,7 +1188,7 @@ type TaskView struct {
 
 func (x *TaskView) Reset() {
 	*x = TaskView{}
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1200,7 @@ func (x *TaskView) String() string {
 func (*TaskView) ProtoMessage() {}
 
 func (x *TaskView) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1213,7 @@ func (x *TaskView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskView.ProtoReflect.Descriptor instead.
 func (*TaskView) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{12}
+	return file_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TaskView) GetTask() *Task {
@@ -1103,7 +1249,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_session_proto_msgTypes[13]
+	mi := &file_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1261,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[13]
+	mi := &file_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1274,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{13}
+	return file_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Digest) GetIndex() uint64 {
@@ -1161,7 +1307,7 @@ type Holders struct {
 
 func (x *Holders) Reset() {
 	*x = Holders{}
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1319,7 @@ func (x *Holders) String() string {
 func (*Holders) ProtoMessage() {}
 
 func (x *Holders) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1332,7 @@ func (x *Holders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holders.ProtoReflect.Descriptor instead.
 func (*Holders) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{14}
+	return file_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Holders) GetNodes() []string {
@@ -1214,14 +1360,15 @@ const file_session_proto_rawDesc = "" +
 	"\achanged\x18\x04 \x01(\v2\x12.drover.v1.WelcomeH\x00R\achangedB\x04\n" +
 	"\x02of\"\x18\n" +
 	"\x04Beat\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xba\x01\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xd2\x01\n" +
 	"\x05Hello\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12#\n" +
 	"\x04node\x18\x05 \x01(\v2\x0f.drover.v1.NodeR\x04node\x124\n" +
-	"\tinventory\x18\x06 \x01(\v2\x16.drover.v1.ObservationR\tinventory\"\xaf\x01\n" +
+	"\tinventory\x18\x06 \x01(\v2\x16.drover.v1.ObservationR\tinventory\x12\x16\n" +
+	"\x06roster\x18\a \x01(\fR\x06roster\"\xda\x01\n" +
 	"\aWelcome\x12\x16\n" +
 	"\x06subnet\x18\x01 \x01(\tR\x06subnet\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1d\n" +
@@ -1230,7 +1377,17 @@ const file_session_proto_rawDesc = "" +
 	"\vcontrollers\x18\x04 \x03(\tR\vcontrollers\x12\x14\n" +
 	"\x05peers\x18\x05 \x03(\tR\x05peers\x12\x1f\n" +
 	"\vgossip_keys\x18\x06 \x03(\fR\n" +
-	"gossipKeys\"\xbd\x01\n" +
+	"gossipKeys\x12)\n" +
+	"\x06roster\x18\a \x01(\v2\x11.drover.v1.RosterR\x06roster\"\x8f\x01\n" +
+	"\x06Roster\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04full\x18\x03 \x01(\bR\x04full\x12+\n" +
+	"\amembers\x18\x04 \x03(\v2\x11.drover.v1.MemberR\amembers\x12\x18\n" +
+	"\arevoked\x18\x05 \x03(\tR\arevoked\".\n" +
+	"\x06Member\x12\x10\n" +
+	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xbd\x01\n" +
 	"\x04Sync\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -1317,66 +1474,70 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_session_proto_goTypes = []any{
 	(*FromAgent)(nil),   // 0: drover.v1.FromAgent
 	(*ToAgent)(nil),     // 1: drover.v1.ToAgent
 	(*Beat)(nil),        // 2: drover.v1.Beat
 	(*Hello)(nil),       // 3: drover.v1.Hello
 	(*Welcome)(nil),     // 4: drover.v1.Welcome
-	(*Sync)(nil),        // 5: drover.v1.Sync
-	(*Assignment)(nil),  // 6: drover.v1.Assignment
-	(*Acks)(nil),        // 7: drover.v1.Acks
-	(*Observation)(nil), // 8: drover.v1.Observation
-	(*TaskStatus)(nil),  // 9: drover.v1.TaskStatus
-	(*ImageStatus)(nil), // 10: drover.v1.ImageStatus
-	(*Happening)(nil),   // 11: drover.v1.Happening
-	(*TaskView)(nil),    // 12: drover.v1.TaskView
-	(*Digest)(nil),      // 13: drover.v1.Digest
-	(*Holders)(nil),     // 14: drover.v1.Holders
-	nil,                 // 15: drover.v1.Happening.AttributesEntry
-	nil,                 // 16: drover.v1.Digest.SilentEntry
-	(*Node)(nil),        // 17: drover.v1.Node
-	(*Tombstone)(nil),   // 18: drover.v1.Tombstone
-	(*Task)(nil),        // 19: drover.v1.Task
-	(*Spec)(nil),        // 20: drover.v1.Spec
-	(Phase)(0),          // 21: drover.v1.Phase
-	(*Exit)(nil),        // 22: drover.v1.Exit
-	(*Port)(nil),        // 23: drover.v1.Port
+	(*Roster)(nil),      // 5: drover.v1.Roster
+	(*Member)(nil),      // 6: drover.v1.Member
+	(*Sync)(nil),        // 7: drover.v1.Sync
+	(*Assignment)(nil),  // 8: drover.v1.Assignment
+	(*Acks)(nil),        // 9: drover.v1.Acks
+	(*Observation)(nil), // 10: drover.v1.Observation
+	(*TaskStatus)(nil),  // 11: drover.v1.TaskStatus
+	(*ImageStatus)(nil), // 12: drover.v1.ImageStatus
+	(*Happening)(nil),   // 13: drover.v1.Happening
+	(*TaskView)(nil),    // 14: drover.v1.TaskView
+	(*Digest)(nil),      // 15: drover.v1.Digest
+	(*Holders)(nil),     // 16: drover.v1.Holders
+	nil,                 // 17: drover.v1.Happening.AttributesEntry
+	nil,                 // 18: drover.v1.Digest.SilentEntry
+	(*Node)(nil),        // 19: drover.v1.Node
+	(*Tombstone)(nil),   // 20: drover.v1.Tombstone
+	(*Task)(nil),        // 21: drover.v1.Task
+	(*Spec)(nil),        // 22: drover.v1.Spec
+	(Phase)(0),          // 23: drover.v1.Phase
+	(*Exit)(nil),        // 24: drover.v1.Exit
+	(*Port)(nil),        // 25: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
-	8,  // 1: drover.v1.FromAgent.observation:type_name -> drover.v1.Observation
+	10, // 1: drover.v1.FromAgent.observation:type_name -> drover.v1.Observation
 	2,  // 2: drover.v1.FromAgent.beat:type_name -> drover.v1.Beat
-	7,  // 3: drover.v1.FromAgent.acks:type_name -> drover.v1.Acks
+	9,  // 3: drover.v1.FromAgent.acks:type_name -> drover.v1.Acks
 	4,  // 4: drover.v1.ToAgent.welcome:type_name -> drover.v1.Welcome
-	5,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
+	7,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
 	2,  // 6: drover.v1.ToAgent.beat:type_name -> drover.v1.Beat
 	4,  // 7: drover.v1.ToAgent.changed:type_name -> drover.v1.Welcome
-	17, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
-	8,  // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
-	6,  // 10: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
-	18, // 11: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
-	19, // 12: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	20, // 13: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
-	9,  // 14: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
-	10, // 15: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
-	11, // 16: drover.v1.Observation.events:type_name -> drover.v1.Happening
-	21, // 17: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	22, // 18: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	23, // 19: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	15, // 20: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
-	19, // 21: drover.v1.TaskView.task:type_name -> drover.v1.Task
-	9,  // 22: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
-	16, // 23: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	14, // 24: drover.v1.Digest.holders:type_name -> drover.v1.Holders
-	0,  // 25: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 26: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	26, // [26:27] is the sub-list for method output_type
-	25, // [25:26] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	19, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
+	10, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
+	5,  // 10: drover.v1.Welcome.roster:type_name -> drover.v1.Roster
+	6,  // 11: drover.v1.Roster.members:type_name -> drover.v1.Member
+	8,  // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
+	20, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
+	21, // 14: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	22, // 15: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	11, // 16: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
+	12, // 17: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
+	13, // 18: drover.v1.Observation.events:type_name -> drover.v1.Happening
+	23, // 19: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	24, // 20: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	25, // 21: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	17, // 22: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
+	21, // 23: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	11, // 24: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
+	18, // 25: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	16, // 26: drover.v1.Digest.holders:type_name -> drover.v1.Holders
+	0,  // 27: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 28: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	28, // [28:29] is the sub-list for method output_type
+	27, // [27:28] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -1403,7 +1564,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
