@@ -286,7 +286,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
 		h := streams.Handler(a.eng, streams.Options{
-			Log: a.Logger, Probe: a.probe, Pull: a.peers.named, Calls: a.store,
+			Log: a.Logger, Probe: a.probe, Pull: a.peers.named, Calls: a.store, Read: e.Manifest,
 			Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger}),
 		})
 		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -162,6 +163,24 @@ func (e *Engine) Pull(ctx context.Context, ref, dgst string, auth *task.Credenti
 		progress(task.Progress{ID: shortDigest(d), Status: "Already exists"})
 	}
 	return i.proto, nil
+}
+
+// maxManifest bounds what is read whole.
+const maxManifest = 4 << 20
+
+// Manifest reads a manifest, or an index, that was pulled.
+func (e *Engine) Manifest(ctx context.Context, dgst string) ([]byte, error) {
+	ra, err := e.Content().ReaderAt(ctx, ocispec.Descriptor{Digest: digest.Digest(dgst)})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = ra.Close() }()
+	if ra.Size() > maxManifest {
+		return nil, fmt.Errorf("%s is over %d bytes", dgst, maxManifest)
+	}
+	b := make([]byte, ra.Size())
+	_, err = io.ReadFull(content.NewReader(ra), b)
+	return b, err
 }
 
 // Content is the node's content store, in its namespace.

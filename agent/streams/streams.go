@@ -11,11 +11,13 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/moby/moby/api/types/container"
@@ -30,13 +32,14 @@ const pullQuiet = 100 * time.Millisecond
 
 // Options of Handler. Probe asks another node whether it is there. Peers answers
 // other nodes, which may use nothing else here; nil refuses them. Pull is told who
-// has what is to be pulled, and may be nil.
+// has what is to be pulled, and may be nil. Read gives a manifest that was pulled.
 type Options struct {
 	Log   *slog.Logger
 	Probe func(ctx context.Context, node, addr string) error
 	Peers http.Handler
 	Calls Calls
 	Pull  func(digest string, holders []string)
+	Read  func(ctx context.Context, digest string) ([]byte, error)
 }
 
 // Calls remembers durably which calls were made, for those that must not be made
@@ -48,7 +51,7 @@ type Calls interface {
 
 // Handler answers pkg/bulk's paths over e.
 func Handler(e task.Engine, o Options) http.Handler {
-	s := &server{e: e, log: o.Log, holders: o.Pull, calls: o.Calls}
+	s := &server{e: e, log: o.Log, holders: o.Pull, calls: o.Calls, read: o.Read}
 	m := http.NewServeMux()
 	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
 	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
@@ -87,6 +90,7 @@ type server struct {
 	e       task.Engine
 	log     *slog.Logger
 	holders func(string, []string)
+	read    func(context.Context, string) ([]byte, error)
 	calls   Calls
 	execs   sync.Map // exec id -> task id, for what this agent made
 }
@@ -336,11 +340,28 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b, err := protojson.Marshal(img)
+	var manifests [][]byte
+	if err == nil {
+		manifests, err = s.manifests(r.Context(), img)
+	}
 	if err != nil {
 		say(bulk.PullLine{Error: err.Error()})
 		return
 	}
-	say(bulk.PullLine{Image: b})
+	say(bulk.PullLine{Image: b, Manifests: manifests})
+}
+
+// manifests are what proves to the control plane that an image is what its digest
+// names.
+func (s *server) manifests(ctx context.Context, img *dv1.Image) (out [][]byte, err error) {
+	for _, d := range slices.Compact([]string{img.Digest, img.Manifest}) {
+		b, err := s.read(ctx, d)
+		if err != nil {
+			return nil, fmt.Errorf("reading manifest %s: %w", d, err)
+		}
+		out = append(out, b)
+	}
+	return out, nil
 }
 
 func (s *server) removeImage(w http.ResponseWriter, r *http.Request) {

@@ -60,8 +60,10 @@ func (d *decision) commitImage(c *dv1.CommitImage) *dv1.Error {
 	}
 	img := proto.CloneOf(c.Image)
 	if old := d.Image(img.Digest); old != nil {
-		img.Pulled = old.Pulled
-		img.RepoDigests = slices.Compact(slices.Sorted(slices.Values(append(img.RepoDigests, old.RepoDigests...))))
+		// What a digest is never changes: only where it is found may be added.
+		repos := append(img.RepoDigests, old.RepoDigests...)
+		img = proto.CloneOf(old)
+		img.RepoDigests = slices.Compact(slices.Sorted(slices.Values(repos)))
 	}
 	if !proto.Equal(d.Image(img.Digest), img) {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Image{Image: img}})

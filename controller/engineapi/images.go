@@ -179,7 +179,7 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 		id = d.Digest().String()
 	}
 	p.say(message{Status: "Pulling from " + reference.Path(named), ID: id})
-	img, err := p.relay(resp.Body)
+	img, err := p.relay(resp.Body, digest)
 	if err == nil {
 		err = s.commitImage(w, r, named, img)
 	}
@@ -265,6 +265,9 @@ type errorDetail struct {
 	Message string `json:"message"`
 }
 
+// maxPullLine bounds a line of an agent's: the last has manifests and configuration.
+const maxPullLine = 16 << 20
+
 type progress struct{ out io.Writer }
 
 func (p *progress) say(m message) {
@@ -277,10 +280,11 @@ func (p *progress) fail(err error) {
 	p.say(message{Error: err.Error(), ErrorDetail: &errorDetail{err.Error()}})
 }
 
-// relay passes an agent's lines on until the image comes.
-func (p *progress) relay(r io.Reader) (*dv1.Image, error) {
+// relay passes an agent's lines on until the image comes, and checks that it is
+// what the digest names.
+func (p *progress) relay(r io.Reader, digest string) (*dv1.Image, error) {
 	sc := bufio.NewScanner(r)
-	sc.Buffer(nil, 8<<20)
+	sc.Buffer(nil, maxPullLine)
 	for sc.Scan() {
 		var l bulk.PullLine
 		if err := json.Unmarshal(sc.Bytes(), &l); err != nil {
@@ -294,7 +298,7 @@ func (p *progress) relay(r io.Reader) (*dv1.Image, error) {
 			if err := protojson.Unmarshal(l.Image, img); err != nil {
 				return nil, fmt.Errorf("reading a pull's image: %w", err)
 			}
-			return img, nil
+			return verified(digest, img, l.Manifests)
 		}
 		p.say(message{Status: l.Status, ID: l.ID, ProgressDetail: &progressDetail{l.Current, l.Total}})
 	}

@@ -48,10 +48,11 @@ type PullRequest struct {
 
 // PullLine is progress, then once Image (protojson of dv1.Image) or Error.
 type PullLine struct {
-	ID, Status     string `json:",omitempty"`
-	Current, Total int64  `json:",omitempty"`
-	Image          []byte `json:",omitempty"`
-	Error          string `json:",omitempty"`
+	ID, Status     string   `json:",omitempty"`
+	Current, Total int64    `json:",omitempty"`
+	Image          []byte   `json:",omitempty"`
+	Manifests      [][]byte `json:",omitempty"` // with Image: raw, from the digest that was asked for to the platform's
+	Error          string   `json:",omitempty"`
 }
 
 // WriteFrame writes p as one or more frames of kind: [kind 0 0 0 len32 payload],

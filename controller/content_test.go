@@ -1,0 +1,94 @@
+package controller
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/drover/drover/controller/bootstrap"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
+)
+
+// upstream is a registry with one image, of which it answers what it names.
+func upstream(t *testing.T) (name string, manifest, config []byte) {
+	t.Helper()
+	var err error
+	if config, err = json.Marshal(ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"serve"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if manifest, err = json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.Descriptor{Digest: digest.FromBytes(config)}}); err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.URL.Path, "/manifests/") {
+			w.WriteHeader(http.StatusOK)
+			return
+		}
+		w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+		w.Header().Set("Docker-Content-Digest", digest.FromBytes(manifest).String())
+		w.Header().Set("Content-Length", strconv.Itoa(len(manifest)))
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(manifest)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://"), manifest, config
+}
+
+// A node that pulls and then tells of another image than the one that the registry
+// names fails the pull: the tag isn't made, and no digest becomes another image.
+func TestALyingNodeDecidesNoTag(t *testing.T) {
+	h := newHost(t)
+	h.up()
+	reg, manifest, config := upstream(t)
+	evil := []byte(`{"config":{"Cmd":["mine"]}}`)
+	answer := make(chan bulk.PullLine, 1)
+	files := h.files(bootstrap.AgentPKI(h.data))
+	addr := h.bulkPort(files, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(<-answer)
+	}))
+	node, err := h.open(files, 1, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node.sync()
+	image := func(i *dv1.Image) []byte {
+		b, err := protojson.Marshal(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	want := digest.FromBytes(manifest).String()
+	honest := &dv1.Image{Digest: want, Manifest: want, Config: config, ConfigDigest: digest.FromBytes(config).String()}
+	pull := func(l bulk.PullLine) response {
+		answer <- l
+		return h.local("POST", "/v1.44/images/create?fromImage="+reg+"/web&tag=1", "")
+	}
+	for name, l := range map[string]bulk.PullLine{
+		"another digest":        {Image: image(&dv1.Image{Digest: digest.FromString("x").String(), Config: evil}), Manifests: [][]byte{[]byte("x")}},
+		"another configuration": {Image: image(&dv1.Image{Digest: want, Manifest: want, Config: evil, ConfigDigest: digest.FromBytes(evil).String()}), Manifests: [][]byte{manifest}},
+		"no proof":              {Image: image(honest)},
+	} {
+		if r := pull(l); r.code != 200 || !strings.Contains(r.body, `"errorDetail"`) {
+			t.Errorf("%s: %v", name, r)
+		}
+		for i := range h.c.node.Load().Snapshot().Images() {
+			t.Errorf("%s: the fleet has image %v now", name, i)
+		}
+	}
+	if r := pull(bulk.PullLine{Image: image(honest), Manifests: [][]byte{manifest}}); r.code != 200 || strings.Contains(r.body, `"errorDetail"`) {
+		t.Fatalf("an honest node's pull: %v", r)
+	}
+	if tag := h.c.node.Load().Snapshot().Tag(reg + "/web:1"); tag.GetDigest() != want {
+		t.Fatalf("the tag is %v", tag)
+	}
+}
