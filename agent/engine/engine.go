@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -55,12 +56,13 @@ type Engine struct {
 	c      *client.Client
 	follow *follower
 
-	boot  string
-	pulls keyed
+	boot   string
+	pulls  keyed
+	swept  atomic.Bool // by sweepPulls
+	images imageCache
 
-	mu     sync.Mutex // guards the fields below
-	execs  map[string]*execution
-	images map[string]*image
+	mu    sync.Mutex // guards the fields below
+	execs map[string]*execution
 }
 
 var _ task.Engine = (*Engine)(nil)
@@ -87,7 +89,7 @@ func Open(_ context.Context, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	e := &Engine{o: o, c: c, follow: f, boot: bootID(), execs: map[string]*execution{}, images: map[string]*image{}}
+	e := &Engine{o: o, c: c, follow: f, boot: bootID(), execs: map[string]*execution{}}
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

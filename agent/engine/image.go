@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,13 +41,76 @@ type image struct {
 	config ocispec.Image
 }
 
+// imageCache keeps images that were read. What was read while one was removed is
+// not kept: it may be that one, which is no more. The zero value is ready.
+type imageCache struct {
+	mu      sync.Mutex // guards the fields below
+	m       map[string]*image
+	removed uint64 // how many times something was
+}
+
+// get gives an image, nil if it isn't there, and what put wants to know of the moment
+// at which reading it began.
+func (c *imageCache) get(dgst string) (*image, uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.m[dgst], c.removed
+}
+
+func (c *imageCache) put(dgst string, i *image, at uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at != c.removed {
+		return
+	}
+	if c.m == nil {
+		c.m = map[string]*image{}
+	}
+	c.m[dgst] = i
+}
+
+func (c *imageCache) drop(dgst string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.removed++
+	delete(c.m, dgst)
+}
+
+// sweepPulls forgets, once, pulls that an agent's end cut off: their names would keep
+// content for ever that nobody can remove. It is called before anything is pulled.
+func (e *Engine) sweepPulls(ctx context.Context) error {
+	if e.swept.Load() {
+		return nil
+	}
+	unlock, err := e.pulls.lock(ctx, "")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if e.swept.Load() {
+		return nil
+	}
+	all, err := e.c.ImageService().List(e.ctx(ctx))
+	if err != nil {
+		return fmt.Errorf("listing images: %w", err)
+	}
+	for _, i := range all {
+		if i.Name == i.Target.Digest.String() {
+			continue
+		}
+		if err := e.c.ImageService().Delete(e.ctx(ctx), i.Name); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("removing what is left of a pull of %s: %w", i.Name, err)
+		}
+	}
+	e.swept.Store(true)
+	return nil
+}
+
 // Images in containerd's store are named by the digest that a tag names, so that
 // tags, which raft keeps, never differ between nodes.
 
 func (e *Engine) image(ctx context.Context, dgst string) (*image, error) {
-	e.mu.Lock()
-	i := e.images[dgst]
-	e.mu.Unlock()
+	i, at := e.images.get(dgst)
 	if i != nil {
 		return i, nil
 	}
@@ -56,10 +121,10 @@ func (e *Engine) image(ctx context.Context, dgst string) (*image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading image %s: %w", dgst, err)
 	}
-	return e.readImage(ctx, dgst, ci)
+	return e.readImage(ctx, dgst, ci, at)
 }
 
-func (e *Engine) readImage(ctx context.Context, dgst string, ci client.Image) (*image, error) {
+func (e *Engine) readImage(ctx context.Context, dgst string, ci client.Image, at uint64) (*image, error) {
 	ctx = e.ctx(ctx)
 	cs := e.c.ContentStore()
 	manifest, err := images.Manifest(ctx, cs, ci.Target(), platforms.Default())
@@ -96,9 +161,7 @@ func (e *Engine) readImage(ctx context.Context, dgst string, ci client.Image) (*
 	for _, d := range i.config.RootFS.DiffIDs {
 		i.proto.Layers = append(i.proto.Layers, d.String())
 	}
-	e.mu.Lock()
-	e.images[dgst] = i
-	e.mu.Unlock()
+	e.images.put(dgst, i, at)
 	return i, nil
 }
 
@@ -144,6 +207,9 @@ func (e *Engine) Pull(ctx context.Context, ref, dgst string, auth *task.Credenti
 	at, err := reference.WithDigest(reference.TrimNamed(named), digest.Digest(dgst))
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	if err := e.sweepPulls(ctx); err != nil {
+		return nil, err
 	}
 	unlock, err := e.pulls.lock(ctx, dgst)
 	if err != nil {
@@ -208,10 +274,7 @@ func (e *Engine) fetch(ctx context.Context, at, dgst string, auth *task.Credenti
 	defer func() { _ = done(context.WithoutCancel(ctx)) }()
 	w := &watcher{c: e.c, say: progress, layers: map[digest.Digest]*layer{}}
 	stop := w.run(ctx)
-	_, err = e.c.Pull(ctx, at,
-		client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: e.o.Registry.Hosts((*registry.Credentials)(auth), e.peers(dgst)...)})),
-		client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithPlatformMatcher(platforms.Default()),
-		client.WithImageHandlerWrapper(w.wrap))
+	err = e.fromAnywhere(ctx, at, dgst, auth, w)
 	stop(err == nil)
 	if err != nil {
 		return nil, err
@@ -228,15 +291,55 @@ func (e *Engine) fetch(ctx context.Context, at, dgst string, auth *task.Credenti
 	if err := is.Delete(ctx, at); err != nil && !errdefs.IsNotFound(err) {
 		return nil, err
 	}
+	_, read := e.images.get(dgst)
 	ci, err := e.c.GetImage(ctx, dgst)
 	if err != nil {
 		return nil, err
 	}
-	return e.readImage(ctx, dgst, ci)
+	return e.readImage(ctx, dgst, ci, read)
+}
+
+// fromAnywhere pulls from nodes that have the image and from its registry. A node
+// that lies or hangs may spoil a try, but only one: the next goes without it.
+func (e *Engine) fromAnywhere(ctx context.Context, at, dgst string, auth *task.Credentials, w *watcher) error {
+	var peers []*registry.Peer
+	for _, c := range e.peers(dgst) {
+		peers = append(peers, registry.NewPeer(c))
+	}
+	cleaned := false
+	for {
+		var clients []*http.Client
+		for _, p := range peers {
+			clients = append(clients, p.Client())
+		}
+		_, err := e.c.Pull(ctx, at,
+			client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: e.o.Registry.Hosts((*registry.Credentials)(auth), clients...)})),
+			client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithPlatformMatcher(platforms.Default()),
+			client.WithImageHandlerWrapper(w.wrap))
+		asked := len(peers)
+		peers = slices.DeleteFunc(peers, func(p *registry.Peer) bool {
+			bad := p.Failed()
+			if bad != nil {
+				e.o.Log.Warn("a node that was asked for an image's content is asked no more", "image", dgst, "err", bad)
+			}
+			return bad != nil
+		})
+		again := len(peers) < asked
+		wrong := errdefs.IsFailedPrecondition(err) // bytes that an earlier pull left behind, too
+		if err == nil || ctx.Err() != nil || !again && (!wrong || cleaned) {
+			return err
+		}
+		// The next try would go on behind bytes that nobody vouches for.
+		w.abort(ctx)
+		cleaned = true
+	}
 }
 
 // Images implements task.Engine.
 func (e *Engine) Images(ctx context.Context) ([]*dv1.ImageStatus, error) {
+	if err := e.sweepPulls(ctx); err != nil {
+		return nil, err
+	}
 	all, err := e.c.ImageService().List(e.ctx(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("listing images: %w", err)
@@ -266,13 +369,11 @@ func (e *Engine) RemoveImage(ctx context.Context, dgst string) error {
 		return err
 	}
 	defer unlock()
-	e.mu.Lock()
-	delete(e.images, dgst)
-	e.mu.Unlock()
 	err = e.c.ImageService().Delete(e.ctx(ctx), dgst, images.SynchronousDelete())
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("removing image %s: %w", dgst, err)
 	}
+	e.images.drop(dgst) // behind the removal: who looks now finds nothing
 	return nil
 }
 
@@ -290,10 +391,17 @@ type watcher struct {
 	mu     sync.Mutex // guards the fields below
 	layers map[digest.Digest]*layer
 	order  []*layer
+	refs   map[string]bool // what containerd calls the content that it brings
 }
 
 func (w *watcher) wrap(h images.Handler) images.Handler {
 	return images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		w.mu.Lock()
+		if w.refs == nil {
+			w.refs = map[string]bool{}
+		}
+		w.refs[remotes.MakeRefKey(ctx, d)] = true
+		w.mu.Unlock()
 		children, err := h.Handle(ctx, d)
 		for _, c := range children {
 			if images.IsLayerType(c.MediaType) {
@@ -302,6 +410,34 @@ func (w *watcher) wrap(h images.Handler) images.Handler {
 		}
 		return children, err
 	})
+}
+
+// abortWithin bounds how long content is waited for that somebody writes.
+const abortWithin = 2 * time.Second
+
+// abort throws away what was begun and not ended. What another pull writes at the
+// moment is that one's.
+func (w *watcher) abort(ctx context.Context) {
+	w.mu.Lock()
+	refs := slices.Sorted(maps.Keys(w.refs))
+	w.mu.Unlock()
+	cs := w.c.ContentStore()
+	for _, ref := range refs {
+		if _, err := cs.Status(ctx, ref); err != nil {
+			continue
+		}
+		// The try that ended may be about to let go of it; nobody else has it while
+		// we do.
+		soon, enough := context.WithTimeout(ctx, abortWithin)
+		wr, err := content.OpenWriter(soon, cs, content.WithRef(ref))
+		if err != nil {
+			enough()
+			continue
+		}
+		_ = cs.Abort(ctx, ref)
+		_ = wr.Close()
+		enough()
+	}
 }
 
 func (w *watcher) add(ctx context.Context, d ocispec.Descriptor) {

@@ -18,7 +18,7 @@ type private struct {
 	seen []string   // credentials that came
 }
 
-const digest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
+const there = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
 
 func newPrivate(t *testing.T) *private {
 	p := &private{}
@@ -35,7 +35,7 @@ func newPrivate(t *testing.T) *private {
 			w.WriteHeader(http.StatusUnauthorized)
 		case r.URL.Path == "/v2/":
 		case strings.HasPrefix(r.URL.Path, "/v2/library/there/manifests/"):
-			w.Header().Set("Docker-Content-Digest", digest)
+			w.Header().Set("Docker-Content-Digest", there)
 			w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
 			w.Header().Set("Content-Length", "2")
 		default:
@@ -58,7 +58,7 @@ func TestWhatARegistryRefusesIsToldApart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	mine := &Credentials{Username: "me", Password: "right", ServerAddress: "https://index.docker.io/v1/"}
-	if d, err := r.Resolve(ctx, "there", mine); err != nil || d.Digest.String() != digest {
+	if d, err := r.Resolve(ctx, "there", mine); err != nil || d.Digest.String() != there {
 		t.Errorf("with credentials: %v %v", d, err)
 	}
 	if _, err := r.Resolve(ctx, "there", nil); !errors.Is(err, ErrUnauthorized) {
