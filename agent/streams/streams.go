@@ -74,15 +74,19 @@ func Handler(e task.Engine, o Options) http.Handler {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p, ok := pki.PrincipalFrom(r.Context()); ok && p.Kind == pki.KindNode {
+		p, ok := pki.PrincipalFrom(r.Context())
+		switch {
+		case ok && p.Kind == pki.KindController:
+			m.ServeHTTP(w, r)
+		case ok && p.Kind == pki.KindNode:
 			if o.Peers == nil || r.Method != http.MethodGet && r.Method != http.MethodHead {
 				refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: p.URI + " is a node, which may not do this here"})
 				return
 			}
 			o.Peers.ServeHTTP(w, r)
-			return
+		default:
+			refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: "only controllers and nodes of this fleet may do something here"})
 		}
-		m.ServeHTTP(w, r)
 	})
 }
 
