@@ -132,7 +132,7 @@ func load(c Config) (*agent, error) {
 	if c.Bridge == "" {
 		c.Bridge = "drover0"
 	}
-	a := &agent{Config: c, daemon: make(chan struct{}), fleet: openFleet(filepath.Join(c.DataDir, "agent"), c.Logger)}
+	a := &agent{Config: c, daemon: make(chan struct{}), fleet: openFleet(filepath.Join(c.DataDir, "agent"), c.ClusterID, c.Logger)}
 	a.peers = newPeers(a)
 	var err error
 	if a.files, err = pki.LoadFiles(c.PKI); err != nil {

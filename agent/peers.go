@@ -75,10 +75,12 @@ func (p *peers) clients(digest string) (out []*http.Client) {
 	defer p.mu.Unlock()
 	addrs := slices.Clone(p.holders[digest])
 	if p.gossip != nil {
-		addrs = append(addrs, p.gossip.Holders(digest)...)
+		for _, id := range p.gossip.Holders(digest) {
+			addrs = append(addrs, p.a.fleet.addr(id)) // where the control plane says it is
+		}
 	}
 	for i, addr := range addrs {
-		if addr == p.a.addr || slices.Contains(addrs[:i], addr) {
+		if addr == "" || addr == p.a.addr || slices.Contains(addrs[:i], addr) {
 			continue
 		}
 		out = append(out, p.to(addr).HTTP())
@@ -157,7 +159,7 @@ func (p *peers) news(a *agent, w *dv1.Welcome) {
 		if time.Since(p.failed) < gossipAgain {
 			return
 		}
-		g, err := gossip.Start(gossip.Options{Node: a.NodeID, Bind: a.Gossip, Advertise: a.Advertise, Addr: a.addr, Keys: w.GossipKeys, Have: p.digests})
+		g, err := gossip.Start(gossip.Options{Node: a.NodeID, Bind: a.Gossip, Advertise: a.Advertise, Keys: w.GossipKeys, Files: a.files, Known: a.fleet.known, Have: p.digests})
 		if err != nil {
 			p.failed = time.Now()
 			a.Logger.Warn("there is no gossip: pulls know fewer nodes to ask", "err", err)

@@ -1,33 +1,48 @@
 // Package gossip spreads which images the nodes' mirrors hold. It is a hint for
-// pulls and never a vote: who is alive is the sessions' to say.
+// pulls and never a vote: who is alive is the sessions' to say, and where a node is the
+// roster's. A node is believed of itself only, by its signature.
 package gossip
 
 import (
-	"encoding/json"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log"
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
 )
 
-// Options of Start. Key is 32 bytes, from raft.
+// Options of Start. Keys are 32 bytes each, from raft, newest first. Files sign what
+// this node says; Known says whether another node is one of the fleet's.
 type Options struct {
 	Node      string // id
 	Bind      string // host:port
 	Advertise string // address that others dial
-	Addr      string // host:port of this node's bulk listener
 	Keys      [][]byte
+	Files     *pki.Files
+	Known     pki.Verify
 	Have      func() []string // digests
 }
 
-// maxState bounds what one node tells of itself.
-const maxState = 1 << 20
+// Bounds of what is heard.
+const (
+	maxState  = 1 << 20     // of all that one node tells at once
+	maxNote   = 1000        // more than a datagram waits for the next exchange
+	maxFuture = time.Minute // by which another's clock may be ahead
+)
+
+// purpose of the signatures.
+const purpose = "drover-gossip/1"
 
 // Gossip is this node's part in it. Safe for concurrent use.
 type Gossip struct {
@@ -41,11 +56,12 @@ type Gossip struct {
 	have map[string]holding
 }
 
+// holding is what a node said last, and who that is.
 type holding struct {
-	Node    string
-	Addr    string
-	Digests []string
-	At      int64 // Unix ns of the node's clock: its newest word counts
+	who     *pki.Signer
+	at      int64
+	digests map[string]bool
+	raw     *dv1.Holding // to be passed on
 }
 
 // Start joins nobody yet.
@@ -117,17 +133,37 @@ func (g *Gossip) Keys(keys [][]byte) error {
 
 // Tell spreads what this node holds now.
 func (g *Gossip) Tell() {
-	b, err := json.Marshal(g.mine())
-	if err == nil && len(b) < 1000 { // more than a datagram waits for the next exchange
+	h, err := g.mine()
+	if err != nil {
+		return
+	}
+	h.Cert = nil // others have it from an exchange, or don't listen to this
+	if b, err := proto.Marshal(&dv1.Holdings{All: []*dv1.Holding{h}}); err == nil && len(b) < maxNote {
 		g.queue.QueueBroadcast(note(b))
 	}
 }
 
-func (g *Gossip) mine() holding {
-	return holding{Node: g.o.Node, Addr: g.o.Addr, Digests: g.o.Have(), At: time.Now().UnixNano()}
+func (g *Gossip) mine() (*dv1.Holding, error) {
+	said := &dv1.Held{Node: g.o.Node, At: time.Now().UnixNano()}
+	for _, d := range g.o.Have() {
+		if h, ok := strings.CutPrefix(d, "sha256:"); ok {
+			if b, err := hex.DecodeString(h); err == nil {
+				said.Digests = append(said.Digests, b)
+			}
+		}
+	}
+	b, err := proto.Marshal(said)
+	if err != nil {
+		return nil, err
+	}
+	sig, err := g.o.Files.Sign(purpose, b)
+	if err != nil {
+		return nil, err
+	}
+	return &dv1.Holding{Said: b, Signature: sig, Cert: g.o.Files.Cert.Certificate[0]}, nil
 }
 
-// Holders gives the addresses of nodes that said they hold a digest.
+// Holders gives the ids of nodes that said they hold a digest, and are there.
 func (g *Gossip) Holders(digest string) (out []string) {
 	alive := map[string]bool{}
 	for _, m := range g.list.Members() {
@@ -136,8 +172,8 @@ func (g *Gossip) Holders(digest string) (out []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for id, h := range g.have {
-		if alive[id] && slices.Contains(h.Digests, digest) {
-			out = append(out, h.Addr)
+		if alive[id] && h.digests[digest] && g.o.Known(h.who.Principal) == nil {
+			out = append(out, id)
 		}
 	}
 	slices.Sort(out)
@@ -156,15 +192,73 @@ func (g *Gossip) Close() {
 const leaveWithin = 200 * time.Millisecond
 
 func (g *Gossip) take(b []byte) {
-	var h holding
-	if len(b) > maxState || json.Unmarshal(b, &h) != nil || h.Node == "" || h.Node == g.o.Node {
+	var all dv1.Holdings
+	if len(b) > maxState || proto.Unmarshal(b, &all) != nil {
+		return
+	}
+	for _, h := range all.All {
+		g.hear(h)
+	}
+}
+
+// hear believes a node of itself, and nobody of another.
+func (g *Gossip) hear(h *dv1.Holding) {
+	var said dv1.Held
+	now := time.Now()
+	if proto.Unmarshal(h.Said, &said) != nil || said.Node == g.o.Node || said.At > now.Add(maxFuture).UnixNano() {
 		return
 	}
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.have[h.Node].At < h.At {
-		g.have[h.Node] = h
+	old, heard := g.have[said.Node]
+	g.mu.Unlock()
+	if heard && said.At <= old.at && old.at <= now.Add(maxFuture).UnixNano() { // unless a clock went back
+		return
 	}
+	who := old.who
+	if len(h.Cert) > 0 {
+		var err error
+		if who, err = g.o.Files.Signer(h.Cert, pki.All(pki.Kinds(pki.KindNode), g.o.Known)); err != nil {
+			return
+		}
+	}
+	if who == nil || who.Principal.ID != said.Node || g.o.Known(who.Principal) != nil || who.Check(purpose, h.Said, h.Signature) != nil {
+		return
+	}
+	n := holding{who: who, at: said.At, digests: map[string]bool{}, raw: &dv1.Holding{Said: h.Said, Signature: h.Signature, Cert: h.Cert}}
+	if len(n.raw.Cert) == 0 {
+		n.raw.Cert = old.raw.GetCert()
+	}
+	for _, d := range said.Digests {
+		n.digests["sha256:"+hex.EncodeToString(d)] = true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.have[said.Node].at == old.at { // else it has spoken meanwhile
+		g.have[said.Node] = n
+	}
+}
+
+// state is what this node says and what it heard, as far as there is room.
+func (g *Gossip) state() []byte {
+	mine, err := g.mine()
+	if err != nil {
+		return nil
+	}
+	out := &dv1.Holdings{All: []*dv1.Holding{mine}}
+	room := maxState/2 - proto.Size(mine)
+	g.mu.Lock()
+	for _, h := range g.have { // in no order: others pass on what has no room here
+		if room -= proto.Size(h.raw) + 8; room < 0 {
+			break
+		}
+		out.All = append(out.All, h.raw)
+	}
+	g.mu.Unlock()
+	b, err := proto.Marshal(out)
+	if err != nil {
+		return nil
+	}
+	return b
 }
 
 // note is a broadcast that nothing replaces.
@@ -189,13 +283,7 @@ func (g *Gossip) GetBroadcasts(overhead, limit int) [][]byte {
 }
 
 // LocalState implements memberlist.Delegate.
-func (g *Gossip) LocalState(bool) []byte {
-	b, err := json.Marshal(g.mine())
-	if err != nil {
-		return nil
-	}
-	return b
-}
+func (g *Gossip) LocalState(bool) []byte { return g.state() }
 
 // MergeRemoteState implements memberlist.Delegate.
 func (g *Gossip) MergeRemoteState(b []byte, _ bool) { g.take(b) }

@@ -69,28 +69,32 @@ func checkTimeless(f *Files, cs tls.ConnectionState, usage x509.ExtKeyUsage, ver
 }
 
 func check(f *Files, cs tls.ConnectionState, usage x509.ExtKeyUsage, at time.Time, verify Verify) error {
-	leaf := cs.PeerCertificates[0]
+	_, err := f.verifyLeaf(cs.PeerCertificates[0], cs.PeerCertificates[1:], usage, at, verify)
+	return err
+}
+
+func (f *Files) verifyLeaf(leaf *x509.Certificate, between []*x509.Certificate, usage x509.ExtKeyUsage, at time.Time, verify Verify) (Principal, error) {
 	inter := x509.NewCertPool()
-	for _, c := range cs.PeerCertificates[1:] {
+	for _, c := range between {
 		inter.AddCert(c)
 	}
 	_, err := leaf.Verify(x509.VerifyOptions{
 		Roots: f.Pool(), Intermediates: inter, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage},
 	})
 	if err != nil {
-		return fmt.Errorf("the peer's certificate is not of this cluster: %w", err)
+		return Principal{}, fmt.Errorf("the peer's certificate is not of this cluster: %w", err)
 	}
 	p, err := FromCert(leaf)
 	if err != nil {
-		return err
+		return p, err
 	}
 	if p.Cluster != f.Principal.Cluster {
-		return fmt.Errorf("%s is of another cluster than %s", p.URI, f.Principal.Cluster)
+		return p, fmt.Errorf("%s is of another cluster than %s", p.URI, f.Principal.Cluster)
 	}
-	if verify == nil {
-		return nil
+	if verify != nil {
+		err = verify(p)
 	}
-	return verify(p)
+	return p, err
 }
 
 // Kinds gives a Verify that lets the named kinds in.

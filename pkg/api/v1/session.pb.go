@@ -1176,6 +1176,172 @@ func (x *Happening) GetAttributes() map[string]string {
 	return nil
 }
 
+// Holding is what a node's mirror has, as agents gossip it: signed by that node, so
+// that whoever passes it on can't change it.
+type Holding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Said          []byte                 `protobuf:"bytes,1,opt,name=said,proto3" json:"said,omitempty"`           // a Held
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // of said, by the node's key
+	Cert          []byte                 `protobuf:"bytes,3,opt,name=cert,proto3" json:"cert,omitempty"`           // the node's; unset where who hears it has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holding) Reset() {
+	*x = Holding{}
+	mi := &file_session_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holding) ProtoMessage() {}
+
+func (x *Holding) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holding.ProtoReflect.Descriptor instead.
+func (*Holding) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Holding) GetSaid() []byte {
+	if x != nil {
+		return x.Said
+	}
+	return nil
+}
+
+func (x *Holding) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *Holding) GetCert() []byte {
+	if x != nil {
+		return x.Cert
+	}
+	return nil
+}
+
+type Held struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	At            int64                  `protobuf:"varint,2,opt,name=at,proto3" json:"at,omitempty"`          // Unix nanoseconds of the node's clock: its newest word counts
+	Digests       [][]byte               `protobuf:"bytes,3,rep,name=digests,proto3" json:"digests,omitempty"` // SHA-256
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Held) Reset() {
+	*x = Held{}
+	mi := &file_session_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Held) ProtoMessage() {}
+
+func (x *Held) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Held.ProtoReflect.Descriptor instead.
+func (*Held) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Held) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Held) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Held) GetDigests() [][]byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+type Holdings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	All           []*Holding             `protobuf:"bytes,1,rep,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holdings) Reset() {
+	*x = Holdings{}
+	mi := &file_session_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holdings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holdings) ProtoMessage() {}
+
+func (x *Holdings) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holdings.ProtoReflect.Descriptor instead.
+func (*Holdings) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Holdings) GetAll() []*Holding {
+	if x != nil {
+		return x.All
+	}
+	return nil
+}
+
 // TaskView is what the leader tells a follower of one task: at each change.
 type TaskView struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1188,7 +1354,7 @@ type TaskView struct {
 
 func (x *TaskView) Reset() {
 	*x = TaskView{}
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1366,7 @@ func (x *TaskView) String() string {
 func (*TaskView) ProtoMessage() {}
 
 func (x *TaskView) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1379,7 @@ func (x *TaskView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskView.ProtoReflect.Descriptor instead.
 func (*TaskView) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{14}
+	return file_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TaskView) GetTask() *Task {
@@ -1249,7 +1415,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_session_proto_msgTypes[15]
+	mi := &file_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1427,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[15]
+	mi := &file_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1440,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{15}
+	return file_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Digest) GetIndex() uint64 {
@@ -1307,7 +1473,7 @@ type Holders struct {
 
 func (x *Holders) Reset() {
 	*x = Holders{}
-	mi := &file_session_proto_msgTypes[16]
+	mi := &file_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1485,7 @@ func (x *Holders) String() string {
 func (*Holders) ProtoMessage() {}
 
 func (x *Holders) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[16]
+	mi := &file_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1498,7 @@ func (x *Holders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holders.ProtoReflect.Descriptor instead.
 func (*Holders) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{16}
+	return file_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Holders) GetNodes() []string {
@@ -1445,7 +1611,17 @@ const file_session_proto_rawDesc = "" +
 	"attributes\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
+	"\aHolding\x12\x12\n" +
+	"\x04said\x18\x01 \x01(\fR\x04said\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x12\n" +
+	"\x04cert\x18\x03 \x01(\fR\x04cert\"D\n" +
+	"\x04Held\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\x03R\x02at\x12\x18\n" +
+	"\adigests\x18\x03 \x03(\fR\adigests\"0\n" +
+	"\bHoldings\x12$\n" +
+	"\x03all\x18\x01 \x03(\v2\x12.drover.v1.HoldingR\x03all\"t\n" +
 	"\bTaskView\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12-\n" +
 	"\x06status\x18\x02 \x01(\v2\x15.drover.v1.TaskStatusR\x06status\x12\x14\n" +
@@ -1474,7 +1650,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_session_proto_goTypes = []any{
 	(*FromAgent)(nil),   // 0: drover.v1.FromAgent
 	(*ToAgent)(nil),     // 1: drover.v1.ToAgent
@@ -1490,18 +1666,21 @@ var file_session_proto_goTypes = []any{
 	(*TaskStatus)(nil),  // 11: drover.v1.TaskStatus
 	(*ImageStatus)(nil), // 12: drover.v1.ImageStatus
 	(*Happening)(nil),   // 13: drover.v1.Happening
-	(*TaskView)(nil),    // 14: drover.v1.TaskView
-	(*Digest)(nil),      // 15: drover.v1.Digest
-	(*Holders)(nil),     // 16: drover.v1.Holders
-	nil,                 // 17: drover.v1.Happening.AttributesEntry
-	nil,                 // 18: drover.v1.Digest.SilentEntry
-	(*Node)(nil),        // 19: drover.v1.Node
-	(*Tombstone)(nil),   // 20: drover.v1.Tombstone
-	(*Task)(nil),        // 21: drover.v1.Task
-	(*Spec)(nil),        // 22: drover.v1.Spec
-	(Phase)(0),          // 23: drover.v1.Phase
-	(*Exit)(nil),        // 24: drover.v1.Exit
-	(*Port)(nil),        // 25: drover.v1.Port
+	(*Holding)(nil),     // 14: drover.v1.Holding
+	(*Held)(nil),        // 15: drover.v1.Held
+	(*Holdings)(nil),    // 16: drover.v1.Holdings
+	(*TaskView)(nil),    // 17: drover.v1.TaskView
+	(*Digest)(nil),      // 18: drover.v1.Digest
+	(*Holders)(nil),     // 19: drover.v1.Holders
+	nil,                 // 20: drover.v1.Happening.AttributesEntry
+	nil,                 // 21: drover.v1.Digest.SilentEntry
+	(*Node)(nil),        // 22: drover.v1.Node
+	(*Tombstone)(nil),   // 23: drover.v1.Tombstone
+	(*Task)(nil),        // 24: drover.v1.Task
+	(*Spec)(nil),        // 25: drover.v1.Spec
+	(Phase)(0),          // 26: drover.v1.Phase
+	(*Exit)(nil),        // 27: drover.v1.Exit
+	(*Port)(nil),        // 28: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
@@ -1512,32 +1691,33 @@ var file_session_proto_depIdxs = []int32{
 	7,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
 	2,  // 6: drover.v1.ToAgent.beat:type_name -> drover.v1.Beat
 	4,  // 7: drover.v1.ToAgent.changed:type_name -> drover.v1.Welcome
-	19, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
+	22, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
 	10, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
 	5,  // 10: drover.v1.Welcome.roster:type_name -> drover.v1.Roster
 	6,  // 11: drover.v1.Roster.members:type_name -> drover.v1.Member
 	8,  // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
-	20, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
-	21, // 14: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	22, // 15: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	23, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
+	24, // 14: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	25, // 15: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
 	11, // 16: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
 	12, // 17: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
 	13, // 18: drover.v1.Observation.events:type_name -> drover.v1.Happening
-	23, // 19: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	24, // 20: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	25, // 21: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	17, // 22: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
-	21, // 23: drover.v1.TaskView.task:type_name -> drover.v1.Task
-	11, // 24: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
-	18, // 25: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	16, // 26: drover.v1.Digest.holders:type_name -> drover.v1.Holders
-	0,  // 27: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 28: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	26, // 19: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	27, // 20: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	28, // 21: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	20, // 22: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
+	14, // 23: drover.v1.Holdings.all:type_name -> drover.v1.Holding
+	24, // 24: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	11, // 25: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
+	21, // 26: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	19, // 27: drover.v1.Digest.holders:type_name -> drover.v1.Holders
+	0,  // 28: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 29: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	29, // [29:30] is the sub-list for method output_type
+	28, // [28:29] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -1564,7 +1744,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
