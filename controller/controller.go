@@ -262,7 +262,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	}
 	fleet := core.New(c.contact)
 	c.relay = &relay.Fleet{Relay: way, Core: fleet}
-	seals := &seals{key: key, log: log}
+	seals := &seals{c: c, log: log, last: key}
 	hub := dispatch.New(dispatch.Options{Log: dispatchLog{log, way}, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Probe: c.probe(log)})
 	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.client
 	c.commits.open(func() { fleet.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {

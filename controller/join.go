@@ -96,21 +96,27 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 		return nil, err
 	}
 	cluster := snap.Cluster().GetId()
-	uri := func(kind string) string { return pki.URI(cluster, kind, id) }
+	uri := func(kind, id string) string { return pki.URI(cluster, kind, id) }
 	cmd := &dv1.Join{TokenId: req.TokenID, SecretHash: sum[:], Node: &dv1.Node{Id: id, Name: req.Name, Addr: req.Agent, Labels: req.Labels},
-		Identities: []*dv1.Identity{{Uri: uri(pki.KindNode), Roles: []string{pki.KindNode}}}}
+		Identities: []*dv1.Identity{{Uri: uri(pki.KindNode, id), Roles: []string{pki.KindNode}}}}
+	wrapped := func() error { return nil }
 	if req.Controller != "" {
 		pub, err := hpke.DHKEM(ecdh.X25519()).NewPublicKey(req.SealPublic)
 		if err != nil {
 			return nil, &refusal{http.StatusBadRequest, "reading the sealing key: " + err.Error()}
 		}
-		wrap, err := j.seals.key.WrapFor("data-key/"+j.seals.key.ID+"/"+id, pub)
-		if err != nil {
-			return nil, err
+		wrapped = func() error {
+			key, err := j.seals.key(j.log.Snapshot())
+			if err != nil {
+				return err
+			}
+			wrap, err := key.WrapFor(command.WrapName(key.ID, id), pub)
+			cmd.Sealed = []*dv1.Sealed{wrap}
+			return err
 		}
 		cmd.Controller = &dv1.Controller{Id: id, Name: req.Name, Addr: req.Controller}
-		cmd.Identities = append(cmd.Identities, &dv1.Identity{Uri: uri(pki.KindController), Roles: []string{pki.KindController}, SealPublic: req.SealPublic})
-		cmd.Sealed = append(cmd.Sealed, wrap)
+		cmd.Identities = append(cmd.Identities, &dv1.Identity{Uri: uri(pki.KindController, id), Roles: []string{pki.KindController}, SealPublic: req.SealPublic})
+		cmd.Identities = append(cmd.Identities, &dv1.Identity{Uri: uri(pki.KindUser, pki.AdminOf(id)), Roles: []string{pki.RoleAdmin}})
 	}
 	// The host's key makes a join that is asked again the same join, if it asks for
 	// the same: an answer that was given to an agent is none for a controller.
@@ -119,7 +125,16 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 	if err != nil {
 		return nil, err
 	}
-	res, err := j.way.Propose(ctx, &dv1.Command{Key: "join-" + hex.EncodeToString(key[:]), Hash: hash, Principal: "token:" + req.TokenID, Of: &dv1.Command_Join{Join: cmd}})
+	var res *dv1.CommandResult
+	for range wrapTries {
+		if err := wrapped(); err != nil {
+			return nil, fmt.Errorf("wrapping the data key: %w", err)
+		}
+		res, err = j.way.Propose(ctx, &dv1.Command{Key: "join-" + hex.EncodeToString(key[:]), Hash: hash, Principal: "token:" + req.TokenID, Of: &dv1.Command_Join{Join: cmd}})
+		if err != nil || res.GetError().GetKind() != command.StaleKey {
+			break
+		}
+	}
 	if errors.Is(err, consensus.ErrKeyReused) {
 		return nil, &refusal{http.StatusConflict, "this host's key was used for another join: remove the data folder's join.tmp, and join again"}
 	}
@@ -136,6 +151,9 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 	id = res.NodeId // of the first time, when it was asked again
 	return j.sign(cluster, id, req)
 }
+
+// wrapTries bounds how often a join meets a data key that was replaced meanwhile.
+const wrapTries = 3
 
 // fingerprint is over all that a join asks for; its time aside, which moves on.
 func fingerprint(req *join.Request) ([]byte, error) {
@@ -174,7 +192,7 @@ func (j *joining) sign(cluster, id string, req *join.Request) (*join.Answer, err
 			return nil, &refusal{http.StatusConflict, "this host was admitted as a controller and removed since: remove the data folder's join.tmp, and join again"}
 		}
 		a.ControllerCert, errs[1] = leaf(pki.URI(cluster, pki.KindController, id), req.ControllerKey, req.Hosts)
-		a.AdminCert, errs[2] = leaf(pki.URI(cluster, pki.KindUser, "admin"), req.AdminKey, nil)
+		a.AdminCert, errs[2] = leaf(pki.URI(cluster, pki.KindUser, pki.AdminOf(id)), req.AdminKey, nil)
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
@@ -39,7 +40,7 @@ func (m *members) run(ctx context.Context) error {
 	defer t.Stop()
 	for {
 		if m.node.Ready() {
-			if err := m.step(ctx); err != nil && ctx.Err() == nil && m.node.Ready() {
+			if err := errors.Join(m.keys(ctx), m.step(ctx)); err != nil && ctx.Err() == nil && m.node.Ready() {
 				m.c.Logger.Warn("the members of the quorum are not yet as they should be", "err", err)
 			}
 		}
@@ -52,9 +53,6 @@ func (m *members) run(ctx context.Context) error {
 }
 
 func (m *members) step(ctx context.Context) error {
-	if err := m.gossipKey(ctx); err != nil {
-		return err
-	}
 	f := m.node.Raft().GetConfiguration()
 	if err := f.Error(); err != nil {
 		return fmt.Errorf("reading raft's configuration: %w", err)
@@ -123,6 +121,44 @@ func (m *members) ready(ctx context.Context, id, addr string) bool {
 	return err == nil && at+lag >= m.node.Applied()
 }
 
+// keys sees to what is sealed. A new value waits for a new data key that is due.
+func (m *members) keys(ctx context.Context) error {
+	if err := m.dataKey(ctx); err != nil {
+		return err
+	}
+	return m.gossipKey(ctx)
+}
+
+// dataKey replaces a data key that a removed controller knows. It is one entry: a
+// leader that ends before it left everything as it was, for the next one.
+func (m *members) dataKey(ctx context.Context) error {
+	snap := m.node.Snapshot()
+	if !exposed(snap) {
+		return nil
+	}
+	c, err := m.seals.rotation(snap)
+	if err != nil {
+		return fmt.Errorf("making a new data key: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, memberWait)
+	defer cancel()
+	res, err := m.way.Propose(ctx, &dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: c}})
+	if err == nil && res.GetError() != nil && res.Error.Kind != command.StaleKey { // else again, from what there is now
+		err = errors.New(res.Error.Message)
+	}
+	if err != nil {
+		return fmt.Errorf("replacing the data key: %w", err)
+	}
+	if res.GetError() != nil {
+		return nil
+	}
+	m.c.Logger.Info("the data key was replaced, for a controller that knew it was removed")
+	if r := snap.Sealed(command.RecoveryName); r != nil && len(r.Recipient) == 0 {
+		m.c.Logger.Warn("the recovery key opens nothing that is sealed from now on: it was made before drover kept its public half")
+	}
+	return nil
+}
+
 // gossipOverlap is how long the gossip's last key is still understood: agents with
 // a session have the new one at once, the others when they come back.
 var gossipOverlap = 10 * time.Second
@@ -139,7 +175,11 @@ func (m *members) gossipKey(ctx context.Context) error {
 		if _, err := rand.Read(b); err != nil {
 			return err
 		}
-		s, err := m.seals.key.Seal(want, b)
+		key, err := m.seals.key(snap)
+		if err != nil {
+			return err
+		}
+		s, err := key.Seal(want, b)
 		if err != nil {
 			return err
 		}

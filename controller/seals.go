@@ -6,22 +6,84 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
 )
 
-// seals opens what is sealed in raft, with the data key.
+// seals opens what is sealed in raft, with the data key of the state that it is
+// in: the leader replaces it when a controller was removed.
 type seals struct {
-	key *bootstrap.DataKey
+	c   *controller
 	log *tracedLog
+
+	mu   sync.Mutex // guards last
+	last *bootstrap.DataKey
+}
+
+// key is the data key that a state's values are sealed with.
+func (s *seals) key(snap *state.Snapshot) (*bootstrap.DataKey, error) {
+	id := snap.Sealed(command.AuthorityName).GetDataKey()
+	s.mu.Lock()
+	last := s.last
+	s.mu.Unlock()
+	if last != nil && last.ID == id {
+		return last, nil
+	}
+	wrap := s.c.wrap(snap)
+	if wrap == nil {
+		return nil, fmt.Errorf("data key %s is not wrapped for this controller", id)
+	}
+	k, err := bootstrap.Unwrap(wrap, s.c.files.Seal)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = k
+	return k, nil
+}
+
+// exposed says whether somebody who is no controller (any more) can open the data
+// key.
+func exposed(snap *state.Snapshot) bool {
+	for w := range snap.SealedAll() {
+		if _, id, ok := strings.Cut(strings.TrimPrefix(w.Name, command.WrapPrefix), "/"); ok && strings.HasPrefix(w.Name, command.WrapPrefix) && snap.Controller(id) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// rotation is a new data key for those who are controllers.
+func (s *seals) rotation(snap *state.Snapshot) (*dv1.RotateDataKey, error) {
+	key, err := s.key(snap)
+	if err != nil {
+		return nil, err
+	}
+	to := map[string][]byte{}
+	for m := range snap.Controllers() {
+		i := snap.Identity(pki.URI(snap.Cluster().GetId(), pki.KindController, m.Id))
+		if len(i.GetSealPublic()) == 0 {
+			return nil, fmt.Errorf("controller %s has no sealing key", m.Name)
+		}
+		to[m.Id] = i.SealPublic
+	}
+	return key.Rotate(snap.SealedAll(), to)
 }
 
 // authority signs identities: any controller does.
 func (s *seals) authority() (*pki.Authority, error) {
 	snap := s.log.Snapshot()
-	b, err := s.key.Open(snap.Sealed("ca-key"))
+	key, err := s.key(snap)
+	if err != nil {
+		return nil, fmt.Errorf("unsealing the authority's key: %w", err)
+	}
+	b, err := key.Open(snap.Sealed(command.AuthorityName))
 	if err != nil {
 		return nil, err
 	}
@@ -75,9 +137,13 @@ func gossipNames(snap *state.Snapshot) (names []string) {
 // gossip gives the gossip's keys, newest first.
 func (s *seals) gossip() [][]byte {
 	snap := s.log.Snapshot()
+	key, err := s.key(snap)
+	if err != nil {
+		return nil
+	}
 	var out [][]byte
 	for _, n := range gossipNames(snap) {
-		if b, err := s.key.Open(snap.Sealed(n)); err == nil {
+		if b, err := key.Open(snap.Sealed(n)); err == nil {
 			out = append(out, b)
 		}
 	}

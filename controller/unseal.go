@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
@@ -92,7 +93,7 @@ type proposer = func(context.Context, *dv1.Command) (*dv1.CommandResult, error)
 
 // wrap is the data key as this controller can open it.
 func (c *controller) wrap(s *state.Snapshot) *dv1.Sealed {
-	return s.Sealed("data-key/" + s.Sealed("ca-key").GetDataKey() + "/" + c.files.Principal.ID)
+	return s.Sealed(command.WrapName(s.Sealed(command.AuthorityName).GetDataKey(), c.files.Principal.ID))
 }
 
 // recoveryKey gives the key to be shown. The file is written after the commit,

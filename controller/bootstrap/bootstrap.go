@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/drover/drover/controller/command"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/pki"
@@ -172,7 +173,7 @@ func generate(dir string, o Options) error {
 	if err := errors.Join(
 		leaf("controller", pki.KindController, host, hosts, sealRaw),
 		leaf("agent", pki.KindNode, host, hosts, nil),
-		leaf("admin", pki.KindUser, "admin", nil, nil),
+		leaf("admin", pki.KindUser, pki.AdminOf(host), nil, nil),
 	); err != nil {
 		return err
 	}
@@ -207,11 +208,11 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 	if err != nil {
 		return nil, err
 	}
-	sealedCA, err := dk.Seal("ca-key", caKey)
+	sealedCA, err := dk.Seal(command.AuthorityName, caKey)
 	if err != nil {
 		return nil, err
 	}
-	wrapped, err := dk.WrapFor("data-key/"+dk.ID+"/"+host, seal)
+	wrapped, err := dk.WrapFor(command.WrapName(dk.ID, host), seal)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +224,7 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 			Identities: []*dv1.Identity{
 				{Uri: pki.URI(cluster, pki.KindController, host), Roles: []string{pki.KindController}, SealPublic: seal.Bytes()},
 				{Uri: pki.URI(cluster, pki.KindNode, host), Roles: []string{pki.KindNode}},
-				{Uri: pki.URI(cluster, pki.KindUser, "admin"), Roles: []string{pki.RoleAdmin}},
+				{Uri: pki.URI(cluster, pki.KindUser, pki.AdminOf(host)), Roles: []string{pki.RoleAdmin}},
 			},
 			Sealed:     []*dv1.Sealed{sealedCA, wrapped},
 			Controller: &dv1.Controller{Id: host, Name: o.NodeName, Addr: o.Controller, Joined: o.Now.UnixNano()},

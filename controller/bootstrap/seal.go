@@ -11,7 +11,10 @@ import (
 	"crypto/x509"
 	"encoding/base32"
 	"fmt"
+	"iter"
+	"strings"
 
+	"github.com/drover/drover/controller/command"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
@@ -67,7 +70,55 @@ func (d *DataKey) WrapFor(name string, pk hpke.PublicKey) (*dv1.Sealed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("wrapping the data key as %s: %w", name, err)
 	}
-	return &dv1.Sealed{Name: name, DataKey: d.ID, Blob: b}, nil
+	return &dv1.Sealed{Name: name, DataKey: d.ID, Blob: b, Recipient: pk.Bytes()}, nil
+}
+
+// Rotate makes a new data key, seals everything that d sealed with it, and wraps
+// it for those who are given, by id, with their HPKE public keys, and for the
+// recovery key.
+func (d *DataKey) Rotate(all iter.Seq[*dv1.Sealed], controllers map[string][]byte) (*dv1.RotateDataKey, error) {
+	fresh, err := NewDataKey()
+	if err != nil {
+		return nil, err
+	}
+	out := &dv1.RotateDataKey{From: d.ID}
+	wrap := func(name string, recipient []byte) error {
+		pk, err := hpke.DHKEM(curve()).NewPublicKey(recipient)
+		if err != nil {
+			return fmt.Errorf("wrapping the data key as %s: %w", name, err)
+		}
+		s, err := fresh.WrapFor(name, pk)
+		out.Sealed = append(out.Sealed, s)
+		return err
+	}
+	for id, recipient := range controllers {
+		if err := wrap(command.WrapName(fresh.ID, id), recipient); err != nil {
+			return nil, err
+		}
+	}
+	for old := range all {
+		switch {
+		case strings.HasPrefix(old.Name, command.WrapPrefix):
+		case old.Name == RecoveryName:
+			if len(old.Recipient) == 0 {
+				continue // of before recipients were kept
+			}
+			if err := wrap(RecoveryName, old.Recipient); err != nil {
+				return nil, err
+			}
+		default:
+			secret, err := d.Open(old)
+			if err != nil {
+				return nil, err
+			}
+			s, err := fresh.Seal(old.Name, secret)
+			if err != nil {
+				return nil, err
+			}
+			out.Sealed = append(out.Sealed, s)
+		}
+	}
+	return out, nil
 }
 
 // Unwrap opens a data key that WrapFor wrapped, with the raw HPKE private key.
@@ -84,7 +135,7 @@ func Unwrap(s *dv1.Sealed, rawKey []byte) (*DataKey, error) {
 }
 
 // RecoveryName is where the data key's recovery wrap is in raft.
-const RecoveryName = "recovery"
+const RecoveryName = command.RecoveryName
 
 // Recovery makes the operator's recovery key, commits the data key wrapped for
 // it, and only then gives the key as text, to be shown once. A crash in between

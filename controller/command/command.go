@@ -102,13 +102,9 @@ func (d *decision) decide() *dv1.Error {
 			d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
 		}
 	case *dv1.Command_PutSealed:
-		if s := c.PutSealed.GetSealed(); len(s.GetBlob()) == 0 {
-			if d.Sealed(s.GetName()) != nil {
-				d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSealed{DeleteSealed: s.Name}})
-			}
-		} else if !proto.Equal(d.Sealed(s.GetName()), s) {
-			d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
-		}
+		return d.putSealed(c.PutSealed.GetSealed())
+	case *dv1.Command_RotateDataKey:
+		return d.rotateDataKey(c.RotateDataKey)
 	case *dv1.Command_Join:
 		return d.join(c.Join)
 	case *dv1.Command_PutToken:

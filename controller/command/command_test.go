@@ -2,6 +2,7 @@ package command
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -209,6 +210,50 @@ func TestJoins(t *testing.T) {
 	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "c", Force: true}}}, "conflict", "is a controller too")
 	f.ok(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: "c"}}})
 	f.no(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: "ctl"}}}, "conflict", "only controller")
+}
+
+// Everything is sealed anew at once, or nothing is: no value stays with a key that
+// somebody took along, and no controller is left without the new one.
+func TestADataKeyIsReplacedWhole(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a")
+	sealed := func(key string, names ...string) (out []*dv1.Sealed) {
+		for _, n := range names {
+			out = append(out, &dv1.Sealed{Name: n, DataKey: key, Blob: []byte(key), Recipient: []byte("r")})
+		}
+		return out
+	}
+	put := func(s *dv1.Sealed) *dv1.Command {
+		return &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}}
+	}
+	f.ok(&dv1.Command{Of: &dv1.Command_PutController{PutController: &dv1.PutController{Controller: &dv1.Controller{Id: "c1", Name: "c1", Addr: "c1"}}}})
+	for _, s := range sealed("k1", "ca-key", "data-key/k1/c1", "data-key/k1/n0", "data-key/k1/removed", "recovery", "secret") {
+		f.ok(put(s))
+	}
+	rotate := func(from string, s []*dv1.Sealed) *dv1.Command {
+		return &dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: &dv1.RotateDataKey{From: from, Sealed: s}}}
+	}
+	all := []string{"ca-key", "data-key/k2/c1", "data-key/k2/n0", "recovery", "secret"}
+	f.no(rotate("k0", sealed("k2", all...)), StaleKey, "is k1 by now")
+	f.no(rotate("k1", sealed("k1", all...)), "invalid", "new data key")
+	f.no(rotate("k1", sealed("k2", all[1:]...)), "invalid", "new data key")
+	for i := range all[1:] {
+		f.no(rotate("k1", sealed("k2", append(slices.Clone(all[:i+1]), all[i+2:]...)...)), StaleKey, "would be left")
+	}
+	f.no(rotate("k1", sealed("k2", append(slices.Clone(all), "data-key/k2/removed")...)), StaleKey, "not among")
+	f.no(rotate("k1", append(sealed("k2", all[:4]...), sealed("k1", "secret")...)), StaleKey, "not with data key k2")
+	f.ok(rotate("k1", sealed("k2", all...)))
+	var names []string
+	for s := range f.store.Snapshot().SealedAll() {
+		names = append(names, s.Name)
+		if s.DataKey != "k2" {
+			t.Errorf("%s is sealed with %s", s.Name, s.DataKey)
+		}
+	}
+	if !slices.Equal(names, all) {
+		t.Errorf("there is %v, want %v", names, all)
+	}
+	f.no(put(sealed("k1", "late")[0]), StaleKey, "is k2 by now")
+	f.ok(put(sealed("k2", "late")[0]))
 }
 
 // A removed node's tasks go without tombstones that nobody would acknowledge, and

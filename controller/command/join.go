@@ -50,7 +50,9 @@ func (d *decision) join(c *dv1.Join) *dv1.Error {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
 	}
 	for _, s := range c.Sealed {
-		d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
+		if e := d.putSealed(s); e != nil {
+			return e
+		}
 	}
 	if c.Controller != nil {
 		m := proto.CloneOf(c.Controller)
@@ -177,7 +179,8 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: t.TaskId}})
 	}
 	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: n.Id}})
-	d.revoke(pki.URI(d.Cluster().GetId(), pki.KindNode, n.Id))
+	d.revoke(pki.KindNode, n.Id)
+	d.revoke(pki.KindUser, pki.AdminOf(n.Id))
 	d.res.NodeId, d.res.Name = n.Id, n.Name
 	return nil
 }
@@ -200,18 +203,15 @@ func (d *decision) removeController(id string) *dv1.Error {
 		return refuse("conflict", "%s is the only controller", m.Name)
 	}
 	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteController{DeleteController: m.Id}})
-	d.revoke(pki.URI(d.Cluster().GetId(), pki.KindController, m.Id))
-	for s := range d.SealedAll() {
-		if s.Name == "data-key/"+s.DataKey+"/"+m.Id {
-			d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSealed{DeleteSealed: s.Name}})
-		}
-	}
+	d.revoke(pki.KindController, m.Id)
+	d.revoke(pki.KindUser, pki.AdminOf(m.Id))
+	// Its wrap of the data key stays: it tells that this key is to be replaced.
 	d.res.NodeId, d.res.Name = m.Id, m.Name
 	return nil
 }
 
-func (d *decision) revoke(uri string) {
-	if i := d.Identity(uri); i != nil && !i.Revoked {
+func (d *decision) revoke(kind, id string) {
+	if i := d.Identity(pki.URI(d.Cluster().GetId(), kind, id)); i != nil && !i.Revoked {
 		i = proto.CloneOf(i)
 		i.Revoked = true
 		d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})

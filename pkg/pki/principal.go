@@ -42,6 +42,10 @@ func URI(cluster, kind, id string) string {
 	return (&url.URL{Scheme: "spiffe", Host: cluster, Path: "/" + kind + "/" + id}).String()
 }
 
+// AdminOf is the id of the admin whose identity a controller's host has: each host
+// its own, so that it can be revoked with the host.
+func AdminOf(host string) string { return "admin-" + host }
+
 // FromURI reads spiffe://CLUSTER/KIND/ID.
 func FromURI(s string) (Principal, error) {
 	u, err := url.Parse(s)

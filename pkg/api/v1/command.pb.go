@@ -55,6 +55,7 @@ type Command struct {
 	//	*Command_RemoveNode
 	//	*Command_RemoveController
 	//	*Command_PutController
+	//	*Command_RotateDataKey
 	Of            isCommand_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -341,6 +342,15 @@ func (x *Command) GetPutController() *PutController {
 	return nil
 }
 
+func (x *Command) GetRotateDataKey() *RotateDataKey {
+	if x != nil {
+		if x, ok := x.Of.(*Command_RotateDataKey); ok {
+			return x.RotateDataKey
+		}
+	}
+	return nil
+}
+
 type isCommand_Of interface {
 	isCommand_Of()
 }
@@ -441,6 +451,10 @@ type Command_PutController struct {
 	PutController *PutController `protobuf:"bytes,33,opt,name=put_controller,json=putController,proto3,oneof"`
 }
 
+type Command_RotateDataKey struct {
+	RotateDataKey *RotateDataKey `protobuf:"bytes,34,opt,name=rotate_data_key,json=rotateDataKey,proto3,oneof"`
+}
+
 func (*Command_Init) isCommand_Of() {}
 
 func (*Command_Create) isCommand_Of() {}
@@ -488,6 +502,8 @@ func (*Command_RemoveNode) isCommand_Of() {}
 func (*Command_RemoveController) isCommand_Of() {}
 
 func (*Command_PutController) isCommand_Of() {}
+
+func (*Command_RotateDataKey) isCommand_Of() {}
 
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1793,6 +1809,59 @@ func (x *PutSealed) GetSealed() *Sealed {
 	return nil
 }
 
+// RotateDataKey puts everything that is sealed under a new data key, at once.
+type RotateDataKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`     // id of the data key that was
+	Sealed        []*Sealed              `protobuf:"bytes,2,rep,name=sealed,proto3" json:"sealed,omitempty"` // all values, and the new key's wraps for every controller and for recovery
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateDataKey) Reset() {
+	*x = RotateDataKey{}
+	mi := &file_command_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateDataKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateDataKey) ProtoMessage() {}
+
+func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateDataKey.ProtoReflect.Descriptor instead.
+func (*RotateDataKey) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RotateDataKey) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *RotateDataKey) GetSealed() []*Sealed {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
 // Report carries what agents saw and raft keeps: first running and last exit of an attempt.
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1804,7 +1873,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1885,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +1898,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Report) GetNodeId() string {
@@ -1860,7 +1929,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1941,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1954,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -1948,7 +2017,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2029,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2042,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -2057,7 +2126,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2138,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2151,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Error) GetKind() string {
@@ -2103,8 +2172,7 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xe5\n" +
-	"\n" +
+	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xa9\v\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x1c\n" +
@@ -2137,7 +2205,8 @@ const file_command_proto_rawDesc = "" +
 	"\vremove_node\x18\x1f \x01(\v2\x15.drover.v1.RemoveNodeH\x00R\n" +
 	"removeNode\x12J\n" +
 	"\x11remove_controller\x18  \x01(\v2\x1b.drover.v1.RemoveControllerH\x00R\x10removeController\x12A\n" +
-	"\x0eput_controller\x18! \x01(\v2\x18.drover.v1.PutControllerH\x00R\rputControllerB\x04\n" +
+	"\x0eput_controller\x18! \x01(\v2\x18.drover.v1.PutControllerH\x00R\rputController\x12B\n" +
+	"\x0frotate_data_key\x18\" \x01(\v2\x18.drover.v1.RotateDataKeyH\x00R\rrotateDataKeyB\x04\n" +
 	"\x02of\"\xcb\x01\n" +
 	"\x04Init\x12,\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterR\acluster\x123\n" +
@@ -2244,6 +2313,9 @@ const file_command_proto_rawDesc = "" +
 	"\bidentity\x18\x01 \x01(\v2\x13.drover.v1.IdentityR\bidentity\"6\n" +
 	"\tPutSealed\x12)\n" +
 	"\x06sealed\x18\x01 \x01(\v2\x11.drover.v1.SealedR\x06sealed\"N\n" +
+	"\rRotateDataKey\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12)\n" +
+	"\x06sealed\x18\x02 \x03(\v2\x11.drover.v1.SealedR\x06sealed\"N\n" +
 	"\x06Report\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12+\n" +
 	"\x05tasks\x18\x02 \x03(\v2\x15.drover.v1.TaskReportR\x05tasks\"\xbd\x01\n" +
@@ -2283,7 +2355,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),          // 0: drover.v1.Command
 	(*Init)(nil),             // 1: drover.v1.Init
@@ -2309,22 +2381,23 @@ var file_command_proto_goTypes = []any{
 	(*PutController)(nil),    // 21: drover.v1.PutController
 	(*PutIdentity)(nil),      // 22: drover.v1.PutIdentity
 	(*PutSealed)(nil),        // 23: drover.v1.PutSealed
-	(*Report)(nil),           // 24: drover.v1.Report
-	(*TaskReport)(nil),       // 25: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 26: drover.v1.CommandResult
-	(*Error)(nil),            // 27: drover.v1.Error
-	nil,                      // 28: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 29: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 30: drover.v1.Cluster
-	(*Identity)(nil),         // 31: drover.v1.Identity
-	(*Sealed)(nil),           // 32: drover.v1.Sealed
-	(*Controller)(nil),       // 33: drover.v1.Controller
-	(*Spec)(nil),             // 34: drover.v1.Spec
-	(*Image)(nil),            // 35: drover.v1.Image
-	(*Node)(nil),             // 36: drover.v1.Node
-	(*Token)(nil),            // 37: drover.v1.Token
-	(*Exit)(nil),             // 38: drover.v1.Exit
-	(*Port)(nil),             // 39: drover.v1.Port
+	(*RotateDataKey)(nil),    // 24: drover.v1.RotateDataKey
+	(*Report)(nil),           // 25: drover.v1.Report
+	(*TaskReport)(nil),       // 26: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 27: drover.v1.CommandResult
+	(*Error)(nil),            // 28: drover.v1.Error
+	nil,                      // 29: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 30: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 31: drover.v1.Cluster
+	(*Identity)(nil),         // 32: drover.v1.Identity
+	(*Sealed)(nil),           // 33: drover.v1.Sealed
+	(*Controller)(nil),       // 34: drover.v1.Controller
+	(*Spec)(nil),             // 35: drover.v1.Spec
+	(*Image)(nil),            // 36: drover.v1.Image
+	(*Node)(nil),             // 37: drover.v1.Node
+	(*Token)(nil),            // 38: drover.v1.Token
+	(*Exit)(nil),             // 39: drover.v1.Exit
+	(*Port)(nil),             // 40: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
@@ -2339,7 +2412,7 @@ var file_command_proto_depIdxs = []int32{
 	11, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
 	12, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
 	13, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	24, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	25, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
 	14, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
 	22, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
 	23, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
@@ -2351,32 +2424,34 @@ var file_command_proto_depIdxs = []int32{
 	19, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
 	20, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
 	21, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	30, // 24: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	31, // 25: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	32, // 26: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	33, // 27: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	34, // 28: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	35, // 29: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	36, // 30: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	36, // 31: drover.v1.Join.node:type_name -> drover.v1.Node
-	31, // 32: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	33, // 33: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	32, // 34: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	37, // 35: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	28, // 36: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	29, // 37: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	33, // 38: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	31, // 39: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	32, // 40: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	25, // 41: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	38, // 42: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	39, // 43: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	27, // 44: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	24, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	31, // 25: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	32, // 26: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	33, // 27: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	34, // 28: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	35, // 29: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	36, // 30: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	37, // 31: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	37, // 32: drover.v1.Join.node:type_name -> drover.v1.Node
+	32, // 33: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	34, // 34: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	33, // 35: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	38, // 36: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	29, // 37: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	30, // 38: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	34, // 39: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	32, // 40: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	33, // 41: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	33, // 42: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	26, // 43: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	39, // 44: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	40, // 45: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	28, // 46: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -2410,6 +2485,7 @@ func file_command_proto_init() {
 		(*Command_RemoveNode)(nil),
 		(*Command_RemoveController)(nil),
 		(*Command_PutController)(nil),
+		(*Command_RotateDataKey)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2417,7 +2493,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

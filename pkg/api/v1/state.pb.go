@@ -1400,6 +1400,7 @@ type Sealed struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                      // ca-key | data-key/ID/CONTROLLER | recovery
 	DataKey       string                 `protobuf:"bytes,2,opt,name=data_key,json=dataKey,proto3" json:"data_key,omitempty"` // id of the data key that sealed it
 	Blob          []byte                 `protobuf:"bytes,3,opt,name=blob,proto3" json:"blob,omitempty"`
+	Recipient     []byte                 `protobuf:"bytes,4,opt,name=recipient,proto3" json:"recipient,omitempty"` // HPKE public key that a wrap of the data key is for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1451,6 +1452,13 @@ func (x *Sealed) GetDataKey() string {
 func (x *Sealed) GetBlob() []byte {
 	if x != nil {
 		return x.Blob
+	}
+	return nil
+}
+
+func (x *Sealed) GetRecipient() []byte {
+	if x != nil {
+		return x.Recipient
 	}
 	return nil
 }
@@ -1682,11 +1690,12 @@ const file_state_proto_rawDesc = "" +
 	"\x05roles\x18\x02 \x03(\tR\x05roles\x12\x18\n" +
 	"\arevoked\x18\x03 \x01(\bR\arevoked\x12\x1f\n" +
 	"\vseal_public\x18\x04 \x01(\fR\n" +
-	"sealPublic\"K\n" +
+	"sealPublic\"i\n" +
 	"\x06Sealed\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bdata_key\x18\x02 \x01(\tR\adataKey\x12\x12\n" +
-	"\x04blob\x18\x03 \x01(\fR\x04blob\"\xb9\x01\n" +
+	"\x04blob\x18\x03 \x01(\fR\x04blob\x12\x1c\n" +
+	"\trecipient\x18\x04 \x01(\fR\trecipient\"\xb9\x01\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +

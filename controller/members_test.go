@@ -1,0 +1,130 @@
+package controller
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/command"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
+)
+
+func (h *host) dataKey() string {
+	return h.c.node.Load().Snapshot().Sealed(command.AuthorityName).GetDataKey()
+}
+
+// A controller that is removed takes along what its host knew: the admin's
+// identity there ends with it, and its key opens nothing that is written later.
+func TestARemovedControllersHostKnowsNothingThatCounts(t *testing.T) {
+	noLeaks(t)
+	all, tk := fleet(t, 4)
+	lead, others := split(t, all)
+	gone := others[0]
+	admin, ctl := gone.files(bootstrap.AdminPKI(gone.data)), gone.files(bootstrap.ControllerPKI(gone.data))
+	mine := lead.files(bootstrap.AdminPKI(lead.data))
+	if admin.Principal.URI == mine.Principal.URI {
+		t.Fatalf("two hosts share the identity %s", mine.Principal.URI)
+	}
+	if r := lead.remote(admin, "/containers/json"); r.code != 200 {
+		t.Fatalf("an admin of another host: %v", r)
+	}
+	before, left := lead.dataKey(), gone.c.files.Principal.ID
+	recovery := lead.c.node.Load().Snapshot().Sealed(bootstrap.RecoveryName)
+	lead.propose(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: left}}})
+	if r := lead.remote(admin, "/containers/json"); r.code != 403 || !strings.Contains(r.body, "revoked") {
+		t.Errorf("the admin's identity of a removed controller's host: %v", r)
+	}
+	if r := lead.remote(mine, "/containers/json"); r.code != 200 {
+		t.Errorf("the admin of a host that stays: %v", r)
+	}
+	until(t, "a new data key", func() bool { return lead.dataKey() != before })
+	snap := lead.c.node.Load().Snapshot()
+	for s := range snap.SealedAll() {
+		if s.DataKey != snap.Sealed(command.AuthorityName).DataKey || strings.HasSuffix(s.Name, left) {
+			t.Errorf("%s is still there with data key %s", s.Name, s.DataKey)
+		}
+		if _, err := bootstrap.Unwrap(s, ctl.Seal); err == nil {
+			t.Errorf("the removed controller's key opens %s", s.Name)
+		}
+	}
+	if r := snap.Sealed(bootstrap.RecoveryName); r == nil || string(r.Blob) == string(recovery.Blob) || string(r.Recipient) != string(recovery.Recipient) {
+		t.Errorf("the recovery key has %v", r)
+	}
+	// Whoever stays goes on signing; restarts, too, find their key.
+	other := others[1]
+	other.off()
+	if err := other.on(); err != nil {
+		t.Fatal(err)
+	}
+	for i, at := range []*host{lead, other, others[2]} {
+		h := machine(t)
+		if err := bootstrap.Join(t.Context(), h.joining(at, tk, string(rune('x'+i)))); err != nil {
+			t.Errorf("a join after the data key was replaced: %v", err)
+		}
+	}
+}
+
+// The leader that is to replace the data key ends: the next one does it.
+func TestAnotherLeaderReplacesTheDataKey(t *testing.T) {
+	noLeaks(t)
+	all, _ := fleet(t, 4)
+	lead, others := split(t, all)
+	at := slices.IndexFunc(others, func(h *host) bool { return !slices.Contains(lead.voters(), h.id()) })
+	gone := others[at]
+	others = slices.Delete(others, at, at+1)
+	before, left := lead.dataKey(), gone.id()
+	gone.off()
+	lead.propose(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: left}}})
+	lead.off()
+	next, _ := split(t, others)
+	until(t, "a new data key", func() bool { return next.dataKey() != before })
+	for s := range next.c.node.Load().Snapshot().SealedAll() {
+		if strings.HasSuffix(s.Name, left) {
+			t.Errorf("%s is still there", s.Name)
+		}
+	}
+	if err := lead.on(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the new data key everywhere", func() bool { return lead.dataKey() == next.dataKey() })
+}
+
+// A join that was begun with a data key that is replaced meanwhile is sealed anew.
+func TestAJoinMeetsANewDataKey(t *testing.T) {
+	noLeaks(t)
+	h := newHost(t)
+	h.up()
+	snap := h.c.node.Load().Snapshot()
+	key, err := bootstrap.Unwrap(h.c.wrap(snap), h.c.files.Seal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := map[string][]byte{h.id(): snap.Identity(pki.URI(h.cluster(), pki.KindController, h.id())).SealPublic}
+	until(t, "all that a first leader seals", func() bool {
+		snap = h.c.node.Load().Snapshot()
+		return snap.Sealed(gossipName(snap)) != nil && snap.Sealed(bootstrap.RecoveryName) != nil
+	})
+	rotate, err := key.Rotate(snap.SealedAll(), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.propose(&dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: rotate}})
+	old, err := key.Seal("late", []byte("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for what, c := range map[string]*dv1.Command{
+		"a value of the old key": {Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: old}}},
+		"the same rotation":      {Of: &dv1.Command_RotateDataKey{RotateDataKey: rotate}},
+	} {
+		if r, err := h.c.node.Load().Propose(ctx, c); err != nil || r.GetError().GetKind() != command.StaleKey {
+			t.Errorf("%s: %v %v", what, r, err)
+		}
+	}
+}
