@@ -272,7 +272,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	}
 	e, err := engine.Open(ctx, engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
-		ContainerdSocket: a.socket(), ShimPath: a.paths.Shim, Network: a.net, Registry: a.reg, Peers: a.peers.clients, Event: a.event, Log: a.Logger,
+		ContainerdSocket: a.socket(), ShimPath: a.paths.Shim, Network: a.net, Registry: a.reg, Peers: a.peers.clients, Public: a.peers.public, Event: a.event, Log: a.Logger,
 	})
 	if err != nil {
 		return err
@@ -286,8 +286,8 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
 		h := streams.Handler(a.eng, streams.Options{
-			Log: a.Logger, Probe: a.probe, Pull: a.peers.named, Calls: a.store, Read: e.Manifest,
-			Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger}),
+			Log: a.Logger, Probe: a.probe, Pull: a.peers.pull, Calls: a.store, Read: e.Manifest,
+			Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, May: a.peers.may(e)}),
 		})
 		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))
 	})
@@ -394,7 +394,10 @@ func (a *agent) Welcome(ctx context.Context, w *dv1.Welcome) error {
 // Take implements session.Agent.
 func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
 	for _, x := range y.Tasks {
-		a.peers.named(x.GetSpec().GetDigest(), x.Holders)
+		a.peers.named(x.GetSpec().GetDigest(), source{holders: x.Holders})
+	}
+	for _, x := range y.Sources {
+		a.peers.named(x.Digest, source{grant: x.Grant, public: x.Public})
 	}
 	err := a.rec.Take(ctx, y)
 	if errors.Is(err, task.ErrStale) {

@@ -20,6 +20,8 @@ import (
 
 const cluster = "c1"
 
+func nilLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
 // authority signs identities for tests.
 type authority struct {
 	t  *testing.T

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/dial"
+	"github.com/drover/drover/pkg/grant"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -40,40 +42,108 @@ type peers struct {
 	a    *agent
 	have atomic.Pointer[engine.Engine] // nil before there is one
 
-	mu      sync.Mutex // guards the fields below
-	open    map[string]*bulk.Client
-	holders map[string][]string // addresses by digest, as assignments name them
-	order   []string
-	gossip  *gossip.Gossip
-	failed  time.Time
-	closed  bool
+	mu     sync.Mutex // guards the fields below
+	open   map[string]*bulk.Client
+	images map[string]source // by digest, as assignments and pulls name them
+	order  []string
+	gossip *gossip.Gossip
+	failed time.Time
+	closed bool
 }
 
 func newPeers(a *agent) *peers {
-	return &peers{a: a, open: map[string]*bulk.Client{}, holders: map[string][]string{}}
+	return &peers{a: a, open: map[string]*bulk.Client{}, images: map[string]source{}}
 }
 
-// named keeps who holds an image.
-func (p *peers) named(digest string, addrs []string) {
-	if digest == "" || len(addrs) == 0 {
+// source is what the control plane said of an image that this node is to have.
+type source struct {
+	holders []string // addresses
+	grant   []byte   // to read it from them
+	public  bool
+}
+
+// named keeps what was said of an image: what is said newly replaces what was.
+func (p *peers) named(digest string, s source) {
+	if digest == "" {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, ok := p.holders[digest]; !ok {
+	old, ok := p.images[digest]
+	if !ok {
 		if p.order = append(p.order, digest); len(p.order) > maxNamed {
-			delete(p.holders, p.order[0])
+			delete(p.images, p.order[0])
 			p.order = p.order[1:]
 		}
 	}
-	p.holders[digest] = addrs
+	if len(s.holders) == 0 {
+		s.holders = old.holders
+	}
+	if len(s.grant) == 0 {
+		s.grant = old.grant
+	}
+	s.public = s.public || old.public
+	p.images[digest] = s
+}
+
+// pull keeps what a controller says with a pull.
+func (p *peers) pull(r bulk.PullRequest) {
+	p.named(r.Digest, source{r.Holders, r.Grant, r.Public})
+}
+
+func (p *peers) public(digest string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.images[digest].public
+}
+
+// may says whether another node may read what this one has: what is public, and
+// what it was granted.
+func (p *peers) may(e images) func(*http.Request, digest.Digest) error {
+	return func(r *http.Request, d digest.Digest) error {
+		if ok, err := e.Public(r.Context(), d.String()); ok || err != nil {
+			return err
+		}
+		who, _ := pki.PrincipalFrom(r.Context())
+		b, err := base64.StdEncoding.DecodeString(r.Header.Get(grant.Header))
+		if err != nil || len(b) == 0 {
+			return fmt.Errorf("%s has no grant for this", who.URI)
+		}
+		image, err := grant.Check(p.a.files, p.a.fleet.known, b, who.ID, time.Now())
+		if err != nil {
+			return err
+		}
+		if !e.Within(r.Context(), image, d.String()) {
+			return fmt.Errorf("%s was granted %s, which this is no part of", who.URI, image)
+		}
+		return nil
+	}
+}
+
+// images is what may must know of the engine's.
+type images interface {
+	Public(ctx context.Context, blob string) (bool, error)
+	Within(ctx context.Context, image, blob string) bool
+}
+
+// granted shows a grant with each request.
+type granted struct {
+	http.RoundTripper
+	grant string
+}
+
+func (g granted) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set(grant.Header, g.grant)
+	return g.RoundTripper.RoundTrip(r)
 }
 
 // clients gives connections to nodes that hold an image, or said so.
 func (p *peers) clients(digest string) (out []*http.Client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	addrs := slices.Clone(p.holders[digest])
+	from := p.images[digest]
+	addrs := slices.Clone(from.holders)
 	if p.gossip != nil {
 		for _, id := range p.gossip.Holders(digest) {
 			addrs = append(addrs, p.a.fleet.addr(id)) // where the control plane says it is
@@ -83,7 +153,8 @@ func (p *peers) clients(digest string) (out []*http.Client) {
 		if addr == "" || addr == p.a.addr || slices.Contains(addrs[:i], addr) {
 			continue
 		}
-		out = append(out, p.to(addr).HTTP())
+		tr := granted{p.to(addr).HTTP().Transport, base64.StdEncoding.EncodeToString(from.grant)}
+		out = append(out, &http.Client{Transport: tr})
 		if len(out) == maxPeers {
 			break
 		}
@@ -133,6 +204,8 @@ func (p *peers) tag(ctx context.Context, ref string) (digest.Digest, error) {
 	var a struct {
 		Digest  string
 		Holders []string
+		Grant   []byte
+		Public  bool
 		Message string
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&a); err != nil {
@@ -140,10 +213,12 @@ func (p *peers) tag(ctx context.Context, ref string) (digest.Digest, error) {
 	}
 	switch resp.StatusCode {
 	case http.StatusOK:
-		p.named(a.Digest, a.Holders)
+		p.named(a.Digest, source{a.Holders, a.Grant, a.Public})
 		return digest.Digest(a.Digest), nil
 	case http.StatusNotFound:
 		return "", mirror.ErrUnknown
+	case http.StatusForbidden:
+		return "", fmt.Errorf("%w: %s", mirror.ErrPrivate, a.Message)
 	}
 	return "", fmt.Errorf("asking the fleet for %s: %s", ref, a.Message)
 }
@@ -225,6 +300,12 @@ func (a *agent) serveMirror(e *engine.Engine) error {
 	}
 	m := mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, Tag: a.peers.tag, Missing: func(ctx context.Context, ref string, d digest.Digest) error {
 		_, err := a.eng.Pull(ctx, ref, d.String(), nil, func(task.Progress) {})
+		return err
+	}, May: func(r *http.Request, d digest.Digest) error {
+		ok, err := e.Public(r.Context(), d.String())
+		if err == nil && !ok {
+			err = mirror.ErrPrivate
+		}
 		return err
 	}})
 	host, _, err := net.SplitHostPort(a.Mirror)

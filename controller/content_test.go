@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -15,6 +16,8 @@ import (
 	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/grant"
+	"github.com/drover/drover/pkg/pki"
 )
 
 // upstream is a registry with one image, of which it answers what it names.
@@ -53,6 +56,13 @@ func TestALyingNodeDecidesNoTag(t *testing.T) {
 	answer := make(chan bulk.PullLine, 1)
 	files := h.files(bootstrap.AgentPKI(h.data))
 	addr := h.bulkPort(files, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var p bulk.PullRequest
+		if err := json.NewDecoder(r.Body).Decode(&p); err != nil || !p.Public {
+			t.Errorf("the node was asked for %+v (%v)", p, err)
+		}
+		if d, err := grant.Check(files, pki.Kinds(pki.KindController), p.Grant, h.nodeID(), time.Now()); err != nil || d != p.Digest {
+			t.Errorf("the pull of %s comes with a grant for %q (%v)", p.Digest, d, err)
+		}
 		_ = json.NewEncoder(w).Encode(<-answer)
 	}))
 	node, err := h.open(files, 1, addr)
@@ -88,7 +98,65 @@ func TestALyingNodeDecidesNoTag(t *testing.T) {
 	if r := pull(bulk.PullLine{Image: image(honest), Manifests: [][]byte{manifest}}); r.code != 200 || strings.Contains(r.body, `"errorDetail"`) {
 		t.Fatalf("an honest node's pull: %v", r)
 	}
+	if i := h.c.node.Load().Snapshot().Image(want); !i.GetPublic() {
+		t.Error("an image that anybody may pull is private")
+	}
 	if tag := h.c.node.Load().Snapshot().Tag(reg + "/web:1"); tag.GetDigest() != want {
 		t.Fatalf("the tag is %v", tag)
+	}
+}
+
+// A node is told of public images, and of private ones that it runs, with a grant;
+// of others it learns nothing.
+func TestANodeLearnsOnlyOfTheImagesItNeeds(t *testing.T) {
+	h := newHost(t)
+	h.up()
+	files := h.files(bootstrap.AgentPKI(h.data))
+	put := func(name string, public bool) string {
+		t.Helper()
+		d := digest.FromString(name).String()
+		h.propose(&dv1.Command{Of: &dv1.Command_CommitImage{CommitImage: &dv1.CommitImage{
+			Image: &dv1.Image{Digest: d, Config: []byte("{}"), Public: public}, Refs: []string{name}}}})
+		return d
+	}
+	open, secret := put("open", true), put("secret", false)
+	ask := func(name string) (out struct {
+		Digest string
+		Public bool
+		Grant  []byte
+	}, code int) {
+		t.Helper()
+		r := h.remote(files, "/drover/v1/tags?ref=docker.io/library/"+name+":latest")
+		if err := json.Unmarshal([]byte(r.body), &out); err != nil {
+			t.Fatalf("%s: %v", name, r)
+		}
+		if r.code == http.StatusOK {
+			if d, err := grant.Check(files, pki.Kinds(pki.KindController), out.Grant, h.nodeID(), time.Now()); err != nil || d != out.Digest {
+				t.Errorf("%s comes with a grant for %q (%v)", name, d, err)
+			}
+		}
+		return out, r.code
+	}
+	if a, code := ask("open"); code != http.StatusOK || a.Digest != open || !a.Public {
+		t.Errorf("a public image: %d %+v", code, a)
+	}
+	if a, code := ask("secret"); code != http.StatusForbidden || a.Digest != "" || len(a.Grant) > 0 {
+		t.Errorf("a private image: %d %+v", code, a)
+	}
+	node, err := h.open(files, 1, "127.0.0.1:7444")
+	if err != nil {
+		t.Fatal(err)
+	}
+	node.sync()
+	h.create("mine", `{"Image":"secret","Cmd":["x"]}`)
+	y := node.sync()
+	if len(y.Sources) != 1 || y.Sources[0].Digest != secret || y.Sources[0].Public {
+		t.Fatalf("the assignment's image: %v", y.Sources)
+	}
+	if d, err := grant.Check(files, pki.Kinds(pki.KindController), y.Sources[0].Grant, h.nodeID(), time.Now()); err != nil || d != secret {
+		t.Errorf("the assignment comes with a grant for %q (%v)", d, err)
+	}
+	if a, code := ask("secret"); code != http.StatusOK || a.Digest != secret || a.Public {
+		t.Errorf("a private image that it runs: %d %+v", code, a)
 	}
 }

@@ -37,6 +37,7 @@ import (
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/grant"
 	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
@@ -99,6 +100,7 @@ type controller struct {
 	unlock   func()
 	files    *pki.Files
 	registry *registry.Registry
+	grants   *grant.Maker
 	contact  string
 	fail     func(error) // ends the controller; the first one counts
 
@@ -181,6 +183,7 @@ func load(cfg Config) (_ *controller, err error) {
 	if c.files, err = pki.LoadFiles(bootstrap.ControllerPKI(c.DataDir)); err != nil {
 		return nil, fmt.Errorf("this host has no controller's identity, or a damaged one: %w", err)
 	}
+	c.grants = grant.NewMaker(c.files)
 	if c.registry, err = registry.New(c.Registries); err != nil {
 		return nil, fmt.Errorf("configuring registries: %w", err)
 	}
@@ -263,7 +266,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	fleet := core.New(c.contact)
 	c.relay = &relay.Fleet{Relay: way, Core: fleet}
 	seals := &seals{c: c, log: log, last: key}
-	hub := dispatch.New(dispatch.Options{Log: dispatchLog{log, way}, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Probe: c.probe(log)})
+	hub := dispatch.New(dispatch.Options{Log: dispatchLog{log, way}, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: c.probe(log)})
 	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.client
 	c.commits.open(func() { fleet.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
@@ -316,8 +319,8 @@ func (c *controller) follow(ctx context.Context, node *consensus.Node, hub *disp
 }
 
 func (c *controller) api(log *tracedLog) http.Handler {
-	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version})
-	ours := fleetapi.New(fleetapi.Options{Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
+	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
+	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == traces.Path || strings.HasPrefix(r.URL.Path, fleetapi.Prefix) {
 			ours.ServeHTTP(w, r)

@@ -45,6 +45,7 @@ type Options struct {
 	Network          *network.Network
 	Registry         *registry.Registry
 	Peers            func(digest string) []*http.Client // nodes to ask before the registry; may be nil
+	Public           func(digest string) bool           // whether anybody may pull it from its registry; nil: nothing is
 	// Event hears of what only the engine sees; nil: nobody.
 	Event func(taskID, action string, attributes map[string]string)
 	Log   *slog.Logger

@@ -39,6 +39,7 @@ type image struct {
 	client.Image
 	proto  *dv1.Image
 	config ocispec.Image
+	blobs  map[string]bool // that it consists of here: index, manifest, configuration, layers
 }
 
 // imageCache keeps images that were read. What was read while one was removed is
@@ -158,6 +159,10 @@ func (e *Engine) readImage(ctx context.Context, dgst string, ci client.Image, at
 		Digest: dgst, Manifest: mdesc.Digest.String(), ConfigDigest: manifest.Config.Digest.String(),
 		Config: b, Size: size, Pulled: ci.Metadata().CreatedAt.UnixNano(),
 	}
+	i.blobs = map[string]bool{dgst: true, mdesc.Digest.String(): true, manifest.Config.Digest.String(): true}
+	for _, l := range manifest.Layers {
+		i.blobs[l.Digest.String()] = true
+	}
 	for _, d := range i.config.RootFS.DiffIDs {
 		i.proto.Layers = append(i.proto.Layers, d.String())
 	}
@@ -225,6 +230,9 @@ func (e *Engine) Pull(ctx context.Context, ref, dgst string, auth *task.Credenti
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)
 	}
+	if err := e.markPublic(ctx, dgst, i); err != nil {
+		return nil, err
+	}
 	for _, d := range i.proto.Layers {
 		progress(task.Progress{ID: shortDigest(d), Status: "Already exists"})
 	}
@@ -285,6 +293,13 @@ func (e *Engine) fetch(ctx context.Context, at, dgst string, auth *task.Credenti
 		return nil, err
 	}
 	ours := images.Image{Name: dgst, Target: pulled.Target, Labels: pulled.Labels}
+	if e.isPublic(dgst) {
+		ours.Labels = maps.Clone(ours.Labels)
+		if ours.Labels == nil {
+			ours.Labels = map[string]string{}
+		}
+		ours.Labels[publicLabel] = "1"
+	}
 	if _, err := is.Create(ctx, ours); err != nil && !errdefs.IsAlreadyExists(err) {
 		return nil, err
 	}
@@ -333,6 +348,45 @@ func (e *Engine) fromAnywhere(ctx context.Context, at, dgst string, auth *task.C
 		w.abort(ctx)
 		cleaned = true
 	}
+}
+
+// publicLabel marks images that anybody may pull from their registry. One that isn't
+// known to be public is private.
+const publicLabel = "io.drover.public"
+
+func (e *Engine) isPublic(dgst string) bool { return e.o.Public != nil && e.o.Public(dgst) }
+
+// markPublic marks an image that was pulled before it was known to be public.
+func (e *Engine) markPublic(ctx context.Context, dgst string, i *image) error {
+	if !e.isPublic(dgst) || i.Labels()[publicLabel] != "" {
+		return nil
+	}
+	with := images.Image{Name: dgst, Labels: map[string]string{publicLabel: "1"}}
+	if _, err := e.c.ImageService().Update(e.ctx(ctx), with, "labels."+publicLabel); err != nil {
+		return fmt.Errorf("marking image %s as public: %w", dgst, err)
+	}
+	e.images.drop(dgst) // it is read anew, with its label
+	return nil
+}
+
+// Within says whether a blob is part of an image that is here whole.
+func (e *Engine) Within(ctx context.Context, dgst, blob string) bool {
+	i, err := e.image(ctx, dgst)
+	return err == nil && i.blobs[blob]
+}
+
+// Public says whether a blob is part of an image that anybody may pull.
+func (e *Engine) Public(ctx context.Context, blob string) (bool, error) {
+	all, err := e.c.ImageService().List(e.ctx(ctx), `labels."`+publicLabel+`"==1`)
+	if err != nil {
+		return false, fmt.Errorf("listing public images: %w", err)
+	}
+	for _, a := range all {
+		if e.Within(ctx, a.Name, blob) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // Images implements task.Engine.

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/agent/task"
@@ -141,4 +143,61 @@ func TestAPullThatWasCutOffPinsNothing(t *testing.T) {
 	if err != nil || len(left) != 1 || left[0].Name != w.dgst {
 		t.Fatalf("containerd has %v (%v)", left, err)
 	}
+}
+
+// Only an image that is known to be public is, with all it consists of, also when
+// that is learnt later; what isn't part of it is not.
+func TestAnImageIsPrivateUnlessItIsKnownToBePublic(t *testing.T) {
+	w := newWorld(t)
+	public := false
+	w.o.Public = func(string) bool { return public }
+	e, err := engine.Open(t.Context(), w.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = e.Close() }()
+	pull := func() {
+		t.Helper()
+		if _, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(what, blob string, want bool) {
+		t.Helper()
+		if got, err := e.Public(t.Context(), blob); err != nil || got != want {
+			t.Errorf("%s is public: %v (%v)", what, got, err)
+		}
+	}
+	pull()
+	raw, err := e.Manifest(t.Context(), w.dgst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		t.Fatal(err)
+	}
+	layer, config := m.Layers[0].Digest.String(), m.Config.Digest.String()
+	is("an image of which nothing is known", w.dgst, false)
+	is("its layer", layer, false)
+	for _, b := range []string{w.dgst, layer, config} {
+		if !e.Within(t.Context(), w.dgst, b) {
+			t.Errorf("%s is not part of the image", b)
+		}
+	}
+	if other := "sha256:" + strings.Repeat("1", 64); e.Within(t.Context(), w.dgst, other) || e.Within(t.Context(), other, w.dgst) {
+		t.Error("what isn't here is part of something")
+	}
+	public = true
+	pull()
+	is("an image that turned out to be public", w.dgst, true)
+	is("its layer", layer, true)
+	is("its configuration", config, true)
+	if err := e.RemoveImage(t.Context(), w.dgst); err != nil {
+		t.Fatal(err)
+	}
+	is("an image that is gone", w.dgst, false)
+	pull()
+	is("one that was public from the start", config, true)
+	is("something else", "sha256:"+strings.Repeat("1", 64), false)
 }

@@ -23,20 +23,29 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/drover/drover/pkg/registry"
 )
 
 // Options of New. Tag gives the digest that a fleet's reference names now; nil
 // lets digests only be asked for. Missing is called for a digest that is not
-// here: it may bring it, and says whether it did; nil never does.
+// here, or may not be read: it may bring it, and says whether it did; nil never
+// does. May says who may read what is here; an error is why not.
 type Options struct {
 	Store   content.Provider
 	Tag     func(ctx context.Context, ref string) (digest.Digest, error)
 	Missing func(ctx context.Context, ref string, d digest.Digest) error
+	May     func(r *http.Request, d digest.Digest) error
 	Log     *slog.Logger
 }
 
-// ErrUnknown: the fleet has no such image.
-var ErrUnknown = errors.New("manifest unknown")
+// What Tag and May fail with.
+var (
+	// ErrUnknown: the fleet has no such image.
+	ErrUnknown = errors.New("manifest unknown")
+	// ErrPrivate: it isn't known that anybody may pull it.
+	ErrPrivate = errors.New("this mirror serves public images only: pull private ones from their registry, or with drover pull")
+)
 
 // Mirror answers the OCI distribution API's pulls.
 type Mirror struct {
@@ -93,6 +102,10 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				refuse(w, http.StatusNotFound, "MANIFEST_UNKNOWN", full+" is not an image of this fleet")
 				return
 			}
+			if errors.Is(err, ErrPrivate) {
+				refuse(w, http.StatusForbidden, "DENIED", err.Error())
+				return
+			}
 			refuse(w, http.StatusServiceUnavailable, "UNAVAILABLE", err.Error())
 			return
 		}
@@ -102,11 +115,18 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, kind, full string, d digest.Digest) {
 	ctx := r.Context()
-	ra, err := m.o.Store.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
-	if errdefs.IsNotFound(err) && m.o.Missing != nil && kind == "manifests" && full != "" {
-		if err = m.o.Missing(ctx, full, d); err == nil {
-			ra, err = m.o.Store.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
+	ra, err := m.open(r, d)
+	if err != nil && m.o.Missing != nil && kind == "manifests" && full != "" {
+		if merr := m.o.Missing(ctx, full, d); merr == nil {
+			ra, err = m.open(r, d)
+		} else if errdefs.IsNotFound(err) {
+			err = merr
 		}
+	}
+	var no *denied
+	if errors.As(err, &no) {
+		refuse(w, http.StatusForbidden, "DENIED", d.String()+": "+no.Error())
+		return
 	}
 	if errdefs.IsNotFound(err) {
 		refuse(w, http.StatusNotFound, strings.ToUpper(strings.TrimSuffix(kind, "s"))+"_UNKNOWN", d.String()+" is not on this node")
@@ -134,6 +154,21 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, kind, full string,
 	http.ServeContent(&counting{w, &m.served}, r, "", time.Time{}, body)
 }
 
+// denied is what May said.
+type denied struct{ error }
+
+func (m *Mirror) open(r *http.Request, d digest.Digest) (content.ReaderAt, error) {
+	ra, err := m.o.Store.ReaderAt(r.Context(), ocispec.Descriptor{Digest: d})
+	if err != nil {
+		return nil, err
+	}
+	if err := m.o.May(r, d); err != nil {
+		_ = ra.Close()
+		return nil, &denied{err}
+	}
+	return ra, nil
+}
+
 type counting struct {
 	http.ResponseWriter
 	n *atomic.Int64
@@ -151,26 +186,10 @@ func mediaType(r *io.SectionReader) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var m struct {
-		MediaType string            `json:"mediaType"`
-		Manifests []json.RawMessage `json:"manifests"`
-		Config    json.RawMessage   `json:"config"`
-	}
-	if err := json.Unmarshal(b, &m); err != nil {
-		return "", err
-	}
 	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return "", err
 	}
-	switch {
-	case m.MediaType != "":
-		return m.MediaType, nil
-	case m.Manifests != nil:
-		return ocispec.MediaTypeImageIndex, nil
-	case m.Config != nil:
-		return ocispec.MediaTypeImageManifest, nil
-	}
-	return "", errors.New("it is no manifest")
+	return registry.MediaType(b)
 }
 
 // Serve answers tools of this host on l, which is loopback, until ctx ends.

@@ -43,6 +43,7 @@ func TestPullsAreAnsweredAndNothingElse(t *testing.T) {
 	index := store.put(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`)
 	layer := store.put("layer")
 	late := digest.FromString("late")
+	secret := store.put(`{"schemaVersion":2,"config":{},"annotations":{}}`)
 	m := New(Options{Store: store, Log: slog.New(slog.DiscardHandler),
 		Tag: func(_ context.Context, ref string) (digest.Digest, error) {
 			switch ref {
@@ -50,6 +51,10 @@ func TestPullsAreAnsweredAndNothingElse(t *testing.T) {
 				return index, nil
 			case "registry.lan/x/y:1":
 				return late, nil
+			case "docker.io/library/hidden:latest":
+				return "", fmt.Errorf("hidden: %w", ErrPrivate)
+			case "docker.io/library/mine:latest": // private, and of a task on this node
+				return secret, nil
 			case "docker.io/library/dark:latest":
 				return "", errors.New("no controller answers")
 			}
@@ -60,6 +65,12 @@ func TestPullsAreAnsweredAndNothingElse(t *testing.T) {
 				return errdefs.ErrNotFound
 			}
 			store[late] = []byte(`{"manifests":[]}`)
+			return nil
+		},
+		May: func(_ *http.Request, d digest.Digest) error {
+			if d == secret {
+				return ErrPrivate
+			}
 			return nil
 		}})
 	s := httptest.NewServer(m)
@@ -77,6 +88,11 @@ func TestPullsAreAnsweredAndNothingElse(t *testing.T) {
 		{"GET", "/v2/library/alpine/blobs/" + digest.FromString("no").String(), 404, "application/json", ""},
 		{"GET", "/v2/library/alpine/manifests/" + layer.String(), 404, "application/json", ""},
 		{"GET", "/v2/library/absent/manifests/latest", 404, "application/json", ""},
+		{"GET", "/v2/library/hidden/manifests/latest", 403, "application/json", ""},
+		{"GET", "/v2/library/mine/manifests/latest", 403, "application/json", ""},
+		{"GET", "/v2/library/mine/manifests/" + secret.String(), 403, "application/json", ""},
+		{"GET", "/v2/library/mine/blobs/" + secret.String(), 403, "application/json", ""},
+		{"HEAD", "/v2/library/mine/blobs/" + secret.String(), 403, "", ""},
 		{"GET", "/v2/library/dark/manifests/latest", 503, "application/json", ""},
 		{"GET", "/v2/x/y/manifests/1?ns=registry.lan", 200, ocispec.MediaTypeImageIndex, `{"manifests":[]}`},
 		{"GET", "/v2/../../etc/passwd/blobs/x", 404, "", ""},

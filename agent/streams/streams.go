@@ -31,14 +31,14 @@ const maxBody = 1 << 20
 const pullQuiet = 100 * time.Millisecond
 
 // Options of Handler. Probe asks another node whether it is there. Peers answers
-// other nodes, which may use nothing else here; nil refuses them. Pull is told who
-// has what is to be pulled, and may be nil. Read gives a manifest that was pulled.
+// other nodes, which may use nothing else here; nil refuses them. Pull is told what
+// is to be pulled, and may be nil. Read gives a manifest that was pulled.
 type Options struct {
 	Log   *slog.Logger
 	Probe func(ctx context.Context, node, addr string) error
 	Peers http.Handler
 	Calls Calls
-	Pull  func(digest string, holders []string)
+	Pull  func(bulk.PullRequest)
 	Read  func(ctx context.Context, digest string) ([]byte, error)
 }
 
@@ -51,7 +51,7 @@ type Calls interface {
 
 // Handler answers pkg/bulk's paths over e.
 func Handler(e task.Engine, o Options) http.Handler {
-	s := &server{e: e, log: o.Log, holders: o.Pull, calls: o.Calls, read: o.Read}
+	s := &server{e: e, log: o.Log, told: o.Pull, calls: o.Calls, read: o.Read}
 	m := http.NewServeMux()
 	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
 	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
@@ -91,12 +91,12 @@ func Handler(e task.Engine, o Options) http.Handler {
 }
 
 type server struct {
-	e       task.Engine
-	log     *slog.Logger
-	holders func(string, []string)
-	read    func(context.Context, string) ([]byte, error)
-	calls   Calls
-	execs   sync.Map // exec id -> task id, for what this agent made
+	e     task.Engine
+	log   *slog.Logger
+	told  func(bulk.PullRequest)
+	read  func(context.Context, string) ([]byte, error)
+	calls Calls
+	execs sync.Map // exec id -> task id, for what this agent made
 }
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) {
@@ -310,8 +310,8 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	if s.holders != nil {
-		s.holders(p.Digest, p.Holders)
+	if s.told != nil {
+		s.told(p)
 	}
 	var auth *task.Credentials
 	if p.Username != "" || p.IdentityToken != "" {

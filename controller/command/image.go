@@ -60,9 +60,11 @@ func (d *decision) commitImage(c *dv1.CommitImage) *dv1.Error {
 	}
 	img := proto.CloneOf(c.Image)
 	if old := d.Image(img.Digest); old != nil {
-		// What a digest is never changes: only where it is found may be added.
-		repos := append(img.RepoDigests, old.RepoDigests...)
+		// What a digest is never changes: only where it is found, and by whom, may be
+		// added.
+		repos, public := append(img.RepoDigests, old.RepoDigests...), img.Public
 		img = proto.CloneOf(old)
+		img.Public = old.Public || public
 		img.RepoDigests = slices.Compact(slices.Sorted(slices.Values(repos)))
 	}
 	if !proto.Equal(d.Image(img.Digest), img) {

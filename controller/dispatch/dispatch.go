@@ -33,7 +33,8 @@ type Log interface {
 type Options struct {
 	Log      Log
 	Probe    func(ctx context.Context, nodeID string) bool
-	Keys     func() [][]byte // of the gossip, newest first; may be nil
+	Keys     func() [][]byte                           // of the gossip, newest first; may be nil
+	Grant    func(node, digest string) ([]byte, error) // lets a node read an image from others; may be nil
 	Logger   *slog.Logger
 	OnStatus func(taskID string)
 	OnEvent  func(*dv1.Happening)

@@ -281,6 +281,7 @@ func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.F
 		m := &dv1.ToAgent{}
 		if sync := h.next(s, full, sent); sync != nil {
 			full, sent = false, sync.Index
+			sync.Sources = h.sources(s.node, sync.Tasks)
 			m.Of = &dv1.ToAgent_Sync{Sync: sync}
 		} else if r, news := h.changed(s), h.news(s); news || r != nil {
 			m.Of = &dv1.ToAgent_Changed{Changed: h.welcome("", s.node, r)}

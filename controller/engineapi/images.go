@@ -148,7 +148,16 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 	if t := snap.Tag(named.String()); t != nil && t.Digest == digest && slices.Contains(s.Fleet.Holders(digest), node) {
 		newer = false
 	}
-	req := bulk.PullRequest{Ref: named.String(), Digest: digest}
+	at, err := reference.WithDigest(reference.TrimNamed(named), desc.Digest)
+	if err != nil {
+		return fmt.Errorf("naming %s by its digest: %w", named, err)
+	}
+	req := bulk.PullRequest{Ref: named.String(), Digest: digest, Public: s.Registry.Public(r.Context(), at.String(), auth)}
+	if s.Grant != nil {
+		if req.Grant, err = s.Grant(node, digest); err != nil {
+			return err
+		}
+	}
 	for _, h := range s.Fleet.Holders(digest) {
 		if n := snap.Node(h); n != nil && h != node {
 			req.Holders = append(req.Holders, n.Addr)
@@ -181,6 +190,7 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 	p.say(message{Status: "Pulling from " + reference.Path(named), ID: id})
 	img, err := p.relay(resp.Body, digest)
 	if err == nil {
+		img.Public = req.Public
 		err = s.commitImage(w, r, named, img)
 	}
 	if err != nil {

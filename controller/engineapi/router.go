@@ -59,6 +59,8 @@ type Options struct {
 	Logger   *slog.Logger // nil: none
 	Tracer   trace.Tracer // nil: none
 	Version  string       // of drover
+	// Grant lets a node read an image's content from others; nil: none does.
+	Grant func(node, digest string) ([]byte, error)
 	// Principal finds the caller; nil is pki.PrincipalFrom.
 	Principal func(context.Context) (pki.Principal, bool)
 }

@@ -206,7 +206,8 @@ func (s *server) revokeToken(w http.ResponseWriter, r *http.Request) {
 	s.do(w, r, &dv1.Command{Of: &dv1.Command_RevokeToken{RevokeToken: &dv1.RevokeToken{Id: r.PathValue("id")}}})
 }
 
-// tag answers a node's mirror: which digest a reference names.
+// tag answers a node's mirror: which digest a reference names. A node learns only of
+// what it needs: of public images, and of those that its tasks have.
 func (s *server) tag(w http.ResponseWriter, r *http.Request) {
 	snap, ok := s.state(w, r)
 	if !ok {
@@ -217,13 +218,42 @@ func (s *server) tag(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "No such image: "+r.URL.Query().Get("ref"))
 		return
 	}
-	var holders []string
-	for _, id := range s.o.Fleet.Holders(t.Digest) {
-		if n := snap.Node(id); n != nil {
-			holders = append(holders, n.Addr)
+	out := tagged{Digest: t.Digest, Public: snap.Image(t.Digest).GetPublic()}
+	if p, _ := pki.PrincipalFrom(r.Context()); p.Kind == pki.KindNode {
+		if !out.Public && !needs(snap, p.ID, t.Digest) {
+			refuse(w, http.StatusForbidden, r.URL.Query().Get("ref")+" is a private image: its registry gives it to who has the credential")
+			return
+		}
+		if s.o.Grant != nil {
+			var err error
+			if out.Grant, err = s.o.Grant(p.ID, t.Digest); err != nil {
+				refuse(w, http.StatusInternalServerError, err.Error())
+				return
+			}
 		}
 	}
-	answer(w, http.StatusOK, map[string]any{"Digest": t.Digest, "Holders": holders})
+	for _, id := range s.o.Fleet.Holders(t.Digest) {
+		if n := snap.Node(id); n != nil {
+			out.Holders = append(out.Holders, n.Addr)
+		}
+	}
+	answer(w, http.StatusOK, out)
+}
+
+type tagged struct {
+	Digest  string
+	Holders []string
+	Public  bool
+	Grant   []byte `json:",omitempty"`
+}
+
+func needs(snap *state.Snapshot, node, digest string) bool {
+	for t := range snap.TasksOfImage(digest) {
+		if t.NodeId == node {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *server) state(w http.ResponseWriter, r *http.Request) (*state.Snapshot, bool) {

@@ -44,6 +44,8 @@ type PullRequest struct {
 	Username, Password, IdentityToken, AuthServer string `json:",omitempty"`
 
 	Holders []string `json:",omitempty"` // addresses of nodes that have it
+	Grant   []byte   `json:",omitempty"` // to read it from them
+	Public  bool     `json:",omitempty"` // anybody may pull it from its registry
 }
 
 // PullLine is progress, then once Image (protojson of dv1.Image) or Error.

@@ -185,6 +185,29 @@ func (r *Registry) Hosts(c *Credentials, peers ...*http.Client) docker.RegistryH
 	}
 }
 
+// Public says whether anybody may pull ref (with a digest), which was just resolved
+// with c: there was no credential to use, or it goes without. It asks the registry
+// only where there was one.
+func (r *Registry) Public(ctx context.Context, ref string, c *Credentials) bool {
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return false
+	}
+	name := canonical(reference.Domain(named))
+	h := r.hosts[name]
+	if !c.isFor(name) && h.Username == "" && h.Password == "" {
+		return true
+	}
+	bare := h
+	bare.Username, bare.Password = "", ""
+	anybody := &Registry{hosts: map[string]host{}, other: r.other, plain: r.plain}
+	if h.client != nil {
+		anybody.hosts[name] = bare
+	}
+	_, err = anybody.Resolve(ctx, named.String(), nil)
+	return err == nil
+}
+
 // isFor keeps one registry's credentials from another.
 func (c *Credentials) isFor(name string) bool {
 	if c == nil || c.Username == "" && c.IdentityToken == "" {

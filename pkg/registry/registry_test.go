@@ -95,6 +95,40 @@ func TestWhatARegistryRefusesIsToldApart(t *testing.T) {
 	}
 }
 
+// An image is public if nobody's credential was needed: who has one and didn't need
+// it makes nothing private.
+func TestWhatAnybodyMayPullIsPublic(t *testing.T) {
+	closed := newPrivate(t)
+	open := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, _, shown := r.BasicAuth(); shown {
+			t.Error("a credential was shown")
+		}
+		w.Header().Set("Docker-Content-Digest", there)
+		w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
+		w.Header().Set("Content-Length", "2")
+	}))
+	t.Cleanup(open.Close)
+	at := strings.TrimPrefix(open.URL, "http://")
+	r, err := New([]Mirror{{Name: "closed.lan", Endpoint: closed.addr(), PlainHTTP: true}, {Name: "ours.lan", Endpoint: closed.addr(), PlainHTTP: true, Username: "me", Password: "right"},
+		{Name: "open.lan", Endpoint: at, PlainHTTP: true}, {Name: "logged.lan", Endpoint: at, PlainHTTP: true, Username: "me", Password: "right"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := &Credentials{Username: "me", Password: "right"}
+	for _, c := range []struct {
+		name string
+		with *Credentials
+		want bool
+	}{
+		{"closed.lan", mine, false}, {"ours.lan", nil, false}, {"open.lan", nil, true}, {"open.lan", mine, true}, {"logged.lan", nil, true},
+		{"closed.lan", &Credentials{Username: "me", Password: "right", ServerAddress: "elsewhere.lan"}, true}, // it resolved: nothing was shown
+	} {
+		if got := r.Public(t.Context(), c.name+"/library/there@"+there, c.with); got != c.want {
+			t.Errorf("%s, pulled with %+v, is public: %v", c.name, c.with, got)
+		}
+	}
+}
+
 func TestMirrorsAreChecked(t *testing.T) {
 	for _, m := range [][]Mirror{{{}}, {{Name: "a", Endpoint: "ftp://x"}}, {{Name: "a", Endpoint: "user@x"}}, {{Name: "a", CAFile: "/nowhere"}}, {{Name: "docker.io"}, {Name: "index.docker.io"}}} {
 		if _, err := New(m); err == nil {

@@ -619,6 +619,7 @@ type Sync struct {
 	Full          bool                   `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
 	Tasks         []*Assignment          `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	Tombstones    []*Tombstone           `protobuf:"bytes,6,rep,name=tombstones,proto3" json:"tombstones,omitempty"`
+	Sources       []*Source              `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"` // of the tasks' images
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -695,6 +696,195 @@ func (x *Sync) GetTombstones() []*Tombstone {
 	return nil
 }
 
+func (x *Sync) GetSources() []*Source {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+// Source is what a node must know of an image besides its digest. It isn't stored.
+type Source struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Grant         []byte                 `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`    // lets the node read it from others for a while
+	Public        bool                   `protobuf:"varint,3,opt,name=public,proto3" json:"public,omitempty"` // anybody may pull it from its registry
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Source) Reset() {
+	*x = Source{}
+	mi := &file_session_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Source) ProtoMessage() {}
+
+func (x *Source) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Source.ProtoReflect.Descriptor instead.
+func (*Source) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Source) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Source) GetGrant() []byte {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *Source) GetPublic() bool {
+	if x != nil {
+		return x.Public
+	}
+	return false
+}
+
+// Grant is a node's right to read an image's content from other nodes.
+type Grant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Said          []byte                 `protobuf:"bytes,1,opt,name=said,proto3" json:"said,omitempty"`           // a Granted
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // of said, by the controller's key
+	Cert          []byte                 `protobuf:"bytes,3,opt,name=cert,proto3" json:"cert,omitempty"`           // the controller's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grant) Reset() {
+	*x = Grant{}
+	mi := &file_session_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grant) ProtoMessage() {}
+
+func (x *Grant) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grant.ProtoReflect.Descriptor instead.
+func (*Grant) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Grant) GetSaid() []byte {
+	if x != nil {
+		return x.Said
+	}
+	return nil
+}
+
+func (x *Grant) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *Grant) GetCert() []byte {
+	if x != nil {
+		return x.Cert
+	}
+	return nil
+}
+
+type Granted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Until         int64                  `protobuf:"varint,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Granted) Reset() {
+	*x = Granted{}
+	mi := &file_session_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Granted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Granted) ProtoMessage() {}
+
+func (x *Granted) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Granted.ProtoReflect.Descriptor instead.
+func (*Granted) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Granted) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Granted) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Granted) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 type Assignment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
@@ -706,7 +896,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -718,7 +908,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -731,7 +921,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{8}
+	return file_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Assignment) GetTask() *Task {
@@ -765,7 +955,7 @@ type Acks struct {
 
 func (x *Acks) Reset() {
 	*x = Acks{}
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +967,7 @@ func (x *Acks) String() string {
 func (*Acks) ProtoMessage() {}
 
 func (x *Acks) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +980,7 @@ func (x *Acks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acks.ProtoReflect.Descriptor instead.
 func (*Acks) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{9}
+	return file_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Acks) GetIndex() uint64 {
@@ -820,7 +1010,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +1022,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +1035,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{10}
+	return file_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Observation) GetTasks() []*TaskStatus {
@@ -908,7 +1098,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1110,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1123,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{11}
+	return file_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TaskStatus) GetId() []byte {
@@ -1065,7 +1255,7 @@ type ImageStatus struct {
 
 func (x *ImageStatus) Reset() {
 	*x = ImageStatus{}
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1267,7 @@ func (x *ImageStatus) String() string {
 func (*ImageStatus) ProtoMessage() {}
 
 func (x *ImageStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1280,7 @@ func (x *ImageStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageStatus.ProtoReflect.Descriptor instead.
 func (*ImageStatus) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{12}
+	return file_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ImageStatus) GetDigest() string {
@@ -1120,7 +1310,7 @@ type Happening struct {
 
 func (x *Happening) Reset() {
 	*x = Happening{}
-	mi := &file_session_proto_msgTypes[13]
+	mi := &file_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1322,7 @@ func (x *Happening) String() string {
 func (*Happening) ProtoMessage() {}
 
 func (x *Happening) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[13]
+	mi := &file_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1335,7 @@ func (x *Happening) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Happening.ProtoReflect.Descriptor instead.
 func (*Happening) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{13}
+	return file_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Happening) GetTaskId() []byte {
@@ -1189,7 +1379,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1391,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1404,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{14}
+	return file_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Holding) GetSaid() []byte {
@@ -1249,7 +1439,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_session_proto_msgTypes[15]
+	mi := &file_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1451,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[15]
+	mi := &file_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1464,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{15}
+	return file_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Held) GetNode() string {
@@ -1307,7 +1497,7 @@ type Holdings struct {
 
 func (x *Holdings) Reset() {
 	*x = Holdings{}
-	mi := &file_session_proto_msgTypes[16]
+	mi := &file_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1509,7 @@ func (x *Holdings) String() string {
 func (*Holdings) ProtoMessage() {}
 
 func (x *Holdings) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[16]
+	mi := &file_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1522,7 @@ func (x *Holdings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holdings.ProtoReflect.Descriptor instead.
 func (*Holdings) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{16}
+	return file_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Holdings) GetAll() []*Holding {
@@ -1354,7 +1544,7 @@ type TaskView struct {
 
 func (x *TaskView) Reset() {
 	*x = TaskView{}
-	mi := &file_session_proto_msgTypes[17]
+	mi := &file_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1556,7 @@ func (x *TaskView) String() string {
 func (*TaskView) ProtoMessage() {}
 
 func (x *TaskView) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[17]
+	mi := &file_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1569,7 @@ func (x *TaskView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskView.ProtoReflect.Descriptor instead.
 func (*TaskView) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{17}
+	return file_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaskView) GetTask() *Task {
@@ -1415,7 +1605,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_session_proto_msgTypes[18]
+	mi := &file_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1617,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[18]
+	mi := &file_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1630,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{18}
+	return file_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Digest) GetIndex() uint64 {
@@ -1473,7 +1663,7 @@ type Holders struct {
 
 func (x *Holders) Reset() {
 	*x = Holders{}
-	mi := &file_session_proto_msgTypes[19]
+	mi := &file_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1675,7 @@ func (x *Holders) String() string {
 func (*Holders) ProtoMessage() {}
 
 func (x *Holders) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[19]
+	mi := &file_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1688,7 @@ func (x *Holders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holders.ProtoReflect.Descriptor instead.
 func (*Holders) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{19}
+	return file_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Holders) GetNodes() []string {
@@ -1553,7 +1743,7 @@ const file_session_proto_rawDesc = "" +
 	"\arevoked\x18\x05 \x03(\tR\arevoked\".\n" +
 	"\x06Member\x12\x10\n" +
 	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x12\n" +
-	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xbd\x01\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xea\x01\n" +
 	"\x04Sync\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -1562,7 +1752,20 @@ const file_session_proto_rawDesc = "" +
 	"\x05tasks\x18\x05 \x03(\v2\x15.drover.v1.AssignmentR\x05tasks\x124\n" +
 	"\n" +
 	"tombstones\x18\x06 \x03(\v2\x14.drover.v1.TombstoneR\n" +
-	"tombstones\"p\n" +
+	"tombstones\x12+\n" +
+	"\asources\x18\a \x03(\v2\x11.drover.v1.SourceR\asources\"N\n" +
+	"\x06Source\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05grant\x18\x02 \x01(\fR\x05grant\x12\x16\n" +
+	"\x06public\x18\x03 \x01(\bR\x06public\"M\n" +
+	"\x05Grant\x12\x12\n" +
+	"\x04said\x18\x01 \x01(\fR\x04said\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x12\n" +
+	"\x04cert\x18\x03 \x01(\fR\x04cert\"K\n" +
+	"\aGranted\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"p\n" +
 	"\n" +
 	"Assignment\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12#\n" +
@@ -1650,7 +1853,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_session_proto_goTypes = []any{
 	(*FromAgent)(nil),   // 0: drover.v1.FromAgent
 	(*ToAgent)(nil),     // 1: drover.v1.ToAgent
@@ -1660,64 +1863,68 @@ var file_session_proto_goTypes = []any{
 	(*Roster)(nil),      // 5: drover.v1.Roster
 	(*Member)(nil),      // 6: drover.v1.Member
 	(*Sync)(nil),        // 7: drover.v1.Sync
-	(*Assignment)(nil),  // 8: drover.v1.Assignment
-	(*Acks)(nil),        // 9: drover.v1.Acks
-	(*Observation)(nil), // 10: drover.v1.Observation
-	(*TaskStatus)(nil),  // 11: drover.v1.TaskStatus
-	(*ImageStatus)(nil), // 12: drover.v1.ImageStatus
-	(*Happening)(nil),   // 13: drover.v1.Happening
-	(*Holding)(nil),     // 14: drover.v1.Holding
-	(*Held)(nil),        // 15: drover.v1.Held
-	(*Holdings)(nil),    // 16: drover.v1.Holdings
-	(*TaskView)(nil),    // 17: drover.v1.TaskView
-	(*Digest)(nil),      // 18: drover.v1.Digest
-	(*Holders)(nil),     // 19: drover.v1.Holders
-	nil,                 // 20: drover.v1.Happening.AttributesEntry
-	nil,                 // 21: drover.v1.Digest.SilentEntry
-	(*Node)(nil),        // 22: drover.v1.Node
-	(*Tombstone)(nil),   // 23: drover.v1.Tombstone
-	(*Task)(nil),        // 24: drover.v1.Task
-	(*Spec)(nil),        // 25: drover.v1.Spec
-	(Phase)(0),          // 26: drover.v1.Phase
-	(*Exit)(nil),        // 27: drover.v1.Exit
-	(*Port)(nil),        // 28: drover.v1.Port
+	(*Source)(nil),      // 8: drover.v1.Source
+	(*Grant)(nil),       // 9: drover.v1.Grant
+	(*Granted)(nil),     // 10: drover.v1.Granted
+	(*Assignment)(nil),  // 11: drover.v1.Assignment
+	(*Acks)(nil),        // 12: drover.v1.Acks
+	(*Observation)(nil), // 13: drover.v1.Observation
+	(*TaskStatus)(nil),  // 14: drover.v1.TaskStatus
+	(*ImageStatus)(nil), // 15: drover.v1.ImageStatus
+	(*Happening)(nil),   // 16: drover.v1.Happening
+	(*Holding)(nil),     // 17: drover.v1.Holding
+	(*Held)(nil),        // 18: drover.v1.Held
+	(*Holdings)(nil),    // 19: drover.v1.Holdings
+	(*TaskView)(nil),    // 20: drover.v1.TaskView
+	(*Digest)(nil),      // 21: drover.v1.Digest
+	(*Holders)(nil),     // 22: drover.v1.Holders
+	nil,                 // 23: drover.v1.Happening.AttributesEntry
+	nil,                 // 24: drover.v1.Digest.SilentEntry
+	(*Node)(nil),        // 25: drover.v1.Node
+	(*Tombstone)(nil),   // 26: drover.v1.Tombstone
+	(*Task)(nil),        // 27: drover.v1.Task
+	(*Spec)(nil),        // 28: drover.v1.Spec
+	(Phase)(0),          // 29: drover.v1.Phase
+	(*Exit)(nil),        // 30: drover.v1.Exit
+	(*Port)(nil),        // 31: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
-	10, // 1: drover.v1.FromAgent.observation:type_name -> drover.v1.Observation
+	13, // 1: drover.v1.FromAgent.observation:type_name -> drover.v1.Observation
 	2,  // 2: drover.v1.FromAgent.beat:type_name -> drover.v1.Beat
-	9,  // 3: drover.v1.FromAgent.acks:type_name -> drover.v1.Acks
+	12, // 3: drover.v1.FromAgent.acks:type_name -> drover.v1.Acks
 	4,  // 4: drover.v1.ToAgent.welcome:type_name -> drover.v1.Welcome
 	7,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
 	2,  // 6: drover.v1.ToAgent.beat:type_name -> drover.v1.Beat
 	4,  // 7: drover.v1.ToAgent.changed:type_name -> drover.v1.Welcome
-	22, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
-	10, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
+	25, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
+	13, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
 	5,  // 10: drover.v1.Welcome.roster:type_name -> drover.v1.Roster
 	6,  // 11: drover.v1.Roster.members:type_name -> drover.v1.Member
-	8,  // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
-	23, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
-	24, // 14: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	25, // 15: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
-	11, // 16: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
-	12, // 17: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
-	13, // 18: drover.v1.Observation.events:type_name -> drover.v1.Happening
-	26, // 19: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	27, // 20: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	28, // 21: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	20, // 22: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
-	14, // 23: drover.v1.Holdings.all:type_name -> drover.v1.Holding
-	24, // 24: drover.v1.TaskView.task:type_name -> drover.v1.Task
-	11, // 25: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
-	21, // 26: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	19, // 27: drover.v1.Digest.holders:type_name -> drover.v1.Holders
-	0,  // 28: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 29: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	29, // [29:30] is the sub-list for method output_type
-	28, // [28:29] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	11, // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
+	26, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
+	8,  // 14: drover.v1.Sync.sources:type_name -> drover.v1.Source
+	27, // 15: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	28, // 16: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	14, // 17: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
+	15, // 18: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
+	16, // 19: drover.v1.Observation.events:type_name -> drover.v1.Happening
+	29, // 20: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	30, // 21: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	31, // 22: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	23, // 23: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
+	17, // 24: drover.v1.Holdings.all:type_name -> drover.v1.Holding
+	27, // 25: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	14, // 26: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
+	24, // 27: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	22, // 28: drover.v1.Digest.holders:type_name -> drover.v1.Holders
+	0,  // 29: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 30: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	30, // [30:31] is the sub-list for method output_type
+	29, // [29:30] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -1744,7 +1951,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

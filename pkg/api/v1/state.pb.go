@@ -1177,6 +1177,7 @@ type Image struct {
 	Pulled        int64                  `protobuf:"varint,6,opt,name=pulled,proto3" json:"pulled,omitempty"`
 	RepoDigests   []string               `protobuf:"bytes,7,rep,name=repo_digests,json=repoDigests,proto3" json:"repo_digests,omitempty"` // docker.io/library/alpine@sha256:…
 	Layers        []string               `protobuf:"bytes,8,rep,name=layers,proto3" json:"layers,omitempty"`                              // diff ids
+	Public        bool                   `protobuf:"varint,9,opt,name=public,proto3" json:"public,omitempty"`                             // it was pulled without a credential: tools on a node's loopback may, too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1265,6 +1266,13 @@ func (x *Image) GetLayers() []string {
 		return x.Layers
 	}
 	return nil
+}
+
+func (x *Image) GetPublic() bool {
+	if x != nil {
+		return x.Public
+	}
+	return false
 }
 
 type Tag struct {
@@ -1671,7 +1679,7 @@ const file_state_proto_rawDesc = "" +
 	" \x01(\tR\n" +
 	"containerd\x12\x12\n" +
 	"\x04runc\x18\v \x01(\tR\x04runc\x12\x18\n" +
-	"\astorage\x18\f \x01(\tR\astorage\"\xdf\x01\n" +
+	"\astorage\x18\f \x01(\tR\astorage\"\xf7\x01\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
 	"\bmanifest\x18\x02 \x01(\tR\bmanifest\x12#\n" +
@@ -1680,7 +1688,8 @@ const file_state_proto_rawDesc = "" +
 	"\x04size\x18\x05 \x01(\x03R\x04size\x12\x16\n" +
 	"\x06pulled\x18\x06 \x01(\x03R\x06pulled\x12!\n" +
 	"\frepo_digests\x18\a \x03(\tR\vrepoDigests\x12\x16\n" +
-	"\x06layers\x18\b \x03(\tR\x06layers\"G\n" +
+	"\x06layers\x18\b \x03(\tR\x06layers\x12\x16\n" +
+	"\x06public\x18\t \x01(\bR\x06public\"G\n" +
 	"\x03Tag\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
