@@ -142,23 +142,6 @@ func (c *controller) end(err error) error {
 	return err
 }
 
-// ErrRemoved: this controller was taken out of its fleet. Its files were moved
-// aside: the host goes on as an agent.
-var ErrRemoved = errors.New("this controller was removed from its fleet")
-
-// parting is how long a removed controller still answers, so that who removed it
-// is told.
-const parting = time.Second
-
-// removal ends this controller if it is what was removed.
-func (c *controller) removal(effects []*dv1.Effect) {
-	for _, e := range effects {
-		if e.GetDeleteController() == c.files.Principal.ID {
-			time.AfterFunc(parting, func() { c.fail(ErrRemoved) })
-		}
-	}
-}
-
 // failure tells what broke from the end that the caller asked for.
 type failure struct{ error }
 
@@ -234,6 +217,7 @@ func (c *controller) run(ctx context.Context) error {
 		}
 	}
 	defer c.start("the proposer", node.Run)()
+	defer c.start("its place in the quorum", func(ctx context.Context) error { return c.askIfRemoved(ctx, node) })()
 	if err := c.serve(ctx, node, stopFront); err != nil && ctx.Err() == nil {
 		return err
 	}
@@ -280,7 +264,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	defer c.start("revocations", c.dropRevoked)()
 	members := &members{c: c, node: node, way: way, seals: seals}
 	defer c.start("membership", members.run)()
-	local := c.api(log)
+	local := c.api(log, members)
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
@@ -318,9 +302,9 @@ func (c *controller) follow(ctx context.Context, node *consensus.Node, hub *disp
 	}
 }
 
-func (c *controller) api(log *tracedLog) http.Handler {
+func (c *controller) api(log *tracedLog, m *members) http.Handler {
 	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
-	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
+	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Spare: m.spare, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == traces.Path || strings.HasPrefix(r.URL.Path, fleetapi.Prefix) {
 			ours.ServeHTTP(w, r)

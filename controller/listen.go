@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -50,7 +51,8 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	config := pki.ServerTLS(c.files, nil)
 	config.ClientAuth = tls.VerifyClientCertIfGiven
 	api := c.mux.Handle(config, "h2", "http/1.1", "")
-	// A revoked node is let in to be told so: a refused handshake has no words.
+	// Who was revoked is let in by sessions and peers to be told so: a refused
+	// handshake has no words.
 	sessions := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), dispatch.ALPN)
 	c.layer = &raftLayer{
 		Listener: c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), RaftALPN),
@@ -63,7 +65,7 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	whole.Certificate = append(slices.Clone(whole.Certificate[:1]), c.files.Bundle[0].Raw)
 	admitting.Certificates = []tls.Certificate{whole}
 	joins := c.mux.Handle(admitting, join.ALPN)
-	peers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), relay.ALPN)
+	peers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindController)), relay.ALPN)
 	through := newDoors(c, c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), relaysock.ALPN))
 	return func() func() {
 		base, cancel := context.WithCancel(context.Background())
@@ -215,11 +217,16 @@ func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, ha
 		c.once(p.URI, func() {
 			c.Logger.Warn("refused a connection", "kind", kind, "peer", conn.RemoteAddr().String(), "err", err)
 		})
+		code := http.StatusForbidden
 		if kind == pki.KindController {
-			return // it dials again, and may be known here then
+			if !errors.Is(err, pki.ErrRevoked) {
+				return // it dials again, and may be known here then
+			}
+			code = http.StatusMisdirectedRequest // for its requests: no leader
 		}
 		(&http2.Server{IdleTimeout: refusedFor}).ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			http.Error(w, err.Error(), http.StatusForbidden)
+			w.Header().Set(headerRemoved, strconv.FormatBool(errors.Is(err, pki.ErrRevoked)))
+			http.Error(w, err.Error(), code)
 		})})
 		return
 	}

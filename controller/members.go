@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net/http"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -109,16 +111,61 @@ func (m *members) step(ctx context.Context) error {
 	return nil
 }
 
+// spare says why the quorum can't do without a controller, nil if it can: those
+// that answer must be a majority of what is left. Asked at the leader.
+func (m *members) spare(ctx context.Context, name string) error {
+	f := m.node.Raft().GetConfiguration()
+	if err := f.Error(); err != nil {
+		return fmt.Errorf("reading raft's configuration: %w", err)
+	}
+	snap := m.node.Snapshot()
+	var left []*dv1.Controller
+	voted := false
+	for _, s := range f.Configuration().Servers {
+		c := snap.Controller(string(s.ID)) // nil: on its way out
+		switch {
+		case s.Suffrage != raft.Voter || c == nil:
+		case c.Id == name || c.Name == name:
+			name, voted = c.Name, true
+		default:
+			left = append(left, c)
+		}
+	}
+	if !voted {
+		return nil
+	}
+	silent := make([]string, len(left))
+	var asked sync.WaitGroup
+	for i, c := range left {
+		if c.Id != m.c.files.Principal.ID {
+			asked.Go(func() {
+				if _, err := m.status(ctx, c.Id, c.Addr); err != nil {
+					silent[i] = c.Name
+				}
+			})
+		}
+	}
+	asked.Wait()
+	silent = slices.DeleteFunc(silent, func(s string) bool { return s == "" })
+	need := len(left)/2 + 1
+	if have := len(left) - len(silent); have < need {
+		slices.Sort(silent)
+		return fmt.Errorf("without %s, %d controllers would vote, of which %d must answer, and %s not: bring it back or remove it first; the fleet would have no leader",
+			name, len(left), need, strings.Join(silent, " and ")+map[bool]string{true: " does", false: " do"}[len(silent) == 1])
+	}
+	return nil
+}
+
 // ready says whether a member answers and has nearly all entries.
 func (m *members) ready(ctx context.Context, id, addr string) bool {
+	at, err := m.status(ctx, id, addr)
+	return err == nil && at+lag >= m.node.Applied()
+}
+
+func (m *members) status(ctx context.Context, id, addr string) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/", nil)
-	if err != nil {
-		return false
-	}
-	at, err := m.way.Status(req, id, addr)
-	return err == nil && at+lag >= m.node.Applied()
+	return m.way.Status(ctx, id, addr)
 }
 
 // keys sees to what is sealed. A new value waits for a new data key that is due.

@@ -153,7 +153,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 		return nil
 	}
 	switch cmd.Name() {
-	case "up", "join", "controller", "agent", "config", "completion", "bash", "zsh", "fish", "powershell", "help":
+	case "up", "join", "controller", "recover", "agent", "config", "completion", "bash", "zsh", "fish", "powershell", "help":
 		return nil
 	}
 	if len(opts.Hosts) > 0 {

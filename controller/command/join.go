@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
 	"google.golang.org/protobuf/proto"
@@ -179,8 +180,8 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: t.TaskId}})
 	}
 	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: n.Id}})
-	d.revoke(pki.KindNode, n.Id)
-	d.revoke(pki.KindUser, pki.AdminOf(n.Id))
+	d.add(revoke(d.Snapshot, pki.KindNode, n.Id)...)
+	d.add(revoke(d.Snapshot, pki.KindUser, pki.AdminOf(n.Id))...)
 	d.res.NodeId, d.res.Name = n.Id, n.Name
 	return nil
 }
@@ -202,18 +203,24 @@ func (d *decision) removeController(id string) *dv1.Error {
 	if others == 1 {
 		return refuse("conflict", "%s is the only controller", m.Name)
 	}
-	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteController{DeleteController: m.Id}})
-	d.revoke(pki.KindController, m.Id)
-	d.revoke(pki.KindUser, pki.AdminOf(m.Id))
-	// Its wrap of the data key stays: it tells that this key is to be replaced.
+	d.add(Expel(d.Snapshot, m.Id)...)
 	d.res.NodeId, d.res.Name = m.Id, m.Name
 	return nil
 }
 
-func (d *decision) revoke(kind, id string) {
-	if i := d.Identity(pki.URI(d.Cluster().GetId(), kind, id)); i != nil && !i.Revoked {
-		i = proto.CloneOf(i)
-		i.Revoked = true
-		d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
+// Expel takes a controller out, with the identities that come with it. Its wrap of
+// the data key stays: it tells that this key is to be replaced.
+func Expel(s *state.Snapshot, controller string) []*dv1.Effect {
+	out := []*dv1.Effect{{Of: &dv1.Effect_DeleteController{DeleteController: controller}}}
+	return append(out, append(revoke(s, pki.KindController, controller), revoke(s, pki.KindUser, pki.AdminOf(controller))...)...)
+}
+
+func revoke(s *state.Snapshot, kind, id string) []*dv1.Effect {
+	i := s.Identity(pki.URI(s.Cluster().GetId(), kind, id))
+	if i == nil || i.Revoked {
+		return nil
 	}
+	i = proto.CloneOf(i)
+	i.Revoked = true
+	return []*dv1.Effect{{Of: &dv1.Effect_Identity{Identity: i}}}
 }

@@ -159,7 +159,12 @@ func (s *server) controllers(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *server) removeController(w http.ResponseWriter, r *http.Request) {
-	s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: r.PathValue("name")}}})
+	name := r.PathValue("name")
+	if err := s.o.Spare(r.Context(), name); err != nil {
+		refuse(w, http.StatusConflict, err.Error())
+		return
+	}
+	s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: name}}})
 }
 
 func (s *server) tokens(w http.ResponseWriter, r *http.Request) {

@@ -36,6 +36,9 @@ const (
 	prefix          = "/peer/v1/"
 )
 
+// StatusPath answers any controller with how far this one is, in raft's index.
+const StatusPath = prefix + "status"
+
 // Times of a relay.
 const (
 	patience    = 5 * time.Second // for a leader

@@ -44,7 +44,7 @@ func (f *Fleet) Handler(api, sessions http.Handler, spans *trace.Store) http.Han
 	m.HandleFunc("POST "+prefix+"propose", f.decide)
 	m.HandleFunc("GET "+prefix+"digest", f.answer)
 	m.HandleFunc("GET "+prefix+"tasks/{id}", f.view)
-	m.HandleFunc("GET "+prefix+"status", func(w http.ResponseWriter, _ *http.Request) {
+	m.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprint(w, f.o.Log.Applied())
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -152,8 +152,8 @@ func (r *Relay) Gather(ctx context.Context, path string) (out [][]byte) {
 }
 
 // Status asks a controller how far it is, in raft's index.
-func (r *Relay) Status(req *http.Request, id, addr string) (uint64, error) {
-	resp, err := r.peer(id, addr).do(req.Context(), http.MethodGet, prefix+"status", nil)
+func (r *Relay) Status(ctx context.Context, id, addr string) (uint64, error) {
+	resp, err := r.peer(id, addr).do(ctx, http.MethodGet, StatusPath, nil)
 	if err != nil {
 		return 0, err
 	}
