@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"encoding/base64"
+	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -114,5 +116,45 @@ func TestAPullShowsItsGrant(t *testing.T) {
 	_ = resp.Body.Close()
 	if got, want := <-saw, base64.StdEncoding.EncodeToString([]byte("granted")); got != want {
 		t.Errorf("the grant %q was shown, want %q", got, want)
+	}
+}
+
+// What this node reads from another ends when that one is removed, and it is asked
+// no more; one that isn't where the roster says is none of them.
+func TestARemovedNodeIsNotReadFrom(t *testing.T) {
+	ca := newAuthority(t)
+	self, other, third := ca.files(pki.KindNode, "self"), ca.files(pki.KindNode, "other"), ca.files(pki.KindNode, "third")
+	there := openFleet(t.TempDir(), cluster, nilLog())
+	there.take(&dv1.Roster{Full: true, Members: []*dv1.Member{{Uri: self.Principal.URI}}})
+	addr := port(t, there, other, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	f := openFleet(t.TempDir(), cluster, nilLog())
+	f.take(&dv1.Roster{Index: 1, Full: true, Members: []*dv1.Member{{Uri: other.Principal.URI, Addr: addr}, {Uri: third.Principal.URI, Addr: "127.0.0.1:1"}}})
+	p := newPeers(&agent{files: self, fleet: f})
+	t.Cleanup(p.close)
+	ask := func() (*http.Response, error) {
+		p.mu.Lock()
+		c := p.to(addr)
+		p.mu.Unlock()
+		return get(t, c)
+	}
+	resp, err := ask()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = resp.Body.Close() })
+	f.take(&dv1.Roster{Index: 2, Revoked: []string{other.Principal.URI}})
+	if _, err := io.ReadAll(resp.Body); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("reading from a removed node ended with %v, want a cut", err)
+	}
+	if _, err := ask(); err == nil {
+		t.Error("a removed node is asked again")
+	}
+	f.take(&dv1.Roster{Index: 3, Members: []*dv1.Member{{Uri: other.Principal.URI, Addr: "127.0.0.1:2"}}})
+	if _, err := ask(); err == nil {
+		t.Error("a node that is somewhere else by the roster is believed here")
 	}
 }
