@@ -113,7 +113,7 @@ func scan(file string, si types.SegmentInfo) (*scanned, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	r := bufio.NewReaderSize(f, 1<<20)
 	s, now := &scanned{}, &scanned{}
 	head := make([]byte, segmentHeader)

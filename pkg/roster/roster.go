@@ -103,12 +103,13 @@ func (r *Roster) Sum() []byte {
 		return nil
 	}
 	h := sha256.New()
-	fmt.Fprintf(h, "%d\n", r.epoch)
+	write := func(format string, of ...any) { _, _ = fmt.Fprintf(h, format, of...) } // a hash takes all
+	write("%d\n", r.epoch)
 	for _, uri := range slices.Sorted(maps.Keys(r.members)) {
-		fmt.Fprintf(h, "+%s %s\n", uri, r.members[uri])
+		write("+%s %s\n", uri, r.members[uri])
 	}
 	for _, uri := range slices.Sorted(maps.Keys(r.revoked)) {
-		fmt.Fprintf(h, "-%s\n", uri)
+		write("-%s\n", uri)
 	}
 	return h.Sum(nil)
 }
