@@ -8,10 +8,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -19,7 +21,6 @@ import (
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/pki"
 	"golang.org/x/net/http2"
-	"golang.org/x/sync/errgroup"
 )
 
 // ALPN is the session's protocol name on a controller's port.
@@ -144,14 +145,18 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	if err != nil {
 		return false, fmt.Errorf("preparing the hello: %w", err)
 	}
-	c := dv1connect.NewSessionClient(&http.Client{Transport: tr}, "https://"+addr, connect.WithReadMaxBytes(maxRead))
-	s := c.Open(ctx)
-	defer func() { _ = s.CloseResponse() }()
-	defer func() { _ = s.CloseRequest() }()
 	alive := time.AfterFunc(2*Silence, func() { // at first: a controller may have to wait for its leader
 		cancel(fmt.Errorf("controller %s: %w", addr, errSilent))
 	})
 	defer alive.Stop()
+	c := dv1connect.NewSessionClient(&http.Client{Transport: hearing{tr, alive}}, "https://"+addr, connect.WithReadMaxBytes(maxRead))
+	s := c.Open(ctx)
+	defer func() { _ = s.CloseResponse() }()
+	defer func() { _ = s.CloseRequest() }()
+	// While a request has a body to wait for, the HTTP/2 client doesn't look at ctx:
+	// a Receive would go on until the controller ended it.
+	stop := context.AfterFunc(ctx, func() { _ = s.CloseRequest() })
+	defer stop()
 	if err := s.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Hello{Hello: hello}}); err != nil {
 		if _, rerr := s.Receive(); rerr != nil {
 			err = rerr // the refusal's words are on the other side
@@ -169,14 +174,43 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 		return false, fmt.Errorf("taking the welcome of %s: %w", addr, err)
 	}
 	o.Log.Info("session open", "controller", addr, "number", hello.GetNumber())
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return o.send(gctx, s) })
-	g.Go(func() error {
-		err := o.receive(gctx, s, alive)
-		cancel(err) // a sender that waits for the outbox must not outlive the stream
-		return err
+	var both sync.WaitGroup
+	both.Go(func() {
+		if err := o.send(ctx, s); !errors.Is(err, io.EOF) { // at EOF the receiver hears why
+			cancel(err)
+		}
 	})
-	return true, cause(ctx, g.Wait())
+	both.Go(func() { cancel(o.receive(ctx, s, alive)) })
+	both.Wait()
+	return true, context.Cause(ctx)
+}
+
+// hearing takes every byte of an answer for a sign of life: a large message over a
+// slow link is no silence.
+type hearing struct {
+	http.RoundTripper
+	alive *time.Timer
+}
+
+func (h hearing) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := h.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = heardBody{resp.Body, h.alive}
+	}
+	return resp, err
+}
+
+type heardBody struct {
+	io.ReadCloser
+	alive *time.Timer
+}
+
+func (b heardBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 {
+		b.alive.Reset(Silence)
+	}
+	return n, err
 }
 
 type stream = connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
@@ -212,6 +246,7 @@ func (o Options) receive(ctx context.Context, s *stream, alive *time.Timer) erro
 	for {
 		alive.Reset(Silence)
 		m, err := s.Receive()
+		alive.Stop() // storing a sync is no silence of the controller
 		if err != nil {
 			return fmt.Errorf("receiving from the controller: %w", err)
 		}

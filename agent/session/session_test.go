@@ -23,6 +23,8 @@ import (
 // controller is the other end: each session is handed to the test.
 type controller struct {
 	sessions chan *peer
+	stop     context.CancelFunc // of the agent's Run
+	stopped  chan struct{}      // closed when Run has returned
 }
 
 type peer struct {
@@ -156,10 +158,13 @@ func start(t *testing.T) (*controller, *fakeAgent, *Outbox) {
 	})
 	out := &Outbox{}
 	a := &fakeAgent{out: out}
+	agent, stop := context.WithCancel(ctx)
+	c.stop, c.stopped = stop, make(chan struct{})
 	wg.Go(func() {
-		_ = Run(ctx, Options{Controllers: func() []string { return []string{l.Addr().String()} }, TLS: pki.PeerClientTLS(files(pki.KindNode), ALPN, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Log: log})
+		defer close(c.stopped)
+		_ = Run(agent, Options{Controllers: func() []string { return []string{l.Addr().String()} }, TLS: pki.PeerClientTLS(files(pki.KindNode), ALPN, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Log: log})
 	})
-	t.Cleanup(func() { cancel(); wg.Wait(); goleak.VerifyNone(t) })
+	t.Cleanup(func() { stop(); cancel(); wg.Wait(); goleak.VerifyNone(t) })
 	return c, a, out
 }
 
@@ -219,6 +224,44 @@ func TestABrokenSessionIsOpenedAgainWithAHigherNumber(t *testing.T) {
 			t.Fatalf("got %v", m)
 		}
 		close(p.end)
+	}
+}
+
+// session waits for one, long enough for one that hangs to be told from it.
+func (c *controller) session(t *testing.T) *peer {
+	t.Helper()
+	select {
+	case p := <-c.sessions:
+		return p
+	case <-time.After(20 * Silence):
+		t.Fatal("no session was opened")
+		return nil
+	}
+}
+
+func TestASilentControllerIsLeftForANewSession(t *testing.T) {
+	c, _, _ := start(t)
+	silent := c.session(t) // holds its stream open, and says nothing
+	defer close(silent.end)
+	again := c.session(t)
+	defer close(again.end)
+	if again.hello.GetNumber() <= silent.hello.GetNumber() {
+		t.Fatalf("session number %d after %d", again.hello.GetNumber(), silent.hello.GetNumber())
+	}
+}
+
+func TestASessionEndsWithItsContextThoughTheControllerHoldsItOpen(t *testing.T) {
+	c, _, _ := start(t)
+	p := c.session(t)
+	defer close(p.end)
+	if _, err := p.Receive(); err != nil { // a beat: the session is waiting for us
+		t.Fatal(err)
+	}
+	c.stop()
+	select {
+	case <-c.stopped:
+	case <-time.After(Silence / 2): // sooner than silence would end it
+		t.Fatal("the session goes on after its context ended")
 	}
 }
 
