@@ -119,7 +119,7 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 	url := shimapi.ExecIO{Socket: sock, Attach: attach, Stdin: attach && x.o.AttachStdin, TTY: x.o.Tty}.URL()
 	p, err := t.Exec(ctx, execID, ps, func(string) (cio.IO, error) { return stdio{url: url, tty: x.o.Tty}, nil })
 	if err != nil {
-		return nil, startError("exec", err)
+		return nil, startError("exec", x.o.Cmd[0], err)
 	}
 	x.started = true
 	st, err := e.run(ctx, x, p, sock, attach)
@@ -159,7 +159,7 @@ func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock s
 		if c != nil {
 			_ = c.Close()
 		}
-		return nil, startError("exec", err)
+		return nil, startError("exec", x.o.Cmd[0], err)
 	}
 	x.p, x.pid = p, int(p.Pid())
 	go func() {

@@ -153,7 +153,7 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 	began = time.Now()
 	t, err := ctr.NewTask(ctx, func(string) (cio.IO, error) { return e.stdio(s, n), nil })
 	if err != nil {
-		return out, startError("create", err)
+		return out, startError("create", command(ctx, ctr), err)
 	}
 	timed("containerd create", began)
 	began = time.Now()
@@ -161,7 +161,7 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
 	}
 	if err := t.Start(ctx); err != nil {
-		return out, startError("start", err)
+		return out, startError("start", command(ctx, ctr), err)
 	}
 	timed("containerd start", began)
 	out = task.Attempt{Number: n, Pid: int(t.Pid()), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
@@ -226,31 +226,40 @@ func (e *Engine) deleteTask(ctx context.Context, ctr client.Container) error {
 	return nil
 }
 
-// startError puts a refusal of runc into docker's words.
-func startError(step string, err error) error {
+// startError puts a refusal of the runtime into docker's words, with docker's exit
+// codes. What else went wrong (containerd away, a layer lost) is not the user's,
+// and is passed on as it is.
+func startError(step, command string, err error) error {
 	m := err.Error()
-	code := 0
-	switch {
-	case strings.Contains(m, "executable file not found"), strings.Contains(m, "no such file or directory"):
-		code = 127
-	case strings.Contains(m, "permission denied"), strings.Contains(m, "is a directory"), strings.Contains(m, "exec format error"):
-		code = 126
-	case step == "exec", strings.Contains(m, "OCI runtime"), strings.Contains(m, "runc create failed"):
-		code = 125
-	}
-	if code == 0 {
+	_, why, ok := strings.Cut(m, "OCI runtime "+step+" failed: ")
+	if !ok {
 		return fmt.Errorf("%s of a task: %w", step, err)
 	}
-	for _, cut := range []string{"rpc error: code = Unknown desc = ", "failed to create shim task: "} {
-		m = strings.ReplaceAll(m, cut, "")
+	has := func(s string) bool { return strings.Contains(m, s) }
+	named := command != "" && has(command) // else it speaks of some other file, such as a mount
+	code := 125
+	switch {
+	case named && (has("executable file not found") || has("no such file or directory")):
+		code = 127
+	case has("permission denied"), named && (has("is a directory") || has("exec format error")):
+		code = 126
+	case has("not a directory"):
+		code = 127
+		why += ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
 	}
+	why = "OCI runtime " + step + " failed: " + why
 	if step == "exec" {
-		if _, why, ok := strings.Cut(m, "OCI runtime exec failed: "); ok {
-			m = why
-		}
-		return &task.StartError{Code: code, Message: "OCI runtime exec failed: " + m}
+		return &task.StartError{Code: code, Message: why}
 	}
-	return &task.StartError{Code: code, Message: "failed to create task for container: failed to create shim task: " + m}
+	return &task.StartError{Code: code, Message: "failed to create task for container: failed to create shim task: " + why}
+}
+
+// command is what a container runs, "" where containerd does not say.
+func command(ctx context.Context, ctr client.Container) string {
+	if s, err := ctr.Spec(ctx); err == nil && s.Process != nil && len(s.Process.Args) > 0 {
+		return s.Process.Args[0]
+	}
+	return ""
 }
 
 func (e *Engine) stopSignal(ctx context.Context, s task.Spec) string {
