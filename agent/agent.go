@@ -77,6 +77,7 @@ type agent struct {
 	reg    *registry.Registry
 	paths  payload.Paths
 	box    session.Outbox
+	status session.Status
 	addr   string // host:port of our own port
 	parts  *errgroup.Group
 	ctx    context.Context // of parts
@@ -161,6 +162,7 @@ func (a *agent) run(ctx context.Context) error {
 	a.bulk = a.listen(a.port)
 	a.parts, a.ctx = errgroup.WithContext(ctx)
 	a.parts.Go(func() error { return ended(a.ctx, "the port "+a.addr, a.port.Run(a.ctx)) })
+	a.parts.Go(func() error { return serveStatus(a.ctx, a.RunDir, a.daemon, &a.status) })
 	if a.Socket != "" {
 		a.parts.Go(func() error {
 			return door.Run(a.ctx, door.Options{Path: a.Socket, Controllers: a.controllers, Log: a.Logger,
@@ -195,7 +197,7 @@ func (a *agent) run(ctx context.Context) error {
 			return err
 		}
 		return session.Run(a.ctx, session.Options{
-			Controllers: a.controllers, Agent: a, Outbox: &a.box, Log: a.Logger,
+			Controllers: a.controllers, Agent: a, Outbox: &a.box, Status: &a.status, Log: a.Logger,
 			Conns: &a.fleet.visited, TLS: a.toController(session.ALPN),
 		})
 	})
@@ -259,6 +261,11 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	if a.up {
 		return nil
 	}
+	defer func() {
+		if !a.up {
+			a.shut() // the next welcome opens it anew
+		}
+	}()
 	prefix, err := netip.ParsePrefix(subnet)
 	if err != nil {
 		return fmt.Errorf("the node's subnet: %w", err)
@@ -326,13 +333,20 @@ func (a *agent) event(taskID, action string, attributes map[string]string) {
 func (a *agent) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.shut()
+	a.peers.close()
+}
+
+// shut closes what bring opened. It is called with mu held.
+func (a *agent) shut() {
 	if a.eng != nil {
+		a.peers.have.Store(nil)
 		_ = a.eng.close()
 	}
 	if a.net != nil {
 		_ = a.net.Close()
 	}
-	a.peers.close()
+	a.eng, a.net = nil, nil
 }
 
 // Hello implements session.Agent. A node without subnet never ran anything.
@@ -370,7 +384,7 @@ func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 }
 
 // Welcome implements session.Agent.
-func (a *agent) Welcome(ctx context.Context, w *dv1.Welcome) error {
+func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
 	if w.ClusterId != a.ClusterID {
 		return fmt.Errorf("the controller is of cluster %s, this node of %s", w.ClusterId, a.ClusterID)
 	}
@@ -388,7 +402,8 @@ func (a *agent) Welcome(ctx context.Context, w *dv1.Welcome) error {
 	default:
 		return fmt.Errorf("the control plane says that this node's subnet is %s, containers here have %s", w.Subnet, have)
 	}
-	return a.bring(ctx, w.Subnet)
+	// Not under ctx: what is half open when a session breaks can't be opened again.
+	return a.bring(a.ctx, w.Subnet)
 }
 
 // Take implements session.Agent.

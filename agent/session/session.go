@@ -31,6 +31,7 @@ const ALPN = "drover-session/1"
 const (
 	BeatEvery  = 500 * time.Millisecond
 	Silence    = 1500 * time.Millisecond
+	openWithin = time.Minute // for taking a welcome: the agent beats meanwhile
 	dialWithin = 2 * time.Second
 	maxWait    = time.Second // between attempts to connect
 	maxRead    = 16 << 20    // a full sync of a large node
@@ -40,7 +41,8 @@ const (
 type Agent interface {
 	// Hello says who and where the agent is; its number grows for ever.
 	Hello(ctx context.Context) (*dv1.Hello, error)
-	// Welcome takes the answer: subnet, epoch, cluster.
+	// Welcome takes the answer: subnet, epoch, cluster. It may take its time, for
+	// the first one opens the node's network and engine.
 	Welcome(ctx context.Context, w *dv1.Welcome) error
 	// Changed takes news of controllers and keys.
 	Changed(w *dv1.Welcome)
@@ -63,6 +65,7 @@ type Options struct {
 	Conns       *pki.Conns // cuts those to who was removed; may be nil
 	Agent       Agent
 	Outbox      *Outbox
+	Status      *Status // is kept up to date; may be nil
 	Log         *slog.Logger
 }
 
@@ -113,6 +116,7 @@ func Run(ctx context.Context, o Options) error {
 		if ctx.Err() != nil {
 			break
 		}
+		o.Status.set(false, err)
 		if welcomed {
 			wait, failing = 0, ""
 		}
@@ -170,19 +174,38 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	if first.GetWelcome() == nil {
 		return false, fmt.Errorf("opening a session with %s: it began with %T instead of a welcome", addr, first.GetOf())
 	}
-	if err := o.Agent.Welcome(ctx, first.GetWelcome()); err != nil {
-		return false, fmt.Errorf("taking the welcome of %s: %w", addr, err)
-	}
-	o.Log.Info("session open", "controller", addr, "number", hello.GetNumber())
+	alive.Stop()
+	open := make(chan struct{})
 	var both sync.WaitGroup
 	both.Go(func() {
-		if err := o.send(ctx, s); !errors.Is(err, io.EOF) { // at EOF the receiver hears why
+		if err := o.send(ctx, s, open); !errors.Is(err, io.EOF) { // at EOF the receiver hears why
 			cancel(err)
 		}
 	})
-	both.Go(func() { cancel(o.receive(ctx, s, alive)) })
+	both.Go(func() {
+		if err := o.welcome(ctx, first.GetWelcome(), cancel); err != nil {
+			cancel(fmt.Errorf("taking the welcome of %s: %w", addr, err))
+			return
+		}
+		welcomed = true
+		close(open)
+		o.Log.Info("session open", "controller", addr, "number", hello.GetNumber())
+		cancel(o.receive(ctx, s, alive))
+	})
 	both.Wait()
-	return true, context.Cause(ctx)
+	return welcomed, context.Cause(ctx)
+}
+
+// welcome has the agent take a welcome. Who can't in time doesn't beat on.
+func (o Options) welcome(ctx context.Context, w *dv1.Welcome, cancel context.CancelCauseFunc) error {
+	late := time.AfterFunc(openWithin, func() {
+		err := fmt.Errorf("this node's network and engine did not open within %v", openWithin)
+		o.Log.Error("this node is silent until it is ready", "err", err) // now: the agent may not return
+		o.Status.set(false, err)
+		cancel(err)
+	})
+	defer late.Stop()
+	return o.Agent.Welcome(ctx, w)
 }
 
 // hearing takes every byte of an answer for a sign of life: a large message over a
@@ -215,11 +238,18 @@ func (b heardBody) Read(p []byte) (int, error) {
 
 type stream = connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
 
-func (o Options) send(ctx context.Context, s *stream) error {
+// send says beats, and once the session is open what waits in the outbox.
+func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}) error {
 	beat := time.NewTicker(BeatEvery)
 	defer beat.Stop()
 	for n := int64(1); ; {
-		msgs, more := o.Outbox.take()
+		var msgs []*dv1.FromAgent
+		more := open
+		select {
+		case <-open:
+			msgs, more = o.Outbox.take()
+		default:
+		}
 		for i, m := range msgs {
 			if err := s.Send(m); err != nil {
 				o.Outbox.putBack(msgs[i:])
@@ -263,6 +293,7 @@ func (o Options) receive(ctx context.Context, s *stream, alive *time.Timer) erro
 			if err != nil {
 				return fmt.Errorf("storing a sync: %w", err)
 			}
+			o.Status.set(true, nil)
 		default:
 			return fmt.Errorf("the controller sent %T, which this agent does not know", m)
 		}

@@ -25,6 +25,7 @@ type controller struct {
 	sessions chan *peer
 	stop     context.CancelFunc // of the agent's Run
 	stopped  chan struct{}      // closed when Run has returned
+	status   *Status            // of the agent's session
 }
 
 type peer struct {
@@ -76,6 +77,7 @@ type fakeAgent struct {
 	subnet  string
 	refused int
 	out     *Outbox
+	opening chan struct{} // a welcome waits until it is closed; nil: it doesn't
 }
 
 func (a *fakeAgent) Hello(context.Context) (*dv1.Hello, error) {
@@ -86,6 +88,9 @@ func (a *fakeAgent) Hello(context.Context) (*dv1.Hello, error) {
 }
 
 func (a *fakeAgent) Welcome(_ context.Context, w *dv1.Welcome) error {
+	if a.opening != nil {
+		<-a.opening
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.subnet = w.GetSubnet()
@@ -107,6 +112,11 @@ func (a *fakeAgent) Take(_ context.Context, s *dv1.Sync) error {
 }
 
 func start(t *testing.T) (*controller, *fakeAgent, *Outbox) {
+	t.Helper()
+	return startAgent(t, &fakeAgent{})
+}
+
+func startAgent(t *testing.T, a *fakeAgent) (*controller, *fakeAgent, *Outbox) {
 	t.Helper()
 	ca, err := pki.NewAuthority("c", time.Now())
 	if err != nil {
@@ -157,12 +167,12 @@ func start(t *testing.T) (*controller, *fakeAgent, *Outbox) {
 		}
 	})
 	out := &Outbox{}
-	a := &fakeAgent{out: out}
+	a.out = out
 	agent, stop := context.WithCancel(ctx)
-	c.stop, c.stopped = stop, make(chan struct{})
+	c.stop, c.stopped, c.status = stop, make(chan struct{}), &Status{}
 	wg.Go(func() {
 		defer close(c.stopped)
-		_ = Run(agent, Options{Controllers: func() []string { return []string{l.Addr().String()} }, TLS: pki.PeerClientTLS(files(pki.KindNode), ALPN, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Log: log})
+		_ = Run(agent, Options{Controllers: func() []string { return []string{l.Addr().String()} }, TLS: pki.PeerClientTLS(files(pki.KindNode), ALPN, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Status: c.status, Log: log})
 	})
 	t.Cleanup(func() { stop(); cancel(); wg.Wait(); goleak.VerifyNone(t) })
 	return c, a, out
@@ -262,6 +272,44 @@ func TestASessionEndsWithItsContextThoughTheControllerHoldsItOpen(t *testing.T) 
 	case <-c.stopped:
 	case <-time.After(Silence / 2): // sooner than silence would end it
 		t.Fatal("the session goes on after its context ended")
+	}
+}
+
+// A node's first welcome opens its network and its engine, which takes a while.
+func TestANodeBeatsWhileItTakesItsWelcomeAndIsReadyAfterItsFirstSync(t *testing.T) {
+	opening := make(chan struct{})
+	c, _, out := startAgent(t, &fakeAgent{opening: opening})
+	out.Status(&dv1.TaskStatus{Id: []byte("one")})
+	p := c.session(t)
+	defer close(p.end)
+	if err := p.Send(sync_(5)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 * Silence / BeatEvery { // longer than a silent node is waited for
+		m, err := p.Receive()
+		if err != nil || m.GetBeat() == nil {
+			t.Fatalf("while its welcome is taken, the node sent %v: %v", m, err)
+		}
+	}
+	if err := c.status.Ready(); err == nil {
+		t.Error("ready before its welcome was taken")
+	}
+	close(opening)
+	acked := false
+	for !acked {
+		acked = p.next(t).GetAcks().GetIndex() == 5
+	}
+	// The acknowledgement may come before the note of it.
+	for deadline := time.Now().Add(20 * Silence); c.status.Ready() != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not ready after its first sync: %v", c.status.Ready())
+		}
+	}
+	p.end <- struct{}{}
+	again := c.session(t)
+	defer close(again.end)
+	if c.status.Ready() == nil {
+		t.Error("ready though its session ended")
 	}
 }
 

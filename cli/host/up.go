@@ -20,8 +20,10 @@ import (
 	"github.com/moby/moby/api/types/system"
 	"github.com/spf13/cobra"
 
+	"github.com/drover/drover/agent"
 	"github.com/drover/drover/controller"
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/logfile"
@@ -30,7 +32,7 @@ import (
 
 // Times of drover up.
 const (
-	upWithin   = 60 * time.Second // until the host answers
+	upWithin   = 2 * time.Minute  // until the host takes part in its fleet
 	stopWithin = 10 * time.Second // until a child that was told to stop is killed
 	minPause   = 100 * time.Millisecond
 	maxPause   = 5 * time.Second
@@ -142,25 +144,33 @@ func tell(w io.Writer, c *config.Config) {
 }
 
 func waitReady(ctx context.Context, c *config.Config, ended <-chan error) error {
+	var last error
 	for {
 		err := ready(ctx, c)
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case e := <-ended:
 			return fmt.Errorf("drover did not come up: %w", errors.Join(e, errors.New("it ended")))
 		case <-ctx.Done():
-			return fmt.Errorf("drover did not come up within %v: %w", upWithin, err)
+			return fmt.Errorf("drover did not come up within %v: %w", upWithin, last)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
-// ready asks the host's socket whether a node can run containers.
+// ready returns nil if the next command can run a container on this host: its
+// agent takes part in the fleet, and so says the controller that its socket leads to.
 func ready(ctx context.Context, c *config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
+	if err := agent.Ready(ctx, c.RunDir); err != nil {
+		return err
+	}
 	h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", unixsock.File(c.RunDir))
 	}}}
@@ -179,6 +189,9 @@ func ready(ctx context.Context, c *config.Config) error {
 	}
 	if resp.StatusCode == http.StatusForbidden && !bootstrap.HasController(c.DataDir) {
 		return nil // a controller answered: this host's users just have no role
+	}
+	if resp.Header.Get(relay.HeaderStale) != "" {
+		return relay.ErrNoLeader
 	}
 	if resp.StatusCode != http.StatusOK || i.NCPU == 0 || missingHere(resp.Header.Get("Drover-Missing"), c.NodeName) {
 		return errors.New("the agent has not reached the controller yet")
