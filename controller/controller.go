@@ -42,6 +42,7 @@ import (
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
+	"github.com/drover/drover/pkg/timing"
 	traces "github.com/drover/drover/pkg/trace"
 )
 
@@ -193,9 +194,14 @@ func (c *controller) run(ctx context.Context) error {
 	defer c.start("the port "+c.port.Addr().String(), c.mux.Run)()
 	stopFront := front()
 	defer stopFront()
+	first, err := bootstrap.Pending(c.DataDir)
+	if err != nil {
+		return err
+	}
 	node, err := consensus.Open(consensus.Options{
 		ID: c.files.Principal.ID, Dir: filepath.Join(c.dir, "raft"), Addr: raft.ServerAddress(c.Advertise), Layer: c.layer,
 		Logger: c.Logger, Version: c.Version, OnCommit: c.commits.committed,
+		Timing: timing.FromProto(first.GetInit().GetCluster().GetTiming()), TimingFile: bootstrap.TimingFile(c.DataDir),
 	})
 	if err != nil {
 		return err
@@ -206,10 +212,6 @@ func (c *controller) run(ctx context.Context) error {
 		}
 	}()
 	c.node.Store(node)
-	first, err := bootstrap.Pending(c.DataDir)
-	if err != nil {
-		return err
-	}
 	if !node.HasState() && first != nil {
 		self := raft.Server{ID: raft.ServerID(c.files.Principal.ID), Address: raft.ServerAddress(c.Advertise)}
 		if err := node.Bootstrap([]raft.Server{self}); err != nil {

@@ -55,7 +55,7 @@ type buffer struct {
 func (b *buffer) Write(p []byte) (int, error) { b.mu.Lock(); defer b.mu.Unlock(); return b.b.Write(p) }
 func (b *buffer) String() string              { b.mu.Lock(); defer b.mu.Unlock(); return b.b.String() }
 
-func newHost(t *testing.T) *host {
+func newHost(t *testing.T, how ...func(*bootstrap.Options)) *host {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dc") // short: socket paths are limited
 	if err != nil {
@@ -63,8 +63,12 @@ func newHost(t *testing.T) *host {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	h := &host{t: t, data: filepath.Join(dir, "data"), rundir: filepath.Join(dir, "run")}
-	if _, err := bootstrap.Up(bootstrap.Options{DataDir: h.data, NodeName: "a", Hosts: []string{"127.0.0.1"},
-		Controller: "127.0.0.1:7443", Pool: "10.210.0.0/16", Now: time.Now()}); err != nil {
+	o := bootstrap.Options{DataDir: h.data, NodeName: "a", Hosts: []string{"127.0.0.1"},
+		Controller: "127.0.0.1:7443", Pool: "10.210.0.0/16", Now: time.Now()}
+	for _, f := range how {
+		f(&o)
+	}
+	if _, err := bootstrap.Up(o); err != nil {
 		t.Fatal(err)
 	}
 	h.ca = authority(t, h.data)

@@ -23,6 +23,7 @@ import (
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/timing"
 )
 
 // joining admits hosts that show a token: any controller signs, the leader decides.
@@ -203,6 +204,7 @@ func (j *joining) sign(cluster, id string, req *join.Request) (*join.Answer, err
 		}
 	}
 	if controller { // its own first
+		a.Timing = timing.FromProto(snap.Cluster().GetTiming()).String()
 		a.Controllers = append([]string{req.Controller}, a.Controllers...)
 	}
 	return a, nil

@@ -223,6 +223,8 @@ func value(c *config.Config, key string) string {
 		return c.Bridge
 	case "subnet-pool":
 		return c.SubnetPool
+	case "raft-timing":
+		return c.RaftTiming
 	case "log-level":
 		return c.LogLevel
 	case "labels":

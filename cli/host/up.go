@@ -27,6 +27,7 @@ import (
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/logfile"
+	"github.com/drover/drover/pkg/timing"
 	"github.com/drover/drover/pkg/unixsock"
 )
 
@@ -237,11 +238,15 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	if name == "" {
 		name = c.NodeName
 	}
+	pace, err := timing.Parse(c.RaftTiming)
+	if err != nil {
+		return fmt.Errorf("raft-timing: %w", err)
+	}
 	member := bootstrap.IsMember(c.DataDir) && !bootstrap.HasController(c.DataDir)
 	if member {
 	} else if _, err := bootstrap.Up(bootstrap.Options{
 		DataDir: c.DataDir, ClusterName: name, NodeName: c.NodeName, Hosts: []string{c.Advertise, c.NodeName, "127.0.0.1", "localhost"},
-		Controller: net.JoinHostPort(c.Advertise, port), Pool: c.SubnetPool, Now: time.Now(),
+		Controller: net.JoinHostPort(c.Advertise, port), Pool: c.SubnetPool, Timing: pace, Now: time.Now(),
 	}); err != nil {
 		return err
 	}

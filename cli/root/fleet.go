@@ -199,7 +199,7 @@ func pairs(m map[string]string) string {
 	return strings.Join(out, ",")
 }
 
-// controllerCommands are ls and rm, beside the command that runs one.
+// controllerCommands are ls, rm and timing, beside the command that runs one.
 func (a *app) controllerCommands() []*cobra.Command {
 	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List the controllers of this fleet", Args: cobra.NoArgs}
 	ls.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -223,7 +223,31 @@ func (a *app) controllerCommands() []*cobra.Command {
 		}
 		return nil
 	}
-	return []*cobra.Command{ls, rm}
+	timing := &cobra.Command{
+		Use: "timing [lan|wan|HEARTBEAT/ELECTION/LEASE]", Short: "Show or set how fast the controllers notice that their leader is gone", Args: cobra.MaximumNArgs(1),
+		Long: "Show or set raft's timeouts, one set for all controllers of the fleet.\n" +
+			"lan is 150ms/150ms/100ms; wan is 2s/2s/1.5s, for controllers that are far apart or on busy machines.\n" +
+			"HEARTBEAT: a follower that hears nothing for as long begins an election. ELECTION: one without a winner begins anew after as long.\n" +
+			"LEASE: a leader that reaches no majority for as long steps down; half of HEARTBEAT at least, all of it at most.\n" +
+			"Setting it costs one election. Leaders that change without anything being broken are a reason for longer ones.",
+	}
+	timing.RunE = func(cmd *cobra.Command, args []string) error {
+		var t fleetapi.Timing
+		if len(args) > 0 {
+			if err := a.call(cmd, http.MethodPost, "timing", fleetapi.Timing{Timing: args[0]}, nil); err != nil {
+				return err
+			}
+		}
+		if err := a.call(cmd, http.MethodGet, "timing", nil, &t); err != nil {
+			return err
+		}
+		if t.Timing != t.Numbers {
+			t.Timing += " (" + t.Numbers + ")"
+		}
+		_, _ = fmt.Fprintln(cmd.OutOrStdout(), t.Timing)
+		return nil
+	}
+	return []*cobra.Command{ls, rm, timing}
 }
 
 func (a *app) tokenCommand() *cobra.Command {

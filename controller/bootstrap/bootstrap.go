@@ -25,17 +25,19 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/timing"
 	"google.golang.org/protobuf/proto"
 )
 
 // Options of a first host.
 type Options struct {
 	DataDir     string
-	ClusterName string   // "" takes NodeName
-	NodeName    string   // host name
-	Hosts       []string // IP addresses and DNS names that clients dial
-	Controller  string   // host:port that agents dial
-	Pool        string   // where nodes' /24 come from
+	ClusterName string        // "" takes NodeName
+	NodeName    string        // host name
+	Hosts       []string      // IP addresses and DNS names that clients dial
+	Controller  string        // host:port that agents dial
+	Pool        string        // where nodes' /24 come from
+	Timing      timing.Timing // of raft; the zero value is timing.LAN
 	Now         time.Time
 }
 
@@ -62,6 +64,9 @@ func AdminPKI(dataDir string) string      { return filepath.Join(dataDir, "admin
 
 // IdentityFile is where the agent's Identity lives.
 func IdentityFile(dataDir string) string { return filepath.Join(dataDir, "agent", "identity.json") }
+
+// TimingFile is where a controller keeps raft's timing for its next start.
+func TimingFile(dataDir string) string { return filepath.Join(dataDir, "controller", "timing") }
 
 // Up makes sure that this host has identities: it makes a new cluster where
 // there is none, ends an Up that was cut short, and else does nothing.
@@ -216,11 +221,14 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 	if err != nil {
 		return nil, err
 	}
+	if o.Timing == (timing.Timing{}) {
+		o.Timing = timing.LAN
+	}
 	hash := sha256.Sum256([]byte(cluster))
 	return &dv1.Command{
 		Key: "init-" + cluster, Hash: hash[:], Principal: pki.URI(cluster, pki.KindController, host),
 		Of: &dv1.Command_Init{Init: &dv1.Init{
-			Cluster: &dv1.Cluster{Id: cluster, Name: name, Epoch: 1, Created: o.Now.UnixNano(), TrustBundle: [][]byte{ca.Cert.Raw}, Pool: o.Pool, FeatureLevel: 1},
+			Cluster: &dv1.Cluster{Id: cluster, Name: name, Epoch: 1, Created: o.Now.UnixNano(), TrustBundle: [][]byte{ca.Cert.Raw}, Pool: o.Pool, FeatureLevel: 1, Timing: o.Timing.Proto()},
 			Identities: []*dv1.Identity{
 				{Uri: pki.URI(cluster, pki.KindController, host), Roles: []string{pki.KindController}, SealPublic: seal.Bytes()},
 				{Uri: pki.URI(cluster, pki.KindNode, host), Roles: []string{pki.KindNode}},

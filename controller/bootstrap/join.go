@@ -17,6 +17,7 @@ import (
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/timing"
 )
 
 // joinKeys is where a host's keys are until its join was answered, so that a join
@@ -96,6 +97,13 @@ func Join(ctx context.Context, o Joining) error {
 		return err
 	}
 	if o.Controller != "" {
+		t, err := timing.Parse(a.Timing)
+		if err != nil {
+			return fmt.Errorf("the answer of the controller at %s: %w", o.Addr, err)
+		}
+		if err := timing.Save(TimingFile(o.DataDir), t); err != nil {
+			return err
+		}
 		if err := pki.WriteFiles(ControllerPKI(o.DataDir), a.Bundle, a.ControllerCert, keys["controller"], raw); err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/timing"
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/proto"
 )
@@ -123,6 +124,8 @@ func (d *decision) decide() *dv1.Error {
 				d.add(&dv1.Effect{Of: &dv1.Effect_Controller{Controller: m}})
 			}
 		}
+	case *dv1.Command_SetTiming:
+		return d.setTiming(c.SetTiming.GetTiming())
 	case *dv1.Command_Killed:
 		if t := d.Task(c.Killed.TaskId); t != nil && t.Attempt == c.Killed.Attempt && !t.StoppedByHand {
 			t = proto.CloneOf(t)
@@ -166,6 +169,21 @@ func (d *decision) init(c *dv1.Init) *dv1.Error {
 	}
 	if c.Controller != nil {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Controller{Controller: c.Controller}})
+	}
+	return nil
+}
+
+func (d *decision) setTiming(t *dv1.Timing) *dv1.Error {
+	if d.Cluster() == nil {
+		return refuse("unavailable", "there is no fleet yet")
+	}
+	if err := timing.FromProto(t).Validate(); err != nil {
+		return refuse("invalid", "%v", err)
+	}
+	if timing.FromProto(d.Cluster().Timing) != timing.FromProto(t) {
+		c := proto.CloneOf(d.Cluster())
+		c.Timing = timing.FromProto(t).Proto()
+		d.add(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: c}})
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/timing"
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 )
@@ -45,6 +46,11 @@ type Options struct {
 	Clock func() time.Time
 	// OnCommit gets each applied entry's effects, in order, and must not block.
 	OnCommit func(effects []*dv1.Effect, index uint64)
+	// TimingFile keeps the fleet's timing for the next start, which must not use
+	// another one than the others do until it has read its log. "" keeps nothing.
+	TimingFile string
+	// Timing is used where there is no file; the zero value is timing.LAN.
+	Timing timing.Timing
 
 	segment int // bytes of the log's files; 0 is segmentSize
 }
@@ -67,16 +73,28 @@ func (o *Options) validate() error {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	return nil
+	if o.Timing == (timing.Timing{}) {
+		o.Timing = timing.LAN
+	}
+	if o.TimingFile != "" {
+		var err error
+		if o.Timing, err = timing.Load(o.TimingFile, o.Timing); err != nil {
+			return err
+		}
+	}
+	return o.Timing.Validate()
 }
 
 // Node is one member. It is safe for concurrent use.
 type Node struct {
 	o     Options
-	raft  *raft.Raft
+	raft  atomic.Pointer[raft.Raft] // another one after its timing changed
 	fsm   *fsm
 	log   store
+	snaps raft.SnapshotStore
+	hl    hclog.Logger
 	trans raft.Transport
+	pace  atomic.Pointer[timing.Timing] // of raft as it runs; Run changes it
 	has   bool
 	queue chan *pending
 	lead  chan bool
@@ -128,32 +146,42 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 		return nil, fmt.Errorf("reading raft's state in %s: %w", o.Dir, err)
 	}
 	n := &Node{
-		o: o, log: logs, has: has, trans: o.Transport,
+		o: o, log: logs, snaps: snaps, hl: hl, has: has, trans: o.Transport,
 		queue:   make(chan *pending, 1024),
 		lead:    make(chan bool, 64),
 		stopped: make(chan struct{}),
 		ended:   make(chan struct{}),
 		fsm:     newFSM(o.OnCommit),
 	}
+	n.pace.Store(&o.Timing)
 	if n.trans == nil {
 		n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: o.Layer, MaxPool: 3, Timeout: 2 * time.Second, Logger: hl,
 		})
 	}
-	if n.raft, err = newRaft(n.config(hl), n.fsm, logs, snaps, n.trans); err != nil {
-		err = fmt.Errorf("starting raft in %s: %w", o.Dir, err)
+	n.seen = make(chan raft.Observation, 16)
+	if err := n.begin(n.config(hl)); err != nil {
 		if c, ok := n.trans.(io.Closer); ok && o.Transport == nil {
 			err = errors.Join(err, c.Close())
 		}
 		return nil, err
 	}
-	n.seen = make(chan raft.Observation, 16)
-	n.raft.RegisterObserver(raft.NewObserver(n.seen, false, func(o *raft.Observation) bool {
+	go n.observe()
+	return n, nil
+}
+
+// begin makes the raft of this member.
+func (n *Node) begin(c *raft.Config) error {
+	r, err := newRaft(c, n.fsm, n.log, n.snaps, kept(n.trans))
+	if err != nil {
+		return fmt.Errorf("starting raft in %s: %w", n.o.Dir, err)
+	}
+	r.RegisterObserver(raft.NewObserver(n.seen, false, func(o *raft.Observation) bool {
 		_, leader := o.Data.(raft.LeaderObservation)
 		return leader
 	}))
-	go n.observe()
-	return n, nil
+	n.raft.Store(r)
+	return nil
 }
 
 // newRaft makes an error of raft's panic at entries that it lacks, as where the
@@ -186,19 +214,17 @@ func (n *Node) Verify() (uint64, error) {
 		return 0, ErrNotLeader
 	}
 	index := n.Snapshot().Index()
-	if err := n.raft.VerifyLeader().Error(); err != nil {
+	if err := n.Raft().VerifyLeader().Error(); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
 	}
 	return index, nil
 }
 
-// config is the LAN profile.
 func (n *Node) config(hl hclog.Logger) *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(n.o.ID)
-	c.HeartbeatTimeout = 150 * time.Millisecond
-	c.ElectionTimeout = 150 * time.Millisecond
-	c.LeaderLeaseTimeout = 100 * time.Millisecond
+	t := n.Timing()
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = t.Heartbeat, t.Election, t.Lease
 	c.CommitTimeout = 5 * time.Millisecond
 	c.TrailingLogs = 512
 	c.SnapshotThreshold = 4096
@@ -213,7 +239,7 @@ func (n *Node) HasState() bool { return n.has }
 
 // Bootstrap makes the first configuration of a cluster; once, on one member.
 func (n *Node) Bootstrap(servers []raft.Server) error {
-	if err := n.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
+	if err := n.Raft().BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
 		return fmt.Errorf("bootstrapping raft: %w", err)
 	}
 	return nil
@@ -246,31 +272,32 @@ func (n *Node) WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, er
 
 // Leader is the leader's raft address and id, "" while there is none.
 func (n *Node) Leader() (addr, id string) {
-	a, i := n.raft.LeaderWithID()
+	a, i := n.Raft().LeaderWithID()
 	return string(a), string(i)
 }
 
 // IsLeader says whether raft thinks this member leads; see Ready.
-func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader }
+func (n *Node) IsLeader() bool { return n.Raft().State() == raft.Leader }
 
 // Ready says whether this member leads and has applied all that was
 // committed before its term.
 func (n *Node) Ready() bool { return n.ready.Load() && n.IsLeader() }
 
 // Applied is the index of the last entry applied here, of any kind.
-func (n *Node) Applied() uint64 { return n.raft.AppliedIndex() }
+func (n *Node) Applied() uint64 { return n.Raft().AppliedIndex() }
 
 // Term is raft's current term.
-func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }
+func (n *Node) Term() uint64 { return n.Raft().CurrentTerm() }
 
-// Raft is for membership changes and statistics; entries go through Propose.
-func (n *Node) Raft() *raft.Raft { return n.raft }
+// Raft is for membership changes and statistics; entries go through Propose. It
+// ends when the timing changes: ask again.
+func (n *Node) Raft() *raft.Raft { return n.raft.Load() }
 
 // Close stops raft and closes the log; the files stay. Run must have returned.
 func (n *Node) Close() error {
 	n.stop.Do(func() {
 		close(n.stopped)
-		err := n.raft.Shutdown().Error()
+		err := n.Raft().Shutdown().Error()
 		if c, ok := n.trans.(io.Closer); ok {
 			err = errors.Join(err, c.Close())
 		}

@@ -188,7 +188,7 @@ func TestOneMemberKeepsEverythingOnDisk(t *testing.T) {
 	if err := os.CopyFS(cut, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.raft.Snapshot().Error(); err != nil {
+	if err := m.Raft().Snapshot().Error(); err != nil {
 		t.Fatal(err)
 	}
 	withSnapshot := t.TempDir()
@@ -273,7 +273,7 @@ func TestForgedBaseIsRefused(t *testing.T) {
 	for _, base := range []uint64{0, before.Index() - 1, before.Index() + 1} {
 		b, _ := proto.Marshal(&dv1.Entry{Format: 1, Type: 1, MinVersion: 1, Base: base,
 			Effects: []*dv1.Effect{{Of: &dv1.Effect_DeleteNode{DeleteNode: "n1"}}}})
-		f := m.raft.Apply(b, time.Second)
+		f := m.Raft().Apply(b, time.Second)
 		if err := f.Error(); err != nil {
 			t.Fatal(err)
 		}
@@ -302,7 +302,7 @@ func TestUnknownEntryHaltsTheMember(t *testing.T) {
 			e.Base = before.Index()
 			b, _ := proto.Marshal(e)
 			var fatal *state.FatalError
-			f := m.raft.Apply(b, time.Second)
+			f := m.Raft().Apply(b, time.Second)
 			if err := f.Error(); err != nil {
 				t.Fatal(err)
 			}
@@ -319,7 +319,7 @@ func TestUnknownEntryHaltsTheMember(t *testing.T) {
 			if _, err := m.WaitIndex(t.Context(), before.Index()+9); !errors.As(err, &fatal) {
 				t.Errorf("WaitIndex: %v", err)
 			}
-			if err := m.raft.Snapshot().Error(); err == nil {
+			if err := m.Raft().Snapshot().Error(); err == nil {
 				t.Error("a halted member wrote a snapshot, which drops the entry")
 			}
 			if m.Snapshot().Hash() != before.Hash() {
@@ -384,7 +384,7 @@ func TestDamagedSnapshotIsNotPassedOver(t *testing.T) {
 	dir := t.TempDir()
 	m := single(t, dir)
 	m.prepare(t)
-	if err := m.raft.Snapshot().Error(); err != nil {
+	if err := m.Raft().Snapshot().Error(); err != nil {
 		t.Fatal(err)
 	}
 	m.kill(t)

@@ -298,7 +298,7 @@ func TestAMemberStartsAfterItsEndWasReplaced(t *testing.T) {
 		m := s.members[old]
 		s.split(map[string]bool{old: true})
 		// Stored here, never committed.
-		f := m.raft.Apply([]byte("lost"), time.Second)
+		f := m.Raft().Apply([]byte("lost"), time.Second)
 		lost, _ := m.log.LastIndex()
 		if err := f.Error(); err == nil {
 			t.Fatal("committed alone")

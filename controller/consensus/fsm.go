@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -17,13 +18,15 @@ type fsm struct {
 	store    *state.Store
 	onCommit func([]*dv1.Effect, uint64)
 	halted   chan struct{} // closed with the first fatal entry
+	timing   chan struct{} // poked when the cluster's record changed, in which the timing is
+	applied  atomic.Uint64 // index of the last entry that was applied or restored
 
 	mu   sync.Mutex // guards next
 	next chan struct{}
 }
 
 func newFSM(onCommit func([]*dv1.Effect, uint64)) *fsm {
-	return &fsm{store: state.NewStore(), onCommit: onCommit, halted: make(chan struct{}), next: make(chan struct{})}
+	return &fsm{store: state.NewStore(), onCommit: onCommit, halted: make(chan struct{}), timing: make(chan struct{}, 1), next: make(chan struct{})}
 }
 
 func (f *fsm) changed() <-chan struct{} {
@@ -42,6 +45,11 @@ func (f *fsm) announce() {
 // Apply answers nil, state.ErrBase, or a *state.FatalError, after which this
 // member applies nothing more and Run returns it.
 func (f *fsm) Apply(l *raft.Log) any {
+	if l.Index <= f.applied.Load() {
+		return nil // raft was begun anew in this process, from its last snapshot
+	}
+	before := f.store.Snapshot().Cluster()
+	defer f.settled(before, l.Index)
 	e, err := f.store.Apply(l.Index, l.Data)
 	var fatal *state.FatalError
 	switch {
@@ -71,11 +79,21 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 
 func (f *fsm) Restore(r io.ReadCloser) error {
 	defer func() { _ = r.Close() }()
+	before := f.store.Snapshot().Cluster()
 	if err := f.store.Restore(r); err != nil {
 		return err
 	}
+	f.settled(before, f.store.Snapshot().Index())
 	f.announce()
 	return nil
+}
+
+// settled notes how far the state is, and whether the cluster's record is another.
+func (f *fsm) settled(before *dv1.Cluster, index uint64) {
+	f.applied.Store(index)
+	if f.store.Snapshot().Cluster() != before {
+		poke(f.timing)
+	}
 }
 
 type snapshot struct{ s *state.Snapshot }

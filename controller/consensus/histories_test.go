@@ -53,7 +53,11 @@ func (s *simulated) boot(id string) {
 			o.Connect(raft.ServerAddress(id), tr)
 		}
 	}
-	n, err := s.open(Options{ID: id, Dir: filepath.Join(s.dir, id), Addr: raft.ServerAddress(id), Transport: tr, segment: 8 << 10})
+	o := Options{ID: id, Dir: filepath.Join(s.dir, id), Addr: raft.ServerAddress(id), Transport: tr, segment: 8 << 10}
+	if s.dir != "" {
+		o.TimingFile = filepath.Join(s.dir, id, "timing")
+	}
+	n, err := s.open(o)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -91,6 +91,7 @@ func (n *Node) Run(ctx context.Context) error {
 	defer close(n.ended)
 	defer n.ready.Store(false)
 	leader := n.IsLeader()
+	poke(n.fsm.timing) // what the file said may be old by now
 	for {
 		if leader {
 			if err := n.leadOnce(ctx, &leader); err != nil {
@@ -106,6 +107,10 @@ func (n *Node) Run(ctx context.Context) error {
 		case <-n.stopped:
 			return nil
 		case leader = <-n.lead:
+		case <-n.fsm.timing:
+			if err := n.retime(); err != nil {
+				return err
+			}
 		case p := <-n.queue:
 			p.answer(nil, ErrNotLeader)
 		}
@@ -116,7 +121,7 @@ func (n *Node) Run(ctx context.Context) error {
 // the next call starts over behind another. It clears leader when raft says so.
 func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 	n.ready.Store(false)
-	if err := n.raft.Barrier(raftTimeout).Error(); err != nil {
+	if err := n.Raft().Barrier(raftTimeout).Error(); err != nil {
 		n.o.Logger.Info("not leading: the barrier failed", "error", err)
 		*leader = false
 		if errors.Is(err, raft.ErrEnqueueTimeout) || n.IsLeader() {
@@ -140,6 +145,14 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		case *leader = <-n.lead:
 			// Also true starts over: a false in between may have been missed.
 			return nil
+		case <-n.fsm.timing:
+			if err := n.retime(); err != nil {
+				return err
+			}
+			if !n.IsLeader() {
+				*leader = false
+				return nil
+			}
 		case p := <-n.queue:
 			if !n.propose(n.fsm.store.Snapshot(), p) {
 				*leader = n.IsLeader()
@@ -259,7 +272,7 @@ func (b *batch) rebuild() {
 func (n *Node) commit(b *batch) error {
 	if len(b.entry.Effects) == 0 && len(b.entry.Results) == 0 {
 		// Nothing to log, but a deposed leader must not answer from the past.
-		if err := n.raft.VerifyLeader().Error(); err != nil {
+		if err := n.Raft().VerifyLeader().Error(); err != nil {
 			return fmt.Errorf("%w: %w", ErrNotLeader, err)
 		}
 		b.stamp(b.entry.Base)
@@ -269,7 +282,7 @@ func (n *Node) commit(b *batch) error {
 	if err != nil {
 		return fmt.Errorf("encoding a log entry: %w", err)
 	}
-	f := n.raft.Apply(data, raftTimeout)
+	f := n.Raft().Apply(data, raftTimeout)
 	if err := f.Error(); err != nil {
 		if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrEnqueueTimeout) {
 			return fmt.Errorf("%w: %w", ErrNotLeader, err)

@@ -33,6 +33,7 @@ func Recover(o Options, change func(*state.Snapshot) ([]*dv1.Effect, error)) err
 		return errors.Join(fmt.Errorf("opening raft's snapshots in %s: %w", o.Dir, err), logs.Close())
 	}
 	n := &Node{o: o, lead: make(chan bool, 64)}
+	n.pace.Store(&o.Timing)
 	only := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(o.ID), Address: o.Addr}}}
 	f := &changing{fsm: newFSM(nil), change: change}
 	err = raft.RecoverCluster(n.config(hl), f, logs, logs, snaps, o.Transport, only)

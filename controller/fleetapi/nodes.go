@@ -1,6 +1,7 @@
 package fleetapi
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/timing"
 )
 
 // Member is a controller, as lists show it.
@@ -165,6 +167,35 @@ func (s *server) removeController(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: name}}})
+}
+
+// Timing is raft's timing of the fleet: lan, wan or numbers, with the numbers.
+type Timing struct{ Timing, Numbers string }
+
+func (s *server) timing(w http.ResponseWriter, r *http.Request) {
+	snap, ok := s.state(w, r)
+	if !ok {
+		return
+	}
+	t := timing.FromProto(snap.Cluster().GetTiming())
+	answer(w, http.StatusOK, Timing{cmp.Or(t.Profile(), t.String()), t.String()})
+}
+
+func (s *server) setTiming(w http.ResponseWriter, r *http.Request) {
+	var to Timing
+	if !read(w, r, &to) {
+		return
+	}
+	if to.Timing == "" {
+		refuse(w, http.StatusBadRequest, "the new timing is not named")
+		return
+	}
+	t, err := timing.Parse(to.Timing)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	s.do(w, r, &dv1.Command{Of: &dv1.Command_SetTiming{SetTiming: &dv1.SetTiming{Timing: t.Proto()}}})
 }
 
 func (s *server) tokens(w http.ResponseWriter, r *http.Request) {

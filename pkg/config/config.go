@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/viper"
 
 	"github.com/drover/drover/pkg/registry"
+	"github.com/drover/drover/pkg/timing"
 )
 
 // DefaultFile is read if it is there and no other is named.
@@ -36,6 +37,7 @@ type Config struct {
 	MirrorListen     string            `mapstructure:"mirror-listen" desc:"loopback address where tools of this host pull the fleet's images; empty for none"`
 	Bridge           string            `mapstructure:"bridge" desc:"name of the containers' bridge, at most 15 characters"`
 	SubnetPool       string            `mapstructure:"subnet-pool" desc:"where the nodes' /24 come from; set when the fleet is made"`
+	RaftTiming       string            `mapstructure:"raft-timing" desc:"how fast controllers notice a dead leader: lan, wan or HEARTBEAT/ELECTION/LEASE; set when the fleet is made, later by drover controller timing"`
 	LogLevel         string            `mapstructure:"log-level" desc:"debug, info, warn or error"`
 	Labels           map[string]string `mapstructure:"labels" desc:"of this node, for --on"`
 	Registries       []Registry        `mapstructure:"registries" desc:"how registries are reached"`
@@ -60,7 +62,7 @@ var defaults = []struct {
 	value any
 }{
 	{"cluster-name", ""}, {"data-dir", "/var/lib/drover"}, {"run-dir", "/run/drover"}, {"node-name", ""}, {"advertise", ""},
-	{"controller-listen", "0.0.0.0:7443"}, {"agent-listen", "0.0.0.0:7444"}, {"gossip-listen", "0.0.0.0:7946"}, {"mirror-listen", "127.0.0.1:5000"}, {"bridge", "drover0"}, {"subnet-pool", "10.210.0.0/16"},
+	{"controller-listen", "0.0.0.0:7443"}, {"agent-listen", "0.0.0.0:7444"}, {"gossip-listen", "0.0.0.0:7946"}, {"mirror-listen", "127.0.0.1:5000"}, {"bridge", "drover0"}, {"subnet-pool", "10.210.0.0/16"}, {"raft-timing", "lan"},
 	{"log-level", "info"}, {"labels", map[string]string{}}, {"registries", []map[string]any{}},
 }
 
@@ -146,6 +148,9 @@ func (c *Config) check() error {
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		return fmt.Errorf("log-level %q is none of debug, info, warn, error", c.LogLevel)
+	}
+	if _, err := timing.Parse(c.RaftTiming); err != nil {
+		return fmt.Errorf("raft-timing: %w", err)
 	}
 	_, err := registry.New(c.Mirrors())
 	return err

@@ -109,6 +109,7 @@ type Answer struct {
 	ControllerCert []byte
 	AdminCert      []byte
 	Controllers    []string
+	Timing         string // of raft, for a controller; "" is that of a local network
 }
 
 // Refusal is a controller's no.

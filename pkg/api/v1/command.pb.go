@@ -56,6 +56,7 @@ type Command struct {
 	//	*Command_RemoveController
 	//	*Command_PutController
 	//	*Command_RotateDataKey
+	//	*Command_SetTiming
 	Of            isCommand_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -351,6 +352,15 @@ func (x *Command) GetRotateDataKey() *RotateDataKey {
 	return nil
 }
 
+func (x *Command) GetSetTiming() *SetTiming {
+	if x != nil {
+		if x, ok := x.Of.(*Command_SetTiming); ok {
+			return x.SetTiming
+		}
+	}
+	return nil
+}
+
 type isCommand_Of interface {
 	isCommand_Of()
 }
@@ -455,6 +465,10 @@ type Command_RotateDataKey struct {
 	RotateDataKey *RotateDataKey `protobuf:"bytes,34,opt,name=rotate_data_key,json=rotateDataKey,proto3,oneof"`
 }
 
+type Command_SetTiming struct {
+	SetTiming *SetTiming `protobuf:"bytes,40,opt,name=set_timing,json=setTiming,proto3,oneof"`
+}
+
 func (*Command_Init) isCommand_Of() {}
 
 func (*Command_Create) isCommand_Of() {}
@@ -504,6 +518,8 @@ func (*Command_RemoveController) isCommand_Of() {}
 func (*Command_PutController) isCommand_Of() {}
 
 func (*Command_RotateDataKey) isCommand_Of() {}
+
+func (*Command_SetTiming) isCommand_Of() {}
 
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1721,6 +1737,50 @@ func (x *PutController) GetController() *Controller {
 	return nil
 }
 
+type SetTiming struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Timing        *Timing                `protobuf:"bytes,1,opt,name=timing,proto3" json:"timing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTiming) Reset() {
+	*x = SetTiming{}
+	mi := &file_command_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTiming) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTiming) ProtoMessage() {}
+
+func (x *SetTiming) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTiming.ProtoReflect.Descriptor instead.
+func (*SetTiming) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SetTiming) GetTiming() *Timing {
+	if x != nil {
+		return x.Timing
+	}
+	return nil
+}
+
 type PutIdentity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Identity      *Identity              `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
@@ -1730,7 +1790,7 @@ type PutIdentity struct {
 
 func (x *PutIdentity) Reset() {
 	*x = PutIdentity{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1802,7 @@ func (x *PutIdentity) String() string {
 func (*PutIdentity) ProtoMessage() {}
 
 func (x *PutIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1815,7 @@ func (x *PutIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIdentity.ProtoReflect.Descriptor instead.
 func (*PutIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PutIdentity) GetIdentity() *Identity {
@@ -1774,7 +1834,7 @@ type PutSealed struct {
 
 func (x *PutSealed) Reset() {
 	*x = PutSealed{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1846,7 @@ func (x *PutSealed) String() string {
 func (*PutSealed) ProtoMessage() {}
 
 func (x *PutSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1859,7 @@ func (x *PutSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSealed.ProtoReflect.Descriptor instead.
 func (*PutSealed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PutSealed) GetSealed() *Sealed {
@@ -1820,7 +1880,7 @@ type RotateDataKey struct {
 
 func (x *RotateDataKey) Reset() {
 	*x = RotateDataKey{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +1892,7 @@ func (x *RotateDataKey) String() string {
 func (*RotateDataKey) ProtoMessage() {}
 
 func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +1905,7 @@ func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDataKey.ProtoReflect.Descriptor instead.
 func (*RotateDataKey) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RotateDataKey) GetFrom() string {
@@ -1873,7 +1933,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +1945,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +1958,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Report) GetNodeId() string {
@@ -1929,7 +1989,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2001,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2014,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -2017,7 +2077,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2089,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2102,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -2126,7 +2186,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2198,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2211,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Error) GetKind() string {
@@ -2172,7 +2232,7 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xa9\v\n" +
+	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xe0\v\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x1c\n" +
@@ -2206,7 +2266,9 @@ const file_command_proto_rawDesc = "" +
 	"removeNode\x12J\n" +
 	"\x11remove_controller\x18  \x01(\v2\x1b.drover.v1.RemoveControllerH\x00R\x10removeController\x12A\n" +
 	"\x0eput_controller\x18! \x01(\v2\x18.drover.v1.PutControllerH\x00R\rputController\x12B\n" +
-	"\x0frotate_data_key\x18\" \x01(\v2\x18.drover.v1.RotateDataKeyH\x00R\rrotateDataKeyB\x04\n" +
+	"\x0frotate_data_key\x18\" \x01(\v2\x18.drover.v1.RotateDataKeyH\x00R\rrotateDataKey\x125\n" +
+	"\n" +
+	"set_timing\x18( \x01(\v2\x14.drover.v1.SetTimingH\x00R\tsetTimingB\x04\n" +
 	"\x02of\"\xcb\x01\n" +
 	"\x04Init\x12,\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterR\acluster\x123\n" +
@@ -2308,7 +2370,9 @@ const file_command_proto_rawDesc = "" +
 	"\rPutController\x125\n" +
 	"\n" +
 	"controller\x18\x01 \x01(\v2\x15.drover.v1.ControllerR\n" +
-	"controller\">\n" +
+	"controller\"6\n" +
+	"\tSetTiming\x12)\n" +
+	"\x06timing\x18\x01 \x01(\v2\x11.drover.v1.TimingR\x06timing\">\n" +
 	"\vPutIdentity\x12/\n" +
 	"\bidentity\x18\x01 \x01(\v2\x13.drover.v1.IdentityR\bidentity\"6\n" +
 	"\tPutSealed\x12)\n" +
@@ -2355,7 +2419,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),          // 0: drover.v1.Command
 	(*Init)(nil),             // 1: drover.v1.Init
@@ -2379,25 +2443,27 @@ var file_command_proto_goTypes = []any{
 	(*RemoveNode)(nil),       // 19: drover.v1.RemoveNode
 	(*RemoveController)(nil), // 20: drover.v1.RemoveController
 	(*PutController)(nil),    // 21: drover.v1.PutController
-	(*PutIdentity)(nil),      // 22: drover.v1.PutIdentity
-	(*PutSealed)(nil),        // 23: drover.v1.PutSealed
-	(*RotateDataKey)(nil),    // 24: drover.v1.RotateDataKey
-	(*Report)(nil),           // 25: drover.v1.Report
-	(*TaskReport)(nil),       // 26: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 27: drover.v1.CommandResult
-	(*Error)(nil),            // 28: drover.v1.Error
-	nil,                      // 29: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 30: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 31: drover.v1.Cluster
-	(*Identity)(nil),         // 32: drover.v1.Identity
-	(*Sealed)(nil),           // 33: drover.v1.Sealed
-	(*Controller)(nil),       // 34: drover.v1.Controller
-	(*Spec)(nil),             // 35: drover.v1.Spec
-	(*Image)(nil),            // 36: drover.v1.Image
-	(*Node)(nil),             // 37: drover.v1.Node
-	(*Token)(nil),            // 38: drover.v1.Token
-	(*Exit)(nil),             // 39: drover.v1.Exit
-	(*Port)(nil),             // 40: drover.v1.Port
+	(*SetTiming)(nil),        // 22: drover.v1.SetTiming
+	(*PutIdentity)(nil),      // 23: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 24: drover.v1.PutSealed
+	(*RotateDataKey)(nil),    // 25: drover.v1.RotateDataKey
+	(*Report)(nil),           // 26: drover.v1.Report
+	(*TaskReport)(nil),       // 27: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 28: drover.v1.CommandResult
+	(*Error)(nil),            // 29: drover.v1.Error
+	nil,                      // 30: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 31: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 32: drover.v1.Cluster
+	(*Identity)(nil),         // 33: drover.v1.Identity
+	(*Sealed)(nil),           // 34: drover.v1.Sealed
+	(*Controller)(nil),       // 35: drover.v1.Controller
+	(*Spec)(nil),             // 36: drover.v1.Spec
+	(*Image)(nil),            // 37: drover.v1.Image
+	(*Node)(nil),             // 38: drover.v1.Node
+	(*Token)(nil),            // 39: drover.v1.Token
+	(*Timing)(nil),           // 40: drover.v1.Timing
+	(*Exit)(nil),             // 41: drover.v1.Exit
+	(*Port)(nil),             // 42: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
@@ -2412,10 +2478,10 @@ var file_command_proto_depIdxs = []int32{
 	11, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
 	12, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
 	13, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	25, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	26, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
 	14, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	22, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	23, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	23, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	24, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
 	8,  // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
 	15, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
 	16, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
@@ -2424,34 +2490,36 @@ var file_command_proto_depIdxs = []int32{
 	19, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
 	20, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
 	21, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	24, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
-	31, // 25: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	32, // 26: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	33, // 27: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	34, // 28: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	35, // 29: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	36, // 30: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	37, // 31: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	37, // 32: drover.v1.Join.node:type_name -> drover.v1.Node
-	32, // 33: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	34, // 34: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	33, // 35: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	38, // 36: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	29, // 37: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	30, // 38: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	34, // 39: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	32, // 40: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	33, // 41: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	33, // 42: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
-	26, // 43: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	39, // 44: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	40, // 45: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	28, // 46: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	47, // [47:47] is the sub-list for method output_type
-	47, // [47:47] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	25, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	22, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
+	32, // 26: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	33, // 27: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	34, // 28: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	35, // 29: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	36, // 30: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	37, // 31: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	38, // 32: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	38, // 33: drover.v1.Join.node:type_name -> drover.v1.Node
+	33, // 34: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	35, // 35: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	34, // 36: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	39, // 37: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	30, // 38: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	31, // 39: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	35, // 40: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	40, // 41: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
+	33, // 42: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	34, // 43: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	34, // 44: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	27, // 45: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	41, // 46: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	42, // 47: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	29, // 48: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -2486,6 +2554,7 @@ func file_command_proto_init() {
 		(*Command_RemoveController)(nil),
 		(*Command_PutController)(nil),
 		(*Command_RotateDataKey)(nil),
+		(*Command_SetTiming)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2493,7 +2562,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1480,6 +1480,7 @@ type Cluster struct {
 	TrustBundle   [][]byte               `protobuf:"bytes,5,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // DER, oldest first
 	Pool          string                 `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`                                  // e.g. 10.210.0.0/16: where nodes' /24 come from
 	FeatureLevel  uint32                 `protobuf:"varint,7,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Timing        *Timing                `protobuf:"bytes,8,opt,name=timing,proto3" json:"timing,omitempty"` // unset: of a local network
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1559,6 +1560,74 @@ func (x *Cluster) GetPool() string {
 func (x *Cluster) GetFeatureLevel() uint32 {
 	if x != nil {
 		return x.FeatureLevel
+	}
+	return 0
+}
+
+func (x *Cluster) GetTiming() *Timing {
+	if x != nil {
+		return x.Timing
+	}
+	return nil
+}
+
+// Timing of raft, in nanoseconds.
+type Timing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Heartbeat     int64                  `protobuf:"varint,1,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"` // a follower that hears no leader for as long begins an election
+	Election      int64                  `protobuf:"varint,2,opt,name=election,proto3" json:"election,omitempty"`   // an election without a winner begins anew after as long
+	Lease         int64                  `protobuf:"varint,3,opt,name=lease,proto3" json:"lease,omitempty"`         // a leader that reaches no majority for as long steps down
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Timing) Reset() {
+	*x = Timing{}
+	mi := &file_state_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Timing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Timing) ProtoMessage() {}
+
+func (x *Timing) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Timing.ProtoReflect.Descriptor instead.
+func (*Timing) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Timing) GetHeartbeat() int64 {
+	if x != nil {
+		return x.Heartbeat
+	}
+	return 0
+}
+
+func (x *Timing) GetElection() int64 {
+	if x != nil {
+		return x.Election
+	}
+	return 0
+}
+
+func (x *Timing) GetLease() int64 {
+	if x != nil {
+		return x.Lease
 	}
 	return 0
 }
@@ -1704,7 +1773,7 @@ const file_state_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bdata_key\x18\x02 \x01(\tR\adataKey\x12\x12\n" +
 	"\x04blob\x18\x03 \x01(\fR\x04blob\x12\x1c\n" +
-	"\trecipient\x18\x04 \x01(\fR\trecipient\"\xb9\x01\n" +
+	"\trecipient\x18\x04 \x01(\fR\trecipient\"\xe4\x01\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -1712,7 +1781,12 @@ const file_state_proto_rawDesc = "" +
 	"\acreated\x18\x04 \x01(\x03R\acreated\x12!\n" +
 	"\ftrust_bundle\x18\x05 \x03(\fR\vtrustBundle\x12\x12\n" +
 	"\x04pool\x18\x06 \x01(\tR\x04pool\x12#\n" +
-	"\rfeature_level\x18\a \x01(\rR\ffeatureLevel*V\n" +
+	"\rfeature_level\x18\a \x01(\rR\ffeatureLevel\x12)\n" +
+	"\x06timing\x18\b \x01(\v2\x11.drover.v1.TimingR\x06timing\"X\n" +
+	"\x06Timing\x12\x1c\n" +
+	"\theartbeat\x18\x01 \x01(\x03R\theartbeat\x12\x1a\n" +
+	"\belection\x18\x02 \x01(\x03R\belection\x12\x14\n" +
+	"\x05lease\x18\x03 \x01(\x03R\x05lease*V\n" +
 	"\aDesired\x12\x17\n" +
 	"\x13DESIRED_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aCREATED\x10\x01\x12\v\n" +
@@ -1745,7 +1819,7 @@ func file_state_proto_rawDescGZIP() []byte {
 }
 
 var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_state_proto_goTypes = []any{
 	(Desired)(0),       // 0: drover.v1.Desired
 	(Phase)(0),         // 1: drover.v1.Phase
@@ -1764,23 +1838,25 @@ var file_state_proto_goTypes = []any{
 	(*Identity)(nil),   // 14: drover.v1.Identity
 	(*Sealed)(nil),     // 15: drover.v1.Sealed
 	(*Cluster)(nil),    // 16: drover.v1.Cluster
-	nil,                // 17: drover.v1.Node.LabelsEntry
-	nil,                // 18: drover.v1.Node.SetLabelsEntry
-	nil,                // 19: drover.v1.Node.RolesEntry
+	(*Timing)(nil),     // 17: drover.v1.Timing
+	nil,                // 18: drover.v1.Node.LabelsEntry
+	nil,                // 19: drover.v1.Node.SetLabelsEntry
+	nil,                // 20: drover.v1.Node.RolesEntry
 }
 var file_state_proto_depIdxs = []int32{
 	0,  // 0: drover.v1.Task.desired:type_name -> drover.v1.Desired
 	4,  // 1: drover.v1.Task.exit:type_name -> drover.v1.Exit
 	6,  // 2: drover.v1.Task.ports:type_name -> drover.v1.Port
-	17, // 3: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
+	18, // 3: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
 	11, // 4: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
-	18, // 5: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
-	19, // 6: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
-	7,  // [7:7] is the sub-list for method output_type
-	7,  // [7:7] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	19, // 5: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
+	20, // 6: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
+	17, // 7: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -1794,7 +1870,7 @@ func file_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
