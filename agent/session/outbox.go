@@ -1,31 +1,47 @@
 package session
 
 import (
+	"strings"
 	"sync"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// maxEvents bounds what waits while no controller answers: the oldest go first.
-const maxEvents = 1024
+// Bounds of what an agent has to say. A message is small enough for the next beat
+// not to be late behind it on a slow link, and far below what a controller reads.
+const (
+	maxMessage    = 64 << 10 // bytes; one item that is larger goes alone
+	maxRemoved    = 1024     // tombstones in one message
+	maxEvents     = 1024     // that wait while no controller answers: the oldest go first
+	maxEventBytes = 1 << 20  // of those
+	maxEvent      = 16 << 10 // of one; what is longer is shortened
+	maxText       = 4 << 10  // of one text in what was shortened, and of reasons
+)
 
 // Outbox gathers what the agent has to say. While a message is under way, what
 // comes is joined into the next: of a task the last status counts, and events
 // keep their order. The zero value is ready. Safe for concurrent use.
 type Outbox struct {
-	mu     sync.Mutex // guards the fields below
-	order  []string
-	tasks  map[string]*dv1.TaskStatus
-	images map[string]*dv1.ImageStatus
-	gone   map[string]struct{}
-	events []*dv1.Happening
-	acked  uint64
-	remove map[string][]byte
-	ready  chan struct{}
+	mu        sync.Mutex // guards the fields below
+	order     []string
+	tasks     map[string]*dv1.TaskStatus
+	images    map[string]*dv1.ImageStatus
+	gone      map[string]struct{}
+	events    []*dv1.Happening
+	bytes     int // of events
+	dropped   int // events, since losses was called
+	shortened int
+	acked     uint64
+	remove    map[string][]byte
+	ready     chan struct{}
 }
 
 // Status reports a task.
 func (o *Outbox) Status(s *dv1.TaskStatus) {
+	s = shortStatus(s)
 	o.change(func() {
 		k := string(s.GetId())
 		if o.tasks == nil {
@@ -62,12 +78,35 @@ func (o *Outbox) ImageGone(digest string) {
 
 // Event reports something that only the agent knows of.
 func (o *Outbox) Event(h *dv1.Happening) {
+	short := shortEvent(h)
 	o.change(func() {
-		o.events = append(o.events, h)
-		if n := len(o.events) - maxEvents; n > 0 {
-			o.events = o.events[n:]
+		if short != h {
+			o.shortened++
 		}
+		o.events = append(o.events, short)
+		o.bytes += proto.Size(short)
+		o.bound()
 	})
+}
+
+// bound drops the oldest events of too many. It is called with mu held.
+func (o *Outbox) bound() {
+	for len(o.events) > maxEvents || o.bytes > maxEventBytes {
+		o.bytes -= proto.Size(o.events[0])
+		o.events[0] = nil
+		o.events = o.events[1:]
+		o.dropped++
+	}
+}
+
+// losses returns how many events were shortened, and how many dropped, since it
+// was called last.
+func (o *Outbox) losses() (shortened, dropped int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	shortened, dropped = o.shortened, o.dropped
+	o.shortened, o.dropped = 0, 0
+	return shortened, dropped
 }
 
 // Ack says that the sync at index is in the store.
@@ -93,31 +132,25 @@ func (o *Outbox) change(f func()) {
 	}
 }
 
-// take gives what there is, or a channel that is closed when there is something.
+// take gives as much of what there is as messages may hold, or a channel that is
+// closed when there is something.
 func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var out []*dv1.FromAgent
-	if len(o.order)+len(o.images)+len(o.gone)+len(o.events) > 0 {
-		obs := &dv1.Observation{Events: o.events}
-		for _, k := range o.order {
-			obs.Tasks = append(obs.Tasks, o.tasks[k])
-		}
-		for _, i := range o.images {
-			obs.Images = append(obs.Images, i)
-		}
-		for d := range o.gone {
-			obs.ImagesGone = append(obs.ImagesGone, d)
-		}
-		o.order, o.tasks, o.images, o.gone, o.events = nil, nil, nil, nil, nil
+	if obs := o.observation(); obs != nil {
 		out = append(out, &dv1.FromAgent{Of: &dv1.FromAgent_Observation{Observation: obs}})
 	}
 	if o.acked > 0 || len(o.remove) > 0 {
 		a := &dv1.Acks{Index: o.acked}
-		for _, id := range o.remove {
+		for k, id := range o.remove {
+			if len(a.Removed) == maxRemoved {
+				break
+			}
 			a.Removed = append(a.Removed, id)
+			delete(o.remove, k)
 		}
-		o.acked, o.remove = 0, nil
+		o.acked = 0
 		out = append(out, &dv1.FromAgent{Of: &dv1.FromAgent_Acks{Acks: a}})
 	}
 	if len(out) > 0 {
@@ -127,4 +160,150 @@ func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 		o.ready = make(chan struct{})
 	}
 	return nil, o.ready
+}
+
+// observation takes up to maxMessage of what was observed, nil if there is
+// nothing. It is called with mu held.
+func (o *Outbox) observation() *dv1.Observation {
+	const framing = 8 // tag and length of an item, at most
+	obs, size := &dv1.Observation{}, 0
+	fits := func(n int) bool {
+		if n += framing; size > 0 && size+n > maxMessage {
+			return false
+		}
+		size += n
+		return true
+	}
+	for len(o.order) > 0 && fits(proto.Size(o.tasks[o.order[0]])) {
+		obs.Tasks = append(obs.Tasks, o.tasks[o.order[0]])
+		delete(o.tasks, o.order[0])
+		o.order = o.order[1:]
+	}
+	for d, i := range o.images {
+		if !fits(proto.Size(i)) {
+			break
+		}
+		obs.Images = append(obs.Images, i)
+		delete(o.images, d)
+	}
+	for d := range o.gone {
+		if !fits(len(d)) {
+			break
+		}
+		obs.ImagesGone = append(obs.ImagesGone, d)
+		delete(o.gone, d)
+	}
+	for len(o.events) > 0 && fits(proto.Size(o.events[0])) {
+		o.bytes -= proto.Size(o.events[0])
+		obs.Events = append(obs.Events, o.events[0])
+		o.events = o.events[1:]
+	}
+	if size == 0 {
+		return nil
+	}
+	return obs
+}
+
+// putBack returns what could not be sent, unless something newer is there.
+func (o *Outbox) putBack(msgs []*dv1.FromAgent) {
+	for _, m := range msgs {
+		obs := m.GetObservation()
+		o.change(func() {
+			if o.tasks == nil {
+				o.tasks = map[string]*dv1.TaskStatus{}
+			}
+			for _, s := range obs.GetTasks() {
+				if _, newer := o.tasks[string(s.GetId())]; !newer {
+					o.tasks[string(s.GetId())] = s
+					o.order = append(o.order, string(s.GetId()))
+				}
+			}
+			for _, e := range obs.GetEvents() {
+				o.bytes += proto.Size(e)
+			}
+			o.events = append(append([]*dv1.Happening(nil), obs.GetEvents()...), o.events...)
+			o.bound()
+			o.acked = max(o.acked, m.GetAcks().GetIndex())
+			for _, id := range m.GetAcks().GetRemoved() {
+				if o.remove == nil {
+					o.remove = map[string][]byte{}
+				}
+				o.remove[string(id)] = id
+			}
+		})
+	}
+}
+
+// chunks cuts an inventory as messages are: the first is full if the inventory is,
+// and the others add to it.
+func chunks(inventory *dv1.Observation) []*dv1.Observation {
+	var o Outbox
+	for _, s := range inventory.GetTasks() {
+		o.Status(s)
+	}
+	for _, i := range inventory.GetImages() {
+		o.Image(i)
+	}
+	var out []*dv1.Observation
+	for next := o.observation(); next != nil; next = o.observation() {
+		out = append(out, next)
+	}
+	if len(out) == 0 {
+		out = append(out, &dv1.Observation{})
+	}
+	out[0].Full = inventory.GetFull()
+	return out
+}
+
+// shortStatus bounds the reasons of a status. Its caller's is not changed.
+func shortStatus(s *dv1.TaskStatus) *dv1.TaskStatus {
+	why, reason := text(s.GetWhy()), text(s.GetExit().GetReason())
+	if why == s.GetWhy() && reason == s.GetExit().GetReason() {
+		return s
+	}
+	s = proto.CloneOf(s)
+	s.Why = why
+	if s.Exit != nil {
+		s.Exit.Reason = reason
+	}
+	return s
+}
+
+// shortEvent bounds an event. Its caller's is not changed.
+func shortEvent(h *dv1.Happening) *dv1.Happening {
+	if proto.Size(h) <= maxEvent && sendable(h) {
+		return h
+	}
+	h = proto.CloneOf(h)
+	h.Action = text(h.Action)
+	for k, v := range h.Attributes {
+		h.Attributes[k] = text(v)
+	}
+	if proto.Size(h) > maxEvent || !sendable(h) {
+		h.Attributes = nil
+	}
+	return h
+}
+
+// sendable reports whether protobuf encodes an event's texts.
+func sendable(h *dv1.Happening) bool {
+	for k, v := range h.GetAttributes() {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return false
+		}
+	}
+	return utf8.ValidString(h.GetAction())
+}
+
+// text bounds a text that comes from anywhere. Protobuf refuses a message for the
+// sake of one that is no UTF-8.
+func text(s string) string {
+	if len(s) > maxText {
+		n := maxText
+		for n > 0 && !utf8.RuneStart(s[n]) {
+			n--
+		}
+		s = s[:n] + " …"
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }

@@ -153,6 +153,8 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 		cancel(fmt.Errorf("controller %s: %w", addr, errSilent))
 	})
 	defer alive.Stop()
+	inventory := chunks(hello.GetInventory())
+	hello.Inventory = inventory[0]
 	c := dv1connect.NewSessionClient(&http.Client{Transport: hearing{tr, alive}}, "https://"+addr, connect.WithReadMaxBytes(maxRead))
 	s := c.Open(ctx)
 	defer func() { _ = s.CloseResponse() }()
@@ -178,7 +180,7 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	open := make(chan struct{})
 	var both sync.WaitGroup
 	both.Go(func() {
-		if err := o.send(ctx, s, open); !errors.Is(err, io.EOF) { // at EOF the receiver hears why
+		if err := o.send(ctx, s, open, inventory[1:]); !errors.Is(err, io.EOF) { // at EOF the receiver hears why
 			cancel(err)
 		}
 	})
@@ -238,8 +240,9 @@ func (b heardBody) Read(p []byte) (int, error) {
 
 type stream = connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
 
-// send says beats, and once the session is open what waits in the outbox.
-func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}) error {
+// send says beats, and once the session is open the rest of the inventory and what
+// waits in the outbox.
+func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}, rest []*dv1.Observation) error {
 	beat := time.NewTicker(BeatEvery)
 	defer beat.Stop()
 	for n := int64(1); ; {
@@ -247,7 +250,16 @@ func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}) erro
 		more := open
 		select {
 		case <-open:
+			for _, obs := range rest {
+				if err := s.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Observation{Observation: obs}}); err != nil {
+					return fmt.Errorf("sending to the controller: %w", err)
+				}
+			}
+			rest = nil
 			msgs, more = o.Outbox.take()
+			if shortened, dropped := o.Outbox.losses(); shortened+dropped > 0 {
+				o.Log.Warn("events were too long, or too many", "shortened", shortened, "dropped", dropped)
+			}
 		default:
 		}
 		for i, m := range msgs {
@@ -297,32 +309,6 @@ func (o Options) receive(ctx context.Context, s *stream, alive *time.Timer) erro
 		default:
 			return fmt.Errorf("the controller sent %T, which this agent does not know", m)
 		}
-	}
-}
-
-// putBack returns what could not be sent, unless something newer is there.
-func (o *Outbox) putBack(msgs []*dv1.FromAgent) {
-	for _, m := range msgs {
-		obs := m.GetObservation()
-		o.change(func() {
-			if o.tasks == nil {
-				o.tasks = map[string]*dv1.TaskStatus{}
-			}
-			for _, s := range obs.GetTasks() {
-				if _, newer := o.tasks[string(s.GetId())]; !newer {
-					o.tasks[string(s.GetId())] = s
-					o.order = append(o.order, string(s.GetId()))
-				}
-			}
-			o.events = append(append([]*dv1.Happening(nil), obs.GetEvents()...), o.events...)
-			o.acked = max(o.acked, m.GetAcks().GetIndex())
-			for _, id := range m.GetAcks().GetRemoved() {
-				if o.remove == nil {
-					o.remove = map[string][]byte{}
-				}
-				o.remove[string(id)] = id
-			}
-		})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/drover/drover/pkg/pki"
 	"go.uber.org/goleak"
 	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/proto"
 )
 
 // controller is the other end: each session is handed to the test.
@@ -77,6 +79,7 @@ type fakeAgent struct {
 	subnet  string
 	refused int
 	out     *Outbox
+	tasks   []*dv1.TaskStatus
 	opening chan struct{} // a welcome waits until it is closed; nil: it doesn't
 }
 
@@ -84,7 +87,7 @@ func (a *fakeAgent) Hello(context.Context) (*dv1.Hello, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.number++
-	return &dv1.Hello{Number: a.number, Index: a.index, Node: &dv1.Node{Id: "n"}}, nil
+	return &dv1.Hello{Number: a.number, Index: a.index, Node: &dv1.Node{Id: "n"}, Inventory: &dv1.Observation{Full: true, Tasks: a.tasks}}, nil
 }
 
 func (a *fakeAgent) Welcome(_ context.Context, w *dv1.Welcome) error {
@@ -310,6 +313,75 @@ func TestANodeBeatsWhileItTakesItsWelcomeAndIsReadyAfterItsFirstSync(t *testing.
 	defer close(again.end)
 	if c.status.Ready() == nil {
 		t.Error("ready though its session ended")
+	}
+}
+
+func TestNothingThatAnAgentSaysIsTooLongForItsSession(t *testing.T) {
+	var tasks []*dv1.TaskStatus
+	for i := range 3000 {
+		tasks = append(tasks, &dv1.TaskStatus{Id: fmt.Appendf(nil, "task-%04d", i), Why: strings.Repeat("w", 200)})
+	}
+	c, _, out := startAgent(t, &fakeAgent{tasks: tasks})
+	out.Status(&dv1.TaskStatus{Id: []byte("task-0000"), Attempt: 1, Why: "runc said \xff" + strings.Repeat("y", 17<<20)})
+	out.Event(&dv1.Happening{Action: "exec_create: " + strings.Repeat("x", 17<<20), Attributes: map[string]string{"execID": "e"}})
+	for range 92 {
+		out.Event(&dv1.Happening{Action: "die"})
+	}
+	p := c.session(t)
+	defer close(p.end)
+	if !p.hello.GetInventory().GetFull() {
+		t.Error("the inventory does not replace the one before")
+	}
+	seen := map[string]*dv1.TaskStatus{}
+	var events []string
+	take := func(o *dv1.Observation) {
+		if n := proto.Size(o); n > 2*maxMessage {
+			t.Errorf("a message has %d bytes", n)
+		}
+		for _, s := range o.GetTasks() {
+			seen[string(s.GetId())] = s
+		}
+		for _, e := range o.GetEvents() {
+			events = append(events, e.GetAction())
+		}
+	}
+	take(p.hello.GetInventory())
+	for len(events) < 93 {
+		m := p.next(t).GetObservation()
+		if m.GetFull() {
+			t.Error("a part of the inventory replaces the others")
+		}
+		take(m)
+	}
+	if len(seen) != len(tasks) || seen["task-0000"].GetAttempt() != 1 || !strings.HasPrefix(seen["task-0000"].GetWhy(), "runc said \uFFFD") {
+		t.Errorf("%d of %d tasks came, the one that changed is %.100v", len(seen), len(tasks), seen["task-0000"])
+	}
+	if !strings.HasPrefix(events[0], "exec_create: xxx") || events[92] != "die" {
+		t.Errorf("events came as %.40q … %q", events[0], events[92])
+	}
+}
+
+func TestWhatWaitsForAControllerIsBoundedInBytes(t *testing.T) {
+	var o Outbox
+	for i := range 300 {
+		o.Event(&dv1.Happening{Action: fmt.Sprint(i), Attributes: map[string]string{"of": strings.Repeat("x", 10<<10)}})
+	}
+	msgs, _ := o.take()
+	o.putBack(msgs) // nothing is counted twice
+	var kept []string
+	for msgs, _ := o.take(); msgs != nil; msgs, _ = o.take() {
+		if n := proto.Size(msgs[0]); n > maxMessage+maxEvent {
+			t.Errorf("a message has %d bytes", n)
+		}
+		for _, e := range msgs[0].GetObservation().GetEvents() {
+			kept = append(kept, e.GetAction())
+		}
+	}
+	if _, dropped := o.losses(); len(kept) < 90 || len(kept)*(10<<10) > maxEventBytes || dropped != 300-len(kept) || kept[len(kept)-1] != "299" || kept[0] != fmt.Sprint(dropped) {
+		t.Errorf("kept %d events, %s to %s, dropped %d", len(kept), kept[0], kept[len(kept)-1], dropped)
+	}
+	if o.bytes != 0 {
+		t.Errorf("%d bytes are counted of nothing", o.bytes)
 	}
 }
 

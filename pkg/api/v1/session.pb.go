@@ -1001,7 +1001,7 @@ type Observation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tasks         []*TaskStatus          `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	Images        []*ImageStatus         `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"`
-	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"` // tasks and images are all there is
+	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"` // replaces what was observed before; the next ones add to it
 	ImagesGone    []string               `protobuf:"bytes,4,rep,name=images_gone,json=imagesGone,proto3" json:"images_gone,omitempty"`
 	Events        []*Happening           `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
