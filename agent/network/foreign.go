@@ -2,93 +2,136 @@ package network
 
 import (
 	"bytes"
-	"fmt"
-	"log/slog"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 )
 
-// An accept in our table does not override a drop in another one (ufw, docker,
-// firewalld). Where a forward chain's policy is to drop, two rules at its head
-// let the bridge's packets through; they carry a mark by which they are found.
+// An accept in our table doesn't override a drop in another one (ufw, docker,
+// firewalld, the host's own). Where a forward chain drops what no rule of it asks
+// for, two rules at its head let the bridge's packets through, as docker does in
+// FORWARD; what may reach a container is our own forward chain's to decide. Rules
+// that drop on a condition are the administrator's decision, but only behind ours:
+// for those in front, there is docker's DOCKER-USER, which stays first.
 
-func (t *table) mark() []byte { return []byte("drover:" + t.bridge) }
+// change is one to a chain of others.
+type change struct {
+	ch   *nftables.Chain
+	make bool   // the chain too, with policy drop
+	pass bool   // add our rules, behind the rule after if that isn't 0
+	gone []rule // rules of ours to remove
+	rear uint64
+	mark []byte
+	link string
+}
 
-func (t *table) passForeignDrops(log *slog.Logger) error {
-	chains, err := t.droppers()
-	if err != nil {
-		return err
-	}
-	for _, ch := range chains {
-		rules, err := t.c.GetRules(ch.Table, ch)
-		if err != nil {
-			return fmt.Errorf("reading chain %s of table %s: %w", ch.Name, ch.Table.Name, err)
-		}
-		if t.findMark(rules) != nil {
+// userChain is where docker has administrators put what holds for containers.
+const userChain = "DOCKER-USER"
+
+// plan gives the changes to the chains of others.
+func (t *table) plan(r *ruleset) []change {
+	var out []change
+	for _, ch := range r.chains {
+		if ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || ch.Type != nftables.ChainTypeFilter || ch.Table.Name == t.name() {
 			continue
 		}
-		for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
-			t.c.InsertRule(&nftables.Rule{Table: ch.Table, Chain: ch, UserData: t.mark(), Exprs: []expr.Any{
-				&expr.Meta{Key: key, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(t.bridge)},
-				&expr.Counter{},
-				&expr.Verdict{Kind: expr.VerdictAccept},
-			}})
+		v, err := r.fate(ch, map[*nftables.Chain]bool{})
+		if err != nil {
+			t.log.Warn("a firewall chain of this host can't be read", "table", ch.Table.Name, "chain", ch.Name, "err", err)
+			continue
 		}
-		log.Info("this host's firewall drops forwarded packets: containers are let through", "table", ch.Table.Name, "chain", ch.Name)
+		c := change{ch: ch, mark: t.mark(), link: t.bridge}
+		rules, _ := r.rules(ch) // read by fate
+		for _, x := range rules {
+			if bytes.Equal(x.userData, t.mark()) {
+				c.gone = append(c.gone, x)
+			}
+			if x.verdict == jumps && x.target == userChain {
+				c.rear = x.handle
+			}
+		}
+		c.pass = v == drops
+		if c.pass && len(c.gone) == 2 || !c.pass && len(c.gone) == 0 {
+			continue
+		}
+		out = append(out, c)
 	}
-	if err := t.c.Flush(); err != nil {
-		return fmt.Errorf("adding rules to a foreign chain: %w", err)
+	if fw := forwardChain(); t.guarded && r.find(fw.Table.Family, fw.Table.Name, fw.Name) == nil {
+		out = append(out, change{ch: fw, make: true, pass: true, mark: t.mark(), link: t.bridge})
+	}
+	return out
+}
+
+// do adds the change to c's batch.
+func (f change) do(c *nftables.Conn) error {
+	if f.make {
+		c.AddTable(f.ch.Table)
+		c.AddChain(f.ch)
+	}
+	for _, x := range f.gone {
+		if err := c.DelRule(&nftables.Rule{Table: f.ch.Table, Chain: f.ch, Handle: x.handle}); err != nil {
+			return err
+		}
+	}
+	if !f.pass {
+		return nil
+	}
+	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
+		r := &nftables.Rule{Table: f.ch.Table, Chain: f.ch, UserData: f.mark, Position: f.rear, Exprs: []expr.Any{
+			&expr.Meta{Key: key, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(f.link)},
+			&expr.Counter{},
+			&expr.Verdict{Kind: expr.VerdictAccept},
+		}}
+		if f.rear != 0 {
+			c.AddRule(r) // behind the rule at the position
+		} else {
+			c.InsertRule(r)
+		}
 	}
 	return nil
 }
 
-func (t *table) removePasses() error {
-	chains, err := t.droppers()
+// tell logs how a change went; a refusal once, since it comes again with each look.
+func (t *table) tell(f change, err error) {
+	key := f.ch.Table.Name + "/" + f.ch.Name
+	log := t.log.With("table", f.ch.Table.Name, "chain", f.ch.Name)
+	switch {
+	case err == nil:
+		delete(t.warned, key)
+		if f.pass {
+			log.Info("this host's firewall drops forwarded packets: those of containers are let through")
+		}
+	case !t.warned[key]:
+		t.warned[key] = true
+		log.Warn("this host's firewall drops forwarded packets, and takes no rule of drover's: published ports can't be reached until it accepts what goes through the bridge", "bridge", t.bridge, "err", err)
+	}
+}
+
+// removeForeign takes our rules out of the chains of others. Called with mu held.
+func (t *table) removeForeign() error {
+	r, err := readRuleset()
 	if err != nil {
 		return err
 	}
-	for _, ch := range chains {
-		rules, err := t.c.GetRules(ch.Table, ch)
-		if err != nil {
-			return fmt.Errorf("reading chain %s of table %s: %w", ch.Name, ch.Table.Name, err)
-		}
-		for r := t.findMark(rules); r != nil; r = t.findMark(rules) {
-			if err := t.c.DelRule(r); err != nil {
-				return fmt.Errorf("removing a rule from chain %s: %w", ch.Name, err)
-			}
-			r.UserData = nil
-		}
-	}
-	if err := t.c.Flush(); err != nil {
-		return fmt.Errorf("removing rules from foreign chains: %w", err)
-	}
-	return nil
-}
-
-// droppers gives the forward chains of others whose policy is to drop.
-func (t *table) droppers() ([]*nftables.Chain, error) {
-	chains, err := t.c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	c, err := dial()
 	if err != nil {
-		return nil, fmt.Errorf("listing firewall chains: %w", err)
+		return err
 	}
-	var out []*nftables.Chain
-	for _, ch := range chains {
-		forward := ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && ch.Type == nftables.ChainTypeFilter
-		drops := ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop
-		if forward && drops && ch.Table.Name != t.t.Name {
-			out = append(out, ch)
+	for _, ch := range r.chains {
+		rules, err := r.rules(ch)
+		if err != nil {
+			return err
+		}
+		f := change{ch: ch}
+		for _, x := range rules {
+			if bytes.Equal(x.userData, t.mark()) {
+				f.gone = append(f.gone, x)
+			}
+		}
+		if err := f.do(c); err != nil {
+			return err
 		}
 	}
-	return out, nil
-}
-
-func (t *table) findMark(rules []*nftables.Rule) *nftables.Rule {
-	for _, r := range rules {
-		if bytes.Equal(r.UserData, t.mark()) {
-			return r
-		}
-	}
-	return nil
+	return c.Flush()
 }

@@ -47,7 +47,7 @@ func ensureBridge(name string, gw netip.Addr, bits int) error {
 	conf := "ipv4/conf/" + name + "/"
 	// 127.0.0.1 on the host reaches published ports by way of the bridge only.
 	// A change of the hardware address is announced to containers that run.
-	for key, v := range map[string]string{"ipv4/ip_forward": "1", conf + "route_localnet": "1", conf + "arp_notify": "1"} {
+	for key, v := range map[string]string{conf + "route_localnet": "1", conf + "arp_notify": "1"} {
 		if err := sysctl(key, v); err != nil {
 			return err
 		}

@@ -58,6 +58,7 @@ type Network struct {
 	o    Options
 	boot string
 	nft  *table
+	fire *watcher
 
 	mu    sync.Mutex // guards the fields below; attach and detach of one id are the caller's to order
 	atts  map[string]*Attachment
@@ -85,15 +86,24 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	if err := ensureBridge(o.Bridge, n.gateway(), o.Subnet.Bits()); err != nil {
 		return nil, err
 	}
-	t, err := openTable(o.Bridge, o.Subnet, o.Log)
-	if err != nil {
+	n.nft = newTable(o.Bridge, o.Subnet, o.Log)
+	var err error
+	if n.fire, err = watch(n.nft); err != nil {
 		return nil, err
 	}
-	n.nft = t
 	for _, a := range n.atts {
-		if err := n.publish(a); err != nil {
+		if err := n.bind(a); err != nil {
 			o.Log.Error("a published port could not be taken again", "task", a.ID, "err", err)
+			continue
 		}
+		n.nft.intend(a)
+	}
+	err = n.route()
+	if err == nil {
+		_, err = n.nft.reconcile(true)
+	}
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
 	}
 	return n, ctx.Err()
 }
@@ -171,11 +181,12 @@ func (n *Network) Get(id string) *Attachment {
 	return n.atts[id]
 }
 
-// Close lets go of the sockets; containers keep their network.
+// Close lets go of the sockets and of the host's firewall; containers keep their
+// network.
 func (n *Network) Close() error {
+	errs := []error{n.fire.Close()}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var errs []error
 	for id, hs := range n.held {
 		for _, h := range hs {
 			errs = append(errs, h.Close())
@@ -187,11 +198,11 @@ func (n *Network) Close() error {
 
 // Destroy removes every attachment, the table and the bridge.
 func (n *Network) Destroy(ctx context.Context) error {
-	var errs []error
+	errs := []error{n.fire.Close()} // else it would make the table again
 	for _, id := range n.List() {
 		errs = append(errs, n.Detach(ctx, id))
 	}
-	errs = append(errs, n.nft.destroy(), removeLink(n.o.Bridge))
+	errs = append(errs, n.unroute(), n.nft.destroy(), removeLink(n.o.Bridge))
 	return errors.Join(errs...)
 }
 

@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
@@ -156,13 +154,17 @@ func (w *world) answer(a *Attachment, port uint16) {
 }
 
 func (w *world) ask(from netns.NsHandle, proto, addr string) (string, error) {
+	return w.askWithin(time.Second, from, proto, addr)
+}
+
+func (w *world) askWithin(d time.Duration, from netns.NsHandle, proto, addr string) (string, error) {
 	return in(from, func() (string, error) {
-		c, err := net.DialTimeout(proto+"4", addr, time.Second)
+		c, err := net.DialTimeout(proto+"4", addr, d)
 		if err != nil {
 			return "", err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
+		_ = c.SetDeadline(time.Now().Add(d))
 		if proto == "udp" {
 			if _, err := io.WriteString(c, "?"); err != nil {
 				return "", err
@@ -357,34 +359,4 @@ func TestAddressesRunOutWithASentence(t *testing.T) {
 	must(t, w.n.Detach(t.Context(), name(3))) // again is no error
 	_, err := w.n.Attach(t.Context(), name(9), nil)
 	must(t, err)
-}
-
-func TestAForeignForwardDropDoesNotCutContainersOff(t *testing.T) {
-	w := newWorld(t)
-	c, err := nftables.New()
-	must(t, err)
-	drop := nftables.ChainPolicyDrop
-	tab := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
-	ch := c.AddChain(&nftables.Chain{Name: "FORWARD", Table: tab, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
-	c.AddRule(&nftables.Rule{Table: tab, Chain: ch, Exprs: []expr.Any{&expr.Counter{}}})
-	must(t, c.Flush())
-	must(t, w.n.Close())
-	w.open()
-	w.n.Close()
-	w.open() // twice adds no second pair
-	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
-	must(t, err)
-	w.answer(a, 80)
-	if got, err := w.ask(w.nbr, "tcp", hostIP+":8080"); got != a.ID {
-		t.Fatalf("%q %v", got, err)
-	}
-	rules, err := c.GetRules(tab, ch)
-	must(t, err)
-	if len(rules) != 3 {
-		t.Fatalf("%d rules in the foreign chain, want its one and our two", len(rules))
-	}
-	must(t, w.n.Destroy(t.Context()))
-	if rules, err = c.GetRules(tab, ch); err != nil || len(rules) != 1 {
-		t.Fatalf("%d rules are left in the foreign chain, %v", len(rules), err)
-	}
 }

@@ -1,16 +1,21 @@
 package network
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,14 +25,30 @@ import (
 //	map one_tcp, one_udp    { ip . port : ip . port }
 //	prerouting, output      local destinations: dnat by the maps
 //	postrouting             masquerade what leaves, comes back, or came from 127/8
+//	forward                 to containers only what is published, or answers
 //	guard                   drops what comes for 127/8 from outside
+//
+// and two rules in each chain of others that would drop what containers send and
+// get (foreign.go). What the kernel has is brought to that whenever the ruleset
+// changes: nft flush ruleset, which reloading the nftables service does, takes the
+// table away, and firewalls come and go.
 type table struct {
-	mu     sync.Mutex // guards the connection's batch and mine
-	c      *nftables.Conn
-	t      *nftables.Table
-	maps   map[string]*nftables.Set
-	mine   map[string][]Port // attachments whose rules are there
+	log    *slog.Logger
 	bridge string
+	subnet netip.Prefix
+
+	mu sync.Mutex // orders transactions; guards the fields below
+	// guarded says that this host routes because of drover only: what is not for
+	// containers is dropped, in the chain where others can allow it.
+	guarded bool
+	want    map[string][]destination // published ports by attachment
+	warned  map[string]bool          // foreign chains that refused our rules
+}
+
+// destination is a published port and where it leads.
+type destination struct {
+	Port
+	to netip.Addr
 }
 
 const (
@@ -35,133 +56,346 @@ const (
 	reg1 = 9
 )
 
-func openTable(bridge string, subnet netip.Prefix, log *slog.Logger) (*table, error) {
-	c, err := nftables.New()
+func newTable(bridge string, subnet netip.Prefix, log *slog.Logger) *table {
+	return &table{log: log, bridge: bridge, subnet: subnet, want: map[string][]destination{}, warned: map[string]bool{}}
+}
+
+// dial gives a connection for one transaction. Its buffers hold the
+// acknowledgements of a table with all that a node can publish.
+func dial() (*nftables.Conn, error) {
+	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetReadBuffer(4<<20), c.SetWriteBuffer(4<<20))
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("reaching nftables: %w", err)
 	}
-	t := &table{c: c, maps: map[string]*nftables.Set{}, mine: map[string][]Port{}, bridge: bridge}
-	// Anew each time, in one transaction: connections live on in conntrack.
-	t.t = &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "drover_" + bridge}
-	c.AddTable(t.t)
-	c.DelTable(t.t)
-	t.t = c.AddTable(t.t)
-	if err := t.addMaps(); err != nil {
-		return nil, err
-	}
-	t.addChains(subnet)
-	if err := c.Flush(); err != nil {
-		return nil, fmt.Errorf("making the nftables table %s: %w", t.t.Name, err)
-	}
-	if err := t.passForeignDrops(log); err != nil {
-		log.Warn("a firewall of this host drops forwarded packets, and could not be told to let containers through", "err", err)
-	}
-	return t, nil
+	return c, nil
 }
 
-func (t *table) addMaps() error {
-	one, err := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+func (t *table) name() string { return "drover_" + t.bridge }
+
+func (t *table) ours() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: t.name()}
+}
+
+// mark is the comment by which drover's rules are known, also to people.
+func (t *table) mark() []byte {
+	return userdata.AppendString(nil, userdata.TypeComment, "drover: containers of "+t.bridge)
+}
+
+// reconcile brings the kernel's ruleset to what is wanted, in one transaction, and
+// reports whether it was anything else. With anew, the table is made again as it is:
+// an older drover's may be there. Connections live on in conntrack.
+func (t *table) reconcile(anew bool) (changed bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.repair(anew)
+}
+
+// repair is reconcile with mu held.
+func (t *table) repair(anew bool) (changed bool, err error) {
+	r, err := readRuleset()
 	if err != nil {
-		return fmt.Errorf("making nftables maps: %w", err)
+		return false, err
 	}
-	for _, proto := range []string{"tcp", "udp"} {
-		for name, key := range map[string]nftables.SetDatatype{"any_" + proto: nftables.TypeInetService, "one_" + proto: one} {
-			s := &nftables.Set{Table: t.t, Name: name, IsMap: true, KeyType: key, DataType: one, Concatenation: name[:3] == "one"}
-			if err := t.c.AddSet(s, nil); err != nil {
-				return fmt.Errorf("making the nftables map %s: %w", name, err)
-			}
-			t.maps[name] = s
+	intact, err := t.intact(r)
+	if err != nil {
+		return false, err
+	}
+	build := anew || !intact
+	foreign := t.plan(r)
+	if !build && len(foreign) == 0 {
+		return false, nil
+	}
+	err = t.commit(build, foreign)
+	if err != nil && len(foreign) > 0 {
+		// A chain went meanwhile, or belongs to a process that owns its table. Ours
+		// doesn't wait for it.
+		err = nil
+		if build {
+			err = t.commit(true, nil)
+		}
+		for _, f := range foreign {
+			t.tell(f, t.commit(false, []change{f}))
+		}
+	} else if err == nil {
+		for _, f := range foreign {
+			t.tell(f, nil)
+		}
+	}
+	if err != nil {
+		return false, fmt.Errorf("making the nftables table %s: %w", t.name(), err)
+	}
+	return true, nil
+}
+
+func (t *table) commit(build bool, foreign []change) error {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	if build {
+		if err := t.build(c); err != nil {
+			return err
+		}
+	}
+	for _, f := range foreign {
+		if err := f.do(c); err != nil {
+			return err
+		}
+	}
+	return c.Flush()
+}
+
+// build adds the whole table to c's batch, in place of one that is there.
+func (t *table) build(c *nftables.Conn) error {
+	c.AddTable(t.ours())
+	c.DelTable(t.ours())
+	c.AddTable(t.ours())
+	maps, err := t.maps()
+	if err != nil {
+		return err
+	}
+	for _, s := range maps {
+		if err := c.AddSet(s, nil); err != nil {
+			return fmt.Errorf("making the nftables map %s: %w", s.Name, err)
+		}
+	}
+	for name, elements := range t.elements() {
+		if err := addElements(c, maps[name], elements); err != nil {
+			return err
+		}
+	}
+	for _, ch := range t.chains(maps) {
+		c.AddChain(ch.Chain)
+		for _, exprs := range ch.rules {
+			c.AddRule(&nftables.Rule{Table: ch.Table, Chain: ch.Chain, Exprs: exprs, UserData: t.mark()})
 		}
 	}
 	return nil
 }
 
-func (t *table) addChains(subnet netip.Prefix) {
-	nat := func(name string, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
-		return t.c.AddChain(&nftables.Chain{Name: name, Table: t.t, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: prio})
+func (t *table) maps() (map[string]*nftables.Set, error) {
+	one, err := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+	if err != nil {
+		return nil, fmt.Errorf("making nftables maps: %w", err)
 	}
-	pre := nat("prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
-	out := nat("output", nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
-	for _, ch := range []*nftables.Chain{pre, out} {
-		for proto, num := range map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP} {
-			t.rule(ch, local(), l4(num), dportInto(reg1), daddrInto(reg0), t.dnat("one_"+proto, reg0))
-			t.rule(ch, local(), l4(num), dportInto(reg0), t.dnat("any_"+proto, reg0))
+	maps := map[string]*nftables.Set{}
+	for _, proto := range []string{"tcp", "udp"} {
+		for name, key := range map[string]nftables.SetDatatype{"any_" + proto: nftables.TypeInetService, "one_" + proto: one} {
+			maps[name] = &nftables.Set{Table: t.ours(), Name: name, IsMap: true, KeyType: key, DataType: one, Concatenation: strings.HasPrefix(name, "one")}
 		}
 	}
-	post := nat("postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
-	masq := []expr.Any{&expr.Masq{}}
-	t.rule(post, saddrIn(subnet), oif(t.bridge, expr.CmpOpNeq), masq)
-	t.rule(post, saddrIn(subnet), oif(t.bridge, expr.CmpOpEq), dnatted(), masq)
-	t.rule(post, saddrIn(netip.MustParsePrefix("127.0.0.0/8")), oif(t.bridge, expr.CmpOpEq), masq)
-	guard := t.c.AddChain(&nftables.Chain{Name: "guard", Table: t.t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
-	t.rule(guard, iifNot("lo"), daddrIn(netip.MustParsePrefix("127.0.0.0/8")), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+	return maps, nil
 }
 
-func (t *table) rule(ch *nftables.Chain, parts ...[]expr.Any) {
-	var all []expr.Any
-	for _, p := range parts {
-		all = append(all, p...)
+// chain is a chain as it should be.
+type chain struct {
+	*nftables.Chain
+	rules [][]expr.Any
+}
+
+func (t *table) chains(maps map[string]*nftables.Set) []chain {
+	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority, rules ...[]expr.Any) chain {
+		return chain{&nftables.Chain{Name: name, Table: t.ours(), Type: typ, Hooknum: hook, Priority: prio}, rules}
 	}
-	t.c.AddRule(&nftables.Rule{Table: t.t, Chain: ch, Exprs: all})
+	var dnats [][]expr.Any
+	for proto, num := range map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP} {
+		dnats = append(dnats,
+			slices.Concat(local(), l4(num), dportInto(reg1), daddrInto(reg0), dnat(maps["one_"+proto], reg0)),
+			slices.Concat(local(), l4(num), dportInto(reg0), dnat(maps["any_"+proto], reg0)))
+	}
+	masq, drop := []expr.Any{&expr.Masq{}}, []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
+	loopback := netip.MustParsePrefix("127.0.0.0/8")
+	return []chain{
+		base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, dnats...),
+		base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, dnats...),
+		base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource,
+			slices.Concat(saddrIn(t.subnet), oif(t.bridge, expr.CmpOpNeq), masq),
+			slices.Concat(saddrIn(t.subnet), oif(t.bridge, expr.CmpOpEq), dnatted(expr.CmpOpNeq), masq),
+			slices.Concat(saddrIn(loopback), oif(t.bridge, expr.CmpOpEq), masq)),
+		base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter,
+			slices.Concat(oif(t.bridge, expr.CmpOpEq), iifNot(t.bridge), unanswered(), dnatted(expr.CmpOpEq), drop)),
+		base("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw,
+			slices.Concat(iifNot("lo"), daddrIn(loopback), drop)),
+	}
+}
+
+// intact reports whether r has our table as it should be. Who edits one of our rules
+// in place is not noticed.
+func (t *table) intact(r *ruleset) (bool, error) {
+	want := t.chains(map[string]*nftables.Set{"any_tcp": {}, "any_udp": {}, "one_tcp": {}, "one_udp": {}})
+	for _, w := range want {
+		ch := r.find(nftables.TableFamilyIPv4, t.name(), w.Name)
+		if ch == nil || ch.Hooknum == nil || *ch.Hooknum != *w.Hooknum || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyAccept {
+			return false, nil
+		}
+		rules, err := r.rules(ch)
+		if err != nil {
+			return false, err
+		}
+		strange := func(x rule) bool { return !bytes.Equal(x.userData, t.mark()) }
+		if len(rules) != len(w.rules) || slices.ContainsFunc(rules, strange) {
+			return false, nil
+		}
+	}
+	elements := t.elements()
+	maps, err := t.maps()
+	if err != nil {
+		return false, err
+	}
+	for name, s := range maps {
+		have, err := r.c.GetSetElements(s)
+		if err != nil {
+			return false, fmt.Errorf("reading the nftables map %s: %w", name, err)
+		}
+		if !sameElements(have, elements[name]) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func sameElements(have, want []nftables.SetElement) bool {
+	values := map[string]string{}
+	for _, e := range want {
+		values[string(e.Key)] = string(e.Val)
+	}
+	for _, e := range have {
+		if v, ok := values[string(e.Key)]; !ok || v != string(e.Val) {
+			return false
+		}
+		delete(values, string(e.Key))
+	}
+	return len(values) == 0
+}
+
+// intend has the next reconcile publish a's ports.
+func (t *table) intend(a *Attachment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(a.Ports) > 0 {
+		t.want[a.ID] = destinations(a)
+	}
+}
+
+func destinations(a *Attachment) []destination {
+	var out []destination
+	for _, p := range a.Ports {
+		out = append(out, destination{Port: p, to: a.IP})
+	}
+	return out
 }
 
 // publish adds a's elements; those that are there already stay.
 func (t *table) publish(a *Attachment) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, ok := t.mine[a.ID]; ok || len(a.Ports) == 0 {
+	if _, ok := t.want[a.ID]; ok || len(a.Ports) == 0 {
 		return nil
 	}
-	for _, p := range a.Ports {
-		s, e := t.element(a, p)
-		if err := t.c.SetAddElements(s, []nftables.SetElement{e}); err != nil {
-			return fmt.Errorf("publishing port %d: %w", p.Host, err)
-		}
-	}
-	if err := t.c.Flush(); err != nil {
+	t.want[a.ID] = destinations(a)
+	if err := t.elementwise(t.want[a.ID], addElements); err != nil {
+		delete(t.want, a.ID)
 		return fmt.Errorf("publishing the ports of %s: %w", short(a.ID), err)
 	}
-	t.mine[a.ID] = a.Ports
 	return nil
 }
 
 func (t *table) unpublish(a *Attachment) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ports, ok := t.mine[a.ID]
+	ports, ok := t.want[a.ID]
 	if !ok {
 		return nil
 	}
-	for _, p := range ports {
-		s, e := t.element(a, p)
-		if err := t.c.SetDeleteElements(s, []nftables.SetElement{e}); err != nil {
-			return fmt.Errorf("unpublishing port %d: %w", p.Host, err)
-		}
-	}
-	if err := t.c.Flush(); err != nil {
+	delete(t.want, a.ID)
+	if err := t.elementwise(ports, deleteElements); err != nil {
+		t.want[a.ID] = ports
 		return fmt.Errorf("unpublishing the ports of %s: %w", short(a.ID), err)
 	}
-	delete(t.mine, a.ID)
 	return nil
+}
+
+// elementwise changes the elements of ports. Where the table or an element is
+// missing, all of it is made again as it is wanted now.
+func (t *table) elementwise(ports []destination, change func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	maps, err := t.maps()
+	if err != nil {
+		return err
+	}
+	for name, elements := range elementsOf(ports) {
+		if err := change(c, maps[name], elements); err != nil {
+			return err
+		}
+	}
+	err = c.Flush()
+	if errors.Is(err, unix.ENOENT) {
+		_, err = t.repair(true)
+	}
+	return err
 }
 
 func (t *table) destroy() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.c.DelTable(t.t)
-	if err := t.c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	c.AddTable(t.ours()) // that it is missing is no error
+	c.DelTable(t.ours())
+	if err := c.Flush(); err != nil {
 		return fmt.Errorf("removing the nftables table: %w", err)
 	}
-	return t.removePasses()
+	return t.removeForeign()
 }
 
-func (t *table) element(a *Attachment, p Port) (*nftables.Set, nftables.SetElement) {
-	val := append(a.IP.AsSlice(), pad(p.Container)...)
-	if p.IP == "" {
-		return t.maps["any_"+p.Proto], nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(p.Host), Val: val}
+func (t *table) elements() map[string][]nftables.SetElement {
+	var all []destination
+	for _, ports := range t.want {
+		all = append(all, ports...)
 	}
-	key := append(netip.MustParseAddr(p.IP).AsSlice(), pad(p.Host)...)
-	return t.maps["one_"+p.Proto], nftables.SetElement{Key: key, Val: val}
+	return elementsOf(all)
+}
+
+// elementsOf gives the elements of ports by their map.
+func elementsOf(ports []destination) map[string][]nftables.SetElement {
+	out := map[string][]nftables.SetElement{}
+	for _, p := range ports {
+		val := append(p.to.AsSlice(), pad(p.Container)...)
+		name, key := "any_"+p.Proto, binaryutil.BigEndian.PutUint16(p.Host)
+		if p.IP != "" {
+			name, key = "one_"+p.Proto, append(netip.MustParseAddr(p.IP).AsSlice(), pad(p.Host)...)
+		}
+		out[name] = append(out[name], nftables.SetElement{Key: key, Val: val})
+	}
+	return out
+}
+
+// perMessage keeps a message of elements below the 64 KiB of an attribute.
+const perMessage = 400
+
+func addElements(c *nftables.Conn, s *nftables.Set, elements []nftables.SetElement) error {
+	for some := range slices.Chunk(elements, perMessage) {
+		if err := c.SetAddElements(s, some); err != nil {
+			return fmt.Errorf("adding to the nftables map %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+func deleteElements(c *nftables.Conn, s *nftables.Set, elements []nftables.SetElement) error {
+	for some := range slices.Chunk(elements, perMessage) {
+		if err := c.SetDeleteElements(s, some); err != nil {
+			return fmt.Errorf("removing from the nftables map %s: %w", s.Name, err)
+		}
+	}
+	return nil
 }
 
 // pad lays a port out as concatenations have it: in four bytes.
@@ -171,8 +405,7 @@ func pad(port uint16) []byte {
 	return b
 }
 
-func (t *table) dnat(set string, from uint32) []expr.Any {
-	s := t.maps[set]
+func dnat(s *nftables.Set, from uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Lookup{SourceRegister: from, DestRegister: reg0, IsDestRegSet: true, SetName: s.Name, SetID: s.ID},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1, Specified: true},
@@ -214,12 +447,24 @@ func addrIn(p netip.Prefix, offset uint32) []expr.Any {
 	}
 }
 
-func dnatted() []expr.Any {
+// dnatted compares conntrack's DNAT bit with none.
+func dnatted(op expr.CmpOp) []expr.Any {
 	const ipsDstNAT = 1 << 5 // IPS_DST_NAT, linux/netfilter/nf_conntrack_common.h
+	return ct(expr.CtKeySTATUS, ipsDstNAT, op)
+}
+
+// unanswered matches what is neither of a connection that was answered nor related
+// to one.
+func unanswered() []expr.Any {
+	return ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq)
+}
+
+// ct compares some bits of conntrack's key with none.
+func ct(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
 	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(ipsDstNAT), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+		&expr.Ct{Key: key, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: op, Register: 1, Data: make([]byte, 4)},
 	}
 }
 
