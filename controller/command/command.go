@@ -30,12 +30,15 @@ type decision struct {
 	cmd     *dv1.Command
 	now     int64
 	effects []*dv1.Effect
+	sized   int // how many of effects size counts
+	size    int
+	gone    map[string]int // runs that go, by their spec
 	res     *dv1.CommandResult
 }
 
 // Decide leaves view as it is. With result.Error there are no effects.
 func Decide(view *state.Txn, cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.CommandResult) {
-	d := &decision{Snapshot: view.View(), cmd: cmd, now: now, res: &dv1.CommandResult{}}
+	d := &decision{Snapshot: view.View(), cmd: cmd, now: now, gone: map[string]int{}, res: &dv1.CommandResult{}}
 	if e := d.decide(); e != nil {
 		return nil, &dv1.CommandResult{Error: e}
 	}
@@ -93,11 +96,7 @@ func (d *decision) decide() *dv1.Error {
 	case *dv1.Command_Report:
 		d.report(c.Report)
 	case *dv1.Command_AckTombstones:
-		for t := range d.Tombstones(c.AckTombstones.NodeId) {
-			if slices.ContainsFunc(c.AckTombstones.TaskIds, func(id []byte) bool { return string(id) == string(t.TaskId) }) {
-				d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: t.TaskId}})
-			}
-		}
+		d.ackTombstones(c.AckTombstones)
 	case *dv1.Command_PutIdentity:
 		if i := c.PutIdentity.GetIdentity(); !proto.Equal(d.Identity(i.GetUri()), i) {
 			d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
@@ -142,6 +141,30 @@ func refuse(kind, format string, a ...any) *dv1.Error {
 	return &dv1.Error{Kind: kind, Message: fmt.Sprintf(format, a...)}
 }
 func (d *decision) add(e ...*dv1.Effect) { d.effects = append(d.effects, e...) }
+
+// budget bounds the effects of a command that can go on in another entry: well
+// below what the proposer takes of one, which counts results too.
+const budget = 64 << 10
+
+// some calls f for each of n parts of a command, as many as fit one entry, and
+// says how many are left. The first always fits.
+func (d *decision) some(n int, f func(i int)) (left int) {
+	for i := range n {
+		before := len(d.effects)
+		f(i)
+		was := d.size
+		for _, e := range d.effects[d.sized:] {
+			d.size += proto.Size(e) + 8
+		}
+		if d.size > budget && i > 0 {
+			d.effects, d.sized, d.size = d.effects[:before], before, was
+			return n - i
+		}
+		d.sized = len(d.effects)
+	}
+	return 0
+}
+
 func (d *decision) put(t *dv1.Task) {
 	d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: t}})
 	d.answer(t)

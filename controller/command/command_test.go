@@ -288,3 +288,73 @@ func TestSnapshotsHoldAll(t *testing.T) {
 		t.Error("a snapshot that was cut off was taken")
 	}
 }
+
+// Commands that are about many tasks take what fits an entry and say what is left,
+// and never more, whatever a node says of a task.
+func TestLargeCommandsGoOnInFurtherEntries(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a", "b")
+	const tasks = 300
+	var reports []*dv1.TaskReport
+	for i := range tasks {
+		name := fmt.Sprint("rm-", i)
+		f.ok(create(name, `{"Image":"alpine"}`, "node==b"))
+		f.ok(start(name))
+		r := &dv1.TaskReport{TaskId: id(name), Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1, Code: int32(i)}}
+		if i == 0 {
+			r.Exit.Reason = strings.Repeat("ä", 1<<20)
+		}
+		reports = append(reports, r)
+	}
+	size := func(c *dv1.Command) (n int) {
+		effects, _ := Decide(state.NewTxn(f.store.Snapshot()), c, 1)
+		for _, e := range effects {
+			n += proto.Size(e)
+		}
+		return n
+	}
+	parts := func(c *dv1.Command, next func(left uint32) *dv1.Command) {
+		t.Helper()
+		n := 1
+		for ; ; n++ {
+			if at := size(c); at > budget {
+				t.Fatalf("%T takes %d bytes of an entry", c.Of, at)
+			}
+			left := f.ok(c).Left
+			if left == 0 {
+				break
+			}
+			c = next(left)
+		}
+		if n == 1 {
+			t.Fatalf("%T was no large command", c.Of)
+		}
+	}
+	report := func(r ...*dv1.TaskReport) *dv1.Command {
+		return &dv1.Command{Of: &dv1.Command_Report{Report: &dv1.Report{NodeId: "n1", Tasks: r}}}
+	}
+	parts(report(reports...), func(left uint32) *dv1.Command { return report(reports[tasks-left:]...) })
+	for i := range tasks {
+		if x := f.store.Snapshot().Ended(id(fmt.Sprint("rm-", i))).GetExit(); x.GetCode() != int32(i) || len(x.Reason) > maxReason {
+			t.Fatalf("task %d ended with %v", i, x.GetCode())
+		}
+	}
+	for i := range 1000 {
+		f.ok(create(fmt.Sprint("t-", i), `{"Image":"alpine"}`, "node==b"))
+	}
+	rm := &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}}
+	parts(rm, func(uint32) *dv1.Command {
+		f.no(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "b", Availability: "active"}}}, "conflict", "is being removed")
+		f.no(create("late", `{"Image":"alpine"}`, "node==b"), "unavailable", "drained")
+		return &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "n1"}}}
+	})
+	s := f.store.Snapshot()
+	if s.Node("n1") != nil {
+		t.Error("the node stayed")
+	}
+	for x := range s.Tasks() {
+		t.Errorf("task %s stayed", x.Name)
+	}
+	for x := range s.Tombstones("n1") {
+		t.Errorf("a tombstone waits for nobody: %v", x)
+	}
+}

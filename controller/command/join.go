@@ -102,6 +102,9 @@ func (d *decision) updateNode(c *dv1.UpdateNode) *dv1.Error {
 		return refuse("not_found", "No such node: %s", c.NodeId)
 	}
 	n := proto.CloneOf(old)
+	if old.Availability == Removing {
+		return refuse("conflict", "node %s is being removed", n.Name)
+	}
 	switch c.Availability {
 	case "":
 	case "active", "drain":
@@ -149,8 +152,13 @@ func with(m map[string]string, k, v string) map[string]string {
 	return out
 }
 
+// Removing is a node's availability once its removal has begun, which nothing
+// takes back: with many tasks it goes on over several entries.
+const Removing = "removing"
+
 // removeNode forgets a node and revokes its identity. Its tasks go with it,
-// without tombstones: nobody is left who could acknowledge them.
+// without tombstones: nobody is left who could acknowledge them. What does not
+// fit one entry is left, to be proposed again by whoever leads.
 func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	n := d.NodeByName(c.NodeId)
 	if n == nil {
@@ -159,11 +167,8 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	if d.Controller(n.Id) != nil {
 		return refuse("conflict", "node %s is a controller too: drover controller rm %s first", n.Name, n.Name)
 	}
-	var tasks []*dv1.Task
-	for t := range d.TasksOfNode(n.Id) {
-		tasks = append(tasks, t)
-	}
-	if !c.Force {
+	tasks := slices.Collect(d.TasksOfNode(n.Id))
+	if !c.Force && n.Availability != Removing {
 		if n.Liveness == "ready" {
 			return refuse("conflict", "node %s is up: stop drover there first, or force it", n.Name)
 		}
@@ -171,18 +176,24 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 			return refuse("conflict", "node %s has %d containers, which would be forgotten: remove them first, or force it", n.Name, len(tasks))
 		}
 	}
-	for _, t := range tasks {
-		d.drop(t, true, true)
-	}
-	// The tombstones that drop made, and older ones, wait for nobody.
-	d.effects = slices.DeleteFunc(d.effects, func(e *dv1.Effect) bool { return e.GetTombstone() != nil })
-	for t := range d.Tombstones(n.Id) {
-		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: t.TaskId}})
-	}
-	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: n.Id}})
 	d.add(revoke(d.Snapshot, pki.KindNode, n.Id)...)
 	d.add(revoke(d.Snapshot, pki.KindUser, pki.AdminOf(n.Id))...)
-	d.res.NodeId, d.res.Name = n.Id, n.Name
+	tombs := slices.Collect(d.Tombstones(n.Id))
+	left := d.some(len(tasks)+len(tombs), func(i int) {
+		if i < len(tasks) {
+			d.forget(tasks[i])
+			return
+		}
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: tombs[i-len(tasks)].TaskId}})
+	})
+	d.res.NodeId, d.res.Name, d.res.Left = n.Id, n.Name, uint32(left)
+	if left == 0 {
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: n.Id}})
+	} else if n.Availability != Removing {
+		n = proto.CloneOf(n)
+		n.Availability = Removing
+		d.add(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
+	}
 	return nil
 }
 

@@ -253,20 +253,23 @@ func (d *decision) remove(c *dv1.Remove) *dv1.Error {
 	return nil
 }
 
-// drop deletes a task, its run and an unused spec; the tombstone tells its agent.
+// drop forgets a task; the tombstone tells its agent.
 func (d *decision) drop(t *dv1.Task, force, volumes bool) {
-	d.add(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: t.Id, NodeId: t.NodeId, At: d.now, Force: force, Volumes: volumes}}},
-		&dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: t.Id}},
+	d.add(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: t.Id, NodeId: t.NodeId, At: d.now, Force: force, Volumes: volumes}}})
+	d.forget(t)
+}
+
+// forget deletes a task, its run and an unused spec.
+func (d *decision) forget(t *dv1.Task) {
+	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: t.Id}},
 		&dv1.Effect{Of: &dv1.Effect_DeleteRun{DeleteRun: t.RunId}})
 	// Runs of one task: the run goes with it. A spec used by another run stays,
-	// also when that run goes in the same report.
-	gone := 0
-	for _, e := range d.effects {
-		if id := e.GetDeleteRun(); id != nil && string(d.Run(id).GetSpecId()) == string(t.SpecId) {
-			gone++
-		}
+	// also when that run goes in the same entry.
+	spec := string(t.SpecId)
+	if string(d.Run(t.RunId).GetSpecId()) == spec {
+		d.gone[spec]++
 	}
-	if d.RunsOfSpec(t.SpecId) <= gone {
+	if !d.SpecHasRuns(t.SpecId, d.gone[spec]+1) {
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSpec{DeleteSpec: t.SpecId}})
 	}
 }
@@ -274,9 +277,11 @@ func (d *decision) drop(t *dv1.Task, force, volumes bool) {
 // keepEnded bounds how many removed tasks' ends are kept.
 const keepEnded = 4096
 
+// maxReason bounds what a node may say of why a task ended or did not start.
+const maxReason = 4 << 10
+
 func (d *decision) report(c *dv1.Report) {
-	seen := map[string]bool{}
-	over := d.EndedCount() - keepEnded
+	over := min(d.EndedCount()-keepEnded, 256)
 	for t := range d.EndedByAge() {
 		if over <= 0 {
 			break
@@ -284,41 +289,68 @@ func (d *decision) report(c *dv1.Report) {
 		over--
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteEnded{DeleteEnded: t.Id}})
 	}
-	for _, r := range c.Tasks {
+	seen := map[string]bool{}
+	d.res.Left = uint32(d.some(len(c.Tasks), func(i int) {
+		r := c.Tasks[i]
 		t := d.Task(r.TaskId)
 		if t == nil || t.NodeId != c.NodeId || r.Attempt > t.Attempt || seen[string(r.TaskId)] {
-			continue
+			return
 		}
 		seen[string(r.TaskId)] = true
-		n := proto.CloneOf(t)
-		current := r.Attempt == t.Attempt && running(t)
-		if current && r.Started != 0 && t.Started == 0 {
-			n.Started = r.Started
-			if len(r.Ports) > 0 && t.Desired == dv1.Desired_RUNNING {
-				n.Ports = r.Ports
+		d.reported(t, r)
+	}))
+}
+
+// reported is what one task's report changes.
+func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
+	n := proto.CloneOf(t)
+	current := r.Attempt == t.Attempt && running(t)
+	if current && r.Started != 0 && t.Started == 0 {
+		n.Started = r.Started
+		if len(r.Ports) > 0 && t.Desired == dv1.Desired_RUNNING {
+			if n.Ports = r.Ports; proto.Size(n) > budget {
+				n.Ports = t.Ports // no honest node binds so many more than it was told
 			}
-		}
-		if r.Exit != nil && r.Attempt > t.Exit.GetAttempt() {
-			n.Exit = proto.CloneOf(r.Exit)
-			n.Exit.Attempt = r.Attempt
-			if current && n.Started == 0 {
-				n.Started = r.Exit.Started
-			}
-		}
-		if current && r.Failed != "" && r.Exit == nil {
-			n.Failed = r.Failed
-		}
-		if current && !running(n) {
-			n.Desired, n.Ports = dv1.Desired_STOPPED, nil
-			if n.AutoRemove {
-				// Who waits for it, on whichever controller, finds its end.
-				d.add(&dv1.Effect{Of: &dv1.Effect_Ended{Ended: n}})
-				d.drop(n, false, true)
-				continue
-			}
-		}
-		if !proto.Equal(t, n) {
-			d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: n}})
 		}
 	}
+	if r.Exit != nil && r.Attempt > t.Exit.GetAttempt() {
+		n.Exit = proto.CloneOf(r.Exit)
+		n.Exit.Attempt, n.Exit.Reason = r.Attempt, clip(r.Exit.Reason)
+		if current && n.Started == 0 {
+			n.Started = r.Exit.Started
+		}
+	}
+	if current && r.Failed != "" && r.Exit == nil {
+		n.Failed = clip(r.Failed)
+	}
+	if current && !running(n) {
+		n.Desired, n.Ports = dv1.Desired_STOPPED, nil
+		if n.AutoRemove {
+			// Who waits for it, on whichever controller, finds its end.
+			d.add(&dv1.Effect{Of: &dv1.Effect_Ended{Ended: n}})
+			d.drop(n, false, true)
+			return
+		}
+	}
+	if !proto.Equal(t, n) {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: n}})
+	}
+}
+
+func clip(s string) string {
+	if len(s) > maxReason {
+		return strings.ToValidUTF8(s[:maxReason], "")
+	}
+	return s
+}
+
+func (d *decision) ackTombstones(c *dv1.AckTombstones) {
+	seen := map[string]bool{}
+	d.res.Left = uint32(d.some(len(c.TaskIds), func(i int) {
+		id := c.TaskIds[i]
+		if t := d.Tombstone(id); t != nil && t.NodeId == c.NodeId && !seen[string(id)] {
+			seen[string(id)] = true
+			d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: id}})
+		}
+	}))
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -18,7 +19,6 @@ import (
 const (
 	BeatEvery    = 500 * time.Millisecond
 	SuspectAfter = 2500 * time.Millisecond
-	retryAfter   = 200 * time.Millisecond
 )
 
 // Log is what dispatch needs of consensus.
@@ -220,6 +220,12 @@ func (h *Hub) Run(ctx context.Context) error {
 		}
 		silent := h.Silent()
 		for n := range h.o.Log.Snapshot().Nodes() {
+			if n.Availability == command.Removing { // who began that may be gone
+				if _, err := h.o.Log.Propose(ctx, &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: n.Id}}}); err != nil && ctx.Err() == nil {
+					h.o.Logger.Warn("a node's removal does not go on", "node", n.Name, "err", err)
+				}
+				continue
+			}
 			want := "ready"
 			if _, is := silent[n.Id]; is {
 				want = "suspect"

@@ -26,7 +26,7 @@ const maxMessage = 16 << 20
 // maxHolders bounds how many nodes with its image an assignment names.
 const maxHolders = 8
 
-// session is one agent's stream. dirty and pending are guarded by Hub.mu.
+// session is one agent's stream. Its maps and news are guarded by Hub.mu.
 type session struct {
 	node    string
 	cancel  context.CancelCauseFunc
@@ -37,6 +37,11 @@ type session struct {
 	report  chan struct{}
 	news    bool            // controllers or keys changed
 	members map[string]bool // URIs whose place in the roster changed
+}
+
+func newSession(node string, cancel context.CancelCauseFunc) *session {
+	return &session{node: node, cancel: cancel, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
+		pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}, report: make(chan struct{}, 1), members: map[string]bool{}}
 }
 
 type unblockKey struct{}
@@ -91,8 +96,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		// Restored from before what this node has seen: it would undo that.
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("node %s has seen epoch %d of this fleet, this controller is of epoch %d", hello.Node.Name, hello.Epoch, ours))
 	}
-	s := &session{node: hello.Node.Id, cancel: cancel, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
-		pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}, report: make(chan struct{}, 1), members: map[string]bool{}}
+	s := newSession(hello.Node.Id, cancel)
 	subnet, err := h.register(ctx, hello.Node)
 	if err != nil {
 		return connect.NewError(connect.CodeUnavailable, err)
@@ -245,12 +249,7 @@ func (h *Hub) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAg
 		case *dv1.FromAgent_Observation:
 			h.take(s, of.Observation)
 		case *dv1.FromAgent_Acks:
-			h.mu.Lock()
-			for _, id := range of.Acks.Removed {
-				s.removed[string(id)] = true
-			}
-			h.mu.Unlock()
-			poke(s.report)
+			h.acked(s, of.Acks)
 		case *dv1.FromAgent_Beat:
 		default:
 			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("node %s sent a %T within a session", s.node, m.Of))
@@ -268,6 +267,19 @@ func (h *Hub) take(s *session, o *dv1.Observation) {
 	if len(reports) > 0 {
 		poke(s.report)
 	}
+}
+
+// acked takes that tombstones are done: of those that there are.
+func (h *Hub) acked(s *session, a *dv1.Acks) {
+	snap := h.o.Log.Snapshot()
+	h.mu.Lock()
+	for _, id := range a.Removed {
+		if snap.Tombstone(id).GetNodeId() == s.node {
+			s.removed[string(id)] = true
+		}
+	}
+	h.mu.Unlock()
+	poke(s.report)
 }
 
 // send is the only writer after the welcome: syncs in order, and beats.
@@ -352,58 +364,4 @@ func (h *Hub) next(s *session, full bool, sent uint64) *dv1.Sync {
 		}
 	}
 	return out
-}
-
-// reports has at most one Report in flight; what arrives meanwhile goes into
-// the next. What fails is retried, and after the session the agent's next
-// inventory brings it again.
-func (h *Hub) reports(ctx context.Context, s *session) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.report:
-		}
-		h.mu.Lock()
-		pending, removed := s.pending, s.removed
-		s.pending, s.removed = map[string]*dv1.TaskReport{}, map[string]bool{}
-		h.mu.Unlock()
-		var errs []error
-		if len(pending) > 0 {
-			r := &dv1.Report{NodeId: s.node}
-			for _, id := range slices.Sorted(maps.Keys(pending)) {
-				r.Tasks = append(r.Tasks, pending[id])
-			}
-			if _, err := h.o.Log.Propose(ctx, &dv1.Command{Of: &dv1.Command_Report{Report: r}}); err != nil {
-				errs = append(errs, err)
-				h.mu.Lock()
-				for id, t := range pending {
-					if s.pending[id] == nil {
-						s.pending[id] = t
-					}
-				}
-				h.mu.Unlock()
-			}
-		}
-		if len(removed) > 0 {
-			a := &dv1.AckTombstones{NodeId: s.node}
-			for _, id := range slices.Sorted(maps.Keys(removed)) {
-				a.TaskIds = append(a.TaskIds, []byte(id))
-			}
-			if _, err := h.o.Log.Propose(ctx, &dv1.Command{Of: &dv1.Command_AckTombstones{AckTombstones: a}}); err != nil {
-				errs = append(errs, err)
-				h.mu.Lock()
-				maps.Copy(s.removed, removed)
-				h.mu.Unlock()
-			}
-		}
-		if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
-			h.o.Logger.Warn("report was not recorded, trying again", "node", s.node, "err", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(retryAfter):
-				poke(s.report)
-			}
-		}
-	}
 }

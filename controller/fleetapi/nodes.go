@@ -34,7 +34,7 @@ type Node struct {
 	Addr         string
 	Subnet       string
 	Labels       map[string]string
-	Availability string // active | drain
+	Availability string // active | drain | removing
 	Status       string // ready | suspect | down
 	Silent       int64  `json:",omitempty"` // since, Unix ns
 	Controller   string // its role as a controller, "" for an agent only
@@ -151,7 +151,31 @@ func (s *server) updateNode(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) removeNode(w http.ResponseWriter, r *http.Request) {
-	s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: r.PathValue("name"), Force: r.URL.Query().Get("force") != ""}}})
+	c := &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: r.PathValue("name"), Force: r.URL.Query().Get("force") != ""}}}
+	res, ok := s.propose(w, r, c)
+	if !ok {
+		return
+	}
+	// A node with many tasks takes several entries. The leader goes on by itself
+	// when this caller, or controller, is gone.
+	for left, part := res.Left, 1; left > 0; part++ {
+		next := &dv1.Command{Principal: c.Principal, Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: res.NodeId}}}
+		if c.Key != "" {
+			next.Key = fmt.Sprint(c.Key, "/", part)
+		}
+		more, err := s.o.Fleet.Propose(r.Context(), next)
+		if err != nil {
+			refuse(w, http.StatusServiceUnavailable, fmt.Sprintf("node %s is being removed, which goes on: %v", res.Name, err))
+			return
+		}
+		if e := more.GetError(); e != nil && e.Kind != "not_found" {
+			refuse(w, http.StatusServiceUnavailable, fmt.Sprintf("node %s is being removed, which goes on: %s", res.Name, e.Message))
+			return
+		}
+		left = more.Left
+		w.Header().Set(engineapi.HeaderIndex, fmt.Sprint(more.Index))
+	}
+	answer(w, http.StatusOK, map[string]any{"Name": res.Name, "ID": res.NodeId, "Changed": res.Changed})
 }
 
 func (s *server) controllers(w http.ResponseWriter, _ *http.Request) {

@@ -151,7 +151,7 @@ func refuse(u *use, g Group) string {
 		return "down"
 	case n.Liveness == "suspect":
 		return "silent"
-	case n.Availability == "drain":
+	case n.Availability == "drain" || n.Availability == "removing":
 		return "drained"
 	case g.Pinned && n.Id != g.Contact:
 		return "lack the bind's source, which is the contact's"

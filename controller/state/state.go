@@ -186,13 +186,14 @@ func (s *Snapshot) tasksOf(index tree[none], prefix string) iter.Seq[*dv1.Task] 
 	}
 }
 
-// RunsOfSpec counts the runs that use a spec.
-func (s *Snapshot) RunsOfSpec(spec []byte) int {
-	n := 0
+// SpecHasRuns says whether at least n runs, above 0, use a spec.
+func (s *Snapshot) SpecHasRuns(spec []byte, n int) bool {
 	for range s.specRuns.from(string(spec)) {
-		n++
+		if n--; n <= 0 {
+			return true
+		}
 	}
-	return n
+	return false
 }
 
 func (s *Snapshot) Spec(id []byte) *dv1.Spec            { return s.specs.get(string(id)) }
@@ -279,6 +280,9 @@ func (s *Snapshot) TagsOf(digest string) []string {
 	}
 	return out
 }
+
+// Tombstone is a removal that its agent has not acknowledged, nil if there is none.
+func (s *Snapshot) Tombstone(task []byte) *dv1.Tombstone { return s.tombstones.get(string(task)) }
 
 // Tombstones yields a node's removals that it has not acknowledged; "" for all.
 func (s *Snapshot) Tombstones(node string) iter.Seq[*dv1.Tombstone] {

@@ -2071,6 +2071,7 @@ type CommandResult struct {
 	Untagged      []string               `protobuf:"bytes,8,rep,name=untagged,proto3" json:"untagged,omitempty"`
 	Deleted       []string               `protobuf:"bytes,9,rep,name=deleted,proto3" json:"deleted,omitempty"`   // image digests that no tag or task names any more
 	Attempt       int32                  `protobuf:"varint,10,opt,name=attempt,proto3" json:"attempt,omitempty"` // that the command asked for
+	Left          uint32                 `protobuf:"varint,11,opt,name=left,proto3" json:"left,omitempty"`       // how much did not fit this entry: of a list its end; propose that again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2171,6 +2172,13 @@ func (x *CommandResult) GetDeleted() []string {
 func (x *CommandResult) GetAttempt() int32 {
 	if x != nil {
 		return x.Attempt
+	}
+	return 0
+}
+
+func (x *CommandResult) GetLeft() uint32 {
+	if x != nil {
+		return x.Left
 	}
 	return 0
 }
@@ -2390,7 +2398,7 @@ const file_command_proto_rawDesc = "" +
 	"\astarted\x18\x03 \x01(\x03R\astarted\x12#\n" +
 	"\x04exit\x18\x04 \x01(\v2\x0f.drover.v1.ExitR\x04exit\x12\x16\n" +
 	"\x06failed\x18\x05 \x01(\tR\x06failed\x12%\n" +
-	"\x05ports\x18\x06 \x03(\v2\x0f.drover.v1.PortR\x05ports\"\x99\x02\n" +
+	"\x05ports\x18\x06 \x03(\v2\x0f.drover.v1.PortR\x05ports\"\xad\x02\n" +
 	"\rCommandResult\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\fR\x06taskId\x12\x12\n" +
@@ -2402,7 +2410,8 @@ const file_command_proto_rawDesc = "" +
 	"\buntagged\x18\b \x03(\tR\buntagged\x12\x18\n" +
 	"\adeleted\x18\t \x03(\tR\adeleted\x12\x18\n" +
 	"\aattempt\x18\n" +
-	" \x01(\x05R\aattempt\"5\n" +
+	" \x01(\x05R\aattempt\x12\x12\n" +
+	"\x04left\x18\v \x01(\rR\x04left\"5\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessageB)Z'github.com/drover/drover/pkg/api/v1;dv1b\x06proto3"
