@@ -159,6 +159,9 @@ func (n *Network) Detach(ctx context.Context, id string) error {
 		return ctx.Err()
 	}
 	err := errors.Join(n.nft.unpublish(a), unlink(a, linkName(id)))
+	if ferr := forgetAddress(a); ferr != nil {
+		n.o.Log.Warn("senders may not reach a container when it starts again", "task", short(id), "err", ferr)
+	}
 	return errors.Join(err, n.forget(a))
 }
 

@@ -126,7 +126,17 @@ func (t *table) repair(anew bool) (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("making the nftables table %s: %w", t.name(), err)
 	}
+	if build { // what came without the table went to the sockets that hold the ports
+		t.forgetDatagrams(t.all())
+	}
 	return true, nil
+}
+
+// forgetDatagrams is only logged where it fails: senders that begin anew are right.
+func (t *table) forgetDatagrams(ports []destination) {
+	if err := forgetDatagrams(ports); err != nil {
+		t.log.Warn("senders over UDP may not reach a container", "err", err)
+	}
 }
 
 func (t *table) commit(build bool, foreign []change) error {
@@ -299,6 +309,7 @@ func (t *table) publish(a *Attachment) error {
 		delete(t.want, a.ID)
 		return fmt.Errorf("publishing the ports of %s: %w", short(a.ID), err)
 	}
+	t.forgetDatagrams(t.want[a.ID])
 	return nil
 }
 
@@ -356,11 +367,15 @@ func (t *table) destroy() error {
 }
 
 func (t *table) elements() map[string][]nftables.SetElement {
+	return elementsOf(t.all())
+}
+
+func (t *table) all() []destination {
 	var all []destination
 	for _, ports := range t.want {
 		all = append(all, ports...)
 	}
-	return elementsOf(all)
+	return all
 }
 
 // elementsOf gives the elements of ports by their map.

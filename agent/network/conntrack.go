@@ -1,0 +1,65 @@
+package network
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Conntrack keeps where a connection goes, and UDP's never close: a sender that
+// keeps its port is sent for ever to the address that a container had before its
+// restart, or to the socket that holds the port while there is no container.
+
+// forgetAddress drops the connections of an address that is given up.
+func forgetAddress(a *Attachment) error {
+	ip := net.IP(a.IP.AsSlice())
+	return forget(func(f *netlink.ConntrackFlow) bool {
+		return f.Forward.SrcIP.Equal(ip) || f.Reverse.SrcIP.Equal(ip)
+	})
+}
+
+// forgetDatagrams drops what is sent over UDP to this host's published ports and
+// goes elsewhere than they lead.
+func forgetDatagrams(ports []destination) error {
+	ports = slices.DeleteFunc(slices.Clone(ports), func(p destination) bool { return p.Proto != "udp" })
+	if len(ports) == 0 {
+		return nil
+	}
+	local, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Errorf("listing this host's addresses: %w", err)
+	}
+	return forget(func(f *netlink.ConntrackFlow) bool {
+		to, ok := netip.AddrFromSlice(f.Forward.DstIP)
+		if !ok || f.Forward.Protocol != unix.IPPROTO_UDP || !isLocal(local, f.Forward.DstIP) {
+			return false
+		}
+		return slices.ContainsFunc(ports, func(p destination) bool {
+			mine := p.Host == f.Forward.DstPort && (p.IP == "" || p.IP == to.Unmap().String())
+			return mine && !f.Reverse.SrcIP.Equal(p.to.AsSlice())
+		})
+	})
+}
+
+func isLocal(addrs []net.Addr, ip net.IP) bool {
+	return ip.IsLoopback() || slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(ip)
+	})
+}
+
+type flowFilter func(*netlink.ConntrackFlow) bool
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (f flowFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool { return f(flow) }
+
+func forget(f flowFilter) error {
+	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f); err != nil {
+		return fmt.Errorf("dropping connections from conntrack: %w", err)
+	}
+	return nil
+}
