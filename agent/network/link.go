@@ -196,6 +196,34 @@ func linked(a *Attachment, host string) bool {
 	return err == nil
 }
 
+// addressIn gives the address of eth0 in the namespace named at path.
+func addressIn(path string) (netip.Addr, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("opening the namespace %s: %w", path, err)
+	}
+	defer func() { _ = ns.Close() }()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("entering %s: %w", path, err)
+	}
+	defer h.Close()
+	eth, err := h.LinkByName("eth0")
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("finding eth0 in %s: %w", path, err)
+	}
+	addrs, err := h.AddrList(eth, unix.AF_INET)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("listing the addresses of %s: %w", path, err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok {
+			return ip, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("eth0 in %s has no address", path)
+}
+
 // makeNetns makes a network namespace named by a bind mount at path. The thread
 // that makes it is never used again.
 func makeNetns(path string) (netns.NsHandle, error) {

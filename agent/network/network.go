@@ -329,20 +329,60 @@ func (n *Network) load() error {
 		return fmt.Errorf("reading attachments: %w", err)
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
+		a, err := readAttachment(f)
+		if errors.Is(err, errUnreadable) {
+			a, err = n.setAside(f, err)
+		}
 		if err != nil {
-			return fmt.Errorf("reading attachments: %w", err)
+			return err
 		}
-		a := new(Attachment)
-		if err := json.Unmarshal(b, a); err != nil {
-			return fmt.Errorf("reading the attachment %s: %w", f, err)
+		if a != nil {
+			n.atts[a.ID], n.taken[a.IP] = a, a.ID
 		}
-		if a.Version != 1 {
-			return fmt.Errorf("the attachment %s is of version %d, which this agent does not know", f, a.Version)
-		}
-		n.atts[a.ID], n.taken[a.IP] = a, a.ID
 	}
 	return nil
+}
+
+// errUnreadable marks a file that says nothing, however often it is read.
+var errUnreadable = errors.New("it can't be used")
+
+func readAttachment(file string) (*Attachment, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading attachments: %w", err)
+	}
+	a := new(Attachment)
+	err = json.Unmarshal(b, a)
+	switch {
+	case err != nil:
+	case a.Version != 1:
+		err = fmt.Errorf("it is of version %d, which this agent does not know", a.Version)
+	case a.ID+".json" != filepath.Base(file) || a.Netns == "" || !a.IP.Is4():
+		err = fmt.Errorf("it is that of %q at %q with %v", a.ID, a.Netns, a.IP)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the attachment %s: %w: %w", file, errUnreadable, err)
+	}
+	return a, nil
+}
+
+// setAside keeps a file that can't be used for people, so that one container does
+// not keep a node from working. A container that still runs keeps its address;
+// which ports it published is lost until it starts again.
+func (n *Network) setAside(file string, why error) (*Attachment, error) {
+	id := strings.TrimSuffix(filepath.Base(file), ".json")
+	if err := os.Rename(file, file+".bad"); err != nil {
+		return nil, fmt.Errorf("setting an attachment aside: %w", errors.Join(err, why))
+	}
+	a := &Attachment{Version: 1, ID: id, Netns: n.NetnsPath(id), Gateway: n.gateway(), PrefixLen: n.o.Subnet.Bits(), Boot: n.boot}
+	ip, err := addressIn(a.Netns)
+	if err != nil || !n.o.Subnet.Contains(ip) {
+		n.o.Log.Error("an attachment was set aside; its container is not connected", "file", file+".bad", "err", errors.Join(why, err, unlink(a, linkName(id))))
+		return nil, nil
+	}
+	a.IP, a.MAC = ip, mac(ip)
+	n.o.Log.Error("an attachment was set aside; its container is connected, and its published ports are lost until it starts again", "file", file+".bad", "err", why)
+	return a, n.save(a)
 }
 
 func (n *Network) file(id string) string { return filepath.Join(n.o.Dir, id+".json") }

@@ -360,3 +360,47 @@ func TestAddressesRunOutWithASentence(t *testing.T) {
 	_, err := w.n.Attach(t.Context(), name(9), nil)
 	must(t, err)
 }
+
+func TestABadFileKeepsNoNodeFromWorking(t *testing.T) {
+	w := newWorld(t)
+	good, err := w.n.Attach(t.Context(), name(0), publish(" tcp 8080 80"))
+	must(t, err)
+	w.answer(good, 80)
+	kinds := []string{"", "{", "{}", `{"Version":9}`, `{"Version":1,"ID":"../x"}`, "\x00\x00"}
+	var bad []*Attachment
+	for i := range kinds {
+		a, err := w.n.Attach(t.Context(), name(i+1), publish(fmt.Sprintf(" tcp %d 80", 8090+i)))
+		must(t, err)
+		bad = append(bad, a)
+	}
+	must(t, w.n.Close())
+	for i, b := range kinds {
+		must(t, os.WriteFile(w.n.file(name(i+1)), []byte(b), 0o600))
+	}
+	gone := name(99) // no container of that id is there
+	must(t, os.WriteFile(w.n.file(gone), []byte("x"), 0o600))
+	w.open()
+	w.reached("the others", good, hostIP+":8080")
+	if w.n.Get(gone) != nil {
+		t.Error("a container that is not there is attached")
+	}
+	for i, was := range bad {
+		a := w.n.Get(was.ID)
+		if a == nil || a.IP != was.IP || a.MAC != was.MAC || a.Netns != was.Netns || len(a.Ports) > 0 || !linked(a, linkName(a.ID)) {
+			t.Errorf("after %q it is %+v, was %+v", kinds[i], a, was)
+		}
+		if b, err := os.ReadFile(w.n.file(was.ID) + ".bad"); err != nil || string(b) != kinds[i] {
+			t.Errorf("set aside is %q, %v", b, err)
+		}
+		must(t, w.n.Detach(t.Context(), was.ID)) // as a restart does
+		a, err := w.n.Attach(t.Context(), was.ID, publish(fmt.Sprintf(" tcp %d 80", 8090+i)))
+		must(t, err)
+		w.answer(a, 80)
+		w.reached("started again", a, fmt.Sprintf("%s:%d", hostIP, 8090+i))
+	}
+	must(t, w.n.Close())
+	w.open() // what was set aside is not looked at again
+	if got := len(w.n.List()); got != len(kinds)+1 {
+		t.Errorf("%d attachments, want %d", got, len(kinds)+1)
+	}
+}
