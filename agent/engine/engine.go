@@ -133,8 +133,18 @@ func (o Options) tasks() string { return filepath.Join(o.DataDir, "tasks") }
 // Files of a task. Sockets lie in RunDir, since their paths must be short.
 func (o Options) dir(id string) string    { return filepath.Join(o.tasks(), id) }
 func (o Options) logDir(id string) string { return filepath.Join(o.dir(id), "log") }
+
+// exitFile leads to the exit record of an attempt's last try.
 func (o Options) exitFile(id string, n int32) string {
 	return filepath.Join(o.dir(id), fmt.Sprintf("exit.%d", n))
+}
+
+// recordFile is where the shim of one try records its exit.
+func (o Options) recordFile(id string, a attempt) string {
+	if a.Try == "" { // of an agent that did not tell tries apart
+		return o.exitFile(id, a.Number)
+	}
+	return o.exitFile(id, a.Number) + "." + a.Try
 }
 func (o Options) stdinSocket(id string) string {
 	return filepath.Join(o.RunDir, "t", id[:min(24, len(id))]+".in")

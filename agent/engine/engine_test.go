@@ -33,6 +33,7 @@ type world struct {
 	dir, run  string
 	o         engine.Options
 	ref, dgst string
+	ready     chan struct{} // gets a token each time that containerd is up
 }
 
 var seq = 200
@@ -42,7 +43,7 @@ func newWorld(t *testing.T) *world {
 	if os.Getuid() != 0 {
 		t.Fatal("needs root: it runs containers")
 	}
-	w := &world{t: t, dir: t.TempDir()}
+	w := &world{t: t, dir: t.TempDir(), ready: make(chan struct{}, 8)}
 	run, err := os.MkdirTemp("/run", "dven")
 	if err != nil {
 		t.Fatal(err)
@@ -58,9 +59,8 @@ func newWorld(t *testing.T) *world {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	ready := make(chan struct{}, 8)
 	co := containerd.Options{Binary: w.dir + "/drover-containerd", Root: w.dir + "/root", State: run + "/st", Socket: run + "/s", LogTo: w.dir + "/log", Log: slog.New(slog.DiscardHandler)}
-	go func() { _ = containerd.Supervise(ctx, co, func() { ready <- struct{}{} }); close(done) }()
+	go func() { _ = containerd.Supervise(ctx, co, func() { w.ready <- struct{}{} }); close(done) }()
 	seq++
 	net, err := network.Open(t.Context(), network.Options{Dir: w.dir + "/net", NetnsDir: run + "/ns", Bridge: "dvent" + strconv.Itoa(seq), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 199, byte(seq), 0}), 24)})
 	if err != nil {
@@ -84,11 +84,7 @@ func newWorld(t *testing.T) *world {
 			}
 		}
 	})
-	select {
-	case <-ready:
-	case <-time.After(30 * time.Second):
-		t.Fatal("containerd does not come up")
-	}
+	w.up()
 	srv := httptest.NewServer(registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, 0))))
 	t.Cleanup(srv.Close)
 	w.ref, w.dgst = pushBusybox(t, strings.TrimPrefix(srv.URL, "http://"))
@@ -119,6 +115,16 @@ func pushBusybox(t *testing.T, host string) (ref, dgst string) {
 		t.Fatal(err)
 	}
 	return host + "/box:1", h.String()
+}
+
+// up waits for containerd to come up.
+func (w *world) up() {
+	w.t.Helper()
+	select {
+	case <-w.ready:
+	case <-time.After(30 * time.Second):
+		w.t.Fatal("containerd does not come up")
+	}
 }
 
 func (w *world) kill(name string) int {

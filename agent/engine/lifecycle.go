@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -111,6 +112,9 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 		if f.Attempt.Number == n && (f.Running || f.Attempt.Exit != nil) {
 			return f.Attempt, nil
 		}
+		if err := e.forgetTry(id, a); err != nil { // it never began
+			return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
+		}
 	}
 	ctr, err := e.c.LoadContainer(ctx, id)
 	if errdefs.IsNotFound(err) {
@@ -132,16 +136,18 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 	if err != nil {
 		return out, err
 	}
-	if err := e.writeAttempt(s.ID, attempt{Number: n, LogStart: end, At: time.Now(), Boot: e.boot}); err != nil {
+	a := attempt{Number: n, Try: rand.Text(), LogStart: end, At: time.Now(), Boot: e.boot}
+	if err := e.writeAttempt(s.ID, a); err != nil {
 		return out, err
 	}
 	var timings []task.Timing
 	timed := func(name string, began time.Time) {
 		timings = append(timings, task.Timing{Name: name, Start: began, End: time.Now()})
 	}
+	undo := true
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), s.ID, ctr, before))
+		if err != nil && undo {
+			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), ctr, a, before))
 		}
 	}()
 	began := time.Now()
@@ -151,22 +157,26 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 	}
 	timed("network", began)
 	began = time.Now()
-	t, err := ctr.NewTask(ctx, func(string) (cio.IO, error) { return e.stdio(s, n), nil })
+	t, err := ctr.NewTask(ctx, func(string) (cio.IO, error) { return e.stdio(s, a), nil })
 	if err != nil {
 		return out, startError("create", command(ctx, ctr), err)
 	}
 	timed("containerd create", began)
 	began = time.Now()
-	if err := os.WriteFile(e.begunFile(s.ID, n), nil, 0o600); err != nil {
+	if err := os.WriteFile(e.begunFile(s.ID, a), nil, 0o600); err != nil {
 		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
 	}
 	if err := t.Start(ctx); err != nil {
-		return out, startError("start", command(ctx, ctr), err)
+		err = startError("start", command(ctx, ctr), err)
+		// Where the runtime did not say that it refused, the process may run: the
+		// next call of Start looks.
+		undo = errors.As(err, new(*task.StartError))
+		return out, err
 	}
 	timed("containerd start", began)
 	out = task.Attempt{Number: n, Pid: int(t.Pid()), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
 	place(&out, net)
-	if more, err := shimapi.ReadTimings(e.o.exitFile(s.ID, n)); err == nil {
+	if more, err := shimapi.ReadTimings(e.o.recordFile(s.ID, a)); err == nil {
 		for _, m := range more {
 			out.Timings = append(out.Timings, task.Timing(m))
 		}
@@ -174,10 +184,13 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 	return out, nil
 }
 
-// begunFile says that an attempt's process may have run. It need not outlast a
-// power cut: the boot id in the attempt speaks for those.
-func (e *Engine) begunFile(id string, n int32) string {
-	return filepath.Join(e.o.dir(id), fmt.Sprintf("begun.%d", n))
+// begunFile says that a try's process may have run. It need not outlast a power
+// cut: the boot id in the attempt speaks for those.
+func (e *Engine) begunFile(id string, a attempt) string {
+	if a.Try == "" { // of an agent that did not tell tries apart
+		return filepath.Join(e.o.dir(id), fmt.Sprintf("begun.%d", a.Number))
+	}
+	return e.o.recordFile(id, a) + ".begun"
 }
 
 func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*network.Attachment, error) {
@@ -195,8 +208,8 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 	return net, e.writeFiles(s, net.IP.String())
 }
 
-func (e *Engine) stdio(s task.Spec, n int32) stdio {
-	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.exitFile(s.ID, n), Attempt: n}
+func (e *Engine) stdio(s task.Spec, a attempt) stdio {
+	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.recordFile(s.ID, a), Attempt: a.Number}
 	if c := s.Create.Config; c != nil {
 		x.TTY, x.Stdin, x.StdinOnce = c.Tty, c.OpenStdin, c.StdinOnce && !c.Tty
 	}
@@ -206,9 +219,18 @@ func (e *Engine) stdio(s task.Spec, n int32) stdio {
 	return stdio{url: x.URL(), tty: x.TTY}
 }
 
-// undoStart frees what a refused start took, so that nothing is half-made.
-func (e *Engine) undoStart(ctx context.Context, id string, ctr client.Container, before attempt) error {
-	return errors.Join(e.deleteTask(ctx, ctr), e.o.Network.Detach(ctx, id), e.writeAttempt(id, before))
+// undoStart frees what a refused start took, so that nothing is half-made. A
+// process that may still be there keeps its network and its attempt.
+func (e *Engine) undoStart(ctx context.Context, ctr client.Container, a, before attempt) error {
+	id := ctr.ID()
+	if err := e.deleteTask(ctx, ctr); err != nil {
+		return err
+	}
+	err := errors.Join(e.forgetTry(id, a), e.o.Network.Detach(ctx, id))
+	if before.Number < a.Number {
+		err = errors.Join(err, e.writeAttempt(id, before))
+	}
+	return err
 }
 
 // deleteTask kills and deletes a container's task, if there is one.
@@ -348,7 +370,7 @@ func (e *Engine) settle(id string, a attempt, p *tasktypes.Process) (*dv1.Exit, 
 	case p != nil && p.ExitStatus != 0:
 		x.Code, x.At = int32(p.ExitStatus), p.ExitedAt.AsTime()
 	default:
-		if _, err := os.Stat(e.begunFile(id, a.Number)); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(e.begunFile(id, a)); errors.Is(err, os.ErrNotExist) {
 			return nil, nil
 		}
 	}
@@ -357,7 +379,7 @@ func (e *Engine) settle(id string, a attempt, p *tasktypes.Process) (*dv1.Exit, 
 		return nil, err
 	}
 	x.LogEnd = end
-	if err := shimapi.WriteExit(e.o.exitFile(id, a.Number), x); err != nil {
+	if err := shimapi.WriteExit(e.o.recordFile(id, a), x); err != nil {
 		return nil, err
 	}
 	return e.readExit(id, a.Number)

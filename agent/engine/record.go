@@ -28,6 +28,7 @@ const (
 type attempt struct {
 	Version  int       `json:"version"`
 	Number   int32     `json:"number"`
+	Try      string    `json:"try,omitempty"` // new each time that the attempt is tried
 	LogStart uint64    `json:"logStart"`
 	At       time.Time `json:"at"`
 	Boot     string    `json:"boot"`
@@ -49,13 +50,44 @@ func (e *Engine) readSpec(id string) (task.Spec, error) {
 	return s, readJSON(filepath.Join(e.o.dir(id), specFile), &s)
 }
 
+// writeAttempt makes a the current attempt. Its exit file leads to the record of
+// this try from then on: what the shim of an earlier one writes, however late, is
+// not taken for this one's.
 func (e *Engine) writeAttempt(id string, a attempt) error {
+	if a.Try != "" {
+		if err := pointTo(e.o.exitFile(id, a.Number), filepath.Base(e.o.recordFile(id, a))); err != nil {
+			return fmt.Errorf("beginning attempt %d of %s: %w", a.Number, short(id), err)
+		}
+	}
 	a.Version = 1
 	b, err := json.Marshal(a)
 	if err != nil {
 		return fmt.Errorf("encoding the attempt of %s: %w", short(id), err)
 	}
 	return durable.WriteFile(filepath.Join(e.o.dir(id), attemptFile), b, 0o600)
+}
+
+// pointTo makes path a link to name, in one step.
+func pointTo(path, name string) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(name, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// forgetTry removes the traces of a try that came to nothing.
+func (e *Engine) forgetTry(id string, a attempt) error {
+	var errs []error
+	for _, f := range []string{e.o.exitFile(id, a.Number), e.o.recordFile(id, a), e.begunFile(id, a), shimapi.TimingsFile(e.o.recordFile(id, a))} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // readAttempt gives number 0 where nothing was started yet.

@@ -94,7 +94,9 @@ func (s *service) Start(ctx context.Context, r *taskAPI.StartRequest) (*taskAPI.
 	if r.ExecID == "" && t != nil {
 		t.started(began)
 	}
-	resp, err := s.TTRPCTaskService.Start(ctx, r)
+	// A containerd that dies meanwhile must not leave a process of which nobody
+	// knows whether it began.
+	resp, err := s.TTRPCTaskService.Start(context.WithoutCancel(ctx), r)
 	switch {
 	case r.ExecID == "" && t != nil:
 		t.note("runc start", began)
@@ -172,7 +174,7 @@ func (s *service) ended(ctx context.Context, e *eventstypes.TaskExit) {
 	s.mu.Lock()
 	t := s.tasks[e.ContainerID]
 	s.mu.Unlock()
-	if t == nil || e.ID != e.ContainerID {
+	if t == nil || e.ID != e.ContainerID || !t.hasBegun() {
 		return
 	}
 	t.waitOutput(outputWithin)

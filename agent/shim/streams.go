@@ -236,6 +236,13 @@ func (t *taskIO) started(at time.Time) {
 	t.began = at
 }
 
+// hasBegun says whether the process was started: one that was only created has no exit.
+func (t *taskIO) hasBegun() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.began.IsZero()
+}
+
 func (t *taskIO) writeTimings(ctx context.Context) {
 	t.mu.Lock()
 	b, err := json.Marshal(t.timings)

@@ -1,0 +1,172 @@
+package engine_test
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/bulk"
+)
+
+const (
+	createTask = "/containerd.services.tasks.v1.Tasks/Create"
+	startTask  = "/containerd.services.tasks.v1.Tasks/Start"
+)
+
+// waits says that it began, and ends with 7 when it is told to.
+const waits = "trap 'exit 7' TERM; echo began; sleep 1000 & wait"
+
+func (w *world) pulled(t *testing.T, e task.Engine) {
+	t.Helper()
+	if _, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// prepared makes a task that runs script; it goes with the test.
+func (w *world) prepared(t *testing.T, e task.Engine, script string) (id string) {
+	t.Helper()
+	b := make([]byte, 32)
+	_, _ = rand.Read(b)
+	id = hex.EncodeToString(b)
+	s := task.Spec{ID: id, Name: "t" + id[:8], Image: w.ref, Digest: w.dgst, SpecHash: "spec",
+		Create: container.CreateRequest{Config: &container.Config{Image: w.ref, Cmd: []string{"sh", "-c", script}}, HostConfig: &container.HostConfig{}}}
+	if err := e.Prepare(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Remove(context.Background(), id); err != nil {
+			t.Errorf("cleaning up: %v", err)
+		}
+	})
+	return id
+}
+
+// ends waits until the process has begun, tells it to end, and checks that the
+// exit is its own and that it ran once.
+func ends(t *testing.T, e task.Engine, id string) {
+	t.Helper()
+	r, err := e.Logs(t.Context(), id, task.LogOptions{Stdout: true, Follow: true, Tail: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	fr := bulk.NewFrameReader(r)
+	if _, p, err := fr.Next(); err != nil || string(p) != "began\n" {
+		t.Fatalf("the first output is %q (%v)", p, err)
+	}
+	if err := e.Signal(t.Context(), id, "SIGTERM"); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := e.Wait(t.Context(), id, 1); err != nil || x.Code != 7 || x.Attempt != 1 {
+		t.Fatalf("exit %v (%v), want the process's own 7", x, err)
+	}
+	if _, p, err := fr.Next(); err == nil {
+		t.Fatalf("it ran twice: then came %q", p)
+	}
+}
+
+// An agent dies when the container is created and its process not started. The
+// next agent starts the attempt, and what became of the first try is not told of
+// the second.
+func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
+	w := newWorld(t)
+	reached, dead := make(chan struct{}), make(chan struct{})
+	var died atomic.Bool
+	w.o.ContainerdSocket = w.between(t, func(m moment) error {
+		if m != (moment{startTask, false}) || died.Swap(true) {
+			return nil
+		}
+		close(reached)
+		<-dead
+		return errGone
+	})
+	first, second := w.open(t), w.open(t)
+	w.pulled(t, second)
+	id := w.prepared(t, second, waits)
+	over := make(chan struct{})
+	go func() { _, _ = first.Start(t.Context(), id, 1, nil); close(over) }()
+	defer func() { close(dead); <-over }()
+	<-reached
+	if a, err := second.Start(t.Context(), id, 1, nil); err != nil || a.Exit != nil || a.Pid == 0 {
+		t.Fatalf("started: %+v, %v", a, err)
+	}
+	ends(t, second, id)
+}
+
+// containerd is killed at each point of a start, and the engine hears of it
+// before or after the next containerd is up. It tries again until it is told
+// that the attempt runs, as its caller does.
+func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
+	w := newWorld(t)
+	var at atomic.Pointer[func(moment) error]
+	w.o.ContainerdSocket = w.between(t, func(m moment) error {
+		if f := at.Load(); f != nil {
+			return (*f)(m)
+		}
+		return nil
+	})
+	e := w.open(t)
+	w.pulled(t, e)
+	for _, c := range []struct {
+		name string
+		at   moment
+		back bool // containerd is up again when the engine hears of its death
+	}{
+		{"before the container is created", moment{createTask, false}, false},
+		{"after the container was created", moment{createTask, true}, false},
+		{"after the container was created, and is back", moment{createTask, true}, true},
+		{"before the process is started", moment{startTask, false}, false},
+		{"before the process is started, and is back", moment{startTask, false}, true},
+		{"after the process was started", moment{startTask, true}, false},
+		{"after the process was started, and is back", moment{startTask, true}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			id := w.prepared(t, e, waits)
+			var killed atomic.Bool
+			kill := func(m moment) error {
+				if m != c.at || killed.Swap(true) {
+					return nil
+				}
+				if w.kill("drover-containerd") == 0 {
+					t.Error("no containerd to kill")
+				}
+				if c.back {
+					w.up()
+				}
+				return errGone
+			}
+			at.Store(&kill)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			a, err := e.Start(ctx, id, 1, nil)
+			if err == nil || !killed.Load() {
+				t.Fatalf("the start was not disturbed: %+v", a)
+			}
+			if !c.back {
+				w.up()
+			}
+			for err != nil && ctx.Err() == nil {
+				if errors.As(err, new(*task.StartError)) {
+					t.Fatalf("the user is told of it: %v", err)
+				}
+				a, err = e.Start(ctx, id, 1, nil)
+			}
+			if err != nil || a.Exit != nil {
+				t.Fatalf("started: %+v, %v", a, err)
+			}
+			if n := w.o.Network.Get(id); n == nil || n.IP.String() != a.IP || !strings.HasPrefix(a.IP, "10.199.") {
+				t.Fatalf("it runs with address %q, and the network knows of %+v", a.IP, n)
+			}
+			ends(t, e, id)
+		})
+	}
+}
