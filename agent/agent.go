@@ -361,6 +361,9 @@ func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 	}
 	h := &dv1.Hello{Roster: a.fleet.now.Load().Sum(), Number: n, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Inventory: &dv1.Observation{Full: true},
 		Node: &dv1.Node{Id: a.NodeID, Name: a.Name, Addr: a.addr, Labels: a.Labels}}
+	for _, p := range a.Reserved {
+		h.Node.ReservedPorts = append(h.Node.ReservedPorts, uint32(p))
+	}
 	if h.Node.Subnet, err = a.store.Subnet(); err != nil {
 		return nil, err
 	}

@@ -234,7 +234,11 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	g := scheduler.Group{Count: 1, On: c.On, Digest: digest, Contact: c.Contact}
 	if h := r.HostConfig; h != nil {
 		g.Memory, g.Pinned = h.MemoryReservation, c.Contact != "" && pinned(h)
-		if g.Ports, e = wantedPorts(&r, d.Image(c.Spec.GetDigest()), nil); e != nil {
+		var reserved []*dv1.Port // a range goes round them
+		for n := range d.Nodes() {
+			reserved = append(reserved, scheduler.Reserved(n)...)
+		}
+		if g.Ports, e = wantedPorts(&r, d.Image(c.Spec.GetDigest()), reserved); e != nil {
 			return e
 		}
 	}
@@ -264,12 +268,18 @@ func (d *decision) register(n *dv1.Node) *dv1.Error {
 	if i := d.Identity(pki.URI(d.Cluster().GetId(), pki.KindNode, n.GetId())); i.GetRevoked() {
 		return refuse("forbidden", "node %s was removed from this fleet", n.GetName())
 	}
+	if len(n.ReservedPorts) > maxReserved {
+		return refuse("invalid", "node %s reserves %d ports; %d at most", n.GetName(), len(n.ReservedPorts), maxReserved)
+	}
 	if old != nil {
 		n.Joined, n.Subnet, n.Availability, n.Revision, n.Roles = old.Joined, old.Subnet, old.Availability, old.Revision, old.Roles
 		n.Labels = labels(old, n)
 	}
 	return d.admit(n, old)
 }
+
+// maxReserved bounds what a node reserves: drover has four ports of its own.
+const maxReserved = 16
 
 // labels are the agent's own, under what operators set.
 func labels(old, n *dv1.Node) map[string]string {

@@ -119,6 +119,43 @@ func TestNamesAndPortsAreTakenOnce(t *testing.T) {
 	}
 }
 
+// Rule 5: drover's own ports are nobody else's, by name and at once.
+func TestDroversOwnPortsAreNotPublished(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a", "b")
+	publish := func(ports string) string {
+		return `{"Image":"alpine","HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"` + ports + `"}]}}}`
+	}
+	f.ok(create("early", publish("7443")))
+	reserve := func(node string, ports ...uint32) {
+		n := proto.CloneOf(f.store.Snapshot().Node(node))
+		n.ReservedPorts = ports
+		f.ok(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: n}}})
+	}
+	for _, n := range []string{"n0", "n1"} {
+		reserve(n, 7443, 7444, 7946, 5000)
+	}
+	f.no(start("early"), "port_taken", "Bind for 0.0.0.0:7443 failed: port 7443 is reserved for drover")
+	f.no(create("late", publish("7946")), "unavailable", "0 of 2 nodes fit: 2 reserve port 7946 for drover")
+	udp := strings.Replace(publish("7946"), "tcp", "udp", 1)
+	f.no(create("udp", udp), "unavailable", "2 reserve port 7946 for drover")
+	one := strings.Replace(publish("5000"), `{"HostPort"`, `{"HostIp":"127.0.0.1","HostPort"`, 1)
+	f.no(create("loopback", one), "unavailable", "2 reserve port 5000 for drover")
+	f.ok(create("range", publish("7443-7446")))
+	f.ok(start("range"))
+	if got := f.store.Snapshot().Task(id("range")).Ports[0].Host; got != 7445 {
+		t.Errorf("of 7443-7446 it has %d", got)
+	}
+	f.no(create("narrow", publish("7443-7444")), "unavailable", "reserve port 7444 for drover")
+	reserve("n1", 7943) // another configuration
+	if r := f.ok(create("fits", publish("7946"))); r.NodeId != "n1" {
+		t.Errorf("it is on %s, where the port is reserved", r.NodeId)
+	}
+	f.ok(start("fits"))
+	many := proto.CloneOf(f.store.Snapshot().Node("n0"))
+	many.ReservedPorts = make([]uint32, 1000)
+	f.no(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: many}}}, "invalid", "reserves 1000 ports")
+}
+
 // Rule 6: what has a bind stays where its path is, or says why it can't.
 func TestDataPins(t *testing.T) {
 	f := newFleet(t, "10.210.0.0/16", "a", "b")

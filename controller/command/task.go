@@ -75,16 +75,20 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 			held = append(held, o.Ports...)
 		}
 	}
-	ports, e := wantedPorts(&r, d.Image(d.Spec(t.SpecId).GetDigest()), held)
+	reserved := scheduler.Reserved(d.Node(t.NodeId))
+	ports, e := wantedPorts(&r, d.Image(d.Spec(t.SpecId).GetDigest()), slices.Concat(held, reserved))
 	if e != nil {
 		return e
 	}
 	for _, p := range ports {
+		ip := p.Ip
+		if ip == "" {
+			ip = "0.0.0.0"
+		}
+		if scheduler.Holder(reserved, p) {
+			return refuse("port_taken", "Bind for %s:%d failed: port %d is reserved for drover", ip, p.Host, p.Host)
+		}
 		if scheduler.Holder(held, p) {
-			ip := p.Ip
-			if ip == "" {
-				ip = "0.0.0.0"
-			}
 			return refuse("port_taken", "Bind for %s:%d failed: port is already allocated%s", ip, p.Host, d.takers(p))
 		}
 	}

@@ -167,6 +167,11 @@ func refuse(u *use, g Group) string {
 			return "don't match " + c
 		}
 	}
+	for _, p := range g.Ports {
+		if Holder(Reserved(n), p) {
+			return fmt.Sprintf("reserve port %d for drover", p.Host)
+		}
+	}
 	if g.Memory > 0 && n.Capacity.GetMemory()-u.memory < g.Memory {
 		return "lack " + bytesText(g.Memory) + " memory"
 	}
@@ -218,6 +223,15 @@ func clash(held, want []*dv1.Port) bool {
 // Holder says whether one of the held ports keeps want from being bound.
 func Holder(held []*dv1.Port, want *dv1.Port) bool {
 	return slices.ContainsFunc(held, func(h *dv1.Port) bool { return Overlap(h, want) })
+}
+
+// Reserved are the ports that drover itself has on a node, for Holder.
+func Reserved(n *dv1.Node) []*dv1.Port {
+	var out []*dv1.Port
+	for _, p := range n.GetReservedPorts() {
+		out = append(out, &dv1.Port{Proto: "tcp", Host: p}, &dv1.Port{Proto: "udp", Host: p})
+	}
+	return out
 }
 
 // Overlap says whether two host ports can't be bound side by side; a wildcard
