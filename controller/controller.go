@@ -35,6 +35,7 @@ import (
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/grant"
@@ -200,7 +201,7 @@ func (c *controller) run(ctx context.Context) error {
 	}
 	node, err := consensus.Open(consensus.Options{
 		ID: c.files.Principal.ID, Dir: filepath.Join(c.dir, "raft"), Addr: raft.ServerAddress(c.Advertise), Layer: c.layer,
-		Logger: c.Logger, Version: c.Version, OnCommit: c.commits.committed,
+		Logger: c.Logger, Version: c.Version, OnCommit: c.commits.committed, OnRestore: c.commits.restore,
 		Timing: timing.FromProto(first.GetInit().GetCluster().GetTiming()), TimingFile: bootstrap.TimingFile(c.DataDir),
 	})
 	if err != nil {
@@ -259,6 +260,12 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		fleet.Committed(effects, node.Snapshot().Time())
 		c.revocations(effects)
 		c.removal(effects)
+	}, func(before, after *state.Snapshot) {
+		hub.Restored(after)
+		fleet.Seed(after)
+		missed := between(before, after)
+		c.revocations(missed)
+		c.removal(missed)
 	})
 	hub.Lead(node.Ready())
 	defer c.start("leadership", func(ctx context.Context) error { return c.follow(ctx, node, hub) })()

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
@@ -38,8 +39,9 @@ func (l *tracedLog) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.Command
 
 // gate keeps back the commits of former lives, which raft replays.
 type gate struct {
-	mu sync.Mutex // guards to
-	to func([]*dv1.Effect, uint64)
+	mu       sync.Mutex // guards to and restored
+	to       func([]*dv1.Effect, uint64)
+	restored func(before, after *state.Snapshot)
 }
 
 func (g *gate) committed(effects []*dv1.Effect, index uint64) {
@@ -51,11 +53,36 @@ func (g *gate) committed(effects []*dv1.Effect, index uint64) {
 	}
 }
 
+func (g *gate) restore(before, after *state.Snapshot) {
+	g.mu.Lock()
+	restored := g.restored
+	g.mu.Unlock()
+	if restored != nil {
+		restored(before, after)
+	}
+}
+
 // open runs seed between the last commit that was kept back and the first that
 // passes.
-func (g *gate) open(seed func(), to func([]*dv1.Effect, uint64)) {
+func (g *gate) open(seed func(), to func([]*dv1.Effect, uint64), restored func(before, after *state.Snapshot)) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	seed()
-	g.to = to
+	g.to, g.restored = to, restored
+}
+
+// between is what those who cut connections and end controllers must hear of where a
+// snapshot took the place of the entries that did it.
+func between(before, after *state.Snapshot) (out []*dv1.Effect) {
+	for i := range after.Identities() {
+		if i.Revoked && !before.Identity(i.Uri).GetRevoked() {
+			out = append(out, &dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
+		}
+	}
+	for m := range before.Controllers() {
+		if after.Controller(m.Id) == nil {
+			out = append(out, &dv1.Effect{Of: &dv1.Effect_DeleteController{DeleteController: m.Id}})
+		}
+	}
+	return out
 }

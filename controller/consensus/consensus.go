@@ -46,6 +46,9 @@ type Options struct {
 	Clock func() time.Time
 	// OnCommit gets each applied entry's effects, in order, and must not block.
 	OnCommit func(effects []*dv1.Effect, index uint64)
+	// OnRestore gets what the state was and is when a snapshot of another member
+	// took its place, whose entries OnCommit does not get. It must not block.
+	OnRestore func(before, after *state.Snapshot)
 	// TimingFile keeps the fleet's timing for the next start, which must not use
 	// another one than the others do until it has read its log. "" keeps nothing.
 	TimingFile string
@@ -151,7 +154,7 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 		lead:    make(chan bool, 64),
 		stopped: make(chan struct{}),
 		ended:   make(chan struct{}),
-		fsm:     newFSM(o.OnCommit),
+		fsm:     newFSM(o.OnCommit, o.OnRestore),
 	}
 	n.pace.Store(&o.Timing)
 	if n.trans == nil {

@@ -15,18 +15,19 @@ import (
 // fsm puts state.Store behind raft's interface. raft calls Apply, Snapshot
 // and Restore from one goroutine.
 type fsm struct {
-	store    *state.Store
-	onCommit func([]*dv1.Effect, uint64)
-	halted   chan struct{} // closed with the first fatal entry
-	timing   chan struct{} // poked when the cluster's record changed, in which the timing is
-	applied  atomic.Uint64 // index of the last entry that was applied or restored
+	store     *state.Store
+	onCommit  func([]*dv1.Effect, uint64)
+	onRestore func(before, after *state.Snapshot)
+	halted    chan struct{} // closed with the first fatal entry
+	timing    chan struct{} // poked when the cluster's record changed, in which the timing is
+	applied   atomic.Uint64 // index of the last entry that was applied or restored
 
 	mu   sync.Mutex // guards next
 	next chan struct{}
 }
 
-func newFSM(onCommit func([]*dv1.Effect, uint64)) *fsm {
-	return &fsm{store: state.NewStore(), onCommit: onCommit, halted: make(chan struct{}), timing: make(chan struct{}, 1), next: make(chan struct{})}
+func newFSM(onCommit func([]*dv1.Effect, uint64), onRestore func(before, after *state.Snapshot)) *fsm {
+	return &fsm{store: state.NewStore(), onCommit: onCommit, onRestore: onRestore, halted: make(chan struct{}), timing: make(chan struct{}, 1), next: make(chan struct{})}
 }
 
 func (f *fsm) changed() <-chan struct{} {
@@ -79,12 +80,16 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 
 func (f *fsm) Restore(r io.ReadCloser) error {
 	defer func() { _ = r.Close() }()
-	before := f.store.Snapshot().Cluster()
+	before := f.store.Snapshot()
 	if err := f.store.Restore(r); err != nil {
 		return err
 	}
-	f.settled(before, f.store.Snapshot().Index())
+	after := f.store.Snapshot()
+	f.settled(before.Cluster(), after.Index())
 	f.announce()
+	if f.onRestore != nil {
+		f.onRestore(before, after)
+	}
 	return nil
 }
 

@@ -30,6 +30,7 @@ type simulated struct {
 	rnd     *rand.Rand
 	ids     []string
 	dir     string // of the members' real files; "" keeps them in memory
+	with    func(*Options)
 	logs    map[string]memory
 	snaps   map[string]*raft.InmemSnapshotStore
 	trans   map[string]*raft.InmemTransport
@@ -56,6 +57,9 @@ func (s *simulated) boot(id string) {
 	o := Options{ID: id, Dir: filepath.Join(s.dir, id), Addr: raft.ServerAddress(id), Transport: tr, segment: 8 << 10}
 	if s.dir != "" {
 		o.TimingFile = filepath.Join(s.dir, id, "timing")
+	}
+	if s.with != nil {
+		s.with(&o)
 	}
 	n, err := s.open(o)
 	if err != nil {
@@ -141,9 +145,12 @@ func (s *simulated) ask(ctx context.Context, c *dv1.Command) *dv1.CommandResult 
 }
 
 // simulate makes a cluster of three, and what every create needs.
-func simulate(ctx context.Context, t *testing.T, seed uint64, dir string) *simulated {
+func simulate(ctx context.Context, t *testing.T, seed uint64, dir string, with ...func(*Options)) *simulated {
 	s := &simulated{t: t, rnd: rand.New(&locked{r: rand.NewPCG(seed, 7)}), ids: []string{"c1", "c2", "c3"}, dir: dir, logs: map[string]memory{},
 		snaps: map[string]*raft.InmemSnapshotStore{}, trans: map[string]*raft.InmemTransport{}, members: map[string]*alive{}}
+	for _, f := range with {
+		s.with = f
+	}
 	var servers []raft.Server
 	for _, id := range s.ids {
 		s.logs[id], s.snaps[id] = memory{raft.NewInmemStore()}, raft.NewInmemSnapshotStore()

@@ -35,7 +35,7 @@ func Recover(o Options, change func(*state.Snapshot) ([]*dv1.Effect, error)) err
 	n := &Node{o: o, lead: make(chan bool, 64)}
 	n.pace.Store(&o.Timing)
 	only := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(o.ID), Address: o.Addr}}}
-	f := &changing{fsm: newFSM(nil), change: change}
+	f := &changing{fsm: newFSM(nil, nil), change: change}
 	err = raft.RecoverCluster(n.config(hl), f, logs, logs, snaps, o.Transport, only)
 	if err != nil {
 		err = fmt.Errorf("making this controller the only one: %w", err)

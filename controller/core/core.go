@@ -62,15 +62,21 @@ func New(contact string) *Core {
 		seen: map[string]*dv1.Task{}, tags: map[string]string{}, subs: map[chan struct{}]bool{}, gone: map[string]*buried{}}
 }
 
-// Seed tells which tasks are known already, so that they make no events.
+// Seed tells which tasks and tags are known already, so that they make no events:
+// at the start, and where a snapshot took the place of entries. Who waits looks again.
 func (c *Core) Seed(s *state.Snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	clear(c.seen)
+	clear(c.tags)
 	for t := range s.Tasks() {
 		c.seen[hex.EncodeToString(t.Id)] = t
 	}
 	for t := range s.Tags() {
 		c.tags[t.Ref] = t.Digest
+	}
+	for id := range c.waiters {
+		c.wake(id)
 	}
 }
 

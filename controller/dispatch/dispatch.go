@@ -138,6 +138,21 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 	}
 }
 
+// Restored is told that a snapshot took the place of entries, so that nobody knows
+// what sessions were told: only a member that follows gets one, and it has none that
+// stay.
+func (h *Hub) Restored(snap *state.Snapshot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.index = max(h.index, snap.Index())
+	for _, n := range h.nodes {
+		if n.session != nil {
+			n.session.cancel(errDeposed)
+		}
+	}
+	h.members.seed(snap)
+}
+
 // mark is called with mu held.
 func (h *Hub) mark(nodeID string, task []byte) {
 	if n := h.nodes[nodeID]; n != nil && n.session != nil {
