@@ -57,10 +57,11 @@ type Engine struct {
 	c      *client.Client
 	follow *follower
 
-	boot   string
-	pulls  keyed
-	swept  atomic.Bool // by sweepPulls
-	images imageCache
+	boot         string
+	recordWithin time.Duration
+	pulls        keyed
+	swept        atomic.Bool // by sweepPulls
+	images       imageCache
 
 	mu    sync.Mutex // guards the fields below
 	execs map[string]*execution
@@ -90,7 +91,7 @@ func Open(_ context.Context, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	e := &Engine{o: o, c: c, follow: f, boot: bootID(), execs: map[string]*execution{}}
+	e := &Engine{o: o, c: c, follow: f, boot: bootID(), recordWithin: recordWithin, execs: map[string]*execution{}}
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

@@ -319,7 +319,9 @@ func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error
 		case <-ch:
 		case <-late.C:
 			if a.Number == n {
-				e.settleWhenDead(ctx, id, a)
+				if x := e.settleWhenDead(ctx, id, a); x != nil {
+					return x, nil
+				}
 			}
 			late.Reset(2 * time.Second)
 		case <-ctx.Done():
@@ -328,61 +330,85 @@ func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error
 	}
 }
 
-// settleWhenDead writes the exit of an attempt whose shim is gone.
-func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) {
-	r, err := e.c.TaskService().Get(e.ctx(ctx), &taskspb.GetRequest{ContainerID: id})
-	switch {
-	case errdefs.IsNotFound(errdefs.Resolve(err)), err != nil && strings.Contains(err.Error(), "not found"):
-		_, err = e.settle(id, a, nil)
-	case err != nil:
-		return // containerd is away: it comes back
-	case r.Process.Status == tasktypes.Status_STOPPED:
-		_, err = e.settle(id, a, r.Process)
-	default:
-		return
+// settleWhenDead gives the exit of an attempt that runs no more though its shim
+// has not recorded one; nil where it may go on.
+func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) *dv1.Exit {
+	p, err := e.process(e.ctx(ctx), id)
+	if err != nil || p != nil && p.Status != tasktypes.Status_STOPPED {
+		return nil // where containerd is away, it comes back
 	}
-	if err != nil {
+	x, err := e.settle(ctx, id, a, p)
+	if err != nil && ctx.Err() == nil {
 		e.o.Log.Error("an exit could not be recorded", "task", short(id), "err", err)
 	}
+	return x
 }
 
-// recordWithin is how long after its process a shim's record may come.
-const recordWithin = 2 * time.Second
+// recordWithin is how long after its process the record of a shim may come: the
+// shim waits for the last output first.
+const recordWithin = 5 * time.Second
 
-// settle gives the exit of an attempt that runs no more, and records one where
-// the shim did not. nil: its process never began.
-func (e *Engine) settle(id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
-	// The shim writes its record before it tells of the exit, so that there is one
-	// or there will be none; but a shim that lives shows a process as stopped a
-	// moment before that.
-	for end := time.Now().Add(recordWithin); ; time.Sleep(recordWithin / 40) {
-		if x, err := e.readExit(id, a.Number); x != nil || err != nil {
-			return x, err
-		}
-		if p == nil || time.Now().After(end) {
-			break
-		}
+// settle gives the exit of an attempt that runs no more; p is its stopped
+// process, nil where its shim is gone. nil: it never began.
+func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
+	if x, err := e.readExit(id, a.Number); x != nil || err != nil {
+		return x, err
 	}
-	x := shimapi.Exit{Attempt: a.Number, Code: killedCode, At: time.Now(), Started: a.At}
-	switch {
-	case a.Boot != e.boot:
-		x.Code = lostCode
-	case p != nil && p.ExitStatus != 0:
-		x.Code, x.At = int32(p.ExitStatus), p.ExitedAt.AsTime()
-	default:
-		if _, err := os.Stat(e.begunFile(id, a)); errors.Is(err, os.ErrNotExist) {
-			return nil, nil
-		}
-	}
-	end, err := logs.End(e.o.logDir(id))
-	if err != nil {
+	began, err := e.mayHaveBegun(id, a)
+	if err != nil || !began {
 		return nil, err
 	}
-	x.LogEnd = end
+	if p != nil {
+		return e.stopped(ctx, id, a, p)
+	}
+	x := shimapi.Exit{Attempt: a.Number, Code: killedCode, At: time.Now(), Started: a.At}
+	if a.Boot != e.boot {
+		x.Code = lostCode
+	}
+	if x.LogEnd, err = logs.End(e.o.logDir(id)); err != nil {
+		return nil, err
+	}
 	if err := shimapi.WriteExit(e.o.recordFile(id, a), x); err != nil {
 		return nil, err
 	}
 	return e.readExit(id, a.Number)
+}
+
+// stopped gives the exit of a process whose shim lives, and so is the one to
+// record it. Where the shim can't for long (a full disk), its word is taken.
+func (e *Engine) stopped(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
+	ch, stop, err := e.follow.listen(e.o.dir(id))
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	late := time.NewTimer(e.recordWithin)
+	defer late.Stop()
+	for {
+		if x, err := e.readExit(id, a.Number); x != nil || err != nil {
+			return x, err
+		}
+		select {
+		case <-ch:
+		case <-late.C:
+			end, err := logs.End(e.o.logDir(id))
+			return &dv1.Exit{Attempt: a.Number, Code: int32(p.ExitStatus), At: p.ExitedAt.AsTime().UnixNano(), Started: a.At.UnixNano(), LogEnd: end}, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// mayHaveBegun says whether a try's process may have run.
+func (e *Engine) mayHaveBegun(id string, a attempt) (bool, error) {
+	if a.Boot != e.boot {
+		return true, nil // begunFile need not have lasted
+	}
+	_, err := os.Stat(e.begunFile(id, a))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // process gives a task's process, nil if containerd has none.
@@ -419,7 +445,7 @@ func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes
 		}
 	}
 	if x == nil && (p == nil || p.Status == tasktypes.Status_STOPPED) {
-		if x, err = e.settle(s.ID, a, p); err != nil {
+		if x, err = e.settle(ctx, s.ID, a, p); err != nil {
 			return f, err
 		}
 	}
@@ -539,14 +565,35 @@ func parseSignal(name string) (syscall.Signal, error) {
 	return sig, nil
 }
 
-// Release implements task.Engine.
+// Release implements task.Engine. A shim that has an exit still to record is kept
+// until it did: nobody else knows that exit.
 func (e *Engine) Release(ctx context.Context, id string) error {
-	ctx = e.ctx(ctx)
-	e.forgetExecs(id)
-	r, err := e.process(ctx, id)
+	r, err := e.process(e.ctx(ctx), id)
 	if err != nil {
 		return err
 	}
+	if r != nil && r.Status == tasktypes.Status_STOPPED && e.unrecorded(id) {
+		return fmt.Errorf("releasing %s: its shim has not recorded its exit yet", short(id))
+	}
+	return e.release(ctx, id, r)
+}
+
+// unrecorded says whether the exit of a stopped process is still to be recorded.
+func (e *Engine) unrecorded(id string) bool {
+	a, err := e.readAttempt(id)
+	if err != nil || a.Number == 0 {
+		return false
+	}
+	if began, err := e.mayHaveBegun(id, a); err != nil || !began {
+		return false
+	}
+	x, err := e.readExit(id, a.Number)
+	return x == nil && err == nil
+}
+
+func (e *Engine) release(ctx context.Context, id string, r *tasktypes.Process) error {
+	ctx = e.ctx(ctx)
+	e.forgetExecs(id)
 	if r != nil {
 		ctr, err := e.c.LoadContainer(ctx, id)
 		if err != nil && !errdefs.IsNotFound(err) {
@@ -558,10 +605,8 @@ func (e *Engine) Release(ctx context.Context, id string) error {
 			}
 		}
 	}
-	for _, s := range []string{e.o.stdinSocket(id)} {
-		if err := os.Remove(s); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("releasing %s: %w", short(id), err)
-		}
+	if err := os.Remove(e.o.stdinSocket(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("releasing %s: %w", short(id), err)
 	}
 	return e.o.Network.Detach(ctx, id)
 }
@@ -569,7 +614,11 @@ func (e *Engine) Release(ctx context.Context, id string) error {
 // Remove implements task.Engine.
 func (e *Engine) Remove(ctx context.Context, id string) error {
 	ctx = e.ctx(ctx)
-	if err := e.Release(ctx, id); err != nil {
+	r, err := e.process(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := e.release(ctx, id, r); err != nil {
 		return err
 	}
 	ctr, err := e.c.LoadContainer(ctx, id)

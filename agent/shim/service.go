@@ -30,6 +30,12 @@ import (
 // that left the container's namespace may hold its pipes open for ever.
 const outputWithin = 3 * time.Second
 
+// Pauses between tries to record an exit.
+const (
+	minPause = 50 * time.Millisecond
+	maxPause = 5 * time.Second
+)
+
 // service wraps containerd's.
 type service struct {
 	taskAPI.TTRPCTaskService
@@ -178,8 +184,18 @@ func (s *service) ended(ctx context.Context, e *eventstypes.TaskExit) {
 		return
 	}
 	t.waitOutput(outputWithin)
-	if err := t.writeExit(int32(e.ExitStatus), e.ExitedAt.AsTime()); err != nil {
+	// A full disk is waited out: only this process knows the exit.
+	for wait := minPause; ; wait = min(2*wait, maxPause) {
+		err := t.writeExit(int32(e.ExitStatus), e.ExitedAt.AsTime())
+		if err == nil {
+			return
+		}
 		log.G(ctx).WithError(err).Error("the exit was not recorded")
+		select {
+		case <-time.After(wait):
+		case <-t.gone:
+			return
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/fsnotify/fsnotify"
 
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/logs"
@@ -208,4 +209,39 @@ func TestAKilledContainerdLosesNoLineAndNoExit(t *testing.T) {
 	}
 	<-w.ready
 	_, _ = task.Delete(w.ctx)
+}
+
+// The record can't be written for a while, as on a full disk: it comes when it can.
+func TestAnExitThatCannotBeRecordedIsRecordedLater(t *testing.T) {
+	w := newWorld(t)
+	s := w.stdio("c")
+	if err := os.MkdirAll(filepath.Join(s.ExitFile, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	seen, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = seen.Close() }()
+	if err := seen.Add(filepath.Dir(s.ExitFile)); err != nil {
+		t.Fatal(err)
+	}
+	task := w.start("c", s, "exit 5")
+	for failed := false; !failed; { // the first try takes its file back
+		select {
+		case ev := <-seen.Events:
+			failed = ev.Has(fsnotify.Remove) && strings.HasPrefix(filepath.Base(ev.Name), ".exit.1.")
+		case <-time.After(20 * time.Second):
+			t.Fatal("no exit was recorded")
+		}
+	}
+	if err := os.RemoveAll(s.ExitFile); err != nil {
+		t.Fatal(err)
+	}
+	if x := w.exit(s); x.Code != 5 {
+		t.Fatalf("%+v", x)
+	}
+	if _, err := task.Delete(w.ctx); err != nil {
+		t.Fatal(err)
+	}
 }
