@@ -253,7 +253,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	fleet := core.New(c.contact)
 	c.relay = &relay.Fleet{Relay: way, Core: fleet}
 	seals := &seals{c: c, log: log, last: key}
-	hub := dispatch.New(dispatch.Options{Log: dispatchLog{log, way}, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: c.probe(log)})
+	hub := dispatch.New(dispatch.Options{Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: c.probe(log)})
 	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.client
 	c.commits.open(func() { fleet.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
@@ -267,12 +267,9 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		c.revocations(missed)
 		c.removal(missed)
 	})
-	hub.Lead(node.Ready())
-	defer c.start("leadership", func(ctx context.Context) error { return c.follow(ctx, node, hub) })()
-	defer c.start("liveness", hub.Run)()
-	defer c.start("revocations", c.dropRevoked)()
 	members := &members{c: c, node: node, way: way, seals: seals}
-	defer c.start("membership", members.run)()
+	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, members.run) })()
+	defer c.start("revocations", c.dropRevoked)()
 	local := c.api(log, members)
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
@@ -285,30 +282,6 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	<-ctx.Done()
 	stopFront() // before the log, which requests in progress need
 	return nil
-}
-
-// dispatchLog is the log as sessions see it: what agents report is decided by
-// whoever leads.
-type dispatchLog struct {
-	*tracedLog
-	way *relay.Relay
-}
-
-func (l dispatchLog) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.CommandResult, error) {
-	return l.way.Propose(ctx, cmd)
-}
-
-// follow tells the hub who leads.
-func (c *controller) follow(ctx context.Context, node *consensus.Node, hub *dispatch.Hub) error {
-	for {
-		changed := node.Changed()
-		hub.Lead(node.Ready())
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil
-		}
-	}
 }
 
 func (c *controller) api(log *tracedLog, m *members) http.Handler {

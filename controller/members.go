@@ -20,9 +20,9 @@ import (
 )
 
 // members keeps raft's configuration as the log's list of controllers wants it.
-// Only the leader acts. Who joins is a non-voter until it has caught up; voters
-// are one, three or five, and are promoted when all that this takes are ready, so
-// that no moment has two voters of whom one isn't.
+// Only the leader acts, and proposes to its own log. Who joins is a non-voter until
+// it has caught up; voters are one, three or five, and are promoted when all that
+// this takes are ready, so that no moment has two voters of whom one isn't.
 type members struct {
 	c     *controller
 	node  *consensus.Node
@@ -37,14 +37,14 @@ const (
 	lag         = 64 // entries that a member may be behind and still count as ready
 )
 
+// run is one term of this member's leadership, which ends with ctx.
 func (m *members) run(ctx context.Context) error {
+	m.since = time.Time{}
 	t := time.NewTicker(memberEvery)
 	defer t.Stop()
 	for {
-		if m.node.Ready() {
-			if err := errors.Join(m.keys(ctx), m.step(ctx)); err != nil && ctx.Err() == nil && m.node.Ready() {
-				m.c.Logger.Warn("the members of the quorum are not yet as they should be", "err", err)
-			}
+		if err := errors.Join(m.keys(ctx), m.step(ctx)); err != nil && ctx.Err() == nil {
+			m.c.Logger.Warn("the members of the quorum are not yet as they should be", "err", err)
 		}
 		select {
 		case <-t.C:
@@ -189,7 +189,7 @@ func (m *members) dataKey(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, memberWait)
 	defer cancel()
-	res, err := m.way.Propose(ctx, &dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: c}})
+	res, err := m.node.Propose(ctx, &dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: c}})
 	if err == nil && res.GetError() != nil && res.Error.Kind != command.StaleKey { // else again, from what there is now
 		err = errors.New(res.Error.Message)
 	}
@@ -255,7 +255,7 @@ func (m *members) gossipKey(ctx context.Context) error {
 }
 
 func (m *members) putSealed(ctx context.Context, s *dv1.Sealed) error {
-	r, err := m.way.Propose(ctx, &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
+	r, err := m.node.Propose(ctx, &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
 	if err == nil && r.GetError() != nil {
 		err = errors.New(r.Error.Message)
 	}

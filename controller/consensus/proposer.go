@@ -130,8 +130,11 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		return nil
 	}
 	n.ready.Store(true)
-	defer n.ready.Store(false)
 	n.fsm.announce() // Ready changed: who waits for it looks again
+	defer func() {
+		n.ready.Store(false)
+		n.fsm.announce()
+	}()
 	for {
 		select {
 		case <-ctx.Done():

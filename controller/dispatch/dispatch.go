@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -21,7 +20,8 @@ const (
 	SuspectAfter = 2500 * time.Millisecond
 )
 
-// Log is what dispatch needs of consensus.
+// Log is what dispatch needs of this controller's own log: what a Hub finds out is
+// proposed there or nowhere, since another leader has sessions of its own.
 type Log interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 	Snapshot() *state.Snapshot
@@ -36,20 +36,22 @@ type Options struct {
 	Keys     func() [][]byte                           // of the gossip, newest first; may be nil
 	Grant    func(node, digest string) ([]byte, error) // lets a node read an image from others; may be nil
 	Logger   *slog.Logger
+	Now      func() time.Time // nil: time.Now
 	OnStatus func(taskID string)
 	OnEvent  func(*dv1.Happening)
 }
 
 // Hub is every session of this controller and what the agents said last.
 type Hub struct {
-	o     Options
-	began time.Time
+	o Options
 
-	mu    sync.Mutex
-	leads bool
-	index uint64 // of the last commit told to sessions
-	nodes map[string]*node
-	tasks map[string]observed // by hex id
+	mu     sync.Mutex // guards the fields below
+	leads  bool
+	led    chan struct{} // closed while it leads
+	clocks clocks
+	index  uint64 // of the last commit told to sessions
+	nodes  map[string]*node
+	tasks  map[string]observed // by hex id
 
 	members members
 }
@@ -63,6 +65,7 @@ type node struct {
 	highest uint64 // session number
 	session *session
 	heard   time.Time
+	spared  time.Time // counts as heard for its silence: it has a grace to come back
 	images  map[string]bool
 }
 
@@ -74,24 +77,41 @@ func New(o Options) *Hub {
 	if o.OnEvent == nil {
 		o.OnEvent = func(*dv1.Happening) {}
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	if o.Keys == nil {
 		o.Keys = func() [][]byte { return nil }
 	}
 	if o.Probe == nil {
 		o.Probe = func(context.Context, string) bool { return false }
 	}
-	return &Hub{o: o, began: time.Now(), nodes: map[string]*node{}, tasks: map[string]observed{}, members: members{addrs: map[string]string{}}}
+	return &Hub{o: o, led: make(chan struct{}), nodes: map[string]*node{}, tasks: map[string]observed{}, members: members{addrs: map[string]string{}}}
 }
 
-// Lead takes sessions from now on: every node's clock begins anew. Not leading,
-// a Hub ends its sessions and forgets what they told.
-func (h *Hub) Lead(leads bool) {
+// Run is one term of this controller's leadership, which ends with ctx: the Hub
+// takes sessions and judges nodes, and then ends its sessions and forgets what
+// they told. Without it a Hub has no sessions and calls nobody silent.
+func (h *Hub) Run(ctx context.Context) error {
+	h.lead(true)
+	var judging sync.WaitGroup
+	judging.Go(func() { h.judge(ctx) })
+	<-ctx.Done()
+	h.lead(false) // at once, whatever judging waits for
+	judging.Wait()
+	return nil
+}
+
+func (h *Hub) lead(leads bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.leads == leads {
-		return
+	if leads && !h.leads {
+		close(h.led)
 	}
-	h.leads, h.began = leads, time.Now()
+	if !leads && h.leads {
+		h.led = make(chan struct{})
+	}
+	h.leads, h.clocks = leads, clocks{}
 	for _, n := range h.nodes {
 		if n.session != nil {
 			n.session.cancel(errDeposed)
@@ -99,13 +119,6 @@ func (h *Hub) Lead(leads bool) {
 	}
 	h.nodes, h.tasks = map[string]*node{}, map[string]observed{}
 	h.members.seed(h.o.Log.Snapshot())
-}
-
-// Leads says whether sessions end here.
-func (h *Hub) Leads() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.leads
 }
 
 // Committed marks what sessions must be told. It is consensus' OnCommit: it
@@ -186,92 +199,6 @@ func (h *Hub) Holders(digest string) []string {
 		}
 	}
 	return out
-}
-
-// Silent gives the nodes that are not heard, and since when (Unix ns).
-func (h *Hub) Silent() map[string]int64 {
-	out := map[string]int64{}
-	now := time.Now()
-	snap := h.o.Log.Snapshot()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.leads {
-		return out // who was elected this moment has heard nobody yet
-	}
-	for n := range snap.Nodes() {
-		heard := h.began
-		if s := h.nodes[n.Id]; s != nil && !s.heard.IsZero() {
-			heard = s.heard
-		}
-		if now.Sub(heard) > SuspectAfter {
-			out[n.Id] = heard.UnixNano()
-		}
-	}
-	return out
-}
-
-// Run has the log keep which nodes are silent, until ctx ends. A silent node is
-// suspect; one that answers no probe either is down.
-func (h *Hub) Run(ctx context.Context) error {
-	t := time.NewTicker(BeatEvery)
-	defer t.Stop()
-	probes := map[string]bool{} // what the last probe of a suspect said
-	results := make(chan func(), 64)
-	probing := map[string]bool{}
-	var all sync.WaitGroup
-	defer all.Wait()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case f := <-results:
-			f()
-			continue
-		case <-t.C:
-		}
-		if !h.Leads() {
-			clear(probes)
-			continue
-		}
-		silent := h.Silent()
-		for n := range h.o.Log.Snapshot().Nodes() {
-			if n.Availability == command.Removing { // who began that may be gone
-				if _, err := h.o.Log.Propose(ctx, &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: n.Id}}}); err != nil && ctx.Err() == nil {
-					h.o.Logger.Warn("a node's removal does not go on", "node", n.Name, "err", err)
-				}
-				continue
-			}
-			want := "ready"
-			if _, is := silent[n.Id]; is {
-				want = "suspect"
-				answers, probed := probes[n.Id]
-				if probed && !answers {
-					want = "down"
-				}
-				if !probing[n.Id] {
-					probing[n.Id] = true
-					all.Go(func() {
-						ok := h.o.Probe(ctx, n.Id)
-						select {
-						case results <- func() { probes[n.Id] = ok; delete(probing, n.Id) }:
-						case <-ctx.Done():
-						}
-					})
-				}
-			} else {
-				delete(probes, n.Id)
-			}
-			if n.Liveness == want {
-				continue
-			}
-			c := &dv1.Command{Of: &dv1.Command_SetLiveness{SetLiveness: &dv1.SetLiveness{NodeId: n.Id, Liveness: want}}}
-			pctx, cancel := context.WithTimeout(ctx, SuspectAfter)
-			if _, err := h.o.Log.Propose(pctx, c); err != nil && ctx.Err() == nil && h.Leads() {
-				h.o.Logger.Warn("liveness was not recorded", "node", n.Id, "liveness", want, "err", err)
-			}
-			cancel()
-		}
-	}
 }
 
 // observe keeps an observation and gives the reports that the log lacks.

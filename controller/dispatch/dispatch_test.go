@@ -60,7 +60,7 @@ func start(t *testing.T, certNode string) (*fakeLog, func() *connect.BidiStreamF
 	t.Helper()
 	f := &fakeLog{txn: state.NewTxn(state.NewStore().Snapshot()), got: make(chan *dv1.Command, 100)}
 	f.hub = New(Options{Log: f, Logger: slog.New(slog.DiscardHandler)})
-	f.hub.Lead(true)
+	f.hub.lead(true)
 	h := f.hub.Handler()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.TLS = &tls.ConnectionState{}
@@ -166,7 +166,7 @@ func TestOnlyALeaderHasSessions(t *testing.T) {
 	if m, err := st.Receive(); err != nil || m.GetWelcome() == nil {
 		t.Fatalf("%v %v", m, err)
 	}
-	f.hub.Lead(false)
+	f.hub.lead(false)
 	for {
 		if _, err := st.Receive(); err != nil {
 			break
@@ -177,13 +177,10 @@ func TestOnlyALeaderHasSessions(t *testing.T) {
 	if _, err := again.Receive(); connect.CodeOf(err) != connect.CodeFailedPrecondition {
 		t.Fatalf("who does not lead answered %v", err)
 	}
-	f.hub.mu.Lock()
-	f.hub.began = time.Now().Add(-time.Hour)
-	f.hub.mu.Unlock()
 	if s := f.hub.Silent(); len(s) != 0 {
 		t.Fatalf("before it leads it calls nodes silent: %v", s)
 	}
-	f.hub.Lead(true)
+	f.hub.lead(true)
 	late := hello(3)
 	late.GetHello().Epoch = 99
 	ahead := open()

@@ -47,7 +47,7 @@ func quorum(t *testing.T) (*consensus.Node, *Hub) {
 	go func() { defer close(ended); _ = node.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended; _ = node.Close() })
 	until(t, node, "the member leads", node.Ready)
-	hub.Lead(true)
+	hub.lead(true)
 	return node, hub
 }
 
@@ -225,7 +225,7 @@ func TestARefusedReportStaysPending(t *testing.T) {
 	f := &fakeLog{txn: state.NewTxn(state.NewStore().Snapshot()), got: make(chan *dv1.Command, 100)}
 	l := refusing{f, make(chan func() (*dv1.CommandResult, error), 2)}
 	f.hub = New(Options{Log: l, Logger: slog.New(slog.DiscardHandler)})
-	f.hub.Lead(true)
+	f.hub.lead(true)
 	f.put(running(1, false)...)
 	l.answers <- func() (*dv1.CommandResult, error) {
 		return &dv1.CommandResult{Error: &dv1.Error{Message: "too large"}}, nil

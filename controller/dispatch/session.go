@@ -96,6 +96,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		// Restored from before what this node has seen: it would undo that.
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("node %s has seen epoch %d of this fleet, this controller is of epoch %d", hello.Node.Name, hello.Epoch, ours))
 	}
+	h.elected(ctx)
 	s := newSession(hello.Node.Id, cancel)
 	subnet, err := h.register(ctx, hello.Node)
 	if err != nil {
@@ -196,6 +197,23 @@ func (h *Hub) register(ctx context.Context, n *dv1.Node) (string, error) {
 	return h.o.Log.Snapshot().Node(n.Id).GetSubnet(), nil
 }
 
+// electedWithin bounds how long a hello waits for this controller's term to begin
+// here: who sent it may know of the election first.
+const electedWithin = 300 * time.Millisecond
+
+func (h *Hub) elected(ctx context.Context) {
+	h.mu.Lock()
+	led := h.led
+	h.mu.Unlock()
+	t := time.NewTimer(electedWithin)
+	defer t.Stop()
+	select {
+	case <-led:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
 func (h *Hub) enter(s *session, number uint64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -213,7 +231,7 @@ func (h *Hub) enter(s *session, number uint64) error {
 	if n.session != nil {
 		n.session.cancel(errSuperseded)
 	}
-	n.highest, n.session, n.heard = number, s, time.Now()
+	n.highest, n.session, n.heard = number, s, h.o.Now()
 	return nil
 }
 
@@ -226,8 +244,8 @@ func (h *Hub) leave(s *session, why error) {
 	defer h.mu.Unlock()
 	if n := h.nodes[s.node]; n != nil && n.session == s {
 		n.session = nil
-		if least := time.Now().Add(grace - SuspectAfter); !errors.Is(why, errSilent) && n.heard.Before(least) {
-			n.heard = least
+		if !errors.Is(why, errSilent) {
+			n.spared = h.o.Now().Add(grace - SuspectAfter)
 		}
 	}
 }
@@ -242,7 +260,7 @@ func (h *Hub) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAg
 		quiet.Reset(SuspectAfter)
 		h.mu.Lock()
 		if n := h.nodes[s.node]; n != nil && n.session == s {
-			n.heard = time.Now()
+			n.heard = h.o.Now()
 		}
 		h.mu.Unlock()
 		switch of := m.Of.(type) {

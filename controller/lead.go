@@ -1,0 +1,61 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// leadership is what a member knows of its own.
+type leadership interface {
+	Ready() bool // it leads, and has all that was committed before its term
+	Term() uint64
+	Changed() <-chan struct{} // closed when one of these may have changed
+}
+
+// lead runs what only the leader does: all of it for each term under one context
+// that ends with the term, and all of it has ended before it runs for another. It
+// returns when ctx ends, or with the first error of a part while its term lasts.
+func lead(ctx context.Context, l leadership, parts ...func(context.Context) error) error {
+	for ctx.Err() == nil {
+		changed, term := l.Changed(), l.Term()
+		if l.Ready() {
+			if err := leadOnce(ctx, l, term, parts); err != nil {
+				return fmt.Errorf("leading term %d: %w", term, err)
+			}
+			continue
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+func leadOnce(ctx context.Context, l leadership, term uint64, parts []func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, part := range parts {
+		g.Go(func() error {
+			if err := part(ctx); ctx.Err() == nil {
+				return err
+			}
+			return nil // a term that ends is no failure of what it ended
+		})
+	}
+	for ctx.Err() == nil {
+		changed := l.Changed()
+		if !l.Ready() || l.Term() != term {
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+	cancel()
+	return g.Wait()
+}
