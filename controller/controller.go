@@ -246,6 +246,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		}))
 	}})
 	defer way.Close()
+	defer c.start("the way to the leader", way.Run)()
 	key, err := c.unseal(ctx, log.Snapshot, way.Propose)
 	if err != nil {
 		return err

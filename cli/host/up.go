@@ -23,6 +23,7 @@ import (
 	"github.com/drover/drover/agent"
 	"github.com/drover/drover/controller"
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
@@ -191,7 +192,7 @@ func ready(ctx context.Context, c *config.Config) error {
 	if resp.StatusCode == http.StatusForbidden && !bootstrap.HasController(c.DataDir) {
 		return nil // a controller answered: this host's users just have no role
 	}
-	if resp.Header.Get(relay.HeaderStale) != "" {
+	if resp.Header.Get(engineapi.HeaderStale) != "" {
 		return relay.ErrNoLeader
 	}
 	if resp.StatusCode != http.StatusOK || i.NCPU == 0 || missingHere(resp.Header.Get("Drover-Missing"), c.NodeName) {

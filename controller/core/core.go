@@ -238,6 +238,12 @@ func (c *Core) State(ctx context.Context, minIndex uint64) (*state.Snapshot, err
 	return c.Log.WaitIndex(ctx, minIndex)
 }
 
+// Find implements engineapi.Fleet: who asks here asks the leader.
+func (c *Core) Find(ctx context.Context, minIndex uint64, _ func(*state.Snapshot) bool) (*state.Snapshot, bool, error) {
+	snap, err := c.State(ctx, minIndex)
+	return snap, true, err
+}
+
 // Observed implements engineapi.Fleet. Of a removed task it is the last status.
 func (c *Core) Observed(taskID string) *dv1.TaskStatus {
 	if st := c.Hub.Observed(taskID); st != nil {

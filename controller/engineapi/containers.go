@@ -42,11 +42,15 @@ func find(snap *state.Snapshot, ref string) (*dv1.Task, error) {
 }
 
 func (s *server) task(w http.ResponseWriter, r *http.Request) (*state.Snapshot, *dv1.Task, error) {
-	snap, err := s.state(w, r)
+	ref := r.PathValue("id")
+	snap, err := s.stateWith(w, r, func(snap *state.Snapshot) bool {
+		_, err := find(snap, ref)
+		return err == nil || ended(snap, ref) != nil
+	})
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := find(snap, r.PathValue("id"))
+	t, err := find(snap, ref)
 	return snap, t, err
 }
 

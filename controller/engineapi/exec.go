@@ -12,6 +12,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
 )
@@ -22,16 +23,25 @@ func newExecID(task []byte) string {
 	return hex.EncodeToString(random()[:16]) + hex.EncodeToString(task[:16])
 }
 
+// execOwner is the task that an exec is of, nil if there is none.
+func execOwner(snap *state.Snapshot, id string) *dv1.Task {
+	if _, err := hex.DecodeString(id); err != nil || len(id) != 64 {
+		return nil
+	}
+	if ts := snap.TasksByPrefix(id[32:]); len(ts) == 1 {
+		return ts[0]
+	}
+	return nil
+}
+
 func (s *server) execTask(w http.ResponseWriter, r *http.Request) (string, *dv1.Task, error) {
 	id := r.PathValue("id")
-	snap, err := s.state(w, r)
+	snap, err := s.stateWith(w, r, func(snap *state.Snapshot) bool { return execOwner(snap, id) != nil })
 	if err != nil {
 		return "", nil, err
 	}
-	if _, err := hex.DecodeString(id); err == nil && len(id) == 64 {
-		if ts := snap.TasksByPrefix(id[32:]); len(ts) == 1 {
-			return id, ts[0], nil
-		}
+	if t := execOwner(snap, id); t != nil {
+		return id, t, nil
 	}
 	return "", nil, refuse(http.StatusNotFound, "No such exec instance: %s", id)
 }

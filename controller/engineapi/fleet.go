@@ -17,6 +17,10 @@ type Fleet interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 	// State is the applied state at the given raft index or later (0: now).
 	State(ctx context.Context, minIndex uint64) (*state.Snapshot, error)
+	// Find is State, and says whether it is fresh: not older than any answer before
+	// the call. A state that is not fresh is given at once only if it is enough;
+	// otherwise a while is waited for a leader. nil: any is enough.
+	Find(ctx context.Context, minIndex uint64, enough func(*state.Snapshot) bool) (snap *state.Snapshot, fresh bool, err error)
 	// Observed is the last status of a task that its agent reported, nil if none.
 	Observed(taskID string) *dv1.TaskStatus
 	// WaitTask blocks until done says true of the task in raft (nil: it is

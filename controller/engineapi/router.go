@@ -33,6 +33,7 @@ import (
 const (
 	HeaderIndex   = "Drover-Index"   // in: the least raft index to answer from; out: the one answered from
 	HeaderMissing = "Drover-Missing" // out: nodes that did not take part
+	HeaderStale   = "Drover-Stale"   // out: no controller leads; this is what the one that answered knew last
 	HeaderKey     = "Drover-Idempotency-Key"
 	HeaderOn      = "Drover-On" // in: placement constraints, comma separated
 	HeaderTrace   = "Drover-Trace"
@@ -240,6 +241,12 @@ func api(r *http.Request) int {
 
 // state answers from what the client has seen already, or later.
 func (s *server) state(w http.ResponseWriter, r *http.Request) (*state.Snapshot, error) {
+	return s.stateWith(w, r, nil)
+}
+
+// stateWith is state for who needs something to be there: before its lack is told
+// of, a leader is waited for.
+func (s *server) stateWith(w http.ResponseWriter, r *http.Request, enough func(*state.Snapshot) bool) (*state.Snapshot, error) {
 	var least uint64
 	if v := r.Header.Get(HeaderIndex); v != "" {
 		var err error
@@ -247,9 +254,12 @@ func (s *server) state(w http.ResponseWriter, r *http.Request) (*state.Snapshot,
 			return nil, refuse(http.StatusBadRequest, "header %s: %q is no raft index", HeaderIndex, v)
 		}
 	}
-	snap, err := s.Fleet.State(r.Context(), least)
+	snap, fresh, err := s.Fleet.Find(r.Context(), least, enough)
 	if err != nil {
-		return nil, fmt.Errorf("reading the fleet's state: %w", err)
+		return nil, refuse(http.StatusServiceUnavailable, "reading the fleet's state: %v", err)
+	}
+	if !fresh {
+		w.Header().Set(HeaderStale, "1")
 	}
 	w.Header().Set(HeaderIndex, strconv.FormatUint(snap.Index(), 10))
 	return snap, nil

@@ -87,25 +87,43 @@ func (f *Fleet) recent() *dv1.Digest {
 // State implements engineapi.Fleet: everything that was answered anywhere before
 // the call, or without a leader what this controller has.
 func (f *Fleet) State(ctx context.Context, least uint64) (*state.Snapshot, error) {
+	snap, _, err := f.Find(ctx, least, nil)
+	return snap, err
+}
+
+// Find implements engineapi.Fleet. Right after a leader was lost, the next one is
+// waited for in any case: there will be one in a moment.
+func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snapshot) bool) (*state.Snapshot, bool, error) {
 	least = max(least, f.seen.Load())
-	if f.Leads() {
-		if i, err := f.o.Log.Verify(); err == nil {
-			return f.o.Log.WaitIndex(ctx, max(least, i))
+	for began := time.Now(); ; {
+		changed := f.o.Log.Changed()
+		if f.Leads() {
+			if i, err := f.o.Log.Verify(); err == nil {
+				snap, err := f.o.Log.WaitIndex(ctx, max(least, i))
+				return snap, true, err
+			}
+		} else if d := f.ask(ctx, ""); d != nil {
+			snap, err := f.o.Log.WaitIndex(ctx, max(least, d.Index))
+			return snap, true, err
+		}
+		snap, within := f.o.Log.Snapshot(), patience
+		if snap.Index() >= least && (enough == nil || enough(snap)) {
+			within = electionWait
+		}
+		left := within - max(time.Since(began), f.leaderless())
+		if left <= 0 {
+			if snap.Index() < least {
+				return nil, false, fmt.Errorf("%w: this one has not what you have seen, it is at index %d instead of %d", ErrNoLeader, snap.Index(), least)
+			}
+			return snap, false, nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(min(left, pause)):
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
 		}
 	}
-	if d := f.ask(ctx, ""); d != nil {
-		return f.o.Log.WaitIndex(ctx, max(least, d.Index))
-	}
-	if snap := f.o.Log.Snapshot(); snap.Index() >= least {
-		return snap, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	snap, err := f.o.Log.WaitIndex(ctx, least)
-	if err != nil {
-		return nil, fmt.Errorf("%w (this one has not what you have seen: %w)", ErrNoLeader, err)
-	}
-	return snap, nil
 }
 
 // Leaderless implements engineapi.Fleet.

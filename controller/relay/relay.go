@@ -43,8 +43,10 @@ const StatusPath = prefix + "status"
 const (
 	patience    = 5 * time.Second // for a leader
 	sessionWait = time.Second     // for a leader, before a session is refused
-	dialTimeout = 2 * time.Second
-	pause       = 20 * time.Millisecond // between tries at a leader that is no more
+
+	electionWait = time.Second // for a leader, before an answer that needs none is given without
+	dialTimeout  = 2 * time.Second
+	pause        = 20 * time.Millisecond // between tries at a leader that is no more
 )
 
 // ErrNoLeader: this controller knows of no leader that answers.
@@ -75,7 +77,8 @@ type Options struct {
 // Relay knows the way to the leader. Safe for concurrent use.
 type Relay struct {
 	o    Options
-	seen atomic.Uint64 // highest index that was answered through here
+	seen atomic.Uint64             // highest index that was answered through here
+	lost atomic.Pointer[time.Time] // when the leader was lost; nil: one is known
 
 	mu    sync.Mutex // guards peers and closed
 	peers map[string]*peer
@@ -99,6 +102,31 @@ func (r *Relay) Close() {
 	for _, p := range r.peers {
 		p.tr.CloseIdleConnections()
 	}
+}
+
+// Run keeps since when no leader is known, until ctx ends.
+func (r *Relay) Run(ctx context.Context) error {
+	for {
+		changed := r.o.Log.Changed()
+		if _, id := r.o.Log.Leader(); id != "" {
+			r.lost.Store(nil)
+		} else if now := time.Now(); r.lost.Load() == nil {
+			r.lost.Store(&now)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// leaderless is how long no leader is known, 0 if one is.
+func (r *Relay) leaderless() time.Duration {
+	if at := r.lost.Load(); at != nil {
+		return time.Since(*at)
+	}
+	return 0
 }
 
 // Leads says whether this controller decides.

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/consensus"
+	"github.com/drover/drover/controller/engineapi"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/trace"
@@ -190,7 +191,6 @@ func streaming(r *http.Request) bool {
 
 // Headers beyond the Engine API's own.
 const (
-	HeaderStale   = "Drover-Stale"
 	headerIndex   = "Drover-Index"
 	headerKey     = "Drover-Idempotency-Key"
 	headerContact = "Drover-Contact"
@@ -227,7 +227,11 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handl
 		return
 	}
 	p, _ := pki.PrincipalFrom(r.Context())
-	enough := time.NewTimer(patience)
+	wait := patience
+	if !change {
+		wait -= f.leaderless() // what can be answered without a leader doesn't wait anew each time
+	}
+	enough := time.NewTimer(wait)
 	defer enough.Stop()
 	for {
 		changed := f.o.Log.Changed()
@@ -251,7 +255,7 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handl
 				return
 			}
 			again(r, body)
-			w.Header().Set(HeaderStale, "1")
+			w.Header().Set(engineapi.HeaderStale, "1")
 			local.ServeHTTP(w, r)
 			return
 		case <-r.Context().Done():

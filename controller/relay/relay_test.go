@@ -1,0 +1,184 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/drover/drover/controller/consensus"
+	"github.com/drover/drover/controller/core"
+	"github.com/drover/drover/controller/dispatch"
+	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// member is the log of a controller named me, as a test wants it to be.
+type member struct {
+	mu      sync.Mutex // guards the fields below
+	snap    *state.Snapshot
+	leader  string // its id, "" for none
+	changed chan struct{}
+}
+
+func newMember() *member {
+	return &member{snap: state.NewStore().Snapshot(), changed: make(chan struct{})}
+}
+
+func (m *member) change(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+func (m *member) leads(id string) { m.change(func() { m.leader = id }) }
+
+func (m *member) apply(e ...*dv1.Effect) {
+	m.change(func() {
+		txn := state.NewTxn(m.snap)
+		if err := txn.Apply(e...); err != nil {
+			panic(err)
+		}
+		m.snap = txn.View()
+	})
+}
+
+func (m *member) Propose(context.Context, *dv1.Command) (*dv1.CommandResult, error) {
+	return nil, consensus.ErrNotLeader
+}
+
+func (m *member) Snapshot() *state.Snapshot {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.snap
+}
+
+func (m *member) WaitIndex(context.Context, uint64) (*state.Snapshot, error) {
+	return m.Snapshot(), nil
+}
+
+func (m *member) Changed() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed
+}
+
+func (m *member) Leader() (addr, id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.leader, m.leader
+}
+
+func (m *member) IsLeader() bool  { _, id := m.Leader(); return id == "me" }
+func (m *member) Ready() bool     { return m.IsLeader() }
+func (m *member) Applied() uint64 { return 0 }
+func (m *member) Term() uint64    { return 1 }
+
+func (m *member) Verify() (uint64, error) {
+	if !m.IsLeader() {
+		return 0, consensus.ErrNotLeader
+	}
+	return m.Snapshot().Index(), nil
+}
+
+// api is the Engine API of a member's controller, whose relay runs until the test
+// ends.
+func api(t *testing.T, m *member) http.Handler {
+	t.Helper()
+	c := core.New("")
+	c.Log, c.Hub = m, dispatch.New(dispatch.Options{Log: m})
+	c.Dial = func(*dv1.Node) (*http.Client, error) { return nil, errors.New("no agent is here") }
+	f := &Fleet{Relay: New(Options{Self: "me", Log: m, TLS: func(string) *tls.Config { return nil }}), Core: c}
+	ctx, cancel := context.WithCancel(t.Context())
+	var ran sync.WaitGroup
+	ran.Go(func() { _ = f.Run(ctx) })
+	t.Cleanup(func() { cancel(); ran.Wait() })
+	return f.API(engineapi.New(engineapi.Options{Fleet: f, Principal: func(context.Context) (pki.Principal, bool) {
+		return pki.Principal{Kind: pki.KindUser, URI: "x", Roles: []string{pki.RoleAdmin}}, true
+	}}))
+}
+
+func ask(h http.Handler, method, url string) (*httptest.ResponseRecorder, time.Duration) {
+	w, began := httptest.NewRecorder(), time.Now()
+	h.ServeHTTP(w, httptest.NewRequest(method, url, nil))
+	return w, time.Since(began)
+}
+
+// web is a container that another controller made.
+func web() []*dv1.Effect {
+	return []*dv1.Effect{{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: bytes.Repeat([]byte{7}, 32), NodeId: "n1", Name: "web", Attempt: 1, Started: 1, Exit: &dv1.Exit{Attempt: 1, Code: 3}}}}}
+}
+
+// lookups are requests that the asked controller answers itself, by name.
+var lookups = []struct{ method, url string }{
+	{"GET", "/containers/web/logs?stdout=1"}, {"POST", "/containers/web/wait"}, {"POST", "/containers/web/kill"},
+	{"POST", "/v1.41/containers/web/attach"}, {"POST", "/containers/web/resize?h=1&w=1"},
+	{"GET", "/exec/" + strings.Repeat("07", 32) + "/json"},
+}
+
+// A client that names no index, as docker's own, asks a follower that lags, while
+// the fleet has no leader.
+func TestBeforeSomethingIsSaidNotToExistALeaderIsWaitedFor(t *testing.T) {
+	for _, l := range lookups {
+		t.Run(l.method+" "+l.url, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMember()
+				h := api(t, m)
+				time.AfterFunc(3*time.Second, func() { m.apply(web()...); m.leads("me") })
+				w, took := ask(h, l.method, l.url)
+				if w.Code == http.StatusNotFound || w.Header().Get(engineapi.HeaderStale) != "" || took < 3*time.Second {
+					t.Errorf("after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(engineapi.HeaderStale))
+				}
+			})
+		})
+	}
+}
+
+func TestAnAnswerWithoutALeaderSaysSo(t *testing.T) {
+	for _, l := range lookups {
+		t.Run(l.method+" "+l.url, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := api(t, newMember())
+				for _, least := range []time.Duration{patience, 0} { // it is waited for once
+					w, took := ask(h, l.method, l.url)
+					if w.Code != http.StatusNotFound || w.Header().Get(engineapi.HeaderStale) == "" || took < least || took > least+time.Second {
+						t.Errorf("not there, after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(engineapi.HeaderStale))
+					}
+				}
+			})
+			synctest.Test(t, func(t *testing.T) {
+				m := newMember()
+				m.apply(web()...)
+				h := api(t, m)
+				w, took := ask(h, l.method, l.url)
+				if w.Code == http.StatusNotFound || w.Header().Get(engineapi.HeaderStale) == "" || took > electionWait+time.Second {
+					t.Errorf("there, after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(engineapi.HeaderStale))
+				}
+			})
+		})
+	}
+}
+
+// A list is the leader's to answer, and is not held up each time where none is left.
+func TestALeaderThatIsGoneForGoodIsWaitedForOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := api(t, newMember())
+		for _, least := range []time.Duration{patience, 0} {
+			w, took := ask(h, "GET", "/containers/json")
+			if w.Code != http.StatusOK || w.Header().Get(engineapi.HeaderStale) == "" || took < least || took > least+time.Second {
+				t.Errorf("after %v: %d, stale %q", took, w.Code, w.Header().Get(engineapi.HeaderStale))
+			}
+		}
+	})
+}
