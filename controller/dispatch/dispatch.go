@@ -56,11 +56,6 @@ type Hub struct {
 	members members
 }
 
-type observed struct {
-	node   string
-	status *dv1.TaskStatus
-}
-
 type node struct {
 	highest uint64 // session number
 	session *session
@@ -181,13 +176,6 @@ func poke(c chan struct{}) {
 	}
 }
 
-// Observed is the last status of a task, nil if none was reported.
-func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.tasks[taskID].status
-}
-
 // Holders gives the nodes that reported an image's content.
 func (h *Hub) Holders(digest string) []string {
 	h.mu.Lock()
@@ -199,78 +187,4 @@ func (h *Hub) Holders(digest string) []string {
 		}
 	}
 	return out
-}
-
-// observe keeps an observation and gives the reports that the log lacks.
-func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport) {
-	snap := h.o.Log.Snapshot()
-	h.mu.Lock()
-	n := h.nodes[s.node]
-	if n == nil || n.session != s { // superseded: a newer session knows better
-		h.mu.Unlock()
-		return nil
-	}
-	if o.Full {
-		n.images = map[string]bool{}
-		for id, t := range h.tasks {
-			if t.node == s.node {
-				delete(h.tasks, id)
-			}
-		}
-	}
-	for _, i := range o.Images {
-		n.images[i.Digest] = true
-	}
-	for _, d := range o.ImagesGone {
-		delete(n.images, d)
-	}
-	for _, st := range o.Tasks {
-		id := hex.EncodeToString(st.Id)
-		if st.Gone {
-			delete(h.tasks, id)
-			continue
-		}
-		t := snap.Task(st.Id)
-		if t != nil && t.NodeId != s.node {
-			continue // not this node's to speak of
-		}
-		h.tasks[id] = observed{s.node, st}
-		if r := missing(t, st); r != nil {
-			reports = append(reports, r)
-		}
-	}
-	h.mu.Unlock()
-	for _, st := range o.Tasks {
-		h.o.OnStatus(hex.EncodeToString(st.Id))
-	}
-	for _, e := range o.Events {
-		h.o.OnEvent(e)
-	}
-	return reports
-}
-
-// missing is what the log does not know yet of a status: the first running and
-// the last exit of an attempt, or why there was none. nil: nothing.
-func missing(t *dv1.Task, st *dv1.TaskStatus) *dv1.TaskReport {
-	if t == nil || st.Attempt < t.Attempt || st.Attempt == 0 {
-		return nil
-	}
-	r := &dv1.TaskReport{TaskId: st.Id, Attempt: st.Attempt}
-	var any bool
-	if st.Started != 0 && (t.Started == 0 || st.Attempt > t.Attempt) {
-		r.Started, r.Ports, any = st.Started, st.Ports, true
-	}
-	if e := st.Exit; e != nil && e.Attempt == st.Attempt && (t.Exit == nil || t.Exit.Attempt < e.Attempt) {
-		r.Exit, any = e, true
-	}
-	if st.Phase == dv1.Phase_FAILED && t.Failed == "" && st.Started == 0 {
-		r.Failed, any = st.Why, true
-		if r.Failed == "" {
-			r.Failed = "the task could not be started"
-		}
-	}
-	if !any {
-		return nil
-	}
-	return r
 }
