@@ -107,7 +107,7 @@ func TestRotationKeepsTheNewestAndReadersGoOn(t *testing.T) {
 			}
 		}
 	}
-	segs, err := segments(dir)
+	segs, err := Segments(dir)
 	if err != nil || len(segs) != 3 {
 		t.Fatalf("segments %v %v", segs, err)
 	}
@@ -150,6 +150,52 @@ func TestAReaderThatFollowsAWriterLosesAndDoublesNothing(t *testing.T) {
 		next++
 	}
 	wg.Wait()
+}
+
+func TestALogGoesOnAfterARotationThatFailed(t *testing.T) {
+	dir := t.TempDir()
+	w, err := OpenWriter(dir, Limits{SegmentBytes: 2 * (headerSize + 4), Segments: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(n int) error { return w.Write(Stdout, at, fmt.Appendf(nil, "%03d\n", n)) }
+	if err := errors.Join(put(0), put(1)); err != nil {
+		t.Fatal(err)
+	}
+	full := segmentFile(dir, w.End()) // the next segment can't be made
+	if err := os.Mkdir(full, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if put(2) == nil {
+			t.Fatal("a record went into a folder")
+		}
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(put(3), put(4)); err != nil {
+		t.Fatal(err)
+	}
+	if got := all(t, NewReader(dir, 0)); string(got) != "000\n001\n003\n004\n" {
+		t.Fatalf("read %q", got)
+	}
+	// An old segment that can't be removed costs no record.
+	if err := os.Remove(segmentFile(dir, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(segmentFile(dir, 0)+"/in the way", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if put(5) == nil {
+		t.Fatal("nobody is told that an old segment stays")
+	}
+	if err := put(6); err != nil {
+		t.Fatal(err)
+	}
+	if got := all(t, NewReader(dir, 2*(headerSize+4))); string(got) != "003\n004\n005\n006\n" {
+		t.Fatalf("read %q", got)
+	}
 }
 
 func FuzzDecode(f *testing.F) {

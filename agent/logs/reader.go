@@ -52,7 +52,7 @@ func (r *Reader) Next() (Record, error) {
 // ended closes a segment that the writer has left for the next one. A record
 // that came between our last read and its rotation is read first.
 func (r *Reader) ended() (bool, error) {
-	segs, err := segments(r.dir)
+	segs, err := Segments(r.dir)
 	if err != nil {
 		return false, err
 	}
@@ -74,7 +74,7 @@ func (r *Reader) ended() (bool, error) {
 }
 
 func (r *Reader) open() error {
-	segs, err := segments(r.dir)
+	segs, err := Segments(r.dir)
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (r *Reader) Close() error {
 
 // End is the offset behind the last whole record of the log in dir.
 func End(dir string) (uint64, error) {
-	segs, err := segments(dir)
+	segs, err := Segments(dir)
 	if err != nil || len(segs) == 0 {
 		return 0, err
 	}

@@ -51,14 +51,14 @@ func OpenWriter(dir string, lim Limits) (*Writer, error) {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
 	w := &Writer{dir: dir, lim: lim}
-	segs, err := segments(dir)
+	segs, err := Segments(dir)
 	if err != nil {
 		return nil, err
 	}
 	if len(segs) > 0 {
 		w.base = segs[len(segs)-1]
 	}
-	if err := w.openSegment(); err != nil {
+	if w.f, err = openSegment(dir, w.base); err != nil {
 		return nil, err
 	}
 	if w.size, err = validLength(w.f, w.base); err == nil {
@@ -79,6 +79,7 @@ func OpenWriter(dir string, lim Limits) (*Writer, error) {
 func (w *Writer) Write(stream byte, at time.Time, data []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	var old error // what keeps old segments does not keep new records out
 	for len(data) > 0 {
 		n := min(len(data), MaxPayload)
 		w.buf = appendRecord(w.buf[:0], stream, at, data[:n])
@@ -86,6 +87,7 @@ func (w *Writer) Write(stream byte, at time.Time, data []byte) error {
 			if err := w.rotate(); err != nil {
 				return err
 			}
+			old = w.prune()
 		}
 		if _, err := w.f.Write(w.buf); err != nil {
 			_ = w.f.Truncate(w.size) // half a record would hide all that follow
@@ -95,7 +97,7 @@ func (w *Writer) Write(stream byte, at time.Time, data []byte) error {
 		w.size += int64(len(w.buf))
 		data = data[n:]
 	}
-	return nil
+	return old
 }
 
 // End is the offset behind the last record.
@@ -112,32 +114,39 @@ func (w *Writer) Close() error {
 	return w.f.Close()
 }
 
+// rotate goes on in a new segment. Where none can be made, the old one stays, and
+// the next record tries again.
 func (w *Writer) rotate() error {
-	_ = w.f.Close()
-	w.base, w.size = w.base+uint64(w.size), 0
-	if err := w.openSegment(); err != nil {
-		return err
-	}
-	segs, err := segments(w.dir)
+	base := w.base + uint64(w.size)
+	f, err := openSegment(w.dir, base)
 	if err != nil {
 		return err
 	}
-	for len(segs) > w.lim.Segments {
+	_ = w.f.Close()
+	w.f, w.base, w.size = f, base, 0
+	return nil
+}
+
+// prune removes the oldest segments above the limit.
+func (w *Writer) prune() error {
+	segs, err := Segments(w.dir)
+	if err != nil {
+		return err
+	}
+	for ; len(segs) > w.lim.Segments; segs = segs[1:] {
 		if err := os.Remove(segmentFile(w.dir, segs[0])); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing an old part of the log: %w", err)
 		}
-		segs = segs[1:]
 	}
 	return nil
 }
 
-func (w *Writer) openSegment() error {
-	f, err := os.OpenFile(segmentFile(w.dir, w.base), os.O_CREATE|os.O_RDWR, 0o600)
+func openSegment(dir string, base uint64) (*os.File, error) {
+	f, err := os.OpenFile(segmentFile(dir, base), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return fmt.Errorf("opening the log: %w", err)
+		return nil, fmt.Errorf("opening the log: %w", err)
 	}
-	w.f = f
-	return nil
+	return f, nil
 }
 
 // validLength is how far f holds whole records.
@@ -156,8 +165,9 @@ func segmentFile(dir string, base uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%020d.log", base))
 }
 
-// segments gives the first offsets of the log's segments, ascending.
-func segments(dir string) ([]uint64, error) {
+// Segments gives the first offsets of the log's segments, ascending. A log that
+// isn't there yet has none.
+func Segments(dir string) ([]uint64, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
