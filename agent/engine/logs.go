@@ -3,8 +3,6 @@ package engine
 import (
 	"bytes"
 	"context"
-	"errors"
-	"io"
 	"time"
 
 	"github.com/drover/drover/agent/logs"
@@ -47,12 +45,6 @@ func (l *lines) each(r logs.Record, f func(at int, piece []byte, first bool)) {
 	}
 }
 
-// mark is where a line begins.
-type mark struct {
-	off uint64
-	at  int
-}
-
 // Logs implements task.Engine.
 func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.LogReader, error) {
 	if _, err := e.readSpec(id); err != nil {
@@ -74,7 +66,7 @@ func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.Log
 	if err != nil {
 		return nil, err
 	}
-	l := &lines{o: o}
+	l := &lines{o: o, open: from.open}
 	if o.Tail >= 0 {
 		l.skip = [3]bool{true, true, true}
 	}
@@ -92,9 +84,6 @@ func (l *lines) render(r logs.Record, from mark) []byte {
 		if r.Offset == from.off && at < from.at {
 			return
 		}
-		if l.skip[r.Stream] && !first && r.Offset == from.off && at == from.at {
-			first = true // what was before it is not read, but the line begins here
-		}
 		if first {
 			l.skip[r.Stream] = false
 		}
@@ -111,44 +100,4 @@ func (l *lines) render(r logs.Record, from mark) []byte {
 		return nil
 	}
 	return frame(r.Stream, out)
-}
-
-// lastLines finds where the last o.Tail lines begin.
-func (e *Engine) lastLines(id string, o task.LogOptions) (mark, error) {
-	end, err := logs.End(e.o.logDir(id))
-	if err != nil || o.Tail == 0 {
-		return mark{off: end}, err
-	}
-	ring := make([]mark, 0, min(o.Tail, 1<<12))
-	next := 0
-	l := &lines{o: o}
-	r := logs.NewReader(e.o.logDir(id), 0)
-	defer func() { _ = r.Close() }()
-	for {
-		rec, err := r.Next()
-		if errors.Is(err, io.EOF) || err == nil && rec.Offset >= end {
-			break
-		}
-		if err != nil {
-			return mark{}, err
-		}
-		if !l.wanted(rec) {
-			continue
-		}
-		within := l.inTime(rec.Time)
-		l.each(rec, func(at int, _ []byte, first bool) {
-			switch {
-			case !first || !within:
-			case len(ring) < o.Tail:
-				ring = append(ring, mark{rec.Offset, at})
-			default:
-				ring[next] = mark{rec.Offset, at}
-				next = (next + 1) % o.Tail
-			}
-		})
-	}
-	if len(ring) == 0 {
-		return mark{off: end}, nil
-	}
-	return ring[next%len(ring)], nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -195,6 +196,34 @@ func TestALogGoesOnAfterARotationThatFailed(t *testing.T) {
 	}
 	if got := all(t, NewReader(dir, 2*(headerSize+4))); string(got) != "003\n004\n005\n006\n" {
 		t.Fatalf("read %q", got)
+	}
+}
+
+func TestReadingTakesOneBuffer(t *testing.T) {
+	dir := t.TempDir()
+	w, err := OpenWriter(dir, Limits{SegmentBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewReader(dir, 0)
+	read := func() {
+		if err := w.Write(Stdout, at, []byte("a line of output\n")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Next(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const n = 1000
+	for range n {
+		read()
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 1<<12 {
+		t.Fatalf("%d bytes for each record of a log that is followed", each)
 	}
 }
 

@@ -14,6 +14,7 @@ type Reader struct {
 	dir string
 	at  uint64
 	seg *segmentReader
+	mem []byte // of the last segment's reader, for the next one
 }
 
 // NewReader reads the log in dir from offset from; what was rotated away before
@@ -94,7 +95,7 @@ func (r *Reader) open() error {
 	if err != nil {
 		return fmt.Errorf("reading the log: %w", err)
 	}
-	r.seg = &segmentReader{f: f, base: base}
+	r.seg = &segmentReader{f: f, base: base, mem: r.mem}
 	r.at = max(r.at, base)
 	return nil
 }
@@ -105,7 +106,7 @@ func (r *Reader) Close() error {
 		return nil
 	}
 	f := r.seg.f
-	r.seg = nil
+	r.seg, r.mem = nil, r.seg.mem
 	return f.Close()
 }
 
@@ -130,7 +131,8 @@ type segmentReader struct {
 	f    *os.File
 	base uint64
 	at   uint64
-	buf  []byte // what was read ahead, from at on
+	buf  []byte // what was read ahead, from at on: a part of mem
+	mem  []byte
 }
 
 func (s *segmentReader) next() (Record, error) {
@@ -162,11 +164,13 @@ func (s *segmentReader) peek() error {
 
 // fill reads ahead from at: four records of the largest size at most.
 func (s *segmentReader) fill() error {
-	b := make([]byte, 4*(headerSize+MaxPayload))
-	n, err := s.f.ReadAt(b, int64(s.at))
+	if s.mem == nil {
+		s.mem = make([]byte, 4*(headerSize+MaxPayload))
+	}
+	n, err := s.f.ReadAt(s.mem, int64(s.at))
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("reading the log %s: %w", s.f.Name(), err)
 	}
-	s.buf = b[:n]
+	s.buf = s.mem[:n]
 	return nil
 }
