@@ -188,7 +188,36 @@ func (a *app) nodeCommand() *cobra.Command {
 		}
 		return nil
 	}
-	return parent("node", "Manage the nodes of this fleet", ls, inspect, label, drain, activate, grant, rm)
+	return parent("node", "Manage the nodes of this fleet", ls, inspect, label, drain, activate, grant, rm, a.poolCommand())
+}
+
+// poolCommand shows and extends where nodes' subnets come from.
+func (a *app) poolCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "pool", Short: "List the address pools that nodes' subnets come from", Args: cobra.NoArgs,
+		Long: "List the address pools that nodes' subnets come from. Each node owns a /24, which it keeps; a pool is used when those before it are used up.",
+	}
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		var all []fleetapi.Pool
+		if err := a.call(cmd, http.MethodGet, "pools", nil, &all); err != nil {
+			return err
+		}
+		return table(cmd.OutOrStdout(), "POOL\tNODES\tUSED", func(row func(string, ...any)) {
+			for _, p := range all {
+				row("%s\t%d\t%d", p.Pool, p.Nodes, p.Used)
+			}
+		})
+	}
+	add := &cobra.Command{Use: "add NETWORK", Short: "Let more nodes join: add an address pool, such as 10.224.0.0/12", Args: cobra.ExactArgs(1)}
+	add.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := a.call(cmd, http.MethodPost, "pools", fleetapi.Pool{Pool: args[0]}, nil); err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintln(cmd.OutOrStdout(), args[0])
+		return nil
+	}
+	c.AddCommand(add)
+	return c
 }
 
 func pairs(m map[string]string) string {

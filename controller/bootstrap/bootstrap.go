@@ -25,6 +25,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/subnet"
 	"github.com/drover/drover/pkg/timing"
 	"google.golang.org/protobuf/proto"
 )
@@ -139,6 +140,9 @@ func LoadIdentity(path string) (*Identity, error) {
 }
 
 func generate(dir string, o Options) error {
+	if _, err := subnet.ParsePool(o.Pool); err != nil {
+		return err
+	}
 	cluster, err := NewID()
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/subnet"
 	"github.com/drover/drover/pkg/timing"
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/proto"
@@ -125,6 +125,8 @@ func (d *decision) decide() *dv1.Error {
 		}
 	case *dv1.Command_SetTiming:
 		return d.setTiming(c.SetTiming.GetTiming())
+	case *dv1.Command_AddPool:
+		return d.addPool(c.AddPool.GetPool())
 	case *dv1.Command_Killed:
 		if t := d.Task(c.Killed.TaskId); t != nil && t.Attempt == c.Killed.Attempt && !t.StoppedByHand {
 			t = proto.CloneOf(t)
@@ -304,32 +306,16 @@ func (d *decision) admit(n, old *dv1.Node) *dv1.Error {
 	if n.Availability == "" {
 		n.Availability = "active"
 	}
-	var taken []netip.Prefix
-	for o := range d.Nodes() {
-		if o.Id == n.Id {
-			continue
-		}
-		if o.Name == n.Name {
-			return refuse("conflict", "node name %q is taken by node %.12s: give this host another with --node-name", n.Name, o.Id)
-		}
-		if p, err := netip.ParsePrefix(o.Subnet); err == nil {
-			taken = append(taken, p)
-		}
+	if o := d.NodeNamed(n.Name); o != nil && o.Id != n.Id {
+		return refuse("conflict", "node name %q is taken by node %.12s: give this host another with --node-name", n.Name, o.Id)
 	}
-	overlaps := func(p netip.Prefix) bool { return slices.ContainsFunc(taken, p.Overlaps) }
 	if n.Subnet == "" {
-		pool, err := netip.ParsePrefix(d.Cluster().GetPool())
-		if err != nil || !pool.Addr().Is4() || pool.Bits() > 24 {
-			return refuse("unavailable", "the cluster has no address pool")
+		p, e := d.freeSubnet()
+		if e != nil {
+			return e
 		}
-		a := pool.Masked().Addr()
-		for ; pool.Contains(a) && overlaps(netip.PrefixFrom(a, 24)); a = next24(a) {
-		}
-		if !pool.Contains(a) {
-			return refuse("unavailable", "the address pool %s is used up: each node takes a /24 of it; remove a node that is gone (drover node rm)", pool)
-		}
-		n.Subnet = netip.PrefixFrom(a, 24).String()
-	} else if p, err := netip.ParsePrefix(n.Subnet); err != nil || overlaps(p) {
+		n.Subnet = p.String()
+	} else if p, ok := subnet.Of(n.Subnet); !ok || d.NodeOfSubnet(subnet.Number(p)) != nil && d.NodeOfSubnet(subnet.Number(p)).Id != n.Id {
 		return refuse("conflict", "subnet %s is malformed or taken", n.Subnet)
 	}
 	d.res.NodeId, d.res.Name = n.Id, n.Name
@@ -337,10 +323,4 @@ func (d *decision) admit(n, old *dv1.Node) *dv1.Error {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
 	}
 	return nil
-}
-
-func next24(a netip.Addr) netip.Addr {
-	b := a.As4()
-	v := uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]) + 1
-	return netip.AddrFrom4([4]byte{byte(v >> 16), byte(v >> 8), byte(v), 0})
 }

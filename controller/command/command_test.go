@@ -236,7 +236,7 @@ func TestJoins(t *testing.T) {
 	if n := f.store.Snapshot().NodeByName("b"); n.Subnet != "10.210.1.0/24" || n.Roles["0"] != "user" {
 		t.Errorf("b is %v", n)
 	}
-	f.no(join("ctl", "c", &dv1.Controller{Id: "id-c"}, hash), "unavailable", "10.210.0.0/23 is used up")
+	f.no(join("ctl", "c", &dv1.Controller{Id: "id-c"}, hash), "unavailable", "no node's subnet is left in 10.210.0.0/23")
 	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b"}}}, "conflict", "is up")
 	f.ok(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}})
 	if i := f.store.Snapshot().Identity("spiffe://fleet/node/id-b"); !i.GetRevoked() {

@@ -51,6 +51,8 @@ func New(o Options) http.Handler {
 	m.HandleFunc("DELETE "+Prefix+"nodes/{name}", admin(s.removeNode))
 	m.HandleFunc("GET "+Prefix+"controllers", s.controllers)
 	m.HandleFunc("DELETE "+Prefix+"controllers/{name}", admin(s.removeController))
+	m.HandleFunc("GET "+Prefix+"pools", s.pools)
+	m.HandleFunc("POST "+Prefix+"pools", admin(s.addPool))
 	m.HandleFunc("GET "+Prefix+"timing", s.timing)
 	m.HandleFunc("POST "+Prefix+"timing", admin(s.setTiming))
 	m.HandleFunc("GET "+Prefix+"tokens", admin(s.tokens))

@@ -5,6 +5,7 @@
 package state
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"iter"
 	"strings"
@@ -86,6 +87,8 @@ type Snapshot struct {
 	ended      tree[*dv1.Task]
 
 	names     tree[string] // task name -> id
+	nodeNames tree[string] // node name -> id
+	subnets   tree[string] // big-endian number of a node's subnet -> id
 	nodeTasks tree[none]   // node \0 task id
 	runTasks  tree[none]   // run id, task id
 	specRuns  tree[none]   // spec id, run id
@@ -103,7 +106,7 @@ func empty() *Snapshot {
 		tombstones: newTree[*dv1.Tombstone](), nodes: newTree[*dv1.Node](), images: newTree[*dv1.Image](),
 		tags: newTree[*dv1.Tag](), identities: newTree[*dv1.Identity](), sealed: newTree[*dv1.Sealed](),
 		results: newTree[*dv1.KeyResult](), members: newTree[*dv1.Controller](), tokens: newTree[*dv1.Token](), ended: newTree[*dv1.Task](),
-		names: newTree[string](), nodeTasks: newTree[none](), runTasks: newTree[none](), specRuns: newTree[none](),
+		names: newTree[string](), nodeNames: newTree[string](), subnets: newTree[string](), nodeTasks: newTree[none](), runTasks: newTree[none](), specRuns: newTree[none](),
 		imgTasks: newTree[none](), nodeTombs: newTree[none](), digTags: newTree[none](), resultAge: newTree[none](), endedAge: newTree[none](),
 	}
 }
@@ -116,7 +119,7 @@ func (s *Snapshot) clone() Snapshot {
 		specs: s.specs.copy(), runs: s.runs.copy(), tasks: s.tasks.copy(), tombstones: s.tombstones.copy(),
 		nodes: s.nodes.copy(), images: s.images.copy(), tags: s.tags.copy(), identities: s.identities.copy(),
 		sealed: s.sealed.copy(), results: s.results.copy(), members: s.members.copy(), tokens: s.tokens.copy(), ended: s.ended.copy(),
-		names: s.names.copy(), nodeTasks: s.nodeTasks.copy(), runTasks: s.runTasks.copy(), specRuns: s.specRuns.copy(),
+		names: s.names.copy(), nodeNames: s.nodeNames.copy(), subnets: s.subnets.copy(), nodeTasks: s.nodeTasks.copy(), runTasks: s.runTasks.copy(), specRuns: s.specRuns.copy(),
 		imgTasks: s.imgTasks.copy(), nodeTombs: s.nodeTombs.copy(), digTags: s.digTags.copy(), resultAge: s.resultAge.copy(), endedAge: s.endedAge.copy(),
 	}
 }
@@ -236,13 +239,28 @@ func (s *Snapshot) NodeByName(name string) *dv1.Node {
 	if n := s.Node(name); n != nil {
 		return n
 	}
-	for n := range s.Nodes() {
-		if n.Name == name {
-			return n
-		}
-	}
-	return nil
+	return s.NodeNamed(name)
 }
+
+// NodeNamed is nil if there is none.
+func (s *Snapshot) NodeNamed(name string) *dv1.Node { return s.Node(s.nodeNames.get(name)) }
+
+// Subnets is how many nodes have a subnet; SubnetAt gives the number of the i-th of
+// them, in rising order, as subnet.Free wants them.
+func (s *Snapshot) Subnets() int { return s.subnets.t.Len() }
+
+// SubnetAt is in O(log n).
+func (s *Snapshot) SubnetAt(i int) uint32 {
+	it, _ := s.subnets.t.GetAt(i)
+	return binary.BigEndian.Uint32([]byte(it.key))
+}
+
+// NodeOfSubnet is nil if the subnet is free.
+func (s *Snapshot) NodeOfSubnet(number uint32) *dv1.Node {
+	return s.Node(s.subnets.get(subnetKey(number)))
+}
+
+func subnetKey(number uint32) string { return string(binary.BigEndian.AppendUint32(nil, number)) }
 
 // Result is what a key was answered with, nil if it is not (or no longer) known.
 func (s *Snapshot) Result(key string) *dv1.KeyResult { return s.results.get(key) }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/subnet"
 )
 
 // Txn is a private, writable copy of a Snapshot: what a batch of commands is
@@ -62,7 +63,12 @@ func (t *Txn) apply(e *dv1.Effect) error {
 		if t.rev != 0 {
 			n = stamped(n, func(m *dv1.Node) { m.Revision = t.rev })
 		}
+		t.deleteNode(n.Id)
 		t.nodes.set(n.Id, n)
+		t.nodeNames.set(n.Name, n.Id)
+		if p, ok := subnet.Of(n.Subnet); ok {
+			t.subnets.set(subnetKey(subnet.Number(p)), n.Id)
+		}
 	case *dv1.Effect_Image:
 		t.images.set(of.Image.Digest, of.Image)
 	case *dv1.Effect_Tag:
@@ -104,7 +110,7 @@ func (t *Txn) apply(e *dv1.Effect) error {
 	case *dv1.Effect_DeleteTombstone:
 		t.deleteTombstone(of.DeleteTombstone)
 	case *dv1.Effect_DeleteNode:
-		t.nodes.del(of.DeleteNode)
+		t.deleteNode(of.DeleteNode)
 	case *dv1.Effect_DeleteImage:
 		t.images.del(of.DeleteImage)
 	case *dv1.Effect_DeleteTag:
@@ -152,6 +158,20 @@ func (t *Txn) deleteTask(id []byte) {
 	t.nodeTasks.del(old.NodeId + "\x00" + k)
 	if s := t.Spec(old.SpecId); s != nil {
 		t.imgTasks.del(s.Digest + "\x00" + k)
+	}
+}
+
+func (t *Txn) deleteNode(id string) {
+	old := t.Node(id)
+	if old == nil {
+		return
+	}
+	t.nodes.del(id)
+	if t.nodeNames.get(old.Name) == id {
+		t.nodeNames.del(old.Name)
+	}
+	if p, ok := subnet.Of(old.Subnet); ok && t.subnets.get(subnetKey(subnet.Number(p))) == id {
+		t.subnets.del(subnetKey(subnet.Number(p)))
 	}
 }
 

@@ -36,7 +36,7 @@ type Config struct {
 	GossipListen     string            `mapstructure:"gossip-listen" desc:"address of the gossip among agents; its port is the same on all hosts"`
 	MirrorListen     string            `mapstructure:"mirror-listen" desc:"loopback address where tools of this host pull the fleet's images; empty for none"`
 	Bridge           string            `mapstructure:"bridge" desc:"name of the containers' bridge, at most 15 characters"`
-	SubnetPool       string            `mapstructure:"subnet-pool" desc:"where the nodes' /24 come from; set when the fleet is made"`
+	SubnetPool       string            `mapstructure:"subnet-pool" desc:"where the nodes' /24 come from; set when the fleet is made, extended by drover node pool add"`
 	RaftTiming       string            `mapstructure:"raft-timing" desc:"how fast controllers notice a dead leader: lan, wan or HEARTBEAT/ELECTION/LEASE; set when the fleet is made, later by drover controller timing"`
 	LogLevel         string            `mapstructure:"log-level" desc:"debug, info, warn or error"`
 	Labels           map[string]string `mapstructure:"labels" desc:"of this node, for --on"`
@@ -62,7 +62,7 @@ var defaults = []struct {
 	value any
 }{
 	{"cluster-name", ""}, {"data-dir", "/var/lib/drover"}, {"run-dir", "/run/drover"}, {"node-name", ""}, {"advertise", ""},
-	{"controller-listen", "0.0.0.0:7443"}, {"agent-listen", "0.0.0.0:7444"}, {"gossip-listen", "0.0.0.0:7946"}, {"mirror-listen", "127.0.0.1:5000"}, {"bridge", "drover0"}, {"subnet-pool", "10.210.0.0/16"}, {"raft-timing", "lan"},
+	{"controller-listen", "0.0.0.0:7443"}, {"agent-listen", "0.0.0.0:7444"}, {"gossip-listen", "0.0.0.0:7946"}, {"mirror-listen", "127.0.0.1:5000"}, {"bridge", "drover0"}, {"subnet-pool", "10.208.0.0/12"}, {"raft-timing", "lan"},
 	{"log-level", "info"}, {"labels", map[string]string{}}, {"registries", []map[string]any{}},
 }
 

@@ -57,6 +57,7 @@ type Command struct {
 	//	*Command_PutController
 	//	*Command_RotateDataKey
 	//	*Command_SetTiming
+	//	*Command_AddPool
 	Of            isCommand_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -361,6 +362,15 @@ func (x *Command) GetSetTiming() *SetTiming {
 	return nil
 }
 
+func (x *Command) GetAddPool() *AddPool {
+	if x != nil {
+		if x, ok := x.Of.(*Command_AddPool); ok {
+			return x.AddPool
+		}
+	}
+	return nil
+}
+
 type isCommand_Of interface {
 	isCommand_Of()
 }
@@ -469,6 +479,10 @@ type Command_SetTiming struct {
 	SetTiming *SetTiming `protobuf:"bytes,40,opt,name=set_timing,json=setTiming,proto3,oneof"`
 }
 
+type Command_AddPool struct {
+	AddPool *AddPool `protobuf:"bytes,41,opt,name=add_pool,json=addPool,proto3,oneof"`
+}
+
 func (*Command_Init) isCommand_Of() {}
 
 func (*Command_Create) isCommand_Of() {}
@@ -520,6 +534,8 @@ func (*Command_PutController) isCommand_Of() {}
 func (*Command_RotateDataKey) isCommand_Of() {}
 
 func (*Command_SetTiming) isCommand_Of() {}
+
+func (*Command_AddPool) isCommand_Of() {}
 
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1737,6 +1753,50 @@ func (x *PutController) GetController() *Controller {
 	return nil
 }
 
+type AddPool struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddPool) Reset() {
+	*x = AddPool{}
+	mi := &file_command_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddPool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddPool) ProtoMessage() {}
+
+func (x *AddPool) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddPool.ProtoReflect.Descriptor instead.
+func (*AddPool) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AddPool) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
 type SetTiming struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Timing        *Timing                `protobuf:"bytes,1,opt,name=timing,proto3" json:"timing,omitempty"`
@@ -1746,7 +1806,7 @@ type SetTiming struct {
 
 func (x *SetTiming) Reset() {
 	*x = SetTiming{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1818,7 @@ func (x *SetTiming) String() string {
 func (*SetTiming) ProtoMessage() {}
 
 func (x *SetTiming) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1831,7 @@ func (x *SetTiming) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTiming.ProtoReflect.Descriptor instead.
 func (*SetTiming) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetTiming) GetTiming() *Timing {
@@ -1790,7 +1850,7 @@ type PutIdentity struct {
 
 func (x *PutIdentity) Reset() {
 	*x = PutIdentity{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1862,7 @@ func (x *PutIdentity) String() string {
 func (*PutIdentity) ProtoMessage() {}
 
 func (x *PutIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1875,7 @@ func (x *PutIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIdentity.ProtoReflect.Descriptor instead.
 func (*PutIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PutIdentity) GetIdentity() *Identity {
@@ -1834,7 +1894,7 @@ type PutSealed struct {
 
 func (x *PutSealed) Reset() {
 	*x = PutSealed{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +1906,7 @@ func (x *PutSealed) String() string {
 func (*PutSealed) ProtoMessage() {}
 
 func (x *PutSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +1919,7 @@ func (x *PutSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSealed.ProtoReflect.Descriptor instead.
 func (*PutSealed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutSealed) GetSealed() *Sealed {
@@ -1880,7 +1940,7 @@ type RotateDataKey struct {
 
 func (x *RotateDataKey) Reset() {
 	*x = RotateDataKey{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +1952,7 @@ func (x *RotateDataKey) String() string {
 func (*RotateDataKey) ProtoMessage() {}
 
 func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +1965,7 @@ func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDataKey.ProtoReflect.Descriptor instead.
 func (*RotateDataKey) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RotateDataKey) GetFrom() string {
@@ -1933,7 +1993,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2005,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2018,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Report) GetNodeId() string {
@@ -1989,7 +2049,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2061,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2074,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -2078,7 +2138,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2150,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2163,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -2194,7 +2254,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2266,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2279,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Error) GetKind() string {
@@ -2240,7 +2300,7 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xe0\v\n" +
+	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\x91\f\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x1c\n" +
@@ -2276,7 +2336,8 @@ const file_command_proto_rawDesc = "" +
 	"\x0eput_controller\x18! \x01(\v2\x18.drover.v1.PutControllerH\x00R\rputController\x12B\n" +
 	"\x0frotate_data_key\x18\" \x01(\v2\x18.drover.v1.RotateDataKeyH\x00R\rrotateDataKey\x125\n" +
 	"\n" +
-	"set_timing\x18( \x01(\v2\x14.drover.v1.SetTimingH\x00R\tsetTimingB\x04\n" +
+	"set_timing\x18( \x01(\v2\x14.drover.v1.SetTimingH\x00R\tsetTiming\x12/\n" +
+	"\badd_pool\x18) \x01(\v2\x12.drover.v1.AddPoolH\x00R\aaddPoolB\x04\n" +
 	"\x02of\"\xcb\x01\n" +
 	"\x04Init\x12,\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterR\acluster\x123\n" +
@@ -2378,7 +2439,9 @@ const file_command_proto_rawDesc = "" +
 	"\rPutController\x125\n" +
 	"\n" +
 	"controller\x18\x01 \x01(\v2\x15.drover.v1.ControllerR\n" +
-	"controller\"6\n" +
+	"controller\"\x1d\n" +
+	"\aAddPool\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\"6\n" +
 	"\tSetTiming\x12)\n" +
 	"\x06timing\x18\x01 \x01(\v2\x11.drover.v1.TimingR\x06timing\">\n" +
 	"\vPutIdentity\x12/\n" +
@@ -2428,7 +2491,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),          // 0: drover.v1.Command
 	(*Init)(nil),             // 1: drover.v1.Init
@@ -2452,27 +2515,28 @@ var file_command_proto_goTypes = []any{
 	(*RemoveNode)(nil),       // 19: drover.v1.RemoveNode
 	(*RemoveController)(nil), // 20: drover.v1.RemoveController
 	(*PutController)(nil),    // 21: drover.v1.PutController
-	(*SetTiming)(nil),        // 22: drover.v1.SetTiming
-	(*PutIdentity)(nil),      // 23: drover.v1.PutIdentity
-	(*PutSealed)(nil),        // 24: drover.v1.PutSealed
-	(*RotateDataKey)(nil),    // 25: drover.v1.RotateDataKey
-	(*Report)(nil),           // 26: drover.v1.Report
-	(*TaskReport)(nil),       // 27: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 28: drover.v1.CommandResult
-	(*Error)(nil),            // 29: drover.v1.Error
-	nil,                      // 30: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 31: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 32: drover.v1.Cluster
-	(*Identity)(nil),         // 33: drover.v1.Identity
-	(*Sealed)(nil),           // 34: drover.v1.Sealed
-	(*Controller)(nil),       // 35: drover.v1.Controller
-	(*Spec)(nil),             // 36: drover.v1.Spec
-	(*Image)(nil),            // 37: drover.v1.Image
-	(*Node)(nil),             // 38: drover.v1.Node
-	(*Token)(nil),            // 39: drover.v1.Token
-	(*Timing)(nil),           // 40: drover.v1.Timing
-	(*Exit)(nil),             // 41: drover.v1.Exit
-	(*Port)(nil),             // 42: drover.v1.Port
+	(*AddPool)(nil),          // 22: drover.v1.AddPool
+	(*SetTiming)(nil),        // 23: drover.v1.SetTiming
+	(*PutIdentity)(nil),      // 24: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 25: drover.v1.PutSealed
+	(*RotateDataKey)(nil),    // 26: drover.v1.RotateDataKey
+	(*Report)(nil),           // 27: drover.v1.Report
+	(*TaskReport)(nil),       // 28: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 29: drover.v1.CommandResult
+	(*Error)(nil),            // 30: drover.v1.Error
+	nil,                      // 31: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 32: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 33: drover.v1.Cluster
+	(*Identity)(nil),         // 34: drover.v1.Identity
+	(*Sealed)(nil),           // 35: drover.v1.Sealed
+	(*Controller)(nil),       // 36: drover.v1.Controller
+	(*Spec)(nil),             // 37: drover.v1.Spec
+	(*Image)(nil),            // 38: drover.v1.Image
+	(*Node)(nil),             // 39: drover.v1.Node
+	(*Token)(nil),            // 40: drover.v1.Token
+	(*Timing)(nil),           // 41: drover.v1.Timing
+	(*Exit)(nil),             // 42: drover.v1.Exit
+	(*Port)(nil),             // 43: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
@@ -2487,10 +2551,10 @@ var file_command_proto_depIdxs = []int32{
 	11, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
 	12, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
 	13, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	26, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	27, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
 	14, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	23, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	24, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	24, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	25, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
 	8,  // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
 	15, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
 	16, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
@@ -2499,36 +2563,37 @@ var file_command_proto_depIdxs = []int32{
 	19, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
 	20, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
 	21, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	25, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
-	22, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
-	32, // 26: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	33, // 27: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	34, // 28: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	35, // 29: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	36, // 30: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	37, // 31: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	38, // 32: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	38, // 33: drover.v1.Join.node:type_name -> drover.v1.Node
-	33, // 34: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	35, // 35: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	34, // 36: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	39, // 37: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	30, // 38: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	31, // 39: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	35, // 40: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	40, // 41: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
-	33, // 42: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	34, // 43: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	34, // 44: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
-	27, // 45: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	41, // 46: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	42, // 47: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	29, // 48: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	26, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	23, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
+	22, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
+	33, // 27: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	34, // 28: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	35, // 29: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	36, // 30: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	37, // 31: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	38, // 32: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	39, // 33: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	39, // 34: drover.v1.Join.node:type_name -> drover.v1.Node
+	34, // 35: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	36, // 36: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	35, // 37: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	40, // 38: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	31, // 39: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	32, // 40: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	36, // 41: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	41, // 42: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
+	34, // 43: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	35, // 44: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	35, // 45: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	28, // 46: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	42, // 47: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	43, // 48: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	30, // 49: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -2564,6 +2629,7 @@ func file_command_proto_init() {
 		(*Command_PutController)(nil),
 		(*Command_RotateDataKey)(nil),
 		(*Command_SetTiming)(nil),
+		(*Command_AddPool)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2571,7 +2637,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1486,9 +1486,10 @@ type Cluster struct {
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Created       int64                  `protobuf:"varint,4,opt,name=created,proto3" json:"created,omitempty"`
 	TrustBundle   [][]byte               `protobuf:"bytes,5,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // DER, oldest first
-	Pool          string                 `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`                                  // e.g. 10.210.0.0/16: where nodes' /24 come from
+	Pool          string                 `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`                                  // e.g. 10.210.0.0/16: where nodes' /24 come from first
 	FeatureLevel  uint32                 `protobuf:"varint,7,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
-	Timing        *Timing                `protobuf:"bytes,8,opt,name=timing,proto3" json:"timing,omitempty"` // unset: of a local network
+	MorePools     []string               `protobuf:"bytes,9,rep,name=more_pools,json=morePools,proto3" json:"more_pools,omitempty"` // used when pool is used up
+	Timing        *Timing                `protobuf:"bytes,8,opt,name=timing,proto3" json:"timing,omitempty"`                        // unset: of a local network
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1570,6 +1571,13 @@ func (x *Cluster) GetFeatureLevel() uint32 {
 		return x.FeatureLevel
 	}
 	return 0
+}
+
+func (x *Cluster) GetMorePools() []string {
+	if x != nil {
+		return x.MorePools
+	}
+	return nil
 }
 
 func (x *Cluster) GetTiming() *Timing {
@@ -1782,7 +1790,7 @@ const file_state_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bdata_key\x18\x02 \x01(\tR\adataKey\x12\x12\n" +
 	"\x04blob\x18\x03 \x01(\fR\x04blob\x12\x1c\n" +
-	"\trecipient\x18\x04 \x01(\fR\trecipient\"\xe4\x01\n" +
+	"\trecipient\x18\x04 \x01(\fR\trecipient\"\x83\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -1790,7 +1798,9 @@ const file_state_proto_rawDesc = "" +
 	"\acreated\x18\x04 \x01(\x03R\acreated\x12!\n" +
 	"\ftrust_bundle\x18\x05 \x03(\fR\vtrustBundle\x12\x12\n" +
 	"\x04pool\x18\x06 \x01(\tR\x04pool\x12#\n" +
-	"\rfeature_level\x18\a \x01(\rR\ffeatureLevel\x12)\n" +
+	"\rfeature_level\x18\a \x01(\rR\ffeatureLevel\x12\x1d\n" +
+	"\n" +
+	"more_pools\x18\t \x03(\tR\tmorePools\x12)\n" +
 	"\x06timing\x18\b \x01(\v2\x11.drover.v1.TimingR\x06timing\"X\n" +
 	"\x06Timing\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\x03R\theartbeat\x12\x1a\n" +

@@ -1,0 +1,60 @@
+package command
+
+import (
+	"net/netip"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/subnet"
+)
+
+// Pools are a cluster's address pools, in the order in which they are used.
+func Pools(c *dv1.Cluster) (out []netip.Prefix) {
+	for _, s := range append([]string{c.GetPool()}, c.GetMorePools()...) {
+		if p, err := netip.ParsePrefix(s); err == nil && p.Addr().Is4() && p.Bits() <= subnet.Bits {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}
+
+// freeSubnet is the lowest one of the first pool that has any. What was a removed
+// node's is given again.
+func (d *decision) freeSubnet() (netip.Prefix, *dv1.Error) {
+	pools := Pools(d.Cluster())
+	if len(pools) == 0 {
+		return netip.Prefix{}, refuse("unavailable", "the cluster has no address pool: drover node pool add makes one")
+	}
+	var names []string
+	for _, pool := range pools {
+		if p, ok := subnet.Free(pool, d.Subnets(), d.SubnetAt); ok {
+			return p, nil
+		}
+		names = append(names, pool.String())
+	}
+	return netip.Prefix{}, refuse("unavailable", "no node's subnet is left in %s: each node takes a /24; add a pool (drover node pool add), or remove a node that is gone (drover node rm)", strings.Join(names, " and "))
+}
+
+func (d *decision) addPool(s string) *dv1.Error {
+	if d.Cluster() == nil {
+		return refuse("unavailable", "there is no fleet yet")
+	}
+	pool, err := subnet.ParsePool(s)
+	if err != nil {
+		return refuse("invalid", "%v", err)
+	}
+	for _, p := range Pools(d.Cluster()) {
+		if p == pool {
+			return nil
+		}
+		if p.Overlaps(pool) {
+			return refuse("conflict", "address pool %s overlaps %s", pool, p)
+		}
+	}
+	c := proto.CloneOf(d.Cluster())
+	c.MorePools = append(c.MorePools, pool.String())
+	d.add(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: c}})
+	return nil
+}

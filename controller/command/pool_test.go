@@ -1,0 +1,92 @@
+package command
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+func node(id string) *dv1.Command {
+	return &dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: id, Name: "host-" + id}}}}
+}
+
+func addPool(p string) *dv1.Command {
+	return &dv1.Command{Of: &dv1.Command_AddPool{AddPool: &dv1.AddPool{Pool: p}}}
+}
+
+// A fleet whose pool is used up goes on in another; nobody's subnet changes, and
+// what a removed node had is given again.
+func TestAFleetGetsAnotherPool(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/23", "a", "b")
+	f.no(node("c"), "unavailable", "left in 10.210.0.0/23: each node takes a /24; add a pool")
+	f.no(addPool("10.210.1.0/24"), "conflict", "overlaps 10.210.0.0/23")
+	f.no(addPool("10.300.0.0/24"), "invalid", "is no network")
+	f.ok(addPool("10.9.0.0/24"))
+	if r := f.ok(addPool("10.9.0.0/24")); r.Changed {
+		t.Error("a pool that was there is added again")
+	}
+	f.ok(node("c"))
+	f.no(node("d"), "unavailable", "left in 10.210.0.0/23 and 10.9.0.0/24")
+	f.ok(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}})
+	f.ok(node("d"))
+	f.ok(node("c")) // says hello again
+	for name, want := range map[string]string{"a": "10.210.0.0/24", "host-c": "10.9.0.0/24", "host-d": "10.210.1.0/24"} {
+		if n := f.store.Snapshot().NodeByName(name); n.GetSubnet() != want {
+			t.Errorf("%s has %q, want %s", name, n.GetSubnet(), want)
+		}
+	}
+}
+
+// The default is for thousands of nodes, each with a subnet and a name of its own.
+func TestAFleetOfThousands(t *testing.T) {
+	txn := crowd(t, "10.208.0.0/12", 4096)
+	if n := txn.Subnets(); n != 4096 {
+		t.Errorf("%d subnets", n)
+	}
+	if _, r := Decide(txn, node("n4096"), 1); r.Error == nil {
+		t.Error("one more than fit")
+	}
+	twin := node("twin")
+	twin.GetRegisterNode().Node.Name = "host-n17"
+	if _, r := Decide(txn, twin, 1); r.Error.GetKind() != "conflict" {
+		t.Errorf("a second node of a name: %v", r)
+	}
+}
+
+// crowd is n nodes, each admitted on the state with those before it.
+func crowd(t testing.TB, pool string, n int) *state.Txn {
+	t.Helper()
+	txn := state.NewTxn(state.NewStore().Snapshot())
+	for i := range n + 1 {
+		c := node(fmt.Sprint("n", i-1))
+		if i == 0 {
+			c = &dv1.Command{Of: &dv1.Command_Init{Init: &dv1.Init{Cluster: &dv1.Cluster{Id: "fleet", Pool: pool}}}}
+		}
+		effects, r := Decide(txn, c, 1)
+		if r.Error != nil {
+			t.Fatalf("node %d: %v", i-1, r.Error)
+		}
+		if err := txn.Apply(effects...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return txn
+}
+
+// BenchmarkAdmit is the cost of one more node: of the 5,000th as of the 50th.
+func BenchmarkAdmit(b *testing.B) {
+	for _, n := range []int{50, 5000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			txn := crowd(b, "10.0.0.0/8", n)
+			c := node("more")
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, r := Decide(txn, c, 1); r.Error != nil {
+					b.Fatal(r.Error)
+				}
+			}
+		})
+	}
+}

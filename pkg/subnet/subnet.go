@@ -1,0 +1,67 @@
+// Package subnet is where nodes' addresses come from: pools of IPv4 addresses, of
+// which each node owns a /24.
+package subnet
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"sort"
+)
+
+// Bits of a node's subnet.
+const Bits = 24
+
+// minPool bounds how many nodes a pool is for: 65,536.
+const minPool = 8
+
+// ParsePool reads a pool: an IPv4 network of at least one node's subnet.
+func ParsePool(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return p, fmt.Errorf("address pool %q is no network, such as 10.208.0.0/12", s)
+	case !p.Addr().Is4() || p.Bits() < minPool || p.Bits() > Bits:
+		return p, fmt.Errorf("address pool %s is no IPv4 network from /%d to /%d", s, minPool, Bits)
+	case p != p.Masked():
+		return p, fmt.Errorf("address pool %s has bits behind its /%d: %s is the network", s, p.Bits(), p.Masked())
+	case !p.Addr().IsGlobalUnicast():
+		return p, fmt.Errorf("address pool %s is not for hosts", s)
+	}
+	return p, nil
+}
+
+// Nodes is how many nodes a pool is for.
+func Nodes(pool netip.Prefix) int { return 1 << (Bits - pool.Bits()) }
+
+// Of reads a node's subnet.
+func Of(s string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(s)
+	return p, err == nil && p.Addr().Is4() && p.Bits() == Bits && p == p.Masked()
+}
+
+// Number of a subnet, and back.
+func Number(p netip.Prefix) uint32 { a := p.Addr().As4(); return binary.BigEndian.Uint32(a[:]) >> 8 }
+func numbered(n uint32) netip.Prefix {
+	var a [4]byte
+	binary.BigEndian.PutUint32(a[:], n<<8)
+	return netip.PrefixFrom(netip.AddrFrom4(a), Bits)
+}
+
+// Free gives a pool's lowest subnet that is not taken, and false if there is none.
+// taken gives the i-th of n numbers that are taken anywhere, in rising order; it is
+// asked about log n times.
+func Free(pool netip.Prefix, n int, taken func(i int) uint32) (netip.Prefix, bool) {
+	base, size := Number(pool), Nodes(pool)
+	from := sort.Search(n, func(i int) bool { return taken(i) >= base })
+	// Up to the first gap the i-th that is taken is the pool's i-th.
+	i := sort.Search(min(n-from, size), func(i int) bool { return taken(from+i)-base > uint32(i) })
+	return numbered(base + uint32(i)), i < size
+}
+
+// Taken counts a pool's subnets among those that are taken.
+func Taken(pool netip.Prefix, n int, taken func(i int) uint32) int {
+	base := Number(pool)
+	from := sort.Search(n, func(i int) bool { return taken(i) >= base })
+	return sort.Search(n-from, func(i int) bool { return taken(from+i)-base >= uint32(Nodes(pool)) })
+}
