@@ -178,18 +178,20 @@ func eventsTell(t *testing.T, h *fleet.Host) {
 	h.Must("rm", "-f", "ev")
 	h.Must("rmi", "busybox")
 	var out string
-	for range 20 { // an agent's own events come a moment later
-		out = h.Must("events", "--since", since, "--until", fmt.Sprint(time.Now().Unix()), "--format", "{{.Type}} {{.Action}}")
-		if strings.Contains(out, "exec_die") {
-			break
+	var missing []string
+	for range 50 { // an agent's own events come a moment later, and until is a whole second
+		out, missing = h.Must("events", "--since", since, "--until", fmt.Sprint(time.Now().Unix()), "--format", "{{.Type}} {{.Action}}"), nil
+		for _, e := range []string{"image pull", "image tag", "container create", "container start", "container exec_create: true", "container exec_start: true", "container exec_die", "container die", "container destroy", "image untag", "image delete"} {
+			if !strings.Contains(out, e+"\n") {
+				missing = append(missing, e)
+			}
+		}
+		if len(missing) == 0 {
+			return
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
-	for _, e := range []string{"image pull", "image tag", "container create", "container start", "container exec_create: true", "container exec_start: true", "container exec_die", "container die", "container destroy", "image untag", "image delete"} {
-		if !strings.Contains(out, e+"\n") {
-			t.Errorf("no %q among\n%s", e, out)
-		}
-	}
+	t.Errorf("no %q among\n%s", missing, out)
 }
 
 func badInput(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
