@@ -427,7 +427,8 @@ func notFound(err error) bool {
 	return errdefs.IsNotFound(err) || strings.Contains(err.Error(), "NotFound") || strings.Contains(err.Error(), "not found")
 }
 
-// found is a task as it is now. p is its process, looked up if nil.
+// found is a task as it is now. p is its process, looked up if nil. With an error,
+// the task it gives has neither ended nor is it said to run.
 func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes.Process) (task.Found, error) {
 	f := task.Found{Spec: s, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
 	if a.Number == 0 {
@@ -439,14 +440,26 @@ func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes
 	if err != nil {
 		return f, err
 	}
-	if x == nil && p == nil {
-		if p, err = e.process(ctx, s.ID); err != nil {
+	if x == nil {
+		began, err := e.mayHaveBegun(s.ID, a)
+		if err != nil {
 			return f, err
 		}
-	}
-	if x == nil && (p == nil || p.Status == tasktypes.Status_STOPPED) {
-		if x, err = e.settle(ctx, s.ID, a, p); err != nil {
-			return f, err
+		if !began {
+			return e.neverBegan(f)
+		}
+		if p == nil {
+			if p, err = e.process(ctx, s.ID); err != nil {
+				return f, err
+			}
+		}
+		if p != nil && p.Status == tasktypes.Status_UNKNOWN {
+			return f, fmt.Errorf("asking for the process of %s: its shim gives no state", short(s.ID))
+		}
+		if p == nil || p.Status == tasktypes.Status_STOPPED {
+			if x, err = e.settle(ctx, s.ID, a, p); err != nil {
+				return f, err
+			}
 		}
 	}
 	if x != nil {
@@ -456,7 +469,7 @@ func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes
 		}
 		return f, nil
 	}
-	if p == nil || p.Status == tasktypes.Status_CREATED || p.Status == tasktypes.Status_UNKNOWN {
+	if p == nil || p.Status == tasktypes.Status_STOPPED || p.Status == tasktypes.Status_CREATED {
 		return e.neverBegan(f)
 	}
 	f.Running, f.Paused, f.Attempt.Pid = true, p.Status == tasktypes.Status_PAUSED, int(p.Pid)
@@ -482,7 +495,9 @@ func (e *Engine) neverBegan(f task.Found) (task.Found, error) {
 }
 
 // List implements task.Engine. Tasks whose container is gone from containerd
-// are no tasks any more.
+// are no tasks any more. What is wrong with one keeps no other from being listed:
+// one that can't be looked at is waited on, one whose files are damaged is left
+// out, and found when it is prepared and started again.
 func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
 	ctx = e.ctx(ctx)
 	dirs, err := os.ReadDir(e.o.tasks())
@@ -503,16 +518,20 @@ func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
 		if errors.Is(err, task.ErrNotFound) {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		var a attempt
+		if err == nil {
+			a, err = e.readAttempt(s.ID)
 		}
-		a, err := e.readAttempt(s.ID)
 		if err != nil {
-			return nil, err
+			e.o.Log.Error("a task's files are damaged", "task", short(d.Name()), "err", err)
+			continue
 		}
 		f, err := e.found(ctx, s, a, running[s.ID])
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		if err != nil {
-			return nil, err
+			e.o.Log.Error("it is not known whether a task runs", "task", short(s.ID), "err", err)
 		}
 		out = append(out, f)
 	}

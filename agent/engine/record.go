@@ -102,11 +102,20 @@ func (e *Engine) readAttempt(id string) (attempt, error) {
 	return a, err
 }
 
-// readExit gives nil while attempt n runs.
+// readExit gives nil while attempt n runs. A record that can't be understood says
+// that it ended, not how.
 func (e *Engine) readExit(id string, n int32) (*dv1.Exit, error) {
 	x, err := shimapi.ReadExit(e.o.exitFile(id, n))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
+	}
+	if errors.Is(err, shimapi.ErrDamaged) {
+		out := &dv1.Exit{Attempt: n, Code: lostCode, Reason: err.Error()}
+		i, serr := os.Stat(e.o.exitFile(id, n))
+		if serr == nil {
+			out.At = nano(i.ModTime())
+		}
+		return out, serr
 	}
 	if err != nil {
 		return nil, err

@@ -5,8 +5,13 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,23 +36,32 @@ func (w *world) pulled(t *testing.T, e task.Engine) {
 	}
 }
 
+func (w *world) spec(script string) task.Spec {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b)
+	id := hex.EncodeToString(b)
+	return task.Spec{ID: id, Name: "t" + id[:8], Image: w.ref, Digest: w.dgst, SpecHash: "spec",
+		Create: container.CreateRequest{Config: &container.Config{Image: w.ref, Cmd: []string{"sh", "-c", script}}, HostConfig: &container.HostConfig{}}}
+}
+
 // prepared makes a task that runs script; it goes with the test.
 func (w *world) prepared(t *testing.T, e task.Engine, script string) (id string) {
 	t.Helper()
-	b := make([]byte, 32)
-	_, _ = rand.Read(b)
-	id = hex.EncodeToString(b)
-	s := task.Spec{ID: id, Name: "t" + id[:8], Image: w.ref, Digest: w.dgst, SpecHash: "spec",
-		Create: container.CreateRequest{Config: &container.Config{Image: w.ref, Cmd: []string{"sh", "-c", script}}, HostConfig: &container.HostConfig{}}}
+	s := w.spec(script)
+	w.prepare(t, e, s)
+	return s.ID
+}
+
+func (w *world) prepare(t *testing.T, e task.Engine, s task.Spec) {
+	t.Helper()
 	if err := e.Prepare(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := e.Remove(context.Background(), id); err != nil {
+		if err := e.Remove(context.Background(), s.ID); err != nil {
 			t.Errorf("cleaning up: %v", err)
 		}
 	})
-	return id
 }
 
 // ends waits until the process has begun, tells it to end, and checks that the
@@ -168,5 +182,82 @@ func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 			}
 			ends(t, e, id)
 		})
+	}
+}
+
+func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	started := func() string {
+		id := w.prepared(t, e, waits)
+		if _, err := e.Start(t.Context(), id, 1, nil); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	whole, unknown, ended, hung := started(), started(), started(), started()
+	s := w.spec(waits)
+	w.prepare(t, e, s)
+	if _, err := e.Start(t.Context(), s.ID, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	damage := func(id, file string) {
+		if err := os.WriteFile(filepath.Join(w.dir, "tasks", id, file), []byte("{\"ver"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage(s.ID, "spec.json")
+	damage(unknown, "attempt.json")
+	ends(t, e, ended)
+	damage(ended, "exit.1")
+	shim, err := exec.Command("pgrep", "-f", "drover-shim.*"+hung).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(shim)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
+
+	all, err := w.open(t).List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]task.Found{}
+	for _, f := range all {
+		got[f.Spec.ID] = f
+	}
+	if f := got[whole]; !f.Running || f.Attempt.Number != 1 {
+		t.Errorf("the one with nothing wrong: %+v", f)
+	}
+	if f := got[ended]; f.Running || f.Attempt.Exit.GetCode() != 255 || f.Attempt.Exit.GetReason() == "" {
+		t.Errorf("the one whose end is unreadable: %+v", f.Attempt.Exit)
+	}
+	// Nothing is known of its process: it is waited on, and not started anew.
+	if f := got[hung]; f.Running || f.Attempt.Number != 1 || f.Attempt.Exit != nil {
+		t.Errorf("the one whose shim hangs: %+v", f)
+	}
+	if a, err := e.Start(t.Context(), hung, 1, nil); err == nil {
+		t.Errorf("started while its shim hangs: %+v", a)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, e, hung)
+	// What is assigned is prepared and started again, and so is found.
+	if err := e.Prepare(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := e.Start(t.Context(), s.ID, 1, nil); err != nil || a.Exit != nil {
+		t.Fatalf("started: %+v, %v", a, err)
+	}
+	ends(t, e, s.ID)
+	if _, err := e.Start(t.Context(), unknown, 1, nil); err == nil {
+		t.Error("an attempt of which nothing is known was started")
 	}
 }

@@ -130,6 +130,9 @@ func WriteExit(path string, x Exit) error {
 	return durable.WriteFile(path, b, 0o600)
 }
 
+// ErrDamaged is a record that is there and can't be understood.
+var ErrDamaged = errors.New("damaged")
+
 // ReadExit reads a record; fs.ErrNotExist while the attempt runs.
 func ReadExit(path string) (Exit, error) {
 	var x Exit
@@ -138,10 +141,10 @@ func ReadExit(path string) (Exit, error) {
 		return x, fmt.Errorf("reading an exit record: %w", err)
 	}
 	if err := json.Unmarshal(b, &x); err != nil {
-		return x, fmt.Errorf("reading the exit record %s: %w", path, err)
+		return x, fmt.Errorf("the exit record %s is %w: %w", path, ErrDamaged, err)
 	}
 	if x.Version != 1 {
-		return x, fmt.Errorf("the exit record %s is of version %d, which this agent does not know", path, x.Version)
+		return x, fmt.Errorf("the exit record %s is %w, or of version %d, which this agent does not know", path, ErrDamaged, x.Version)
 	}
 	return x, nil
 }
