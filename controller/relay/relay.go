@@ -80,9 +80,10 @@ type Relay struct {
 	seen atomic.Uint64             // highest index that was answered through here
 	lost atomic.Pointer[time.Time] // when the leader was lost; nil: one is known
 
-	mu    sync.Mutex // guards peers and closed
+	mu    sync.Mutex // guards the fields below
 	peers map[string]*peer
 	shut  bool
+	turn  chan struct{} // closed when another controller leads
 }
 
 type peer struct {
@@ -92,7 +93,7 @@ type peer struct {
 }
 
 // New makes a Relay.
-func New(o Options) *Relay { return &Relay{o: o, peers: map[string]*peer{}} }
+func New(o Options) *Relay { return &Relay{o: o, peers: map[string]*peer{}, turn: make(chan struct{})} }
 
 // Close ends the connections.
 func (r *Relay) Close() {
@@ -104,14 +105,23 @@ func (r *Relay) Close() {
 	}
 }
 
-// Run keeps since when no leader is known, until ctx ends.
+// Run follows who leads, until ctx ends.
 func (r *Relay) Run(ctx context.Context) error {
+	last, term := "", uint64(0)
 	for {
 		changed := r.o.Log.Changed()
-		if _, id := r.o.Log.Leader(); id != "" {
+		_, id := r.o.Log.Leader()
+		if id != "" {
 			r.lost.Store(nil)
 		} else if now := time.Now(); r.lost.Load() == nil {
 			r.lost.Store(&now)
+		}
+		if t := r.o.Log.Term(); id != "" && (id != last || t != term) {
+			last, term = id, t
+			r.mu.Lock()
+			close(r.turn)
+			r.turn = make(chan struct{})
+			r.mu.Unlock()
 		}
 		select {
 		case <-changed:
@@ -119,6 +129,30 @@ func (r *Relay) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// underLeader ends once another controller than id leads. That none is known is no
+// reason: a follower loses sight of its leader for a moment at each hiccup, and a
+// leader that is gone breaks the connection, or is followed by another.
+func (r *Relay) underLeader(ctx context.Context, id string) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		for {
+			r.mu.Lock()
+			turn := r.turn
+			r.mu.Unlock()
+			if _, now := r.o.Log.Leader(); now != "" && now != id {
+				return
+			}
+			select {
+			case <-turn:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ctx, cancel
 }
 
 // leaderless is how long no leader is known, 0 if one is.
@@ -263,7 +297,7 @@ func (r *Relay) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 	if p == nil {
 		return nil, consensus.ErrNotLeader
 	}
-	ctx, cancel := contextUntil(ctx, r.o.Log, func() bool { _, now := r.o.Log.Leader(); return now != id })
+	ctx, cancel := r.underLeader(ctx, id)
 	defer cancel()
 	b, err := proto.Marshal(c)
 	if err != nil {

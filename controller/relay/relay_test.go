@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -26,7 +27,8 @@ import (
 type member struct {
 	mu      sync.Mutex // guards the fields below
 	snap    *state.Snapshot
-	leader  string // its id, "" for none
+	leader  string            // its id, "" for none
+	addrs   map[string]string // by id
 	changed chan struct{}
 }
 
@@ -77,7 +79,7 @@ func (m *member) Changed() <-chan struct{} {
 func (m *member) Leader() (addr, id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.leader, m.leader
+	return m.addrs[m.leader], m.leader
 }
 
 func (m *member) IsLeader() bool  { _, id := m.Leader(); return id == "me" }
@@ -92,21 +94,27 @@ func (m *member) Verify() (uint64, error) {
 	return m.Snapshot().Index(), nil
 }
 
-// api is the Engine API of a member's controller, whose relay runs until the test
-// ends.
+// api is the Engine API of a member's controller.
 func api(t *testing.T, m *member) http.Handler {
+	t.Helper()
+	f := follower(t, m)
+	return f.API(engineapi.New(engineapi.Options{Fleet: f, Principal: func(context.Context) (pki.Principal, bool) {
+		return pki.Principal{Kind: pki.KindUser, URI: "x", Roles: []string{pki.RoleAdmin}}, true
+	}}))
+}
+
+// follower is a member's controller, whose relay runs until the test ends.
+func follower(t *testing.T, m *member) *Fleet {
 	t.Helper()
 	c := core.New("")
 	c.Log, c.Hub = m, dispatch.New(dispatch.Options{Log: m})
 	c.Dial = func(*dv1.Node) (*http.Client, error) { return nil, errors.New("no agent is here") }
-	f := &Fleet{Relay: New(Options{Self: "me", Log: m, TLS: func(string) *tls.Config { return nil }}), Core: c}
+	f := &Fleet{Relay: New(Options{Self: "me", Log: m, TLS: func(string) *tls.Config { return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}} }}), Core: c}
 	ctx, cancel := context.WithCancel(t.Context())
 	var ran sync.WaitGroup
 	ran.Go(func() { _ = f.Run(ctx) })
-	t.Cleanup(func() { cancel(); ran.Wait() })
-	return f.API(engineapi.New(engineapi.Options{Fleet: f, Principal: func(context.Context) (pki.Principal, bool) {
-		return pki.Principal{Kind: pki.KindUser, URI: "x", Roles: []string{pki.RoleAdmin}}, true
-	}}))
+	t.Cleanup(func() { cancel(); ran.Wait(); f.Close() })
+	return f
 }
 
 func ask(h http.Handler, method, url string) (*httptest.ResponseRecorder, time.Duration) {
@@ -181,4 +189,67 @@ func TestALeaderThatIsGoneForGoodIsWaitedForOnce(t *testing.T) {
 			}
 		}
 	})
+}
+
+// lead serves what a leader named l answers, and has m know its address.
+func lead(t *testing.T, m *member, h http.HandlerFunc) {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(h)
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	m.addrs = map[string]string{"l": srv.Listener.Addr().String()}
+	m.leads("l")
+}
+
+// echo answers a stream with what comes in, as it comes.
+func echo(w http.ResponseWriter, r *http.Request) {
+	rc := http.NewResponseController(w)
+	w.WriteHeader(http.StatusOK)
+	_ = rc.Flush()
+	b := make([]byte, 64)
+	for {
+		n, err := r.Body.Read(b)
+		if n > 0 {
+			_, _ = w.Write(b[:n])
+			_ = rc.Flush()
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func TestASessionOutlivesItsFollowersDoubtsAndEndsWithAnotherLeader(t *testing.T) {
+	m := newMember()
+	lead(t, m, echo)
+	f := follower(t, m)
+	front := httptest.NewUnstartedServer(f.Sessions(http.NotFoundHandler()))
+	front.EnableHTTP2 = true
+	front.StartTLS()
+	t.Cleanup(front.Close)
+	in, out := io.Pipe()
+	defer out.Close()
+	resp, err := front.Client().Post(front.URL+"/drover.v1.Session/Open", "application/connect+proto", in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	said := func() error {
+		if _, err := out.Write([]byte("beat")); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(resp.Body, make([]byte, 4))
+		return err
+	}
+	for i := range 100 { // a session that is to end has the time to
+		m.leads([]string{"", "l"}[i%2])
+		if err := said(); err != nil {
+			t.Fatalf("a follower that lost sight of its leader for a moment ended a session: %v", err)
+		}
+	}
+	m.leads("other")
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("the session ended as if its leader had ended it")
+	}
 }

@@ -272,7 +272,7 @@ var hop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Enc
 // to answers with what the leader says; false, with nothing said, if it is none.
 func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, body []byte, p pki.Principal) bool {
 	// A leader that is frozen, or cut off, is not waited for once there is another.
-	ctx, cancel := contextUntil(r.Context(), f.o.Log, func() bool { _, now := f.o.Log.Leader(); return now != id })
+	ctx, cancel := f.underLeader(r.Context(), id)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, r.Method, "https://"+l.addr+r.URL.RequestURI(), bytes.NewReader(body))
 	if err != nil {
@@ -342,7 +342,7 @@ func copyFlushing(w http.ResponseWriter, r io.Reader) {
 }
 
 // Sessions passes a node's session through to the leader, or has local take it.
-// It ends when the leadership changes: the agent then says hello again.
+// It ends when another controller leads: the agent then says hello again.
 func (f *Fleet) Sessions(local http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		enough := time.NewTimer(sessionWait)
@@ -371,7 +371,7 @@ func (f *Fleet) Sessions(local http.Handler) http.Handler {
 
 func (f *Fleet) session(w http.ResponseWriter, r *http.Request, l *peer, id string) {
 	p, _ := pki.PrincipalFrom(r.Context())
-	ctx, cancel := contextUntil(r.Context(), f.o.Log, func() bool { _, now := f.o.Log.Leader(); return now != id })
+	ctx, cancel := f.underLeader(r.Context(), id)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, r.Method, "https://"+l.addr+r.URL.RequestURI(), r.Body)
 	if err != nil {
@@ -389,6 +389,9 @@ func (f *Fleet) session(w http.ResponseWriter, r *http.Request, l *peer, id stri
 		return
 	}
 	defer func() { _ = resp.Body.Close() }()
+	// While a request has a body to wait for, the HTTP/2 client doesn't look at ctx.
+	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
+	defer stop()
 	for k, v := range resp.Header {
 		w.Header()[k] = v
 	}
