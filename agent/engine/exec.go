@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/drover/drover/agent/shim/shimapi"
@@ -201,10 +199,12 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 	if x.o.Tty && width > 0 && height > 0 {
 		p.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
 	}
+	u, err := userIn(int(t.Pid()), x.o.User) // for none, too: it says whether processes can start
+	if err != nil {
+		return nil, err
+	}
 	if x.o.User != "" {
-		if p.User, err = userIn(int(t.Pid()), x.o.User); err != nil {
-			return nil, err
-		}
+		p.User = u
 	}
 	if x.o.Privileged {
 		b, _ := json.Marshal(allCapabilities())
@@ -212,34 +212,6 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 		_ = json.Unmarshal([]byte(fmt.Sprintf(`{"bounding":%s,"effective":%s,"permitted":%s}`, b, b, b)), p.Capabilities)
 	}
 	return &p, nil
-}
-
-// userIn looks a user up in the files of a running process's root, which may
-// not lead out of it.
-func userIn(pid int, name string) (specs.User, error) {
-	root, err := os.OpenRoot(filepath.Join("/proc", fmt.Sprint(pid), "root"))
-	if err != nil {
-		return specs.User{}, fmt.Errorf("looking for user %s: %w", name, err)
-	}
-	defer func() { _ = root.Close() }()
-	open := func(p string) io.Reader {
-		f, err := root.Open(p)
-		if err != nil {
-			return strings.NewReader("")
-		}
-		defer func() { _ = f.Close() }()
-		b, _ := io.ReadAll(io.LimitReader(f, 16<<20))
-		return strings.NewReader(string(b))
-	}
-	u, err := user.GetExecUser(name, nil, open("etc/passwd"), open("etc/group"))
-	if err != nil {
-		return specs.User{}, refused("unable to find user %s: %v", name, err)
-	}
-	out := specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}
-	for _, g := range u.Sgids {
-		out.AdditionalGids = append(out.AdditionalGids, uint32(g))
-	}
-	return out, nil
 }
 
 // execStream is an exec's socket; behind its end comes the exit.

@@ -66,17 +66,9 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 		err = nil
 	}
 	if err != nil {
-		return prepareError(s.ID, err)
+		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
 	return e.writeSpec(s)
-}
-
-// prepareError finds the user's faults in what containerd says.
-func prepareError(id string, err error) error {
-	if strings.Contains(err.Error(), "no users found") || strings.Contains(err.Error(), "no groups found") {
-		return refused("unable to find user or group: no matching entries in passwd file")
-	}
-	return fmt.Errorf("preparing %s: %w", short(id), err)
 }
 
 // stdio hands a task's streams to its shim; nothing of them is in this process.

@@ -94,12 +94,7 @@ func (e *Engine) ociSpec(s task.Spec, img *ocispec.Image) ([]oci.SpecOpts, error
 	if c.Domainname != "" {
 		o = append(o, oci.WithDomainname(c.Domainname))
 	}
-	if user != "" {
-		o = append(o, oci.WithUser(user), oci.WithAdditionalGIDs(user))
-	}
-	if len(c.HostConfig.GroupAdd) > 0 {
-		o = append(o, oci.WithAppendAdditionalGroups(c.HostConfig.GroupAdd...))
-	}
+	o = append(o, withUser(user, c.HostConfig.GroupAdd))
 	return append(append(o, namespacesOf(c.HostConfig)...), append(security(c.HostConfig), resources(c.HostConfig)...)...), nil
 }
 

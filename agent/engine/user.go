@@ -1,0 +1,119 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/moby/sys/user"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// withUser sets the user that a container's process has, as docker finds it.
+func withUser(name string, groups []string) oci.SpecOpts {
+	return func(ctx context.Context, c oci.Client, ctr *containers.Container, s *specs.Spec) error {
+		look := func(root string) (err error) {
+			s.Process.User, err = lookUser(root, name, groups)
+			return err
+		}
+		if ctr.SnapshotKey == "" {
+			return look(s.Root.Path)
+		}
+		mounts, err := c.SnapshotService(ctr.Snapshotter).Mounts(ctx, ctr.SnapshotKey)
+		if err != nil {
+			return fmt.Errorf("looking for user %q: %w", name, err)
+		}
+		return mount.WithReadonlyTempMount(ctx, mounts, look)
+	}
+}
+
+// userIn looks a user up in the root of a running process.
+func userIn(pid int, name string) (specs.User, error) {
+	return lookUser(filepath.Join("/proc", strconv.Itoa(pid), "root"), name, nil)
+}
+
+// lookUser finds "user", "uid", "user:group" and so on in the files below root, ""
+// being root, with the groups that have it as a member and those named beside.
+func lookUser(root, name string, groups []string) (specs.User, error) {
+	passwd, err := readIn(root, "etc/passwd")
+	if err != nil {
+		return specs.User{}, err
+	}
+	group, err := readIn(root, "etc/group")
+	if err != nil {
+		return specs.User{}, err
+	}
+	u, err := user.GetExecUser(name, nil, bytes.NewReader(passwd), bytes.NewReader(group))
+	if err != nil {
+		return specs.User{}, refused("unable to find user %s: %v", name, err)
+	}
+	more, err := user.GetAdditionalGroups(groups, bytes.NewReader(group))
+	if err != nil {
+		return specs.User{}, refused("%v", err)
+	}
+	out := specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid), AdditionalGids: []uint32{uint32(u.Gid)}}
+	for _, g := range append(u.Sgids, more...) {
+		if g < 0 || g > math.MaxInt32 {
+			return specs.User{}, refused("unable to find user %s: group %d is out of range", name, g)
+		}
+		out.AdditionalGids = append(out.AdditionalGids, uint32(g))
+	}
+	return out, nil
+}
+
+// largestFile of users or groups that is read.
+const largestFile = 16 << 20
+
+// readIn reads a file of a container's, which is somebody else's: links don't lead
+// out of root, and only a regular file is opened, for opening a device is an effect
+// of its own. Anything else is taken as missing, and reads as empty; but a FIFO is
+// refused: runc opens these files for each process, and would block for ever.
+func readIn(root, path string) ([]byte, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening a container's root: %w", err)
+	}
+	defer func() { _ = unix.Close(dir) }()
+	fd, err := unix.Openat2(dir, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("opening /%s of a container: %w", path, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("looking at /%s of a container: %w", path, err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFIFO:
+		return nil, refused("no process can start in this container: its /%s is a FIFO", path)
+	default:
+		return nil, nil
+	}
+	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd)) // the very file that was looked at
+	if err != nil {
+		return nil, fmt.Errorf("opening /%s of a container: %w", path, err)
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, largestFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading /%s of a container: %w", path, err)
+	}
+	if len(b) > largestFile {
+		return nil, refused("/%s is larger than %d MiB", path, largestFile>>20)
+	}
+	return b, nil
+}
