@@ -8,7 +8,10 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/deploy/images"
@@ -192,4 +196,82 @@ func TestAFIFOForUsersHoldsNothingUp(t *testing.T) {
 			t.Errorf("exec as %q: %v", user, err)
 		}
 	}
+}
+
+// What a spec asks for, as the kernel gives it.
+func TestContainersAreAsDockersAre(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	ref, digest := w.layered(e, "groups:1", text("etc/passwd", "root:x:0:0::/:/bin/sh\n"), text("etc/group", "root:x:0:\nwheel:x:10:root\n"))
+	host := t.TempDir()
+	for _, m := range []struct {
+		at    string
+		flags uintptr
+	}{{"ro/below", 0}, {"shared", syscall.MS_SHARED}} {
+		at := filepath.Join(host, m.at)
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount("tmpfs", at, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
+		if m.flags != 0 {
+			if err := syscall.Mount("", at, "", m.flags, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	shm, err := os.CreateTemp("/dev/shm", "drover-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(shm.Name()) })
+	ipc, err := os.Readlink("/proc/self/ns/ipc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const noFolders = `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`
+	for what, c := range map[string]struct {
+		change func(*container.CreateRequest)
+		script string
+		want   string
+	}{
+		"a low port as nobody": {func(c *container.CreateRequest) { c.User = "1000" }, "httpd -p 127.0.0.1:80 && echo bound", "bound\n"},
+		"who may ping":         {nil, "cat /proc/sys/net/ipv4/ping_group_range", "0\t2147483647\n"},
+		"a domain name":        {func(c *container.CreateRequest) { c.Domainname = "example.org" }, "cat /proc/sys/kernel/domainname", "example.org\n"},
+		"root's groups":        {nil, "id -G", "0 10\n"},
+		"the user's TERM":      {func(c *container.CreateRequest) { c.Tty, c.Env = true, []string{"TERM=vt100"} }, "echo $TERM", "vt100\r\n"},
+		"the user's seccomp":   {func(c *container.CreateRequest) { c.HostConfig.SecurityOpt = []string{"seccomp=" + noFolders} }, "mkdir /x", "mkdir: can't create directory '/x': Operation not permitted\n"},
+		"docker's seccomp":     {nil, "mkdir /x && grep Seccomp: /proc/self/status", "Seccomp:\t2\n"},
+		"the host's IPC": {func(c *container.CreateRequest) { c.HostConfig.IpcMode = "host" },
+			"readlink /proc/self/ns/ipc; ls " + shm.Name(), ipc + "\n" + shm.Name() + "\n"},
+		"read-only below, too": {func(c *container.CreateRequest) { c.HostConfig.Binds = []string{host + "/ro:/mnt:ro,cached"} },
+			"touch /mnt/below/x", "touch: /mnt/below/x: Read-only file system\n"},
+		"a mount shared with the host": {func(c *container.CreateRequest) {
+			c.HostConfig.Binds = []string{host + "/shared:/mnt:rshared"}
+			c.HostConfig.CapAdd, c.HostConfig.SecurityOpt = []string{"SYS_ADMIN"}, []string{"seccomp=unconfined", "apparmor=unconfined"}
+		}, "mkdir /mnt/in && mount -t tmpfs in /mnt/in && touch /mnt/in/file && echo mounted", "mounted\n"},
+	} {
+		if got, err := w.said(e, ref, digest, c.change, "sh", "-c", c.script); err != nil || got != c.want {
+			t.Errorf("%s: %q, %v; want %q", what, got, err, c.want)
+		}
+	}
+	if _, err := os.Stat(host + "/shared/in/file"); err != nil {
+		t.Errorf("a mount that a container made below a shared one: %v", err)
+	}
+	_, err = w.said(e, ref, digest, func(c *container.CreateRequest) { c.HostConfig.Binds = []string{t.TempDir() + ":/mnt:rshared"} }, "true")
+	if private := privateRoot(t); private && (err == nil || !strings.Contains(err.Error(), "but it is not a shared mount")) {
+		t.Errorf("sharing what isn't shared: %v", err)
+	}
+}
+
+// privateRoot reports whether the mount that tests have their folders on is private.
+func privateRoot(t *testing.T) bool {
+	t.Helper()
+	all, err := mountinfo.GetMounts(mountinfo.ParentsFilter(t.TempDir()))
+	if err != nil || len(all) == 0 {
+		t.Fatalf("looking at the mounts: %v", err)
+	}
+	return !strings.Contains(all[len(all)-1].Optional, "shared:")
 }

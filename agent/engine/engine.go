@@ -62,6 +62,7 @@ type Engine struct {
 	pulls        keyed
 	swept        atomic.Bool // by sweepPulls
 	images       imageCache
+	facts        func() facts
 
 	mu    sync.Mutex // guards the fields below
 	execs map[string]*execution
@@ -91,7 +92,7 @@ func Open(_ context.Context, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	e := &Engine{o: o, c: c, follow: f, boot: bootID(), recordWithin: recordWithin, execs: map[string]*execution{}}
+	e := &Engine{o: o, c: c, follow: f, boot: bootID(), recordWithin: recordWithin, facts: sync.OnceValue(readFacts), execs: map[string]*execution{}}
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

@@ -142,6 +142,9 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), ctr, a, before))
 		}
 	}()
+	if err := loadProfile(e.facts()); err != nil {
+		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
+	}
 	began := time.Now()
 	net, err := e.connect(ctx, s, ports)
 	if err != nil {

@@ -2,22 +2,22 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/profiles/seccomp"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/securityopt"
 )
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -86,16 +86,17 @@ func (e *Engine) ociSpec(s task.Spec, img *ocispec.Image) ([]oci.SpecOpts, error
 	o := []oci.SpecOpts{
 		base, oci.WithCgroup(e.o.cgroup(s.ID)),
 		oci.WithProcessArgs(args...), oci.WithProcessCwd(cwd), setEnv(envOf(&c, e.hostname(s), e.o.HostName, img)),
-		oci.WithHostname(e.hostname(s)), oci.WithMounts(mounts), e.netns(s),
+		oci.WithHostname(e.hostname(s)), withMounts(mounts, c.HostConfig), e.netns(s), sysctls(&c),
 	}
 	if c.Tty {
-		o = append(o, oci.WithTTY, oci.WithTTYSize(int(c.HostConfig.ConsoleSize[1]), int(c.HostConfig.ConsoleSize[0])))
-	}
-	if c.Domainname != "" {
-		o = append(o, oci.WithDomainname(c.Domainname))
+		o = append(o, terminal, oci.WithTTYSize(int(c.HostConfig.ConsoleSize[1]), int(c.HostConfig.ConsoleSize[0])))
 	}
 	o = append(o, withUser(user, c.HostConfig.GroupAdd))
-	return append(append(o, namespacesOf(c.HostConfig)...), append(security(c.HostConfig), resources(c.HostConfig)...)...), nil
+	confined, err := security(c.HostConfig, e.facts())
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(o, namespacesOf(c.HostConfig), confined, resources(c.HostConfig)), nil
 }
 
 // base makes of containerd's default spec what docker's is.
@@ -199,17 +200,73 @@ func namespacesOf(h *container.HostConfig) []oci.SpecOpts {
 	if h.UTSMode.IsHost() {
 		o = append(o, oci.WithHostNamespace(specs.UTSNamespace), oci.WithHostname(""))
 	}
-	if h.CgroupnsMode.IsPrivate() {
-		o = append(o, oci.WithNamespacedCgroup())
+	switch {
+	case h.CgroupnsMode.IsPrivate():
+		o = append(o, oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace}))
+	case h.CgroupnsMode.IsHost():
+		o = append(o, oci.WithHostNamespace(specs.CgroupNamespace))
 	}
 	return o
 }
 
-// security sets capabilities and seccomp; the profile depends on the former.
-func security(h *container.HostConfig) []oci.SpecOpts {
-	if h.Privileged {
-		return []oci.SpecOpts{oci.WithPrivileged, oci.WithAllDevicesAllowed, oci.WithHostDevices, oci.WithWriteableCgroupfs, oci.WithWriteableSysfs, noMasks}
+// terminal, without the TERM that containerd's option puts behind the user's.
+func terminal(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+	s.Process.Terminal = true
+	return nil
+}
+
+// sysctls are docker's own, and the user's over them. In a network namespace of its
+// own, anybody may listen on any port and send an ICMP echo.
+func sysctls(c *container.CreateRequest) oci.SpecOpts {
+	return func(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+		all := map[string]string{}
+		if c.Domainname != "" { // not the spec's field for it, which runc knows from 1.2 on only
+			all["kernel.domainname"] = c.Domainname
+		}
+		if kindOf(c) != hosted {
+			all["net.ipv4.ping_group_range"] = "0 2147483647"
+			all["net.ipv4.ip_unprivileged_port_start"] = "0"
+		}
+		maps.Copy(all, c.HostConfig.Sysctls)
+		if s.Linux.Sysctl = nil; len(all) > 0 {
+			s.Linux.Sysctl = all
+		}
+		return nil
 	}
+}
+
+// security sets capabilities and what confines them: seccomp, whose default profile
+// depends on them, AppArmor, and paths.
+func security(h *container.HostConfig, f facts) ([]oci.SpecOpts, error) {
+	opts, err := securityopt.Parse(h.SecurityOpt)
+	if err != nil {
+		return nil, refused("%v", err)
+	}
+	var o []oci.SpecOpts
+	if h.Privileged {
+		o = []oci.SpecOpts{oci.WithAllCurrentCapabilities, oci.WithAllDevicesAllowed, oci.WithHostDevices, oci.WithWriteableSysfs, noMasks}
+	} else {
+		o = unprivileged(h)
+	}
+	if opts.NoNewPrivileges {
+		o = append(o, oci.WithNoNewPrivileges)
+	}
+	if w := opts.WritableCgroups; w == nil && h.Privileged || w != nil && *w {
+		o = append(o, oci.WithWriteableCgroupfs)
+	}
+	for _, l := range opts.Labels {
+		if l != "disable" && f.seLinux { // without SELinux they mean nothing, as to docker
+			return nil, refused("invalid --security-opt: label=%s: drover sets no SELinux labels yet", l)
+		}
+	}
+	profile, err := appArmor(opts.AppArmor, h.Privileged, f)
+	if err != nil {
+		return nil, err
+	}
+	return append(o, profile, filter(opts.Seccomp, h.Privileged)), nil
+}
+
+func unprivileged(h *container.HostConfig) []oci.SpecOpts {
 	var o []oci.SpecOpts
 	add, drop := caps(h.CapAdd), caps(h.CapDrop)
 	if slices.Contains(drop, "CAP_ALL") {
@@ -221,15 +278,6 @@ func security(h *container.HostConfig) []oci.SpecOpts {
 		add = nil
 	}
 	o = append(o, oci.WithAddedCapabilities(add), oci.WithDroppedCapabilities(drop), oci.WithDefaultUnixDevices)
-	profile := seccomp.WithDefaultProfile()
-	for _, opt := range h.SecurityOpt {
-		switch strings.Replace(opt, ":", "=", 1) {
-		case "no-new-privileges", "no-new-privileges=true":
-			o = append(o, oci.WithNoNewPrivileges)
-		case "seccomp=unconfined":
-			profile = oci.WithSeccompUnconfined
-		}
-	}
 	for _, d := range h.Devices {
 		o = append(o, oci.WithDevices(d.PathOnHost, d.PathInContainer, d.CgroupPermissions))
 	}
@@ -239,7 +287,42 @@ func security(h *container.HostConfig) []oci.SpecOpts {
 	if h.ReadonlyPaths != nil {
 		o = append(o, oci.WithReadonlyPaths(h.ReadonlyPaths))
 	}
-	return append(o, profile)
+	return o
+}
+
+// appArmor gives the profile where the kernel has AppArmor. Where it hasn't, docker
+// leaves out all of them; here one that was named is refused.
+func appArmor(name string, privileged bool, f facts) (oci.SpecOpts, error) {
+	if !f.appArmor {
+		if name != "" && name != securityopt.Unconfined && name != securityopt.DefaultAppArmor {
+			return nil, refused("invalid --security-opt: apparmor=%s: this node has no AppArmor", name)
+		}
+		return oci.WithApparmorProfile(""), nil
+	}
+	switch {
+	case name == "" && privileged:
+		name = securityopt.Unconfined
+	case name == "":
+		name = securityopt.DefaultAppArmor
+	}
+	return oci.WithApparmorProfile(name), nil
+}
+
+// filter sets seccomp's: of privileged containers only one that was asked for.
+func filter(profile string, privileged bool) oci.SpecOpts {
+	return func(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) (err error) {
+		switch {
+		case profile == securityopt.Unconfined, profile == "" && privileged:
+			s.Linux.Seccomp = nil
+		case profile == "", profile == securityopt.BuiltinSeccomp:
+			s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
+		default:
+			if s.Linux.Seccomp, err = seccomp.LoadProfile(profile, s); err != nil {
+				return refused("invalid --security-opt seccomp: %v", err)
+			}
+		}
+		return err
+	}
 }
 
 func noMasks(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
@@ -300,113 +383,8 @@ func resources(h *container.HostConfig) []oci.SpecOpts {
 			s.Process.OOMScoreAdj = &h.OomScoreAdj
 		}
 		s.Root.Readonly = h.ReadonlyRootfs
-		if len(h.Sysctls) > 0 {
-			s.Linux.Sysctl = h.Sysctls
-		}
-		for i := range s.Mounts {
-			if s.Mounts[i].Destination == "/dev/shm" && h.ShmSize > 0 {
-				s.Mounts[i].Options = slices.DeleteFunc(s.Mounts[i].Options, func(o string) bool { return strings.HasPrefix(o, "size=") })
-				s.Mounts[i].Options = append(s.Mounts[i].Options, fmt.Sprintf("size=%d", h.ShmSize))
-			}
-		}
 		return nil
 	}}
-}
-
-// mounts are docker's own files, then what the user asked for. Folders that -v
-// names and that are missing on the host are made, as docker does.
-func (e *Engine) mounts(id string, h *container.HostConfig) ([]specs.Mount, error) {
-	var out []specs.Mount
-	for to, name := range map[string]string{"/etc/hosts": hostsFile, "/etc/hostname": hostnameFile, "/etc/resolv.conf": resolvFile} {
-		out = append(out, specs.Mount{Destination: to, Type: "bind", Source: filepath.Join(e.o.dir(id), name), Options: []string{"rbind", "rprivate"}})
-	}
-	for _, b := range h.Binds {
-		m, err := bind(b)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, m)
-	}
-	for to, opts := range h.Tmpfs {
-		out = append(out, tmpfs(to, opts))
-	}
-	for _, m := range h.Mounts {
-		switch m.Type {
-		case mount.TypeBind:
-			if _, err := os.Stat(m.Source); err != nil {
-				return nil, refused("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
-			}
-			o := []string{"rbind", "rprivate"}
-			if m.ReadOnly {
-				o = append(o, "ro")
-			}
-			out = append(out, specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: o})
-		case mount.TypeTmpfs:
-			opts := ""
-			if t := m.TmpfsOptions; t != nil && t.SizeBytes > 0 {
-				opts = fmt.Sprintf("size=%d", t.SizeBytes)
-			}
-			out = append(out, tmpfs(m.Target, opts))
-		default:
-			return nil, refused("mounts of type %q are not there yet", m.Type)
-		}
-	}
-	// A mount below another comes after it; the user's replaces ours.
-	slices.SortStableFunc(out, func(a, b specs.Mount) int {
-		return strings.Count(filepath.Clean(a.Destination), "/") - strings.Count(filepath.Clean(b.Destination), "/")
-	})
-	seen := map[string]int{}
-	var uniq []specs.Mount
-	for _, m := range out {
-		if i, ok := seen[filepath.Clean(m.Destination)]; ok {
-			uniq[i] = m
-			continue
-		}
-		seen[filepath.Clean(m.Destination)] = len(uniq)
-		uniq = append(uniq, m)
-	}
-	return uniq, nil
-}
-
-func bind(b string) (specs.Mount, error) {
-	p := strings.Split(b, ":")
-	if len(p) < 2 || len(p) > 3 || !filepath.IsAbs(p[1]) {
-		return specs.Mount{}, refused("invalid volume specification: '%s'", b)
-	}
-	if !filepath.IsAbs(p[0]) {
-		return specs.Mount{}, refused("named volumes (%s) are not there yet; a folder of the host is named by its absolute path", p[0])
-	}
-	if err := os.MkdirAll(p[0], 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		if _, serr := os.Stat(p[0]); serr != nil {
-			return specs.Mount{}, refused("error while creating mount source path '%s': %v", p[0], err)
-		}
-	}
-	o := []string{"rbind"}
-	prop := "rprivate"
-	if len(p) == 3 {
-		for _, f := range strings.Split(p[2], ",") {
-			switch f {
-			case "ro":
-				o = append(o, "ro")
-			case "rw", "z", "Z", "":
-			case "private", "rprivate", "shared", "rshared", "slave", "rslave":
-				prop = f
-			default:
-				return specs.Mount{}, refused("invalid mode: %s", p[2])
-			}
-		}
-	}
-	return specs.Mount{Destination: p[1], Type: "bind", Source: p[0], Options: append(o, prop)}, nil
-}
-
-func tmpfs(to, opts string) specs.Mount {
-	o := []string{"noexec", "nosuid", "nodev"}
-	for _, f := range strings.Split(opts, ",") {
-		if f != "" {
-			o = append(o, f)
-		}
-	}
-	return specs.Mount{Destination: to, Type: "tmpfs", Source: "tmpfs", Options: o}
 }
 
 func refused(format string, args ...any) error {

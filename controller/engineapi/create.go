@@ -13,6 +13,7 @@ import (
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/securityopt"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -113,6 +114,9 @@ func (s *server) feasible(r *http.Request, req *container.CreateRequest) (warnin
 		return nil, refuse(http.StatusBadRequest, "unknown or invalid runtime name: %s", h.Runtime)
 	case h.LogConfig.Type != "" && h.LogConfig.Type != "json-file" && h.LogConfig.Type != "local":
 		return nil, refuse(http.StatusBadRequest, "logger: no log driver named '%s' is registered", h.LogConfig.Type)
+	}
+	if _, err := securityopt.Parse(h.SecurityOpt); err != nil {
+		return nil, refuse(http.StatusBadRequest, "%v", err)
 	}
 	var sources []string
 	for _, b := range h.Binds {
