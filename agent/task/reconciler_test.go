@@ -174,7 +174,7 @@ func TestAnOlderSyncIsRefused(t *testing.T) {
 func TestAStartNeedsNobody(t *testing.T) {
 	n, path := begin(t)
 	blocked, entered := make(chan struct{}), make(chan struct{}, 9)
-	n.engine.Hook(func(call, of string) error {
+	n.engine.Hook(func(_ context.Context, call, of string) error {
 		if call == "start" && strings.HasPrefix(of, "63") { // 'c'
 			select {
 			case entered <- struct{}{}:
@@ -218,6 +218,54 @@ func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	if a, b := n.last[string(id('a'))].Exit.GetCode(), n.last[string(id('b'))].Exit.GetCode(); a != 137 || b != 7 {
 		t.Fatalf("the deaf one ended with %d, the polite one with %d", a, b)
 	}
+}
+
+// What is removed or stopped while its image is pulled is not started, and the
+// pull does not go on for nobody.
+func TestWhatIsNotWantedAnyMoreIsNotStartedAfterItsPull(t *testing.T) {
+	gone := &dv1.Sync{Epoch: 1, Term: 1, Index: 6, Tombstones: []*dv1.Tombstone{{TaskId: id('a'), Force: true}}}
+	for name, c := range map[string]struct {
+		then  *dv1.Sync
+		whole bool // the image came all the same
+		ends  func(n *node)
+	}{
+		"removed":                     {gone, false, (*node).removedA},
+		"removed, and the image came": {gone, true, (*node).removedA},
+		"stopped": {&dv1.Sync{Epoch: 1, Term: 1, Index: 6, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_STOPPED, 1, `"true"`)}}, false,
+			func(n *node) { n.phase('a', 1, dv1.Phase_FAILED) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := faketask.New()
+			e.AddRemote("sha256:busybox")
+			t.Cleanup(e.Close)
+			n := open(t, e, filepath.Join(t.TempDir(), "tasks.db"))
+			taken := make(chan struct{})
+			e.Hook(func(ctx context.Context, call, _ string) error {
+				if call != "pull" {
+					return nil
+				}
+				if c.whole {
+					<-taken
+					return nil
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			})
+			n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"true"`)}})
+			n.phase('a', 1, dv1.Phase_PULLING)
+			n.must(c.then)
+			close(taken)
+			c.ends(n)
+			if k := n.did("start"); k != 0 {
+				t.Fatalf("it was started: %v", e.Calls())
+			}
+		})
+	}
+}
+
+func (n *node) removedA() {
+	n.t.Helper()
+	n.until("a is removed", func(b *box) bool { return slices.Contains(b.removed, string(id('a'))) })
 }
 
 // A later attempt of the same task keeps its id and counts on.

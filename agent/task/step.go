@@ -78,6 +78,15 @@ func nextOfRemoved(w want, h have) step {
 	return remove
 }
 
+// wants says whether an attempt is still to be started; 0 stands for the container
+// without one.
+func (w want) wants(attempt int32) bool {
+	if w.tomb != nil || w.task == nil || w.orphan {
+		return false
+	}
+	return attempt == 0 || attempt == w.task.Attempt && w.task.Desired == dv1.Desired_RUNNING
+}
+
 // order says whether the running attempt is to be stopped. An attempt above the
 // wanted one is not what the order speaks of.
 func order(w want, h have) stopping {

@@ -37,6 +37,7 @@ type worker struct {
 
 	mu      sync.Mutex // guards the fields below
 	want    want
+	pull    *pull // under way, else nil
 	readers int
 	read    bool
 
@@ -49,9 +50,18 @@ type worker struct {
 	signal string         // the image's stop signal
 }
 
+// pull is one that goes on as long as the attempt that it is for is wanted.
+type pull struct {
+	attempt int32
+	end     context.CancelFunc
+}
+
 func (w *worker) set(x want) {
 	w.mu.Lock()
 	w.want = x
+	if w.pull != nil && !x.wants(w.pull.attempt) {
+		w.pull.end()
+	}
 	w.mu.Unlock()
 	w.poke()
 }
@@ -197,7 +207,7 @@ func (w *worker) prepare(ctx context.Context, x want) {
 	tctx, span := w.span(ctx, "agent prepare", x.task.Traceparent)
 	defer span.End()
 	if err := w.made(tctx, x, 0); err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, errUnwanted) {
 			return
 		}
 		w.log.Warn("preparing a task failed", "err", err)
@@ -216,8 +226,8 @@ func (w *worker) made(ctx context.Context, x want, attempt int32) error {
 	err = w.r.o.Engine.Prepare(ctx, spec)
 	if errors.Is(err, ErrNoImage) {
 		w.phase(x, attempt, dv1.Phase_PULLING)
-		if _, err := w.r.o.Engine.Pull(ctx, spec.Image, spec.Digest, nil, func(Progress) {}); err != nil {
-			return &StartError{Code: 125, Message: fmt.Sprintf("pulling %s: %v", spec.Image, err)}
+		if err := w.pulled(ctx, spec, attempt); err != nil {
+			return err
 		}
 		w.phase(x, attempt, dv1.Phase_PREPARING)
 		err = w.r.o.Engine.Prepare(ctx, spec)
@@ -227,6 +237,38 @@ func (w *worker) made(ctx context.Context, x want, attempt int32) error {
 	}
 	w.have.prepared = true
 	return nil
+}
+
+// errUnwanted ends a step whose attempt was removed, stopped or overtaken meanwhile.
+var errUnwanted = errors.New("it is not wanted any more")
+
+// pulled gets the image, unless attempt ceases to be wanted meanwhile.
+func (w *worker) pulled(ctx context.Context, s Spec, attempt int32) error {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	w.mu.Lock()
+	w.pull = &pull{attempt, end}
+	if !w.want.wants(attempt) { // since before there was a pull to end
+		end()
+	}
+	w.mu.Unlock()
+	_, err := w.r.o.Engine.Pull(ctx, s.Image, s.Digest, nil, func(Progress) {})
+	w.mu.Lock()
+	w.pull = nil
+	w.mu.Unlock()
+	if !w.wants(attempt) {
+		return errUnwanted
+	}
+	if err != nil {
+		return &StartError{Code: 125, Message: fmt.Sprintf("pulling %s: %v", s.Image, err)}
+	}
+	return nil
+}
+
+func (w *worker) wants(attempt int32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.want.wants(attempt)
 }
 
 // phase tells of a step towards an attempt; what was told already isn't told again.
@@ -265,8 +307,7 @@ func (w *worker) start(ctx context.Context, x want) {
 		if a, last = w.try(ctx, x, n); last == nil {
 			return nil
 		}
-		var user *StartError
-		if errors.As(last, &user) {
+		if errors.As(last, new(*StartError)) || errors.Is(last, errUnwanted) {
 			return nil
 		}
 		if errors.Is(last, ErrNotFound) {
@@ -276,6 +317,9 @@ func (w *worker) start(ctx context.Context, x want) {
 	})
 	if ctx.Err() != nil {
 		return // the next agent finds out what came of it
+	}
+	if errors.Is(last, errUnwanted) {
+		return
 	}
 	if last != nil {
 		span.SetStatus(codes.Error, last.Error())
@@ -308,6 +352,9 @@ func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
 		if err := w.made(ctx, x, n); err != nil {
 			return Attempt{}, err
 		}
+	}
+	if !w.wants(n) {
+		return Attempt{}, errUnwanted
 	}
 	return w.r.o.Engine.Start(ctx, w.id, n, x.task.Ports)
 }

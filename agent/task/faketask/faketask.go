@@ -32,7 +32,7 @@ type Engine struct {
 	images map[string]*dv1.Image
 	remote map[string]*dv1.Image // what Pull finds
 	calls  []string
-	hook   func(call, id string) error
+	hook   func(ctx context.Context, call, id string) error
 	ports  map[string]string // held, by proto/port
 	nextIP byte
 }
@@ -65,9 +65,10 @@ func (e *Engine) add(to map[string]*dv1.Image, digest string) {
 	to[digest] = &dv1.Image{Digest: digest, Manifest: digest, Config: []byte("{}"), Size: 1}
 }
 
-// Hook is called before each step of a task ("prepare", "start", "signal SIGTERM",
-// "release", "remove", "list"); its error is the step's. It may block.
-func (e *Engine) Hook(f func(call, id string) error) {
+// Hook is called before each step ("prepare", "start", "signal SIGTERM", "release",
+// "remove", and "list" and "pull", which are of no task) with the step's context;
+// its error is the step's. It may block.
+func (e *Engine) Hook(f func(ctx context.Context, call, id string) error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.hook = f
@@ -108,7 +109,7 @@ func (e *Engine) call(ctx context.Context, what, id string) error {
 	if h == nil {
 		return nil
 	}
-	return h(what, id)
+	return h(ctx, what, id)
 }
 
 func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
