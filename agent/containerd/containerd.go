@@ -18,6 +18,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 )
 
 // Options of a daemon. Socket must be short: it is a unix socket's path.
@@ -28,11 +33,18 @@ type Options struct {
 	Socket string
 	LogTo  string // file; "" is nowhere
 	Log    *slog.Logger
+
+	// A daemon that does not answer for so long after its start, or afterwards, is
+	// killed and replaced; zero: the defaults.
+	StartWithin, SilentFor time.Duration
 }
 
 // Times of the supervisor.
 const (
-	startWithin = 20 * time.Second
+	startWithin = 2 * time.Minute // it loads every container's shim first
+	silentFor   = 30 * time.Second
+	probes      = 3 // that go unanswered in silentFor: one may be our own machine's standing still
+	dyingFor    = 10 * time.Second
 	minBackoff  = 50 * time.Millisecond
 	maxBackoff  = 5 * time.Second
 	steadyAfter = 30 * time.Second // a daemon that lived so long starts anew at once
@@ -42,6 +54,12 @@ const (
 // it dies, until ctx ends: then the daemon goes on, and containers with it.
 // ready is called each time that it answers.
 func Supervise(ctx context.Context, o Options, ready func()) error {
+	if o.StartWithin == 0 {
+		o.StartWithin = startWithin
+	}
+	if o.SilentFor == 0 {
+		o.SilentFor = silentFor
+	}
 	backoff := minBackoff
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -82,40 +100,83 @@ func (o Options) once(ctx context.Context, ready func()) error {
 		return fmt.Errorf("watching containerd (pid %d): %w", pid, err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	dead := make(chan error, 1)
+	if started == nil {
+		if again, err := o.running(); err != nil || again != pid { // fd may be of another that got its pid
+			return errors.Join(fmt.Errorf("%w (pid %d)", errDied, pid), err)
+		}
+	}
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("watching containerd: %w", err)
 	}
 	defer func() { _ = unix.Close(stop) }()
-	go func() { dead <- waitDead(fd, stop) }()
-	defer func() {
-		_, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-		if err := <-dead; err != nil {
-			o.Log.Debug("watching containerd ended", "err", err)
+	life, over := context.WithCancelCause(ctx) // ends with the daemon
+	watched := make(chan struct{})
+	go func() { over(waitDead(fd, stop, pid)); close(watched) }()
+	err = o.accompany(life, ready)
+	if ctx.Err() == nil && life.Err() == nil { // it lives, and is of no use
+		if kerr := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); kerr != nil {
+			err = errors.Join(err, fmt.Errorf("killing containerd (pid %d): %w", pid, kerr))
 		}
-		if started != nil && ctx.Err() == nil {
-			_ = started.Wait()
+		select {
+		case <-life.Done():
+		case <-time.After(dyingFor): // the kernel holds it
 		}
-	}()
-	if err := o.answers(ctx, dead); err != nil {
+	}
+	dead := errors.Is(context.Cause(life), errDied)
+	_, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	<-watched
+	if started != nil && dead {
+		_ = started.Wait()
+	}
+	return err
+}
+
+// accompany returns when the daemon's life ends, or it answers no more.
+func (o Options) accompany(life context.Context, ready func()) error {
+	c, err := grpc.NewClient("unix:"+o.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("reaching containerd: %w", err)
+	}
+	defer func() { _ = c.Close() }()
+	if err := o.answers(life, c); err != nil {
 		return err
 	}
 	ready()
-	select {
-	case err := <-dead:
-		dead <- nil
-		if err == nil {
-			err = fmt.Errorf("pid %d died", pid)
+	for missed := 0; ; {
+		if missed == 0 {
+			select {
+			case <-life.Done():
+				return context.Cause(life)
+			case <-time.After(o.SilentFor / probes): // a daemon that hangs tells nobody
+			}
 		}
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
+		err := probe(life, c, o.SilentFor/probes)
+		switch {
+		case life.Err() != nil:
+			return context.Cause(life)
+		case status.Code(err) != codes.DeadlineExceeded:
+			missed = 0
+		default:
+			if missed++; missed == probes {
+				return fmt.Errorf("containerd answers nothing on %s for %v", o.Socket, o.SilentFor)
+			}
+		}
 	}
 }
 
-// waitDead returns when the process behind fd is dead, or stop is written to.
-func waitDead(fd, stop int) error {
+// probe asks the daemon for its health: any answer will do.
+func probe(ctx context.Context, c *grpc.ClientConn, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	_, err := healthpb.NewHealthClient(c).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+	return err
+}
+
+var errDied = errors.New("containerd died")
+
+// waitDead returns when the process behind fd is dead (errDied), or stop is written to.
+func waitDead(fd, stop, pid int) error {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
 	for {
 		_, err := unix.Poll(fds, -1)
@@ -124,6 +185,9 @@ func waitDead(fd, stop int) error {
 		}
 		if err != nil {
 			return fmt.Errorf("watching containerd: %w", err)
+		}
+		if fds[0].Revents != 0 {
+			return fmt.Errorf("%w (pid %d)", errDied, pid)
 		}
 		return nil
 	}
@@ -178,22 +242,25 @@ func (o Options) running() (int, error) {
 	return pid, nil
 }
 
-// answers waits until the socket takes connections.
-func (o Options) answers(ctx context.Context, dead chan error) error {
-	for end := time.Now().Add(startWithin); ; {
-		c, err := (&net.Dialer{}).DialContext(ctx, "unix", o.Socket)
+// answers waits until the socket takes connections and a call on it is answered.
+func (o Options) answers(life context.Context, c *grpc.ClientConn) error {
+	until, cancel := context.WithTimeout(life, o.StartWithin)
+	defer cancel()
+	for {
+		conn, err := (&net.Dialer{}).DialContext(until, "unix", o.Socket)
 		if err == nil {
-			return c.Close()
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("containerd does not answer on %s after %v: %w", o.Socket, startWithin, err)
+			_ = conn.Close()
+			err = probe(until, c, o.StartWithin)
+			if err == nil {
+				return nil
+			}
 		}
 		select {
-		case derr := <-dead:
-			dead <- nil
-			return errors.Join(fmt.Errorf("containerd died while it started (its words are in %s)", o.LogTo), derr)
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-until.Done():
+			if life.Err() != nil {
+				return fmt.Errorf("%w while it started (its words are in %s)", context.Cause(life), o.LogTo)
+			}
+			return fmt.Errorf("containerd does not answer on %s after %v: %w", o.Socket, o.StartWithin, err)
 		case <-time.After(5 * time.Millisecond): // nobody tells of a socket that begins to listen
 		}
 	}
