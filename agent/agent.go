@@ -411,11 +411,8 @@ func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
 
 // Take implements session.Agent.
 func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
-	for _, x := range y.Tasks {
-		a.peers.named(x.GetSpec().GetDigest(), source{holders: x.Holders})
-	}
 	for _, x := range y.Sources {
-		a.peers.named(x.Digest, source{grant: x.Grant, public: x.Public})
+		a.peers.named(x.Digest, source{holders: x.Holders, grant: x.Grant, public: x.Public})
 	}
 	err := a.rec.Take(ctx, y)
 	if errors.Is(err, task.ErrStale) {

@@ -180,7 +180,7 @@ func TestARunGoesThroughARealSession(t *testing.T) {
 	image(h)
 	id := h.create("x", `{"Image":"busybox","Cmd":["true"],"HostConfig":{"AutoRemove":true}}`)
 	s := a.sync()
-	if len(s.GetTasks()) != 1 || s.Tasks[0].GetTask().GetDesired() != dv1.Desired_CREATED || !bytes.Contains(s.Tasks[0].GetSpec().GetBody(), []byte("busybox")) {
+	if len(s.GetTasks()) != 1 || s.Tasks[0].GetTask().GetDesired() != dv1.Desired_CREATED || len(s.Specs) != 1 || !bytes.Contains(s.Specs[0].GetBody(), []byte("busybox")) {
 		t.Fatalf("after create: %v", s)
 	}
 	waited, started := make(chan response, 1), make(chan response, 1)

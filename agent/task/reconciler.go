@@ -101,7 +101,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 // Ready is closed when Statuses is all there is on this node.
 func (r *Reconciler) Ready() <-chan struct{} { return r.ready }
 
-// Take stores a sync, acknowledges it, and has workers act on it. A stale one is
+// Take stores a sync, or a part of one, has workers act on it, and acknowledges the whole. A stale one is
 // ErrStale and changes nothing. It waits until the reconciler is ready.
 func (r *Reconciler) Take(ctx context.Context, y *dv1.Sync) error {
 	select {
@@ -118,7 +118,9 @@ func (r *Reconciler) Take(ctx context.Context, y *dv1.Sync) error {
 	if err != nil {
 		return err
 	}
-	r.o.Reporter.Ack(y.Index)
+	if !y.More {
+		r.o.Reporter.Ack(y.Index)
+	}
 	for id, w := range changed {
 		r.mu.Lock()
 		k := r.workers[id]

@@ -1,9 +1,11 @@
 package task
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -11,12 +13,15 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// storeVersion is the format of the store's bytes; another one is refused.
-const storeVersion = 1
+// storeVersion is the format of the store's bytes. The one before had a spec in each
+// assignment, and is read; others are refused.
+const storeVersion = 2
 
 var (
 	bMeta    = []byte("meta")
 	bTasks   = []byte("tasks")      // id -> dv1.Assignment
+	bSpecs   = []byte("specs")      // id -> dv1.Spec
+	bUses    = []byte("uses")       // spec's id, task's id -> nothing
 	bTombs   = []byte("tombstones") // id -> dv1.Tombstone
 	bFailed  = []byte("failed")     // id -> dv1.TaskStatus of an attempt that the engine never had
 	bOrphans = []byte("orphans")    // id -> nothing: a full sync did not name it
@@ -24,14 +29,27 @@ var (
 	bNumbers = []byte("numbers")    // number -> key, oldest first
 	kVersion = []byte("version")
 	kNumber  = []byte("number")
-	kLast    = []byte("last") // epoch, term, index
+	kLast    = []byte("last")  // epoch, term, index
+	kFloor   = []byte("floor") // the same, of the highest sync of which a part was taken
 	kSubnet  = []byte("subnet")
 )
 
 // Store is what an agent must not forget: its assignments, the last sync that it
 // took, its session number and subnet. Every change is on disk when the call
 // returns. Safe for concurrent use.
-type Store struct{ db *bbolt.DB }
+type Store struct {
+	db *bbolt.DB
+
+	mu   sync.Mutex // guards open, and is held over the fsync that it belongs to
+	open *opened    // the sync whose parts are being taken; nil if the next is a first
+}
+
+// opened is a sync of which some parts were taken.
+type opened struct {
+	at    Position
+	next  uint32
+	named map[string]bool // tasks
+}
 
 // Position of a sync in the life of a cluster; compared in this order.
 type Position struct{ Epoch, Term, Index uint64 }
@@ -63,24 +81,21 @@ func OpenStore(path string) (*Store, error) {
 		return nil, fmt.Errorf("opening the task store %s: %w", path, err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bMeta, bTasks, bTombs, bFailed, bOrphans, bCalls, bNumbers} {
+		for _, b := range [][]byte{bMeta, bTasks, bSpecs, bUses, bTombs, bFailed, bOrphans, bCalls, bNumbers} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
 		}
 		m := tx.Bucket(bMeta)
-		switch v := m.Get(kVersion); {
-		case v == nil:
-			return m.Put(kVersion, u64s(storeVersion))
-		case len(v) != 8 || binary.BigEndian.Uint64(v) != storeVersion:
+		if v := m.Get(kVersion); v != nil && (len(v) != 8 || binary.BigEndian.Uint64(v) == 0 || binary.BigEndian.Uint64(v) > storeVersion) {
 			return fmt.Errorf("its version is %x, this drover reads %d", v, storeVersion)
 		}
-		return nil
+		return m.Put(kVersion, u64s(storeVersion))
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the task store %s: %w", path, err), db.Close())
 	}
-	return &Store{db}, nil
+	return &Store{db: db}, nil
 }
 
 // Close ends the use of the store.
@@ -104,7 +119,7 @@ func (s *Store) NextSession() (n uint64, err error) {
 
 // Last is the highest sync taken.
 func (s *Store) Last() (p Position, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error { p = last(tx); return nil })
+	err = s.db.View(func(tx *bbolt.Tx) error { p = position(tx, kLast); return nil })
 	return p, err
 }
 
@@ -123,39 +138,37 @@ func (s *Store) SetSubnet(subnet string) error {
 	return nil
 }
 
-// take stores a sync and gives what it changed, by id. A stale one changes nothing.
+// take stores a sync, or a part of one, and gives what it changed, by id. A stale
+// one changes nothing. A part raises what is stale at once, and the position with
+// the last of its sync only.
 func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := Position{y.Epoch, y.Term, y.Index}
+	o := s.open
+	if y.Part == 0 {
+		o = &opened{at: at, named: map[string]bool{}}
+	}
+	s.open = nil
 	changed := map[string]want{}
 	err := s.db.Update(func(tx *bbolt.Tx) error {
-		at, had := Position{y.Epoch, y.Term, y.Index}, last(tx)
-		if at.Before(had) {
-			return fmt.Errorf("sync %v after %v: %w", at, had, ErrStale)
-		}
-		named := map[string]bool{}
-		for _, a := range y.Tasks {
-			id := a.GetTask().GetId()
-			if len(id) == 0 {
-				return errors.New("an assignment has no task id")
-			}
-			named[string(id)] = true
-			if err := put(tx, bTasks, id, a); err != nil {
-				return err
-			}
-			if err := tx.Bucket(bOrphans).Delete(id); err != nil {
-				return err
+		for _, k := range [][]byte{kLast, kFloor} {
+			if had := position(tx, k); at.Before(had) {
+				return fmt.Errorf("sync %v after %v: %w", at, had, ErrStale)
 			}
 		}
-		for _, t := range y.Tombstones {
-			if len(t.GetTaskId()) == 0 {
-				return errors.New("a tombstone has no task id")
-			}
-			named[string(t.TaskId)] = true
-			if err := put(tx, bTombs, t.TaskId, t); err != nil {
-				return err
-			}
+		if o == nil || o.at != at || o.next != y.Part {
+			return fmt.Errorf("part %d of sync %v does not follow what was taken", y.Part, at)
 		}
-		if y.Full {
-			orphans, err := unnamed(tx, named)
+		named, err := s.parts(tx, y)
+		if err != nil {
+			return err
+		}
+		for id := range named {
+			o.named[id] = true
+		}
+		if y.Full && !y.More {
+			orphans, err := unnamed(tx, o.named)
 			if err != nil {
 				return err
 			}
@@ -166,19 +179,93 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 				named[string(id)] = true
 			}
 		}
+		r := reader{tx, map[string]*dv1.Spec{}}
 		for id := range named {
-			w, err := read(tx, []byte(id))
-			if err != nil {
+			if changed[id], err = r.want([]byte(id)); err != nil {
 				return err
 			}
-			changed[id] = w
 		}
-		return tx.Bucket(bMeta).Put(kLast, u64s(at.Epoch, at.Term, at.Index))
+		k := kLast
+		if y.More {
+			k = kFloor
+		}
+		return tx.Bucket(bMeta).Put(k, u64s(at.Epoch, at.Term, at.Index))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("storing a sync: %w", err)
 	}
+	if y.More {
+		o.next++
+		s.open = o
+	}
 	return changed, nil
+}
+
+// parts stores what a sync's part says, and gives the tasks that it names.
+func (s *Store) parts(tx *bbolt.Tx, y *dv1.Sync) (map[string]bool, error) {
+	named := map[string]bool{}
+	for _, x := range y.Specs {
+		if len(x.Id) == 0 {
+			return nil, errors.New("a spec has no id")
+		}
+		if tx.Bucket(bSpecs).Get(x.Id) != nil {
+			continue // its id is what it says
+		}
+		if err := put(tx, bSpecs, x.Id, x); err != nil {
+			return nil, err
+		}
+	}
+	for _, a := range y.Tasks {
+		id := a.GetTask().GetId()
+		if len(id) == 0 {
+			return nil, errors.New("an assignment has no task id")
+		}
+		named[string(id)] = true
+		if err := errors.Join(use(tx, id, a), put(tx, bTasks, id, a), tx.Bucket(bOrphans).Delete(id)); err != nil {
+			return nil, err
+		}
+	}
+	for _, t := range y.Tombstones {
+		if len(t.GetTaskId()) == 0 {
+			return nil, errors.New("a tombstone has no task id")
+		}
+		named[string(t.TaskId)] = true
+		if err := put(tx, bTombs, t.TaskId, t); err != nil {
+			return nil, err
+		}
+	}
+	return named, nil
+}
+
+// use keeps which tasks need a spec that is stored once for all of them, now that
+// a task is assigned anew; nil: it is to be forgotten.
+func use(tx *bbolt.Tx, id []byte, now *dv1.Assignment) error {
+	old := &dv1.Assignment{}
+	if err := proto.Unmarshal(tx.Bucket(bTasks).Get(id), old); err != nil {
+		return fmt.Errorf("task %x: %w", id, err)
+	}
+	uses := tx.Bucket(bUses)
+	if now != nil && now.Spec == nil {
+		if err := uses.Put(usesKey(now.Task.SpecId, id), []byte{1}); err != nil {
+			return err
+		}
+	}
+	was := old.GetTask().GetSpecId()
+	if was == nil || old.Spec != nil || now != nil && now.Spec == nil && string(now.Task.SpecId) == string(was) {
+		return nil
+	}
+	if err := uses.Delete(usesKey(was, id)); err != nil {
+		return err
+	}
+	prefix := usesKey(was, nil)
+	if k, _ := uses.Cursor().Seek(prefix); bytes.HasPrefix(k, prefix) {
+		return nil
+	}
+	return tx.Bucket(bSpecs).Delete(was)
+}
+
+func usesKey(spec, task []byte) []byte {
+	return append(append(u64s(uint64(len(spec))), spec...), task...)
 }
 
 // unnamed gives the tasks that a full sync left out and no tombstone explains.
@@ -196,9 +283,10 @@ func unnamed(tx *bbolt.Tx, named map[string]bool) (out [][]byte, err error) {
 func (s *Store) all() (map[string]want, error) {
 	out := map[string]want{}
 	err := s.db.View(func(tx *bbolt.Tx) error {
+		r := reader{tx, map[string]*dv1.Spec{}}
 		for _, b := range [][]byte{bTasks, bTombs} {
 			err := tx.Bucket(b).ForEach(func(id, _ []byte) error {
-				w, err := read(tx, id)
+				w, err := r.want(id)
 				out[string(id)] = w
 				return err
 			})
@@ -272,6 +360,9 @@ func (s *Store) Undo(key string) error {
 // forget drops a removed task.
 func (s *Store) forget(id []byte) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error {
+		if err := use(tx, id, nil); err != nil {
+			return err
+		}
 		for _, b := range [][]byte{bTasks, bTombs, bFailed, bOrphans} {
 			if err := tx.Bucket(b).Delete(id); err != nil {
 				return err
@@ -285,13 +376,36 @@ func (s *Store) forget(id []byte) error {
 	return nil
 }
 
-func read(tx *bbolt.Tx, id []byte) (w want, err error) {
+// reader reads what is wanted of tasks, with one copy of each spec.
+type reader struct {
+	tx    *bbolt.Tx
+	specs map[string]*dv1.Spec
+}
+
+func (r reader) spec(id []byte) (*dv1.Spec, error) {
+	x, known := r.specs[string(id)]
+	if b := r.tx.Bucket(bSpecs).Get(id); !known && b != nil {
+		x = &dv1.Spec{}
+		if err := proto.Unmarshal(b, x); err != nil {
+			return nil, fmt.Errorf("spec %x: %w", id, err)
+		}
+		r.specs[string(id)] = x
+	}
+	return x, nil
+}
+
+func (r reader) want(id []byte) (w want, err error) {
+	tx := r.tx
 	if b := tx.Bucket(bTasks).Get(id); b != nil {
 		a := &dv1.Assignment{}
 		if err := proto.Unmarshal(b, a); err != nil {
 			return w, fmt.Errorf("task %x: %w", id, err)
 		}
-		w.task, w.spec = a.Task, a.Spec
+		if w.task, w.spec = a.Task, a.Spec; w.spec == nil {
+			if w.spec, err = r.spec(a.Task.GetSpecId()); err != nil {
+				return w, fmt.Errorf("task %x: %w", id, err)
+			}
+		}
 	}
 	if b := tx.Bucket(bTombs).Get(id); b != nil {
 		w.tomb = &dv1.Tombstone{}
@@ -317,8 +431,8 @@ func put(tx *bbolt.Tx, bucket, id []byte, m proto.Message) error {
 	return tx.Bucket(bucket).Put(id, b)
 }
 
-func last(tx *bbolt.Tx) (p Position) {
-	if v := tx.Bucket(bMeta).Get(kLast); len(v) == 24 {
+func position(tx *bbolt.Tx, key []byte) (p Position) {
+	if v := tx.Bucket(bMeta).Get(key); len(v) == 24 {
 		p = Position{binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:]), binary.BigEndian.Uint64(v[16:])}
 	}
 	return p

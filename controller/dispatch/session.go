@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -22,9 +21,6 @@ import (
 const ALPN = "drover-session/1"
 
 const maxMessage = 16 << 20
-
-// maxHolders bounds how many nodes with its image an assignment names.
-const maxHolders = 8
 
 // session is one agent's stream. Its maps and news are guarded by Hub.mu.
 type session struct {
@@ -307,11 +303,18 @@ func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.F
 	var seq int64
 	sent := uint64(0)
 	full := true
+	var parts []*dv1.Sync // of a sync that is under way
 	for {
 		m := &dv1.ToAgent{}
-		if sync := h.next(s, full, sent); sync != nil {
-			full, sent = false, sync.Index
-			sync.Sources = h.sources(s.node, sync.Tasks)
+		if len(parts) == 0 {
+			if parts = h.next(s, full, sent); len(parts) > 0 {
+				full, sent = false, parts[0].Index
+			}
+		}
+		if len(parts) > 0 {
+			sync := parts[0]
+			parts = parts[1:]
+			sync.Sources = h.sources(s.node, sync)
 			m.Of = &dv1.ToAgent_Sync{Sync: sync}
 		} else if r, news := h.changed(s), h.news(s); news || r != nil {
 			m.Of = &dv1.ToAgent_Changed{Changed: h.welcome("", s.node, r)}
@@ -338,48 +341,4 @@ func (h *Hub) news(s *session) bool {
 	n := s.news
 	s.news = false
 	return n
-}
-
-// next is what the agent lacks, nil if nothing. Marks are taken before the
-// state is read, so a state is never older than the index it is sent under.
-func (h *Hub) next(s *session, full bool, sent uint64) *dv1.Sync {
-	h.mu.Lock()
-	dirty, index := s.dirty, max(h.index, sent)
-	s.dirty = map[string]bool{}
-	h.mu.Unlock()
-	if !full && len(dirty) == 0 {
-		return nil
-	}
-	snap := h.o.Log.Snapshot()
-	out := &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: h.o.Log.Term(), Index: index, Full: full}
-	add := func(t *dv1.Task) {
-		spec := snap.Spec(t.SpecId)
-		a := &dv1.Assignment{Task: t, Spec: spec}
-		if !full && t.Attempt <= 1 { // who may lack its image
-			for _, id := range h.Holders(spec.GetDigest()) {
-				if n := snap.Node(id); id != s.node && n != nil && len(a.Holders) < maxHolders {
-					a.Holders = append(a.Holders, n.Addr)
-				}
-			}
-		}
-		out.Tasks = append(out.Tasks, a)
-	}
-	if full {
-		out.Index = max(index, snap.Index())
-		for t := range snap.TasksOfNode(s.node) {
-			add(t)
-		}
-	} else {
-		for _, id := range slices.Sorted(maps.Keys(dirty)) {
-			if t := snap.Task([]byte(id)); t != nil && t.NodeId == s.node {
-				add(t)
-			}
-		}
-	}
-	for t := range snap.Tombstones(s.node) {
-		if full || dirty[string(t.TaskId)] {
-			out.Tombstones = append(out.Tombstones, t)
-		}
-	}
-	return out
 }

@@ -610,7 +610,9 @@ func (x *Member) GetAddr() string {
 	return ""
 }
 
-// Sync is never a reason to remove: only tombstones are.
+// Sync is never a reason to remove: only tombstones are. A large one comes in parts
+// of one position, each with the specs of its own tasks: only with the last of them
+// the agent has taken the sync, and a full one said all that there is.
 type Sync struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -620,6 +622,9 @@ type Sync struct {
 	Tasks         []*Assignment          `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	Tombstones    []*Tombstone           `protobuf:"bytes,6,rep,name=tombstones,proto3" json:"tombstones,omitempty"`
 	Sources       []*Source              `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"` // of the tasks' images
+	Specs         []*Spec                `protobuf:"bytes,8,rep,name=specs,proto3" json:"specs,omitempty"`     // of the tasks
+	Part          uint32                 `protobuf:"varint,9,opt,name=part,proto3" json:"part,omitempty"`      // counts from 0
+	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`     // another part follows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -703,12 +708,34 @@ func (x *Sync) GetSources() []*Source {
 	return nil
 }
 
+func (x *Sync) GetSpecs() []*Spec {
+	if x != nil {
+		return x.Specs
+	}
+	return nil
+}
+
+func (x *Sync) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *Sync) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 // Source is what a node must know of an image besides its digest. It isn't stored.
 type Source struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	Grant         []byte                 `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`    // lets the node read it from others for a while
-	Public        bool                   `protobuf:"varint,3,opt,name=public,proto3" json:"public,omitempty"` // anybody may pull it from its registry
+	Grant         []byte                 `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`     // lets the node read it from others for a while
+	Public        bool                   `protobuf:"varint,3,opt,name=public,proto3" json:"public,omitempty"`  // anybody may pull it from its registry
+	Holders       []string               `protobuf:"bytes,4,rep,name=holders,proto3" json:"holders,omitempty"` // bulk addresses of some nodes that have it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -762,6 +789,13 @@ func (x *Source) GetPublic() bool {
 		return x.Public
 	}
 	return false
+}
+
+func (x *Source) GetHolders() []string {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
 }
 
 // Grant is a node's right to read an image's content from other nodes.
@@ -888,8 +922,7 @@ func (x *Granted) GetUntil() int64 {
 type Assignment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	Holders       []string               `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty"`
+	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"` // as agents' stores had it; else the sync or the store has it by its id
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -934,13 +967,6 @@ func (x *Assignment) GetTask() *Task {
 func (x *Assignment) GetSpec() *Spec {
 	if x != nil {
 		return x.Spec
-	}
-	return nil
-}
-
-func (x *Assignment) GetHolders() []string {
-	if x != nil {
-		return x.Holders
 	}
 	return nil
 }
@@ -1743,7 +1769,7 @@ const file_session_proto_rawDesc = "" +
 	"\arevoked\x18\x05 \x03(\tR\arevoked\".\n" +
 	"\x06Member\x12\x10\n" +
 	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x12\n" +
-	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xea\x01\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xb9\x02\n" +
 	"\x04Sync\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -1753,11 +1779,16 @@ const file_session_proto_rawDesc = "" +
 	"\n" +
 	"tombstones\x18\x06 \x03(\v2\x14.drover.v1.TombstoneR\n" +
 	"tombstones\x12+\n" +
-	"\asources\x18\a \x03(\v2\x11.drover.v1.SourceR\asources\"N\n" +
+	"\asources\x18\a \x03(\v2\x11.drover.v1.SourceR\asources\x12%\n" +
+	"\x05specs\x18\b \x03(\v2\x0f.drover.v1.SpecR\x05specs\x12\x12\n" +
+	"\x04part\x18\t \x01(\rR\x04part\x12\x12\n" +
+	"\x04more\x18\n" +
+	" \x01(\bR\x04more\"h\n" +
 	"\x06Source\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x14\n" +
 	"\x05grant\x18\x02 \x01(\fR\x05grant\x12\x16\n" +
-	"\x06public\x18\x03 \x01(\bR\x06public\"M\n" +
+	"\x06public\x18\x03 \x01(\bR\x06public\x12\x18\n" +
+	"\aholders\x18\x04 \x03(\tR\aholders\"M\n" +
 	"\x05Grant\x12\x12\n" +
 	"\x04said\x18\x01 \x01(\fR\x04said\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x12\n" +
@@ -1765,12 +1796,11 @@ const file_session_proto_rawDesc = "" +
 	"\aGranted\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
-	"\x05until\x18\x03 \x01(\x03R\x05until\"p\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"\\\n" +
 	"\n" +
 	"Assignment\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12#\n" +
-	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecR\x04spec\x12\x18\n" +
-	"\aholders\x18\x03 \x03(\tR\aholders\"6\n" +
+	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecR\x04specJ\x04\b\x03\x10\x04\"6\n" +
 	"\x04Acks\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
 	"\aremoved\x18\x02 \x03(\fR\aremoved\"\xcd\x01\n" +
@@ -1882,8 +1912,8 @@ var file_session_proto_goTypes = []any{
 	nil,                 // 24: drover.v1.Digest.SilentEntry
 	(*Node)(nil),        // 25: drover.v1.Node
 	(*Tombstone)(nil),   // 26: drover.v1.Tombstone
-	(*Task)(nil),        // 27: drover.v1.Task
-	(*Spec)(nil),        // 28: drover.v1.Spec
+	(*Spec)(nil),        // 27: drover.v1.Spec
+	(*Task)(nil),        // 28: drover.v1.Task
 	(Phase)(0),          // 29: drover.v1.Phase
 	(*Exit)(nil),        // 30: drover.v1.Exit
 	(*Port)(nil),        // 31: drover.v1.Port
@@ -1904,27 +1934,28 @@ var file_session_proto_depIdxs = []int32{
 	11, // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
 	26, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
 	8,  // 14: drover.v1.Sync.sources:type_name -> drover.v1.Source
-	27, // 15: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	28, // 16: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
-	14, // 17: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
-	15, // 18: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
-	16, // 19: drover.v1.Observation.events:type_name -> drover.v1.Happening
-	29, // 20: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	30, // 21: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	31, // 22: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	23, // 23: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
-	17, // 24: drover.v1.Holdings.all:type_name -> drover.v1.Holding
-	27, // 25: drover.v1.TaskView.task:type_name -> drover.v1.Task
-	14, // 26: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
-	24, // 27: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	22, // 28: drover.v1.Digest.holders:type_name -> drover.v1.Holders
-	0,  // 29: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 30: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	30, // [30:31] is the sub-list for method output_type
-	29, // [29:30] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	27, // 15: drover.v1.Sync.specs:type_name -> drover.v1.Spec
+	28, // 16: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	27, // 17: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	14, // 18: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
+	15, // 19: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
+	16, // 20: drover.v1.Observation.events:type_name -> drover.v1.Happening
+	29, // 21: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	30, // 22: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	31, // 23: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	23, // 24: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
+	17, // 25: drover.v1.Holdings.all:type_name -> drover.v1.Holding
+	28, // 26: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	14, // 27: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
+	24, // 28: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	22, // 29: drover.v1.Digest.holders:type_name -> drover.v1.Holders
+	0,  // 30: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 31: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	31, // [31:32] is the sub-list for method output_type
+	30, // [30:31] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }

@@ -1,0 +1,158 @@
+package dispatch
+
+import (
+	"bytes"
+	"cmp"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// maxPart bounds a part of a sync, but for what is larger by itself: well below what
+// an agent reads as one message, and stored before its controller seems silent.
+const maxPart = 512 << 10
+
+// sourceSize is about what a part takes for each of its images: most is the grant.
+const sourceSize = 2 << 10
+
+// next is what the agent lacks, in parts; none: nothing. Marks are taken before the
+// state is read, so a state is never older than the index it is sent under.
+func (h *Hub) next(s *session, full bool, sent uint64) []*dv1.Sync {
+	h.mu.Lock()
+	dirty, index := s.dirty, max(h.index, sent)
+	s.dirty = map[string]bool{}
+	h.mu.Unlock()
+	if !full && len(dirty) == 0 {
+		return nil
+	}
+	snap := h.o.Log.Snapshot()
+	var tasks []*dv1.Task
+	var tombs []*dv1.Tombstone
+	if full {
+		index = max(index, snap.Index())
+		tasks = slices.Collect(snap.TasksOfNode(s.node))
+		tombs = slices.Collect(snap.Tombstones(s.node))
+	}
+	for _, id := range slices.Sorted(maps.Keys(dirty)) {
+		if full {
+			break
+		}
+		if t := snap.Task([]byte(id)); t != nil && t.NodeId == s.node {
+			tasks = append(tasks, t)
+		}
+		if t := snap.Tombstone([]byte(id)); t.GetNodeId() == s.node {
+			tombs = append(tombs, t)
+		}
+	}
+	p := &parts{of: func() *dv1.Sync {
+		return &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: h.o.Log.Term(), Index: index, Full: full}
+	}}
+	// Tasks of one spec follow each other, so that a spec is said once, or again
+	// where a part ends among them.
+	slices.SortStableFunc(tasks, func(a, b *dv1.Task) int { return cmp.Or(bytes.Compare(a.SpecId, b.SpecId), bytes.Compare(a.Id, b.Id)) })
+	for _, t := range tasks {
+		p.task(t, snap.Spec(t.SpecId))
+	}
+	for _, t := range tombs {
+		p.room(proto.Size(t))
+		p.now.Tombstones = append(p.now.Tombstones, t)
+	}
+	return p.end()
+}
+
+// parts is a sync that is being put together.
+type parts struct {
+	of   func() *dv1.Sync // a part without anything
+	done []*dv1.Sync
+	now  *dv1.Sync
+	size int
+}
+
+func (p *parts) task(t *dv1.Task, spec *dv1.Spec) {
+	size := proto.Size(t)
+	if spec == nil || p.says(spec) && p.fits(size) {
+		p.room(size)
+	} else {
+		p.room(size + proto.Size(spec) + sourceSize)
+		p.now.Specs = append(p.now.Specs, spec)
+	}
+	p.now.Tasks = append(p.now.Tasks, &dv1.Assignment{Task: t})
+}
+
+func (p *parts) says(spec *dv1.Spec) bool {
+	said := p.now.GetSpecs()
+	return len(said) > 0 && said[len(said)-1] == spec
+}
+
+func (p *parts) fits(size int) bool { return p.size == 0 || p.size+size <= maxPart }
+
+// room makes place for size bytes, in another part if this one is full.
+func (p *parts) room(size int) {
+	if p.now != nil && !p.fits(size) {
+		p.end()
+	}
+	if p.now == nil {
+		p.now, p.size = p.of(), 0
+		p.now.Part = uint32(len(p.done))
+	}
+	p.size += size + 8
+}
+
+func (p *parts) end() []*dv1.Sync {
+	if p.now == nil && len(p.done) == 0 {
+		p.room(0)
+	}
+	if p.now != nil {
+		if n := len(p.done); n > 0 {
+			p.done[n-1].More = true
+		}
+		p.done, p.now = append(p.done, p.now), nil
+	}
+	return p.done
+}
+
+// maxHolders bounds how many nodes that have an image a source names.
+const maxHolders = 8
+
+// sources says of each image of a part what its node must know to get it: a full
+// sync has them all, so that an agent that forgot them has them again.
+func (h *Hub) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
+	snap := h.o.Log.Snapshot()
+	first := map[string]bool{} // specs of tasks whose node may lack the image
+	for _, a := range part.Tasks {
+		if !part.Full && a.Task.Attempt <= 1 {
+			first[string(a.Task.SpecId)] = true
+		}
+	}
+	of := map[string]*dv1.Source{}
+	for _, spec := range part.Specs {
+		d := spec.Digest
+		if d == "" {
+			continue
+		}
+		s := of[d]
+		if s == nil {
+			s = &dv1.Source{Digest: d, Public: snap.Image(d).GetPublic()}
+			if h.o.Grant != nil {
+				var err error
+				if s.Grant, err = h.o.Grant(node, d); err != nil {
+					h.o.Logger.Warn("a node gets no grant for an image", "node", node, "image", d, "err", err)
+				}
+			}
+			of[d] = s
+			out = append(out, s)
+		}
+		if !first[string(spec.Id)] || len(s.Holders) > 0 {
+			continue
+		}
+		for _, id := range h.Holders(d) {
+			if n := snap.Node(id); id != node && n != nil && n.Addr != "" && len(s.Holders) < maxHolders {
+				s.Holders = append(s.Holders, n.Addr)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,77 @@
+package dispatch
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// A node of many tasks with large specs holds a session: each spec comes once, in
+// parts that its agent reads, and a later one comes as ever.
+func TestALargeSyncComesInParts(t *testing.T) {
+	for _, c := range []struct{ tasks, specs, tombs, most int }{
+		{tasks: 90, specs: 1, most: 1},
+		{tasks: 5000, specs: 1, tombs: 5000, most: 6},
+		{tasks: 1000, specs: 1000, most: 501},
+		{tasks: 0, specs: 0, most: 1},
+	} {
+		t.Run(fmt.Sprintf("%d tasks of %d specs", c.tasks, c.specs), func(t *testing.T) {
+			f, open := start(t, "n1")
+			body := bytes.Repeat([]byte("x"), 190<<10)
+			effects := []*dv1.Effect{{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: "n1", Name: "a"}}}}
+			for i := range c.specs {
+				effects = append(effects, &dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: tid(i), Digest: "sha256:d", Body: body}}})
+			}
+			for i := range c.tasks {
+				effects = append(effects, &dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: tid(i), Name: fmt.Sprint("t", i), NodeId: "n1", SpecId: tid(i * 7 % c.specs)}}})
+			}
+			for i := range c.tombs {
+				effects = append(effects, &dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: tid(1e6 + i), NodeId: "n1"}}})
+			}
+			f.put(effects...)
+			st := open()
+			if err := st.Send(hello(1)); err != nil {
+				t.Fatal(err)
+			}
+			tasks, tombs, specs, n := map[string]bool{}, 0, 0, 0
+			for more := true; more; n++ {
+				y := sync1(t, st)
+				if err := st.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Beat{Beat: &dv1.Beat{}}}); err != nil {
+					t.Fatal(err)
+				}
+				if size := proto.Size(y); size > maxPart+200<<10 {
+					t.Fatalf("part %d is of %d bytes", n, size)
+				}
+				if !y.Full || y.Part != uint32(n) || y.Index != 1 {
+					t.Fatalf("part %d is part %d of sync %d, full %v", n, y.Part, y.Index, y.Full)
+				}
+				here := map[string]bool{}
+				for _, s := range y.Specs {
+					here[string(s.Id)] = true
+				}
+				for _, a := range y.Tasks {
+					if !here[string(a.Task.SpecId)] || a.Spec != nil {
+						t.Fatalf("part %d has a task without its spec", n)
+					}
+					tasks[string(a.Task.Id)] = true
+				}
+				if len(y.Specs) > 0 && (len(y.Sources) != 1 || y.Sources[0].Digest != "sha256:d") {
+					t.Fatalf("part %d says of images %v", n, y.Sources)
+				}
+				tombs, specs, more = tombs+len(y.Tombstones), specs+len(y.Specs), y.More
+			}
+			if len(tasks) != c.tasks || tombs != c.tombs || n > c.most || specs > c.specs+n-1 {
+				t.Fatalf("%d tasks, %d tombstones, %d specs in %d parts", len(tasks), tombs, specs, n)
+			}
+			f.put(&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: tid(2e6), NodeId: "n1", Name: "late"}}})
+			if y := sync1(t, st); y.Full || y.Part != 0 || y.More || len(y.Tasks) != 1 {
+				t.Fatalf("the next sync is %v", y)
+			}
+			_ = st.CloseRequest()
+		})
+	}
+}
