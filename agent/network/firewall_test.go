@@ -1,9 +1,11 @@
 package network
 
 import (
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -228,6 +230,9 @@ func TestATableThatTakesNoRulesDoesNotHinderOurs(t *testing.T) {
 	w.becomes("the owner's table is missing", func() bool { return strings.Contains(w.ruleset(), "policy drop") })
 	nft(t, "delete table ip drover_drv0\n")
 	w.becomes("drover's table is missing", func() bool { return strings.Contains(w.ruleset(), "drover_drv0") })
+	if changed, err := w.n.nft.reconcile(false); changed || err != nil {
+		t.Errorf("what is refused counts as a change: %v, %v", changed, err)
+	}
 	if _, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80")); err != nil {
 		t.Error(err)
 	}
@@ -323,4 +328,16 @@ func TestWhatIsNotPublishedIsNotReachedFromOutside(t *testing.T) {
 		}
 	}
 	w.reached("published", a, hostIP+":8080")
+}
+
+func TestIptablesLegacyIsNamed(t *testing.T) {
+	for tables, want := range map[string]bool{"": false, "nat\nfilter\n": true, "nat\n": false} {
+		file := filepath.Join(t.TempDir(), "names")
+		must(t, os.WriteFile(file, []byte(tables), 0o600))
+		var b strings.Builder
+		warnOfLegacy(slog.New(slog.NewTextHandler(&b, nil)), file, "drv0")
+		if got := strings.Contains(b.String(), "iptables-legacy"); got != want {
+			t.Errorf("with %q: %s", tables, &b)
+		}
+	}
 }

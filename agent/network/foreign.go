@@ -2,6 +2,10 @@ package network
 
 import (
 	"bytes"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -37,7 +41,7 @@ func (t *table) plan(r *ruleset) []change {
 		}
 		v, err := r.fate(ch, map[*nftables.Chain]bool{})
 		if err != nil {
-			t.log.Warn("a firewall chain of this host can't be read", "table", ch.Table.Name, "chain", ch.Name, "err", err)
+			t.warn(ch, "a chain of this host's firewall can't be read: published ports can't be reached if it drops what is forwarded", err)
 			continue
 		}
 		c := change{ch: ch, mark: t.mark(), link: t.bridge}
@@ -92,19 +96,33 @@ func (f change) do(c *nftables.Conn) error {
 	return nil
 }
 
-// tell logs how a change went; a refusal once, since it comes again with each look.
+// tell logs how a change went.
 func (t *table) tell(f change, err error) {
-	key := f.ch.Table.Name + "/" + f.ch.Name
-	log := t.log.With("table", f.ch.Table.Name, "chain", f.ch.Name)
 	switch {
-	case err == nil:
-		delete(t.warned, key)
-		if f.pass {
-			log.Info("this host's firewall drops forwarded packets: those of containers are let through")
-		}
-	case !t.warned[key]:
+	case err != nil:
+		t.warn(f.ch, "this host's firewall drops forwarded packets, and takes no rule of drover's: published ports can't be reached until it accepts what goes through the bridge "+t.bridge, err)
+	case f.pass:
+		delete(t.warned, f.ch.Table.Name+"/"+f.ch.Name)
+		t.log.Info("this host's firewall drops forwarded packets: those of containers are let through", "table", f.ch.Table.Name, "chain", f.ch.Name)
+	}
+}
+
+// warn says it once for a chain, since it comes again with each look.
+func (t *table) warn(ch *nftables.Chain, what string, err error) {
+	if key := ch.Table.Name + "/" + ch.Name; !t.warned[key] {
 		t.warned[key] = true
-		log.Warn("this host's firewall drops forwarded packets, and takes no rule of drover's: published ports can't be reached until it accepts what goes through the bridge", "bridge", t.bridge, "err", err)
+		t.log.Warn(what, "table", ch.Table.Name, "chain", ch.Name, "err", err)
+	}
+}
+
+// legacyTables names the iptables of before nftables that are in use, which nftables
+// doesn't show.
+const legacyTables = "/proc/thread-self/net/ip_tables_names"
+
+// warnOfLegacy says what can't be mended from here.
+func warnOfLegacy(log *slog.Logger, file, bridge string) {
+	if b, err := os.ReadFile(file); err == nil && slices.Contains(strings.Fields(string(b)), "filter") {
+		log.Warn("this host filters with iptables-legacy too, which drover doesn't look at: where its FORWARD drops, published ports can't be reached until it accepts what goes through the bridge", "bridge", bridge)
 	}
 }
 

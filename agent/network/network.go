@@ -86,6 +86,7 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	if err := ensureBridge(o.Bridge, n.gateway(), o.Subnet.Bits()); err != nil {
 		return nil, err
 	}
+	warnOfLegacy(o.Log, legacyTables, o.Bridge)
 	n.nft = newTable(o.Bridge, o.Subnet, o.Log)
 	var err error
 	if n.fire, err = watch(n.nft); err != nil {

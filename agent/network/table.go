@@ -107,29 +107,41 @@ func (t *table) repair(anew bool) (changed bool, err error) {
 	if !build && len(foreign) == 0 {
 		return false, nil
 	}
-	err = t.commit(build, foreign)
-	if err != nil && len(foreign) > 0 {
-		// A chain went meanwhile, or belongs to a process that owns its table. Ours
-		// doesn't wait for it.
-		err = nil
-		if build {
-			err = t.commit(true, nil)
-		}
-		for _, f := range foreign {
-			t.tell(f, t.commit(false, []change{f}))
-		}
-	} else if err == nil {
-		for _, f := range foreign {
-			t.tell(f, nil)
-		}
-	}
+	changed, err = t.apply(build, foreign)
 	if err != nil {
 		return false, fmt.Errorf("making the nftables table %s: %w", t.name(), err)
 	}
 	if build { // what came without the table went to the sockets that hold the ports
 		t.forgetDatagrams(t.all())
 	}
-	return true, nil
+	return changed, nil
+}
+
+// apply does it in one transaction. Where that is refused, a chain of others went
+// meanwhile, or belongs to a process that owns its table: ours doesn't wait for it,
+// and each of them is tried alone.
+func (t *table) apply(build bool, foreign []change) (changed bool, err error) {
+	if err = t.commit(build, foreign); err == nil {
+		for _, f := range foreign {
+			t.tell(f, nil)
+		}
+		return true, nil
+	}
+	if len(foreign) == 0 {
+		return false, err
+	}
+	if build {
+		if err := t.commit(true, nil); err != nil {
+			return false, err
+		}
+	}
+	changed = build
+	for _, f := range foreign {
+		err := t.commit(false, []change{f})
+		t.tell(f, err)
+		changed = changed || err == nil
+	}
+	return changed, nil
 }
 
 // forgetDatagrams is only logged where it fails: senders that begin anew are right.
