@@ -214,7 +214,7 @@ func (f *Fleet) watch(ctx context.Context, taskID string, done func(*dv1.TaskVie
 			f.rest(ctx)
 			continue
 		}
-		resp, err := p.do(ctx, http.MethodGet, prefix+"tasks/"+taskID, nil)
+		resp, err := p.do(ctx, laneLog, http.MethodGet, prefix+"tasks/"+taskID, nil)
 		if err != nil {
 			f.rest(ctx)
 			continue

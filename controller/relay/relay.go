@@ -86,10 +86,22 @@ type Relay struct {
 	turn  chan struct{} // closed when another controller leads
 }
 
+// A lane is what a connection to another controller is for. Requests of one lane
+// share what HTTP/2 lets a connection have in flight, so that a caller's request
+// which is not read, or is large, holds up neither what is decided nor sessions.
+type lane int
+
+const (
+	laneLog     lane = iota // proposals, and questions that answers depend on
+	laneSession             // frames of nodes' sessions
+	laneForward             // whole requests of callers, and traces
+	lanes
+)
+
+// peer is another controller.
 type peer struct {
 	addr string
-	http *http.Client
-	tr   *http2.Transport
+	http [lanes]*http.Client
 }
 
 // New makes a Relay.
@@ -101,7 +113,9 @@ func (r *Relay) Close() {
 	defer r.mu.Unlock()
 	r.shut = true
 	for _, p := range r.peers {
-		p.tr.CloseIdleConnections()
+		for _, c := range p.http {
+			c.CloseIdleConnections()
+		}
 	}
 }
 
@@ -192,19 +206,19 @@ func (r *Relay) peer(id, addr string) *peer {
 		return p
 	}
 	conf := r.o.TLS(id)
-	tr := &http2.Transport{
-		ReadIdleTimeout: 2 * time.Second, PingTimeout: time.Second,
-		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-			defer cancel()
-			c, err := (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
-			if err != nil {
-				return nil, fmt.Errorf("dialing controller %.12s at %s: %w", id, addr, err)
-			}
-			return c, nil
-		},
+	dial := func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		c, err := (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("dialing controller %.12s at %s: %w", id, addr, err)
+		}
+		return c, nil
 	}
-	p := &peer{addr: addr, tr: tr, http: &http.Client{Transport: tr}}
+	p := &peer{addr: addr}
+	for l := range p.http {
+		p.http[l] = &http.Client{Transport: &http2.Transport{ReadIdleTimeout: 2 * time.Second, PingTimeout: time.Second, DialTLSContext: dial}}
+	}
 	r.peers[id] = p
 	return p
 }
@@ -217,12 +231,12 @@ type refusal struct {
 
 func (e *refusal) Error() string { return e.msg }
 
-func (p *peer) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+func (p *peer) do(ctx context.Context, l lane, method, path string, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+p.addr+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	resp, err := p.http.Do(req)
+	resp, err := p.http[l].Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +249,7 @@ func (p *peer) do(ctx context.Context, method, path string, body []byte) (*http.
 }
 
 func (p *peer) message(ctx context.Context, method, path string, body []byte, m proto.Message) error {
-	resp, err := p.do(ctx, method, path, body)
+	resp, err := p.do(ctx, laneLog, method, path, body)
 	if err != nil {
 		return err
 	}

@@ -253,3 +253,97 @@ func TestASessionOutlivesItsFollowersDoubtsAndEndsWithAnotherLeader(t *testing.T
 		t.Error("the session ended as if its leader had ended it")
 	}
 }
+
+// stalled sends requests through a handler that nobody reads the body of.
+func stalled(t *testing.T, h http.Handler, n int, begun <-chan struct{}) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var sent sync.WaitGroup
+	for range n {
+		sent.Go(func() {
+			r := httptest.NewRequestWithContext(ctx, "POST", "/containers/web/stop", bytes.NewReader(make([]byte, maxBody)))
+			h.ServeHTTP(httptest.NewRecorder(), r)
+		})
+		<-begun
+	}
+	t.Cleanup(func() { cancel(); sent.Wait() })
+}
+
+func TestRequestsThatStallHoldUpNeitherProposalsNorSessions(t *testing.T) {
+	m := newMember()
+	begun := make(chan struct{})
+	lead(t, m, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case prefix + "propose":
+			_, _ = io.Copy(io.Discard, r.Body)
+			send(w, &dv1.CommandResult{Name: "done"})
+		case "/session":
+			echo(w, r)
+		default:
+			begun <- struct{}{}
+			<-r.Context().Done()
+		}
+	})
+	f := follower(t, m)
+	stalled(t, f.API(http.NotFoundHandler()), 3, begun)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for range 40 { // more than a connection may have in flight
+		res, err := f.Propose(ctx, &dv1.Command{Key: "k", Hash: make([]byte, 64<<10)})
+		if err != nil || res.Name != "done" {
+			t.Fatalf("a proposal: %v %v", res, err)
+		}
+	}
+	in, out := io.Pipe()
+	go func() {
+		_, _ = out.Write(make([]byte, 2<<20))
+		_ = out.Close()
+	}()
+	w := httptest.NewRecorder()
+	f.Sessions(http.NotFoundHandler()).ServeHTTP(w, httptest.NewRequestWithContext(ctx, "POST", "/session", in))
+	if w.Body.Len() != 2<<20 {
+		t.Errorf("a session passed %d bytes", w.Body.Len())
+	}
+}
+
+func TestForwardedRequestsThatStallHoldUpNoOthers(t *testing.T) {
+	m := newMember()
+	m.leads("me")
+	begun := make(chan struct{})
+	srv := httptest.NewUnstartedServer(follower(t, m).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/containers/create" {
+			_, _ = io.Copy(w, r.Body)
+			return
+		}
+		begun <- struct{}{}
+		<-r.Context().Done()
+	}), http.NotFoundHandler(), nil))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	stalled(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if resp, err := srv.Client().Do(asPeer(r, srv.URL)); err == nil {
+			_ = resp.Body.Close()
+		}
+	}), 3, begun)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	resp, err := srv.Client().Do(asPeer(httptest.NewRequestWithContext(ctx, "POST", "/containers/create", bytes.NewReader(make([]byte, maxBody))), srv.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n != maxBody {
+		t.Errorf("%d bytes came: %v", n, err)
+	}
+}
+
+// asPeer is a request as another controller sends it for a caller.
+func asPeer(r *http.Request, url string) *http.Request {
+	out, err := http.NewRequestWithContext(r.Context(), r.Method, url+r.URL.Path, r.Body)
+	if err != nil {
+		panic(err)
+	}
+	WithPrincipal(out.Header, pki.Principal{Kind: pki.KindUser, URI: "x"})
+	return out
+}

@@ -68,6 +68,14 @@ func (f *Fleet) Handler(api, sessions http.Handler, spans *trace.Store) http.Han
 			sessions.ServeHTTP(w, r)
 			return
 		}
+		// Until a body is read, it takes from what its connection may have in flight:
+		// a request that doesn't look at its body would hold up the others.
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			refuse(w, http.StatusRequestEntityTooLarge, tooLarge)
+			return
+		}
+		again(r, body)
 		api.ServeHTTP(w, r)
 	})
 }
@@ -136,7 +144,7 @@ func (r *Relay) Gather(ctx context.Context, path string) (out [][]byte) {
 			continue
 		}
 		all.Go(func() {
-			resp, err := r.peer(c.Id, c.Addr).do(ctx, http.MethodGet, prefix+path, nil)
+			resp, err := r.peer(c.Id, c.Addr).do(ctx, laneForward, http.MethodGet, prefix+path, nil)
 			if err != nil {
 				return
 			}
@@ -154,7 +162,7 @@ func (r *Relay) Gather(ctx context.Context, path string) (out [][]byte) {
 
 // Status asks a controller how far it is, in raft's index.
 func (r *Relay) Status(ctx context.Context, id, addr string) (uint64, error) {
-	resp, err := r.peer(id, addr).do(ctx, http.MethodGet, StatusPath, nil)
+	resp, err := r.peer(id, addr).do(ctx, laneLog, http.MethodGet, StatusPath, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -199,6 +207,8 @@ const (
 // maxBody bounds a request that is kept to be repeated.
 const maxBody = 1 << 20
 
+var tooLarge = fmt.Sprintf("request body is larger than %d bytes", maxBody)
+
 // API answers callers of this controller: local has what needs no leader, or is
 // the leader's own.
 func (f *Fleet) API(local http.Handler) http.Handler {
@@ -223,7 +233,7 @@ func (f *Fleet) API(local http.Handler) http.Handler {
 func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handler, change bool) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", maxBody))
+		refuse(w, http.StatusRequestEntityTooLarge, tooLarge)
 		return
 	}
 	p, _ := pki.PrincipalFrom(r.Context())
@@ -287,7 +297,7 @@ func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, b
 	if f.seen.Load() > 0 && req.Header.Get(headerIndex) == "" {
 		req.Header.Set(headerIndex, strconv.FormatUint(f.seen.Load(), 10))
 	}
-	resp, err := l.http.Do(req)
+	resp, err := l.http[laneForward].Do(req)
 	if err != nil {
 		return r.Context().Err() != nil
 	}
@@ -383,7 +393,7 @@ func (f *Fleet) session(w http.ResponseWriter, r *http.Request, l *peer, id stri
 	WithPrincipal(req.Header, p)
 	rc := http.NewResponseController(w)
 	_ = rc.EnableFullDuplex() // HTTP/2 is so anyway
-	resp, err := l.http.Do(req)
+	resp, err := l.http[laneSession].Do(req)
 	if err != nil {
 		http.Error(w, "the leader does not answer: "+err.Error(), http.StatusServiceUnavailable)
 		return
