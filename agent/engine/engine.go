@@ -64,6 +64,10 @@ type Engine struct {
 	images       imageCache
 	facts        func() facts
 
+	life context.Context // until Close
+	end  context.CancelFunc
+	wg   sync.WaitGroup // who accompanies execs
+
 	mu    sync.Mutex // guards the fields below
 	execs map[string]*execution
 }
@@ -93,6 +97,7 @@ func Open(_ context.Context, o Options) (*Engine, error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	e := &Engine{o: o, c: c, follow: f, boot: bootID(), recordWithin: recordWithin, facts: sync.OnceValue(readFacts), execs: map[string]*execution{}}
+	e.life, e.end = context.WithCancel(context.Background())
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
@@ -123,8 +128,12 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// Close lets go of containerd.
-func (e *Engine) Close() error { return errors.Join(e.follow.Close(), e.c.Close()) }
+// Close lets go of execs, which go on, and of containerd.
+func (e *Engine) Close() error {
+	e.end()
+	e.wg.Wait()
+	return errors.Join(e.follow.Close(), e.c.Close())
+}
 
 func (e *Engine) ctx(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, namespace)

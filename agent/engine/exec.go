@@ -11,24 +11,30 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
 )
 
+// keepExecs is how long an exec that ended may be asked for, as in docker.
+const keepExecs = 5 * time.Minute
+
 // execution is a process beside a task's own. It is known to the agent that made
-// it, and forgotten with the attempt.
+// it, and forgotten with the attempt, or keepExecs after its end.
 type execution struct {
 	id, taskID string
 	o          container.ExecCreateRequest
-	done       chan struct{} // closed when its end is known
+	ended      atomic.Int64 // Unix nanoseconds; 0: it may run
 
 	mu      sync.Mutex // guards the fields below
 	started bool
@@ -47,8 +53,13 @@ func (e *Engine) ExecCreate(ctx context.Context, id, execID string, o container.
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	for k, x := range e.execs {
+		if x.expired() {
+			delete(e.execs, k)
+		}
+	}
 	if e.execs[execID] == nil {
-		e.execs[execID] = &execution{id: execID, taskID: id, o: o, done: make(chan struct{})}
+		e.execs[execID] = &execution{id: execID, taskID: id, o: o}
 		e.o.Event(id, "exec_create: "+strings.Join(o.Cmd, " "), map[string]string{"execID": execID})
 	}
 	return nil
@@ -73,10 +84,15 @@ func (e *Engine) execution(id, execID string) (*execution, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	x := e.execs[execID]
-	if x == nil || id != "" && x.taskID != id {
+	if x == nil || x.expired() || id != "" && x.taskID != id {
 		return nil, fmt.Errorf("exec %s: %w", short(execID), task.ErrNotFound)
 	}
 	return x, nil
+}
+
+func (x *execution) expired() bool {
+	at := x.ended.Load()
+	return at > 0 && time.Since(time.Unix(0, at)) > keepExecs
 }
 
 func (e *Engine) forgetExecs(id string) {
@@ -128,7 +144,7 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 			code = se.Code
 		}
 		x.code = &code
-		close(x.done)
+		x.ended.Store(time.Now().UnixNano())
 		_, derr := p.Delete(context.WithoutCancel(ctx), client.WithProcessKill)
 		if derr != nil && !notFound(derr) {
 			err = errors.Join(err, derr)
@@ -141,40 +157,95 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 // run starts p with its streams connected. Called with x.mu held.
 func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock string, attach bool) (task.Stream, error) {
 	defer func() { _ = os.Remove(sock) }()
-	var c net.Conn
-	if attach {
-		var err error
-		if c, err = net.Dial("unix", sock); err != nil {
-			return nil, fmt.Errorf("connecting to the streams of exec %s: %w", short(x.id), err)
-		}
-	}
-	wctx := context.WithoutCancel(ctx)
-	ended, err := p.Wait(wctx)
-	if err == nil {
-		err = p.Start(ctx)
-	}
+	c, err := net.Dial("unix", sock)
 	if err != nil {
-		if c != nil {
-			_ = c.Close()
-		}
+		return nil, fmt.Errorf("connecting to the streams of exec %s: %w", short(x.id), err)
+	}
+	if err := p.Start(ctx); err != nil {
+		_ = c.Close()
 		return nil, startError("exec", x.o.Cmd[0], err)
 	}
 	x.p, x.pid = p, int(p.Pid())
-	go func() {
-		s := <-ended
-		code := int(s.ExitCode())
-		_, _ = p.Delete(wctx)
-		x.mu.Lock()
-		x.code = &code
-		x.mu.Unlock()
-		close(x.done)
-		e.o.Event(x.taskID, "exec_die", map[string]string{"execID": x.id, "exitCode": strconv.Itoa(code)})
-	}()
 	e.o.Event(x.taskID, "exec_start: "+strings.Join(x.o.Cmd, " "), map[string]string{"execID": x.id})
-	if c == nil {
+	r, w := io.Pipe()
+	e.wg.Go(func() { e.accompany(x, p, c, w) })
+	if !attach {
+		_ = r.Close()
 		return nil, nil
 	}
-	return &execStream{Conn: c, x: x}, nil
+	return &execStream{PipeReader: r, c: c.(*net.UnixConn)}, nil
+}
+
+// accompany hands on what an exec's shim sends, to its end, and lets go of it then.
+func (e *Engine) accompany(x *execution, p client.Process, c net.Conn, to *io.PipeWriter) {
+	stop := context.AfterFunc(e.life, func() { _, _ = c.Close(), to.Close() })
+	defer stop()
+	exit, err := handOn(c, to)
+	if err != nil { // the shim is of an earlier build, or was killed
+		exit = e.execExit(p)
+	}
+	if e.life.Err() != nil {
+		return
+	}
+	code := int(exit.Code)
+	x.mu.Lock()
+	x.code = &code
+	x.mu.Unlock()
+	x.ended.Store(time.Now().UnixNano())
+	e.o.Event(x.taskID, "exec_die", map[string]string{"execID": x.id, "exitCode": strconv.Itoa(code)})
+	if b, err := exitFrame(exit); err == nil {
+		_, _ = to.Write(b) // who left hears of no end
+	}
+	_, _ = c.Close(), to.Close()
+	e.retry(func() error { _, err := p.Delete(e.ctx(e.life)); return err })
+}
+
+// handOn passes frames on until the one with the exit. A reader that left stops
+// no process: what comes is read all the same.
+func handOn(from io.Reader, to io.Writer) (*dv1.Exit, error) {
+	for fr := bulk.NewFrameReader(from); ; {
+		kind, b, err := fr.Next()
+		if err != nil {
+			return nil, err
+		}
+		if kind == bulk.FrameExit {
+			x := &dv1.Exit{}
+			return x, protojson.Unmarshal(b, x)
+		}
+		_ = bulk.WriteFrame(to, kind, b)
+	}
+}
+
+// execExit asks containerd for an exec's exit, also across its restarts: the shim
+// keeps it until it is deleted.
+func (e *Engine) execExit(p client.Process) *dv1.Exit {
+	x := &dv1.Exit{Code: lostCode, At: time.Now().UnixNano()}
+	e.retry(func() error {
+		ended, err := p.Wait(e.ctx(e.life))
+		if err != nil {
+			return err
+		}
+		s := <-ended
+		if s.Error() == nil {
+			x.Code, x.At = int32(s.ExitCode()), s.ExitTime().UnixNano()
+		}
+		return s.Error()
+	})
+	return x
+}
+
+// retry calls f until it works, there is nothing to ask, or the engine is closed.
+func (e *Engine) retry(f func() error) {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		if err := f(); err == nil || notFound(err) {
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-e.life.Done():
+			return
+		}
+	}
 }
 
 // processSpec is the container's own process with what the exec changes.
@@ -214,51 +285,23 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 	return &p, nil
 }
 
-// execStream is an exec's socket; behind its end comes the exit.
+// execStream is an exec's frames, and its input.
 type execStream struct {
-	net.Conn
-	x    *execution
-	tail []byte
-	over bool
+	*io.PipeReader
+	c *net.UnixConn
 }
 
-func (s *execStream) Read(p []byte) (int, error) {
-	if !s.over {
-		n, err := s.Conn.Read(p)
-		if n > 0 || err == nil {
-			return n, nil
-		}
-		if !errors.Is(err, io.EOF) {
-			return 0, err
-		}
-		select { // the process may live on with its output closed
-		case <-s.x.done:
-		case <-time.After(2 * time.Second):
-			return 0, io.EOF
-		}
-		s.over = true
-		s.x.mu.Lock()
-		code := s.x.code
-		s.x.mu.Unlock()
-		if code != nil {
-			if s.tail, err = exitFrame(&dv1.Exit{Code: int32(*code), At: time.Now().UnixNano()}); err != nil {
-				return 0, err
-			}
-		}
-	}
-	if len(s.tail) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, s.tail)
-	s.tail = s.tail[n:]
-	return n, nil
-}
-
-func (s *execStream) Write(p []byte) (int, error) { return writeInput(s.Conn, p) }
+func (s *execStream) Write(p []byte) (int, error) { return writeInput(s.c, p) }
 
 func (s *execStream) CloseWrite() error {
-	_, err := s.Conn.Write(make([]byte, 4))
+	_, err := s.c.Write(make([]byte, 4))
 	return err
+}
+
+// Close ends the input, under a write that waits too. The exit still comes.
+func (s *execStream) Close() error {
+	_, _ = s.c.SetWriteDeadline(time.Unix(1, 0)), s.c.CloseWrite() // which may be closed by its end
+	return s.PipeReader.Close()
 }
 
 // ExecResize implements task.Engine.

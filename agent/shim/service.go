@@ -175,12 +175,19 @@ func (s *service) closeStdin(id, exec string) {
 	_, _ = s.CloseIO(context.Background(), &taskAPI.CloseIORequest{ID: id, ExecID: exec, Stdin: true})
 }
 
-// ended writes the exit record of a task before its exit is published.
+// ended writes the exit record of a task before its exit is published, and tells
+// who listens to an exec of its exit.
 func (s *service) ended(ctx context.Context, e *eventstypes.TaskExit) {
 	s.mu.Lock()
-	t := s.tasks[e.ContainerID]
+	t, x := s.tasks[e.ContainerID], s.execs[e.ContainerID+"/"+e.ID]
 	s.mu.Unlock()
-	if t == nil || e.ID != e.ContainerID || !t.hasBegun() {
+	if e.ID != e.ContainerID {
+		if x != nil {
+			x.ended(shimapi.ExecExit{Code: int32(e.ExitStatus), At: e.ExitedAt.AsTime().UnixNano()})
+		}
+		return
+	}
+	if t == nil || !t.hasBegun() {
 		return
 	}
 	t.waitOutput(outputWithin)

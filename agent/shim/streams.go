@@ -286,22 +286,31 @@ func (t *taskIO) close() {
 	})
 }
 
-// execIO is one exec's streams: no log, live frames to the first client.
+// execIO is one exec's streams: no log, live frames to the first client, and its
+// exit behind them.
 type execIO struct {
 	fifos
 	l     net.Listener
 	in    *stdin
+	out   sync.WaitGroup
+	moved atomic.Uint64 // counts begins and ends of frames that are sent: odd during one
 	clos  sync.Once
 	gone  chan struct{}
 	begun chan struct{} // closed when its process runs
+	over  chan struct{} // closed behind the last frame
+	first chan struct{} // closed when there is a client
+
+	once   sync.Once        // guards the two below
+	exit   shimapi.ExecExit // set before exited is closed
+	exited chan struct{}
 
 	mu     sync.Mutex // guards client; held while a frame is written, so that frames stay whole
 	client net.Conn
-	first  chan struct{}
 }
 
 func newExecIO(a shimapi.ExecIO, dir string, closeIO func()) (*execIO, error) {
-	e := &execIO{fifos: fifos{dir: dir, stdin: a.Stdin, tty: a.TTY}, first: make(chan struct{}), gone: make(chan struct{}), begun: make(chan struct{})}
+	e := &execIO{fifos: fifos{dir: dir, stdin: a.Stdin, tty: a.TTY}, first: make(chan struct{}), gone: make(chan struct{}),
+		begun: make(chan struct{}), over: make(chan struct{}), exited: make(chan struct{})}
 	if err := e.make(); err != nil {
 		return nil, err
 	}
@@ -314,14 +323,15 @@ func newExecIO(a shimapi.ExecIO, dir string, closeIO func()) (*execIO, error) {
 		return nil, err
 	}
 	go serve(e.l, e.take)
-	var w sync.WaitGroup
 	pump := func(path string, kind byte) {
-		w.Go(func() {
-			if a.Attach {
-				select {
-				case <-e.first:
-				case <-e.gone:
-				}
+		e.out.Go(func() {
+			if !a.Attach {
+				drain(path, func([]byte) {})
+				return
+			}
+			select {
+			case <-e.first:
+			case <-e.gone:
 			}
 			drain(path, func(p []byte) { e.send(kind, p) })
 		})
@@ -330,15 +340,7 @@ func newExecIO(a shimapi.ExecIO, dir string, closeIO func()) (*execIO, error) {
 	if errp != "" {
 		pump(errp, bulk.FrameStderr)
 	}
-	go func() { // the end of all output is the end of the stream
-		w.Wait()
-		e.mu.Lock()
-		if e.client != nil {
-			_ = e.client.Close()
-		}
-		e.mu.Unlock()
-		_ = e.l.Close()
-	}()
+	go e.finish()
 	return e, nil
 }
 
@@ -353,16 +355,80 @@ func (e *execIO) take(c net.Conn) {
 	e.mu.Unlock()
 	if e.in != nil {
 		e.in.feed(c, true)
-		return
+		select {
+		case <-e.gone:
+		default:
+			e.in.end() // no other client will come
+		}
+	} else {
+		_, _ = io.Copy(io.Discard, c)
 	}
-	_, _ = io.Copy(io.Discard, c)
+	<-e.over
 }
 
 func (e *execIO) send(kind byte, p []byte) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.moved.Add(1)
+	defer e.moved.Add(1)
 	if e.client != nil {
 		_ = bulk.WriteFrame(e.client, kind, p) // a client that left: the process goes on unheard
+	}
+}
+
+// ended is called when the process has; containerd may say so more than once.
+func (e *execIO) ended(x shimapi.ExecExit) {
+	e.once.Do(func() {
+		e.exit = x
+		close(e.exited)
+	})
+}
+
+// finish sends the exit behind all output, which ends the stream.
+func (e *execIO) finish() {
+	select {
+	case <-e.exited:
+		e.waitOutput()
+		select {
+		case <-e.first:
+		case <-e.gone:
+		case <-time.After(outputWithin): // nobody listens
+		}
+	case <-e.gone:
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.client != nil {
+		select {
+		case <-e.exited:
+			if b, err := json.Marshal(e.exit); err == nil {
+				_ = bulk.WriteFrame(e.client, bulk.FrameExit, b)
+			}
+		default: // it never began
+		}
+	}
+	close(e.over)
+	_ = e.l.Close()
+}
+
+// waitOutput returns when all output was sent, or none came for a while: others
+// may hold the pipes open for ever. A client that reads slowly is waited for.
+func (e *execIO) waitOutput() {
+	done := make(chan struct{})
+	go func() { e.out.Wait(); close(done) }()
+	for before := e.moved.Load(); ; {
+		select {
+		case <-done:
+			return
+		case <-e.gone:
+			return
+		case <-time.After(outputWithin):
+		}
+		now := e.moved.Load()
+		if now == before && now%2 == 0 {
+			return
+		}
+		before = now
 	}
 }
 

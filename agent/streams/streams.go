@@ -96,7 +96,6 @@ type server struct {
 	told  func(bulk.PullRequest)
 	read  func(context.Context, string) ([]byte, error)
 	calls Calls
-	execs sync.Map // exec id -> task id, for what this agent made
 }
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) {
@@ -249,17 +248,11 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	s.execs.Store(eid, id)
 	writeJSON(w, http.StatusCreated, map[string]string{"Id": eid})
 }
 
-// taskOf finds an exec's task: as made here, else as the caller says.
-func (s *server) taskOf(r *http.Request) string {
-	if id, ok := s.execs.Load(r.PathValue("id")); ok {
-		return id.(string)
-	}
-	return r.URL.Query().Get("task")
-}
+// taskOf is the task that a caller says an exec is of; "" is any.
+func taskOf(r *http.Request) string { return r.URL.Query().Get("task") }
 
 func (s *server) execStart(w http.ResponseWriter, r *http.Request) {
 	width, height, err := size(r)
@@ -268,7 +261,7 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	attach := flag(r.URL.Query().Get("attach"))
-	st, err := s.e.ExecStart(r.Context(), s.taskOf(r), r.PathValue("id"), attach, width, height)
+	st, err := s.e.ExecStart(r.Context(), taskOf(r), r.PathValue("id"), attach, width, height)
 	if err != nil {
 		refuse(w, err)
 		return
@@ -286,7 +279,7 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) {
 func (s *server) execResize(w http.ResponseWriter, r *http.Request) {
 	width, height, err := size(r)
 	if err == nil {
-		err = s.e.ExecResize(r.Context(), s.taskOf(r), r.PathValue("id"), width, height)
+		err = s.e.ExecResize(r.Context(), taskOf(r), r.PathValue("id"), width, height)
 	}
 	if err != nil {
 		refuse(w, err)
@@ -296,7 +289,7 @@ func (s *server) execResize(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) execInspect(w http.ResponseWriter, r *http.Request) {
-	st, err := s.e.ExecInspect(r.Context(), s.taskOf(r), r.PathValue("id"))
+	st, err := s.e.ExecInspect(r.Context(), taskOf(r), r.PathValue("id"))
 	if err != nil {
 		refuse(w, err)
 		return

@@ -79,7 +79,9 @@ func ParseStdio(addr string) (s Stdio, ok bool, err error) {
 	return s, true, nil
 }
 
-// ExecIO is where an exec's streams go: frames out and stdin in over Socket.
+// ExecIO is where an exec's streams go: frames out and stdin in over Socket. The
+// first client gets the output, and behind it a frame with an ExecExit; shims of
+// earlier builds end the stream without one.
 type ExecIO struct {
 	Socket string
 	Attach bool // output waits for the first client; without it, it is discarded
@@ -107,6 +109,12 @@ func ParseExecIO(addr string) (e ExecIO, ok bool, err error) {
 		return e, true, errors.New("exec address: sock is needed")
 	}
 	return e, true, nil
+}
+
+// ExecExit is how an exec ended. Its JSON is what protobuf makes of an Exit.
+type ExecExit struct {
+	Code int32 `json:"code"`
+	At   int64 `json:"at,string"` // Unix nanoseconds
 }
 
 // Exit is the durable record of an attempt's end.
