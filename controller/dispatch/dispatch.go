@@ -51,7 +51,7 @@ type Hub struct {
 	clocks clocks
 	index  uint64 // of the last commit told to sessions
 	nodes  map[string]*node
-	tasks  map[string]observed // by hex id
+	told
 
 	members members
 }
@@ -61,7 +61,6 @@ type node struct {
 	session *session
 	heard   time.Time
 	spared  time.Time // counts as heard for its silence: it has a grace to come back
-	images  map[string]bool
 }
 
 // New makes a Hub without sessions.
@@ -81,7 +80,7 @@ func New(o Options) *Hub {
 	if o.Probe == nil {
 		o.Probe = func(context.Context, string) bool { return false }
 	}
-	return &Hub{o: o, led: make(chan struct{}), nodes: map[string]*node{}, tasks: map[string]observed{}, members: members{addrs: map[string]string{}}}
+	return &Hub{o: o, led: make(chan struct{}), nodes: map[string]*node{}, told: newTold(), members: members{addrs: map[string]string{}}}
 }
 
 // Run is one term of this controller's leadership, which ends with ctx: the Hub
@@ -112,7 +111,7 @@ func (h *Hub) lead(leads bool) {
 			n.session.cancel(errDeposed)
 		}
 	}
-	h.nodes, h.tasks = map[string]*node{}, map[string]observed{}
+	h.nodes, h.told = map[string]*node{}, newTold()
 	h.members.seed(h.o.Log.Snapshot())
 }
 
@@ -132,6 +131,8 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 			h.member(of.Identity.Uri)
 		case *dv1.Effect_Node:
 			h.moved(of.Node)
+		case *dv1.Effect_DeleteNode:
+			h.gone(of.DeleteNode)
 		case *dv1.Effect_Controller, *dv1.Effect_DeleteController, *dv1.Effect_Sealed, *dv1.Effect_DeleteSealed:
 			for _, n := range h.nodes {
 				if n.session != nil {
@@ -141,7 +142,7 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 			}
 		case *dv1.Effect_DeleteTombstone:
 			// The agent is done with the task: so is what was seen of it.
-			delete(h.tasks, hex.EncodeToString(of.DeleteTombstone))
+			h.unsee(hex.EncodeToString(of.DeleteTombstone))
 		}
 	}
 }
@@ -176,15 +177,12 @@ func poke(c chan struct{}) {
 	}
 }
 
-// Holders gives the nodes that reported an image's content.
-func (h *Hub) Holders(digest string) []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	var out []string
-	for id, n := range h.nodes {
-		if n.images[digest] {
-			out = append(out, id)
-		}
+// gone forgets a removed node, with mu held.
+func (h *Hub) gone(id string) {
+	if n := h.nodes[id]; n != nil && n.session != nil {
+		n.session.cancel(errRemoved)
 	}
-	return out
+	delete(h.nodes, id)
+	delete(h.members.addrs, id)
+	h.forget(id)
 }

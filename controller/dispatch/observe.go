@@ -2,10 +2,21 @@ package dispatch
 
 import (
 	"encoding/hex"
+	"maps"
+	"slices"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
+
+// told is what agents said last. Of a node it is found, and forgotten, without a look
+// at the others: after an election all of them say everything at once.
+type told struct {
+	tasks   map[string]observed        // by hex id
+	byNode  map[string]map[string]bool // hex ids of tasks
+	images  map[string]map[string]bool // digests, by node
+	holders map[string]map[string]bool // nodes, by digest
+}
 
 // observed is a task's last status, from the node that the task is on.
 type observed struct {
@@ -13,11 +24,68 @@ type observed struct {
 	status *dv1.TaskStatus
 }
 
+func newTold() told {
+	return told{map[string]observed{}, map[string]map[string]bool{}, map[string]map[string]bool{}, map[string]map[string]bool{}}
+}
+
+func (t *told) see(node, id string, st *dv1.TaskStatus) {
+	t.tasks[id] = observed{node, st}
+	enter(t.byNode, node, id)
+}
+
+func (t *told) unsee(id string) {
+	if o, ok := t.tasks[id]; ok {
+		delete(t.tasks, id)
+		leave(t.byNode, o.node, id)
+	}
+}
+
+func (t *told) has(node, digest string) {
+	enter(t.images, node, digest)
+	enter(t.holders, digest, node)
+}
+
+func (t *told) lacks(node, digest string) {
+	leave(t.images, node, digest)
+	leave(t.holders, digest, node)
+}
+
+func (t *told) forget(node string) {
+	for id := range t.byNode[node] {
+		delete(t.tasks, id)
+	}
+	delete(t.byNode, node)
+	for digest := range t.images[node] {
+		leave(t.holders, digest, node)
+	}
+	delete(t.images, node)
+}
+
+func enter(m map[string]map[string]bool, a, b string) {
+	if m[a] == nil {
+		m[a] = map[string]bool{}
+	}
+	m[a][b] = true
+}
+
+func leave(m map[string]map[string]bool, a, b string) {
+	if delete(m[a], b); len(m[a]) == 0 {
+		delete(m, a)
+	}
+}
+
 // Observed is the last status of a task, nil if none was reported.
 func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.tasks[taskID].status
+}
+
+// Holders gives the nodes that reported an image's content.
+func (h *Hub) Holders(digest string) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Keys(h.holders[digest]))
 }
 
 // own says whether a task is a node's to speak of: it was placed there, and is there
@@ -40,33 +108,32 @@ func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport
 		return nil
 	}
 	if o.Full {
-		n.images = map[string]bool{}
 		h.forget(s.node)
 	}
 	for _, i := range o.Images {
-		n.images[i.Digest] = true
+		h.has(s.node, i.Digest)
 	}
 	for _, d := range o.ImagesGone {
-		delete(n.images, d)
+		h.lacks(s.node, d)
 	}
-	var told []string
+	var changed []string
 	for _, st := range o.Tasks {
 		if !own(snap, s.node, st.Id) {
 			continue
 		}
 		id := hex.EncodeToString(st.Id)
-		told = append(told, id)
+		changed = append(changed, id)
 		if st.Gone {
-			delete(h.tasks, id)
+			h.unsee(id)
 			continue
 		}
-		h.tasks[id] = observed{s.node, st}
+		h.see(s.node, id, st)
 		if r := missing(snap.Task(st.Id), st); r != nil {
 			reports = append(reports, r)
 		}
 	}
 	h.mu.Unlock()
-	for _, id := range told {
+	for _, id := range changed {
 		h.o.OnStatus(id)
 	}
 	for _, e := range o.Events {
@@ -75,15 +142,6 @@ func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport
 		}
 	}
 	return reports
-}
-
-// forget drops a node's statuses, with mu held.
-func (h *Hub) forget(node string) {
-	for id, t := range h.tasks {
-		if t.node == node {
-			delete(h.tasks, id)
-		}
-	}
 }
 
 // missing is what the log does not know yet of a status: the first running and

@@ -160,7 +160,7 @@ func TestWhatNoEntryTakesIsReportedInParts(t *testing.T) {
 func TestTombstonesThatNoEntryTakesAreAcknowledgedInParts(t *testing.T) {
 	const tombs = 4000
 	node, hub := quorum(t)
-	var all []*dv1.Effect
+	all := []*dv1.Effect{aNode("n1")}
 	for i := range tombs {
 		all = append(all, &dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: tid(i), NodeId: "n1"}}})
 	}

@@ -116,7 +116,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	err = h.receive(s, st, quiet)
 	cancel(err)
 	wg.Wait()
-	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) || errors.Is(cause, errSilent) || errors.Is(cause, errDeposed) {
+	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) || errors.Is(cause, errSilent) || errors.Is(cause, errDeposed) || errors.Is(cause, errRemoved) {
 		return connect.NewError(connect.CodeAborted, fmt.Errorf("session of node %s: %w", s.node, cause))
 	}
 	return err
@@ -132,9 +132,14 @@ func (h *Hub) welcome(subnet, node string, r *dv1.Roster) *dv1.Welcome {
 	for c := range snap.Controllers() {
 		w.Controllers = append(w.Controllers, c.Addr)
 	}
-	for n := range snap.Nodes() {
-		if n.Id != node && n.Addr != "" && len(w.Peers) < gossipPeers {
-			w.Peers = append(w.Peers, n.Addr)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, addr := range h.members.addrs { // in no order: not everybody is told the same few
+		if len(w.Peers) == gossipPeers {
+			break
+		}
+		if id != node && addr != "" {
+			w.Peers = append(w.Peers, addr)
 		}
 	}
 	return w
@@ -143,6 +148,7 @@ func (h *Hub) welcome(subnet, node string, r *dv1.Roster) *dv1.Welcome {
 // Why the control plane ends a session.
 var (
 	errDeposed    = errors.New("another controller leads now")
+	errRemoved    = errors.New("this node was removed from its fleet")
 	errSuperseded = errors.New("a newer session of this node took over")
 	errSilent     = fmt.Errorf("nothing was heard for %v", SuspectAfter)
 )
@@ -216,9 +222,12 @@ func (h *Hub) enter(s *session, number uint64) error {
 	if !h.leads {
 		return errDeposed
 	}
+	if h.o.Log.Snapshot().Node(s.node) == nil {
+		return errRemoved
+	}
 	n := h.nodes[s.node]
 	if n == nil {
-		n = &node{images: map[string]bool{}}
+		n = &node{}
 		h.nodes[s.node] = n
 	}
 	if number <= n.highest {
