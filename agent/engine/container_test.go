@@ -198,6 +198,32 @@ func TestAFIFOForUsersHoldsNothingUp(t *testing.T) {
 	}
 }
 
+// Nor does one that a container left for its next attempt.
+func TestAFIFOOfTheLastAttemptIsRefused(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	if _, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	id, err := w.made(ctx, e, w.ref, w.dgst, nil, "sh", "-c", "mkdir -p /etc; rm -f /etc/passwd; mkfifo /etc/passwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Start(ctx, id, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Wait(ctx, id, 1); err != nil {
+		t.Fatal(err)
+	}
+	_, err = e.Start(ctx, id, 2, nil)
+	var se *task.StartError
+	if !errors.As(err, &se) || se.Code != 125 || !strings.Contains(se.Message, "its /etc/passwd is a FIFO") {
+		t.Errorf("the second attempt: %v", err)
+	}
+}
+
 // What a spec asks for, as the kernel gives it.
 func TestContainersAreAsDockersAre(t *testing.T) {
 	w := newWorld(t)

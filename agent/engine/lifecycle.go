@@ -145,6 +145,11 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 	if err := loadProfile(e.facts()); err != nil {
 		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
 	}
+	if before.Number > 0 { // Prepare looked at the image; this is what the last attempt made of it
+		if err := e.startable(ctx, s.ID); err != nil {
+			return out, err
+		}
+	}
 	began := time.Now()
 	net, err := e.connect(ctx, s, ports)
 	if err != nil {

@@ -37,6 +37,18 @@ func withUser(name string, groups []string) oci.SpecOpts {
 	}
 }
 
+// startable refuses a container whose files would block runc.
+func (e *Engine) startable(ctx context.Context, id string) error {
+	mounts, err := e.c.SnapshotService(snapshotter).Mounts(ctx, id)
+	if err != nil {
+		return fmt.Errorf("looking at the files of %s: %w", short(id), err)
+	}
+	return mount.WithReadonlyTempMount(ctx, mounts, func(root string) error {
+		_, err := lookUser(root, "", nil)
+		return err
+	})
+}
+
 // userIn looks a user up in the root of a running process.
 func userIn(pid int, name string) (specs.User, error) {
 	return lookUser(filepath.Join("/proc", strconv.Itoa(pid), "root"), name, nil)
