@@ -306,6 +306,19 @@ func TestAHostThatDidNotForwardIsNobodysRouter(t *testing.T) {
 	}
 }
 
+// A chain of that name can be anything.
+func TestAForwardChainOfNoHookKeepsNoNodeFromWorking(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.n.Close())
+	forwarding(t, "0")
+	nft(t, "table ip filter {\n chain FORWARD { accept; }\n}\n")
+	w.open()
+	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+	must(t, err)
+	w.answer(a, 80)
+	w.reached("with such a chain", a, hostIP+":8080")
+}
+
 // The host routes for containers, not from the neighbours to them.
 func TestWhatIsNotPublishedIsNotReachedFromOutside(t *testing.T) {
 	w := newWorld(t)

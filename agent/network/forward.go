@@ -75,6 +75,10 @@ func (t *table) guard(policy nftables.ChainPolicy) error {
 	}
 	ch := forwardChain()
 	if old := r.find(ch.Table.Family, ch.Table.Name, ch.Name); old != nil {
+		if old.Hooknum == nil {
+			t.log.Warn("this host forwards packets for containers, and its chain FORWARD is no hook's: whether others' packets are forwarded is up to its other rules")
+			return nil
+		}
 		ch = &nftables.Chain{Name: old.Name, Table: old.Table} // its type and hook can't be changed
 	}
 	ch.Policy = &policy
