@@ -214,6 +214,9 @@ func spanName(_ string, r *http.Request) string {
 var seen atomic.Uint64
 
 func note(r *http.Response) {
+	if c, ok := r.Request.Context().Value(keyKey{}).(*call); ok && r.StatusCode == http.StatusServiceUnavailable && r.Header.Get("Retry-After") != "" {
+		c.later.Store(r.Header.Get("Drover-Undecided") != "" || seen.Load() > 0)
+	}
 	i, err := strconv.ParseUint(r.Header.Get("Drover-Index"), 10, 64)
 	for err == nil {
 		old := seen.Load()
@@ -237,9 +240,9 @@ var staleOnce = sync.OnceFunc(func() {
 // says what this command has seen, where it is, and that it reads frames.
 func (t Target) mark(r *http.Request) error {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		k, ok := r.Context().Value(keyKey{}).(string)
-		if !ok {
-			k = key()
+		k := key()
+		if c, ok := r.Context().Value(keyKey{}).(*call); ok {
+			k = c.key
 		}
 		r.Header.Set("Drover-Idempotency-Key", k)
 	}

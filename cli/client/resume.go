@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -48,7 +49,15 @@ func (c *fleetClient) Ping(ctx context.Context, o client.PingOptions) (client.Pi
 	return c.APIClient.Ping(ctx, o)
 }
 
+// keyKey is the context's key of a *call.
 type keyKey struct{}
+
+// call is a request that may be asked again, always with one key.
+type call struct {
+	key   string
+	later atomic.Bool // the fleet asks to ask again
+}
+
 type afterKey struct{}
 
 // broken says whether a connection, not the fleet, is why something failed.
@@ -57,12 +66,16 @@ func broken(err error) bool {
 		errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
 }
 
-// again asks until it is not the connection that fails, with one key.
+// again asks until it is not the connection that fails, with one key: what was done
+// in the meantime is not done twice. What may be done already, and what a command
+// does that has begun, is asked again for lack of a leader, too.
 func again[R any](ctx context.Context, f func(context.Context) (R, error)) (R, error) {
-	ctx = context.WithValue(ctx, keyKey{}, key())
+	c := &call{key: key()}
+	ctx = context.WithValue(ctx, keyKey{}, c)
 	for end := time.Now().Add(goOn); ; {
 		r, err := f(ctx)
-		if err == nil || !broken(err) || ctx.Err() != nil || time.Now().After(end) {
+		later := c.later.Swap(false)
+		if err == nil || !later && !broken(err) || ctx.Err() != nil || time.Now().After(end) {
 			return r, err
 		}
 		rest(ctx)

@@ -14,6 +14,13 @@ import (
 	"github.com/moby/moby/api/types/common"
 )
 
+// ErrNoLeader says that a Fleet found no controller that decides. Asking again
+// later, with the same key, does no harm.
+var ErrNoLeader = errors.New("the controllers have no leader: a majority of them must reach each other")
+
+// ErrUndecided goes with ErrNoLeader where a leader was asked that is no more.
+var ErrUndecided = errors.New("whether this was done is not known: the last leader was lost meanwhile")
+
 // apiError is an answer with a status of its own.
 type apiError struct {
 	code int
@@ -52,6 +59,12 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, &e):
 		code = e.code
+	case errors.Is(err, ErrNoLeader):
+		code = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", "1")
+		if errors.Is(err, ErrUndecided) {
+			w.Header().Set(HeaderUndecided, "1")
+		}
 	case r.Context().Err() != nil:
 		return // nobody reads it
 	case errors.Is(err, context.DeadlineExceeded):

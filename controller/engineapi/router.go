@@ -31,16 +31,17 @@ import (
 
 // Headers beyond docker's.
 const (
-	HeaderIndex   = "Drover-Index"   // in: the least raft index to answer from; out: the one answered from
-	HeaderMissing = "Drover-Missing" // out: nodes that did not take part
-	HeaderStale   = "Drover-Stale"   // out: no controller leads; this is what the one that answered knew last
-	HeaderKey     = "Drover-Idempotency-Key"
-	HeaderOn      = "Drover-On" // in: placement constraints, comma separated
-	HeaderTrace   = "Drover-Trace"
-	HeaderContact = "Drover-Contact" // in: id of the node whose host the client believes it talks to
-	HeaderFrames  = "Drover-Frames"  // in: attached streams come in frames, with their begin and end
-	HeaderAfter   = "Drover-After"   // in: a wait is taken up that began at this raft index
-	HeaderWarning = "Drover-Warning" // out: what the client should know
+	HeaderIndex     = "Drover-Index"   // in: the least raft index to answer from; out: the one answered from
+	HeaderMissing   = "Drover-Missing" // out: nodes that did not take part
+	HeaderStale     = "Drover-Stale"   // out: no controller leads; this is what the one that answered knew last
+	HeaderKey       = "Drover-Idempotency-Key"
+	HeaderOn        = "Drover-On" // in: placement constraints, comma separated
+	HeaderTrace     = "Drover-Trace"
+	HeaderContact   = "Drover-Contact"   // in: id of the node whose host the client believes it talks to
+	HeaderFrames    = "Drover-Frames"    // in: attached streams come in frames, with their begin and end
+	HeaderUndecided = "Drover-Undecided" // out: the change may have been made; the same key tells, once there is a leader
+	HeaderAfter     = "Drover-After"     // in: a wait is taken up that began at this raft index
+	HeaderWarning   = "Drover-Warning"   // out: what the client should know
 )
 
 // Range of API versions, and docker's engine version that it goes with.

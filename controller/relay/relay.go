@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/consensus"
+	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
@@ -50,7 +51,7 @@ const (
 )
 
 // ErrNoLeader: this controller knows of no leader that answers.
-var ErrNoLeader = errors.New("the controllers have no leader: a majority of them must reach each other")
+var ErrNoLeader = engineapi.ErrNoLeader
 
 // Log is what a relay needs of consensus.
 type Log interface {
@@ -282,9 +283,11 @@ func (r *Relay) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 func (r *Relay) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	enough := time.NewTimer(patience)
 	defer enough.Stop()
+	maybe := false // it was decided
 	for {
 		changed := r.o.Log.Changed()
 		res, err := r.propose(ctx, c)
+		maybe = maybe || errors.Is(err, consensus.ErrRetry)
 		again := errors.Is(err, consensus.ErrNotLeader) || errors.Is(err, consensus.ErrRetry) && c.GetKey() != ""
 		if !again || ctx.Err() != nil {
 			return res, err
@@ -293,10 +296,10 @@ func (r *Relay) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 		case <-changed:
 		case <-time.After(pause):
 		case <-enough.C:
-			if errors.Is(err, consensus.ErrNotLeader) {
-				return nil, ErrNoLeader
+			if maybe {
+				return nil, fmt.Errorf("%w; %w (%w)", ErrNoLeader, engineapi.ErrUndecided, consensus.ErrRetry)
 			}
-			return nil, err
+			return nil, ErrNoLeader
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

@@ -27,6 +27,7 @@ import (
 type member struct {
 	mu      sync.Mutex // guards the fields below
 	snap    *state.Snapshot
+	refuses error             // what the next proposal gets; nil: consensus.ErrNotLeader
 	leader  string            // its id, "" for none
 	addrs   map[string]string // by id
 	changed chan struct{}
@@ -57,6 +58,12 @@ func (m *member) apply(e ...*dv1.Effect) {
 }
 
 func (m *member) Propose(context.Context, *dv1.Command) (*dv1.CommandResult, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.refuses; err != nil {
+		m.refuses = nil
+		return nil, err
+	}
 	return nil, consensus.ErrNotLeader
 }
 
@@ -346,4 +353,46 @@ func asPeer(r *http.Request, url string) *http.Request {
 	}
 	WithPrincipal(out.Header, pki.Principal{Kind: pki.KindUser, URI: "x"})
 	return out
+}
+
+// A change without a leader is to be asked again, and nobody is told that it was
+// not done who can't know.
+func TestAChangeWithoutALeaderIsToBeAskedAgain(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		refuses error
+		unsure  bool
+	}{
+		{"no leader", consensus.ErrNotLeader, false},
+		{"it was lost in the middle", consensus.ErrRetry, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMember()
+				m.apply(web()...)
+				m.leads("me")
+				m.refuses = tc.refuses
+				w, took := ask(api(t, m), "POST", "/containers/web/rename?name=other")
+				if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || took < patience || (w.Header().Get(engineapi.HeaderUndecided) != "") != tc.unsure {
+					t.Errorf("after %v: %d %s", took, w.Code, w.Body)
+				}
+			})
+		})
+	}
+}
+
+func TestALeaderThatIsLostWithARequestMayHaveDoneIt(t *testing.T) {
+	m := newMember()
+	lead(t, m, func(http.ResponseWriter, *http.Request) {
+		m.leads("")
+		panic(http.ErrAbortHandler)
+	})
+	w, _ := ask(api(t, m), "POST", "/containers/web/start")
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || w.Header().Get(engineapi.HeaderUndecided) == "" {
+		t.Errorf("the answer is %d %s", w.Code, w.Body)
+	}
+	w, _ = ask(api(t, m), "POST", "/containers/web/start")
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get(engineapi.HeaderUndecided) != "" {
+		t.Errorf("a request that reached nobody: %d %s", w.Code, w.Body)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -243,6 +244,7 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handl
 	}
 	enough := time.NewTimer(wait)
 	defer enough.Stop()
+	asked := false // a leader, which did not answer
 	for {
 		changed := f.o.Log.Changed()
 		if f.Leads() {
@@ -251,7 +253,7 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handl
 			return
 		}
 		if l, id := f.leader(); l != nil {
-			if f.to(w, r, l, id, body, p) {
+			if f.to(w, r, l, id, body, p, &asked) {
 				return
 			}
 		}
@@ -261,7 +263,12 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handl
 		case <-enough.C:
 			if change {
 				w.Header().Set("Retry-After", "1")
-				refuse(w, http.StatusServiceUnavailable, ErrNoLeader.Error())
+				msg := ErrNoLeader.Error()
+				if asked {
+					w.Header().Set(engineapi.HeaderUndecided, "1")
+					msg += "; " + engineapi.ErrUndecided.Error()
+				}
+				refuse(w, http.StatusServiceUnavailable, msg)
 				return
 			}
 			again(r, body)
@@ -279,8 +286,9 @@ func again(r *http.Request, body []byte) { r.Body = io.NopCloser(bytes.NewReader
 // hop are headers of a connection, not of what goes over it.
 var hop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Upgrade", "Te", "Trailer"}
 
-// to answers with what the leader says; false, with nothing said, if it is none.
-func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, body []byte, p pki.Principal) bool {
+// to answers with what the leader says; false, with nothing said, if it is none, or
+// if its answer broke off: then it was asked.
+func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, body []byte, p pki.Principal, asked *bool) bool {
 	// A leader that is frozen, or cut off, is not waited for once there is another.
 	ctx, cancel := f.underLeader(r.Context(), id)
 	defer cancel()
@@ -299,6 +307,8 @@ func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, b
 	}
 	resp, err := l.http[laneForward].Do(req)
 	if err != nil {
+		var unreached *net.OpError
+		*asked = *asked || !errors.As(err, &unreached) || unreached.Op != "dial"
 		return r.Context().Err() != nil
 	}
 	defer func() { _ = resp.Body.Close() }()
@@ -310,6 +320,7 @@ func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, b
 	var kept []byte
 	if short {
 		if kept, err = io.ReadAll(resp.Body); err != nil {
+			*asked = true
 			return r.Context().Err() != nil
 		}
 	}
