@@ -101,7 +101,7 @@ type Node struct {
 	has   bool
 	queue chan *pending
 	lead  chan bool
-	ready atomic.Bool
+	ready atomic.Uint64 // the term in which all that was committed before it was applied here; 0: none
 
 	seen     chan raft.Observation
 	stop     sync.Once
@@ -213,12 +213,16 @@ func (n *Node) observe() {
 // Verify gives an index at or above that of every entry which was answered
 // before the call, after making sure that this member leads.
 func (n *Node) Verify() (uint64, error) {
-	if !n.Ready() {
+	term := n.readyTerm()
+	if term == 0 {
 		return 0, ErrNotLeader
 	}
 	index := n.Snapshot().Index()
 	if err := n.Raft().VerifyLeader().Error(); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	if n.readyTerm() != term { // it led, lost, and leads again: the index is of before
+		return 0, ErrNotLeader
 	}
 	return index, nil
 }
@@ -284,7 +288,16 @@ func (n *Node) IsLeader() bool { return n.Raft().State() == raft.Leader }
 
 // Ready says whether this member leads and has applied all that was
 // committed before its term.
-func (n *Node) Ready() bool { return n.ready.Load() && n.IsLeader() }
+func (n *Node) Ready() bool { return n.readyTerm() != 0 }
+
+// readyTerm is the term in which this member is ready, 0 if it isn't. Who was
+// deposed and elected again has not applied yet what others committed meanwhile.
+func (n *Node) readyTerm() uint64 {
+	if term := n.ready.Load(); n.IsLeader() && term == n.Term() {
+		return term
+	}
+	return 0
+}
 
 // Applied is the index of the last entry applied here, of any kind.
 func (n *Node) Applied() uint64 { return n.Raft().AppliedIndex() }

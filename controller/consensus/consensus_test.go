@@ -417,3 +417,39 @@ func TestDamagedSnapshotIsNotPassedOver(t *testing.T) {
 }
 
 var _ io.Closer = (*Node)(nil)
+
+// What can't be decided costs its own request, not the leader, whom its repetition
+// would follow.
+func TestACommandThatPanicsIsRefused(t *testing.T) {
+	var log bytes.Buffer
+	m := single(t, t.TempDir(), func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	m.prepare(t)
+	bad := &dv1.Command{Key: "bad", Of: &dv1.Command_Create{}}
+	for range 2 {
+		if r, err := m.Propose(t.Context(), bad); err == nil || errors.Is(err, ErrRetry) || errors.Is(err, ErrNotLeader) {
+			t.Errorf("answered %v, %v", r, err)
+		}
+	}
+	m.do(t, createRun("after"))
+	m.kill(t)
+	if s := log.String(); !strings.Contains(s, "Command_Create") || !strings.Contains(s, "command.(*decision).create") {
+		t.Errorf("the log does not tell where: %s", s)
+	}
+}
+
+// A member that is elected again has not applied yet what another leader committed
+// meanwhile.
+func TestReadyIsOfATerm(t *testing.T) {
+	m := single(t, t.TempDir())
+	until(t, "leading", m.Node, m.Ready)
+	if _, err := m.Verify(); err != nil {
+		t.Fatal(err)
+	}
+	m.ready.Store(m.Term() - 1)
+	if m.Ready() {
+		t.Error("it is ready by an earlier term")
+	}
+	if _, err := m.Verify(); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("it vouches for the state: %v", err)
+	}
+}

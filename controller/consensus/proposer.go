@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"github.com/drover/drover/controller/command"
@@ -89,7 +91,7 @@ func (n *Node) gone() error {
 // that halted this member. It is called once.
 func (n *Node) Run(ctx context.Context) error {
 	defer close(n.ended)
-	defer n.ready.Store(false)
+	defer n.ready.Store(0)
 	leader := n.IsLeader()
 	poke(n.fsm.timing) // what the file said may be old by now
 	for {
@@ -120,7 +122,8 @@ func (n *Node) Run(ctx context.Context) error {
 // leadOnce decides batches from one Barrier to the first failure, after which
 // the next call starts over behind another. It clears leader when raft says so.
 func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
-	n.ready.Store(false)
+	n.ready.Store(0)
+	term := n.Term() // before the barrier, which is for this term or a later one
 	if err := n.Raft().Barrier(raftTimeout).Error(); err != nil {
 		n.o.Logger.Info("not leading: the barrier failed", "error", err)
 		*leader = false
@@ -129,10 +132,10 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		}
 		return nil
 	}
-	n.ready.Store(true)
+	n.ready.Store(term)
 	n.fsm.announce() // Ready changed: who waits for it looks again
 	defer func() {
-		n.ready.Store(false)
+		n.ready.Store(0)
 		n.fsm.announce()
 	}()
 	for {
@@ -188,7 +191,7 @@ func (n *Node) propose(s *state.Snapshot, first *pending) bool {
 		Format: state.Format, Type: state.EntryEffects, MinVersion: 1, Base: s.Index(), Time: now,
 	}}
 	for p := first; p != nil; {
-		b.decide(p, now)
+		b.decide(p, now, n.o.Logger)
 		p = nil
 		if b.size < maxEntry/2 && len(b.waiting) < 4096 {
 			select {
@@ -211,7 +214,20 @@ func (n *Node) propose(s *state.Snapshot, first *pending) bool {
 	return err == nil
 }
 
-func (b *batch) decide(p *pending, now int64) {
+// decide takes a command into the batch. One that panics is refused and told of: it
+// must not take this leader along, and the next one when it is asked again there.
+func (b *batch) decide(p *pending, now int64, log *slog.Logger) {
+	defer func() {
+		if r := recover(); r != nil {
+			log.Error("deciding a command panicked", "command", fmt.Sprintf("%T", p.cmd.GetOf()), "panic", r, "stack", string(debug.Stack()))
+			b.waiting = append(b.waiting, waiting{p: p, err: fmt.Errorf("deciding this request met a bug, which the controllers' log tells of: %v", r)})
+			b.rebuild()
+		}
+	}()
+	b.take(p, now)
+}
+
+func (b *batch) take(p *pending, now int64) {
 	key := p.cmd.Key
 	if key != "" {
 		if r := b.view.Result(key); r != nil {
