@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -75,8 +76,15 @@ func (c *controller) front(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if k := r.Header.Get(engineapi.HeaderKey); len(k) > maxKey {
+		refuse(out, &refusal{http.StatusBadRequest, fmt.Sprintf("header %s has %d bytes, more than the %d allowed", engineapi.HeaderKey, len(k), maxKey)})
+		return
+	}
 	s.api.ServeHTTP(out, r.WithContext(pki.WithPrincipal(r.Context(), p)))
 }
+
+// maxKey leaves room for what drover puts before a caller's key.
+const maxKey = consensus.MaxKey - 56
 
 // served waits a moment for a controller that is starting.
 func (c *controller) served(ctx context.Context) *serving {

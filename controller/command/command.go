@@ -23,6 +23,7 @@ import (
 const (
 	keepResults = 15 * time.Minute
 	maxResults  = 1 << 17
+	maxKept     = 64 << 20 // bytes of results
 )
 
 type decision struct {
@@ -46,14 +47,16 @@ func Decide(view *state.Txn, cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.C
 	return d.effects, d.res
 }
 
-// Evict deletes key results older than 15 minutes, and the oldest above a count.
+// Evict deletes key results older than 15 minutes, and the oldest above a count or a
+// number of bytes.
 func Evict(s *state.Snapshot, now int64) (out []*dv1.Effect) {
-	over := s.ResultCount() - maxResults
+	over, size := s.ResultCount()-maxResults, s.ResultBytes()-maxKept
 	for r := range s.ResultsByAge() {
-		if (now-r.At < int64(keepResults) && over <= 0) || len(out) == 64 {
+		if (now-r.At < int64(keepResults) && over <= 0 && size <= 0) || len(out) == 64 {
 			break
 		}
 		over--
+		size -= proto.Size(r)
 		out = append(out, &dv1.Effect{Of: &dv1.Effect_DeleteResult{DeleteResult: r.Key}})
 	}
 	return out

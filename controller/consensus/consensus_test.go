@@ -453,3 +453,27 @@ func TestReadyIsOfATerm(t *testing.T) {
 		t.Errorf("it vouches for the state: %v", err)
 	}
 }
+
+func TestAKeyIsOfBoundedLengthAndItsCallers(t *testing.T) {
+	m := single(t, t.TempDir())
+	m.prepare(t)
+	c := createRun("long")
+	c.Key = strings.Repeat("k", MaxKey+1)
+	if r, err := m.Propose(t.Context(), c); err != nil || r.GetError().GetKind() != "invalid" {
+		t.Errorf("a long key: %v, %v", r, err)
+	}
+	by := func(principal string) *dv1.Command {
+		c := createRun("web")
+		c.Key, c.Principal, c.Traceparent = "k", principal, "of "+principal
+		return c
+	}
+	first := m.do(t, by("unix:0"))
+	if r := m.do(t, by("spiffe://fleet/user/admin-c1")); r.Index != first.Index {
+		t.Errorf("the same admin by another way: %v", r)
+	}
+	for _, other := range []string{"unix:1000", "spiffe://fleet/user/eve", "spiffe://fleet/node/n1/uid/0"} {
+		if r, err := m.Propose(t.Context(), by(other)); !errors.Is(err, ErrKeyReused) {
+			t.Errorf("%s is given %v, %v", other, r, err)
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
 )
@@ -23,6 +24,8 @@ const (
 	maxEntry = 256 << 10
 	// raftTimeout bounds how long one entry may wait to enter raft's queue.
 	raftTimeout = 5 * time.Second
+	// MaxKey bounds an idempotency key's bytes: each is kept for a while.
+	MaxKey = 256
 )
 
 type answer struct {
@@ -46,8 +49,13 @@ func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 		return nil, ErrNotLeader
 	}
 	p := &pending{cmd: c, hash: c.Hash, out: make(chan answer, 1)}
+	if len(c.Key) > MaxKey {
+		return &dv1.CommandResult{Error: &dv1.Error{Kind: "invalid", Message: fmt.Sprintf("the idempotency key has %d bytes, more than the %d allowed", len(c.Key), MaxKey)}}, nil
+	}
 	if c.Key != "" && len(p.hash) == 0 {
-		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
+		same := proto.CloneOf(c)
+		same.Principal, same.Traceparent = pki.Account(c.Principal), ""
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(same)
 		if err != nil {
 			return nil, fmt.Errorf("hashing a command: %w", err)
 		}

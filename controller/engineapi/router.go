@@ -222,9 +222,10 @@ func (s *server) before(r *http.Request, snap *state.Snapshot) *dv1.CommandResul
 	return res.Result
 }
 
-// digest is over what the client sent.
+// digest is over what the client sent, and who it is: a key is its own.
 func digest(r *http.Request, body []byte) []byte {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.URL.RequestURI(), body))
+	p, _ := pki.PrincipalFrom(r.Context())
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %s %s\n%s", pki.Account(p.URI), r.Method, r.URL.RequestURI(), body))
 	return sum[:]
 }
 

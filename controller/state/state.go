@@ -96,6 +96,7 @@ type Snapshot struct {
 	nodeTombs tree[none]   // node \0 task id
 	digTags   tree[none]   // digest \0 ref
 	resultAge tree[none]   // big-endian time, key
+	resultLen int          // bytes of all results
 	endedAge  tree[none]   // big-endian revision, task id
 }
 
@@ -115,7 +116,7 @@ func (s *Snapshot) clone() Snapshot {
 	s.copying.Lock()
 	defer s.copying.Unlock()
 	return Snapshot{
-		index: s.index, time: s.time, cluster: s.cluster, copying: &sync.Mutex{},
+		index: s.index, time: s.time, cluster: s.cluster, resultLen: s.resultLen, copying: &sync.Mutex{},
 		specs: s.specs.copy(), runs: s.runs.copy(), tasks: s.tasks.copy(), tombstones: s.tombstones.copy(),
 		nodes: s.nodes.copy(), images: s.images.copy(), tags: s.tags.copy(), identities: s.identities.copy(),
 		sealed: s.sealed.copy(), results: s.results.copy(), members: s.members.copy(), tokens: s.tokens.copy(), ended: s.ended.copy(),
@@ -267,6 +268,9 @@ func (s *Snapshot) Result(key string) *dv1.KeyResult { return s.results.get(key)
 
 // ResultCount is how many key results are kept.
 func (s *Snapshot) ResultCount() int { return s.results.t.Len() }
+
+// ResultBytes is how much key results take.
+func (s *Snapshot) ResultBytes() int { return s.resultLen }
 
 // ResultsByAge yields key results, oldest first.
 func (s *Snapshot) ResultsByAge() iter.Seq[*dv1.KeyResult] {

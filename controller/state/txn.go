@@ -6,6 +6,7 @@ import (
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/subnet"
+	"google.golang.org/protobuf/proto"
 )
 
 // Txn is a private, writable copy of a Snapshot: what a batch of commands is
@@ -36,6 +37,7 @@ func (t *Txn) PutResult(r *dv1.KeyResult) {
 	t.deleteResult(r.Key)
 	t.results.set(r.Key, r)
 	t.resultAge.set(ageKey(r), none{})
+	t.resultLen += proto.Size(r)
 }
 
 func (t *Txn) apply(e *dv1.Effect) error {
@@ -200,6 +202,7 @@ func (t *Txn) deleteResult(key string) {
 	if old := t.Result(key); old != nil {
 		t.results.del(key)
 		t.resultAge.del(ageKey(old))
+		t.resultLen -= proto.Size(old)
 	}
 }
 

@@ -46,6 +46,17 @@ func URI(cluster, kind, id string) string {
 // its own, so that it can be revoked with the host.
 func AdminOf(host string) string { return "admin-" + host }
 
+// Account is for whom a request counts when it is asked again under its key: the
+// caller. The admins of controllers' hosts count as one, and so does root on their
+// sockets: a client whose socket is gone goes on with its host's certificate.
+func Account(uri string) string {
+	p, err := FromURI(uri)
+	if uri == Local(0).URI || err == nil && p.Kind == KindUser && strings.HasPrefix(p.ID, AdminOf("")) {
+		return RoleAdmin
+	}
+	return uri
+}
+
 // FromURI reads spiffe://CLUSTER/KIND/ID.
 func FromURI(s string) (Principal, error) {
 	u, err := url.Parse(s)
