@@ -220,6 +220,7 @@ func (c *controller) run(ctx context.Context) error {
 		}
 	}
 	defer c.start("the proposer", node.Run)()
+	defer c.start("its address", func(ctx context.Context) error { return c.tellAddress(ctx, node) })()
 	defer c.start("its place in the quorum", func(ctx context.Context) error { return c.askIfRemoved(ctx, node) })()
 	if err := c.serve(ctx, node, stopFront); err != nil && ctx.Err() == nil {
 		return err

@@ -1,9 +1,11 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -118,19 +120,33 @@ func (c *controller) others(node *consensus.Node) map[string]bool {
 // askPlace asks one controller for its status: known if it answers as to its like,
 // gone if it says that this one was removed.
 func (c *controller) askPlace(ctx context.Context, addr string) (known, gone bool) {
+	a, err := c.ask(ctx, addr, http.MethodGet, relay.StatusPath, nil)
+	return err == nil && a.code == http.StatusOK, err == nil && a.header.Get(headerRemoved) == "true"
+}
+
+// answered is another controller's answer, read whole.
+type answered struct {
+	code   int
+	header http.Header
+	body   []byte
+}
+
+// ask puts one request to a controller that is known by its address only.
+func (c *controller) ask(ctx context.Context, addr, method, path string, body []byte) (*answered, error) {
 	config := pki.PeerClientTLS(c.files, relay.ALPN, pki.All(pki.Kinds(pki.KindController), c.notRevoked))
 	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
 		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
 	}}
 	defer tr.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+relay.StatusPath, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+addr+path, bytes.NewReader(body))
 	if err != nil {
-		return false, false
+		return nil, err
 	}
 	resp, err := tr.RoundTrip(req)
 	if err != nil {
-		return false, false
+		return nil, err
 	}
-	_ = resp.Body.Close()
-	return resp.StatusCode == http.StatusOK, resp.Header.Get(headerRemoved) == "true"
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	return &answered{resp.StatusCode, resp.Header, b}, err
 }

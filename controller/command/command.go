@@ -121,11 +121,7 @@ func (d *decision) decide() *dv1.Error {
 	case *dv1.Command_RemoveController:
 		return d.removeController(c.RemoveController.Id)
 	case *dv1.Command_PutController:
-		if m := c.PutController.GetController(); m.GetId() != "" {
-			if old := d.Controller(m.Id); old == nil || old.Addr != m.Addr || old.Name != m.Name {
-				d.add(&dv1.Effect{Of: &dv1.Effect_Controller{Controller: m}})
-			}
-		}
+		return d.moveController(c.PutController.GetController())
 	case *dv1.Command_SetTiming:
 		return d.setTiming(c.SetTiming.GetTiming())
 	case *dv1.Command_AddPool:

@@ -262,7 +262,7 @@ func TestADataKeyIsReplacedWhole(t *testing.T) {
 	put := func(s *dv1.Sealed) *dv1.Command {
 		return &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}}
 	}
-	f.ok(&dv1.Command{Of: &dv1.Command_PutController{PutController: &dv1.PutController{Controller: &dv1.Controller{Id: "c1", Name: "c1", Addr: "c1"}}}})
+	f.enter(&dv1.Controller{Id: "c1", Name: "c1", Addr: "c1"})
 	for _, s := range sealed("k1", "ca-key", "data-key/k1/c1", "data-key/k1/n0", "data-key/k1/removed", "recovery", "secret") {
 		f.ok(put(s))
 	}
@@ -393,5 +393,47 @@ func TestLargeCommandsGoOnInFurtherEntries(t *testing.T) {
 	}
 	for x := range s.Tombstones("n1") {
 		t.Errorf("a tombstone waits for nobody: %v", x)
+	}
+}
+
+// enter makes a controller, as a join does.
+func (f *fleet) enter(c *dv1.Controller) {
+	f.t.Helper()
+	hash := []byte("0123456789abcdef0123456789abcdef")
+	if f.store.Snapshot().Token("enter") == nil {
+		f.ok(&dv1.Command{Of: &dv1.Command_PutToken{PutToken: &dv1.PutToken{Token: &dv1.Token{Id: "enter", Hash: hash, Role: TokenController}}}})
+	}
+	f.ok(&dv1.Command{Of: &dv1.Command_Join{Join: &dv1.Join{TokenId: "enter", SecretHash: hash, Node: &dv1.Node{Id: c.Id, Name: c.Name}, Controller: c}}})
+}
+
+// A controller says where it is now; what it isn't said to be it stays.
+func TestAControllerMoves(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a")
+	f.enter(&dv1.Controller{Id: "c1", Name: "c", Addr: "10.0.0.2:7443"})
+	move := func(id, addr string) *dv1.Command {
+		return &dv1.Command{Of: &dv1.Command_PutController{PutController: &dv1.PutController{Controller: &dv1.Controller{Id: id, Addr: addr}}}}
+	}
+	f.no(move("c2", "10.0.0.3:7443"), "not_found", "No such controller")
+	f.no(move("c1", "10.0.0.1:7443"), "conflict", "controller ctl is at")
+	f.no(move("c1", ""), "invalid", "needs an address")
+	f.ok(move("c1", "10.0.0.3:7443"))
+	if c := f.store.Snapshot().Controller("c1"); c.Addr != "10.0.0.3:7443" || c.Name != "c" || c.Joined == 0 {
+		t.Errorf("it is %v", c)
+	}
+}
+
+// Two restarts that both saw the same attempt are one.
+func TestARestartIsOfAnAttempt(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a")
+	f.ok(create("web", `{"Image":"alpine"}`))
+	f.ok(&dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: id("web")}}})
+	for _, want := range []bool{true, false} {
+		r := f.ok(&dv1.Command{Of: &dv1.Command_Restart{Restart: &dv1.Restart{TaskId: id("web"), Attempt: 2}}})
+		if r.Attempt != 2 || r.Changed != want {
+			t.Errorf("restart to attempt 2: %v", r)
+		}
+	}
+	if r := f.ok(&dv1.Command{Of: &dv1.Command_Restart{Restart: &dv1.Restart{TaskId: id("web"), Attempt: 3}}}); r.Attempt != 3 {
+		t.Errorf("the next restart: %v", r)
 	}
 }

@@ -197,6 +197,27 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	return nil
 }
 
+// moveController notes where a controller is now. Joining is what makes one.
+func (d *decision) moveController(m *dv1.Controller) *dv1.Error {
+	old := d.Controller(m.GetId())
+	switch {
+	case old == nil:
+		return refuse("not_found", "No such controller: %s", m.GetId())
+	case m.Addr == "":
+		return refuse("invalid", "a controller needs an address")
+	case old.Addr != m.Addr:
+		for o := range d.Controllers() {
+			if o.Addr == m.Addr {
+				return refuse("conflict", "controller %s is at %s", o.Name, o.Addr)
+			}
+		}
+		n := proto.CloneOf(old)
+		n.Addr = m.Addr
+		d.add(&dv1.Effect{Of: &dv1.Effect_Controller{Controller: n}})
+	}
+	return nil
+}
+
 func (d *decision) removeController(id string) *dv1.Error {
 	var m *dv1.Controller
 	for c := range d.Controllers() {

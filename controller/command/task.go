@@ -217,7 +217,7 @@ func (d *decision) stop(c *dv1.Stop) *dv1.Error {
 
 func (d *decision) restart(c *dv1.Restart) *dv1.Error {
 	t, e := d.task(c.TaskId)
-	if e != nil || (c.Attempt > 0 && t.Attempt > c.Attempt) {
+	if e != nil || (c.Attempt > 0 && t.Attempt >= c.Attempt) {
 		return e
 	}
 	t.StopTimeout, t.StopSignal = d.stopTimeout(t, c.Timeout), c.Signal

@@ -40,6 +40,9 @@ const (
 // StatusPath answers any controller with how far this one is, in raft's index.
 const StatusPath = prefix + "status"
 
+// ProposePath has the leader decide a command.
+const ProposePath = prefix + "propose"
+
 // Times of a relay.
 const (
 	patience    = 5 * time.Second // for a leader
@@ -321,7 +324,7 @@ func (r *Relay) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 		return nil, fmt.Errorf("encoding a command: %w", err)
 	}
 	res := &dv1.CommandResult{}
-	err = p.message(ctx, http.MethodPost, prefix+"propose", b, res)
+	err = p.message(ctx, http.MethodPost, ProposePath, b, res)
 	var no *refusal
 	switch {
 	case err == nil:

@@ -43,7 +43,7 @@ func (f *Fleet) Handler(api, sessions http.Handler, spans *trace.Store) http.Han
 		}
 		_ = json.NewEncoder(w).Encode(t)
 	})
-	m.HandleFunc("POST "+prefix+"propose", f.decide)
+	m.HandleFunc("POST "+ProposePath, f.decide)
 	m.HandleFunc("GET "+prefix+"digest", f.answer)
 	m.HandleFunc("GET "+prefix+"tasks/{id}", f.view)
 	m.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) {
