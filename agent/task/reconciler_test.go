@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/drover/drover/agent/task"
@@ -266,6 +267,27 @@ func TestWhatIsNotWantedAnyMoreIsNotStartedAfterItsPull(t *testing.T) {
 func (n *node) removedA() {
 	n.t.Helper()
 	n.until("a is removed", func(b *box) bool { return slices.Contains(b.removed, string(id('a'))) })
+}
+
+// An engine that was silent for long before it failed, or whose start came after
+// a long pull, is given as much time to come back as any.
+func TestAStartIsTriedAgainHoweverLongTheFirstTryTook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, _ := begin(t)
+		tries := 0
+		n.engine.Hook(func(_ context.Context, call, _ string) error {
+			if call != "start" {
+				return nil
+			}
+			if tries++; tries > 1 {
+				return nil
+			}
+			time.Sleep(16 * time.Second) // more than a start is tried for
+			return errors.New("the engine is away")
+		})
+		n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"true"`)}})
+		n.phase('a', 1, dv1.Phase_EXITED)
+	})
 }
 
 // A later attempt of the same task keeps its id and counts on.

@@ -299,11 +299,9 @@ func (w *worker) start(ctx context.Context, x want) {
 	tctx, span := w.span(ctx, "agent start", x.task.Traceparent)
 	defer span.End()
 	ctx = tctx
-	bctx, cancel := context.WithTimeout(ctx, startBudget)
-	defer cancel()
 	var a Attempt
 	var last error // as the engine said it
-	_ = again(bctx, func() error {
+	try := func() error {
 		if a, last = w.try(ctx, x, n); last == nil {
 			return nil
 		}
@@ -314,7 +312,12 @@ func (w *worker) start(ctx context.Context, x want) {
 			w.have.prepared = false
 		}
 		return w.say("starting", last)
-	})
+	}
+	if try() != nil { // from now on the engine is away, however long it took to say so
+		bctx, cancel := context.WithTimeout(ctx, startBudget)
+		defer cancel()
+		_ = again(bctx, try)
+	}
 	if ctx.Err() != nil {
 		return // the next agent finds out what came of it
 	}
