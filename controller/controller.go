@@ -269,7 +269,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		c.revocations(missed)
 		c.removal(missed)
 	})
-	members := &members{c: c, node: node, way: way, seals: seals}
+	members := newMembers(c, node, way, seals)
 	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, members.run) })()
 	defer c.start("revocations", c.dropRevoked)()
 	local := c.api(log, members)
@@ -288,7 +288,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 
 func (c *controller) api(log *tracedLog, m *members) http.Handler {
 	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
-	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Spare: m.spare, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
+	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Remove: m.remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == traces.Path || strings.HasPrefix(r.URL.Path, fleetapi.Prefix) {
 			ours.ServeHTTP(w, r)

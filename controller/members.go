@@ -29,6 +29,14 @@ type members struct {
 	way   *relay.Relay
 	seals *seals
 	since time.Time // when this leader saw first that the gossip has a key too many
+
+	removing chan struct{} // holds one token: removals are judged one after the other
+}
+
+func newMembers(c *controller, node *consensus.Node, way *relay.Relay, seals *seals) *members {
+	m := &members{c: c, node: node, way: way, seals: seals, removing: make(chan struct{}, 1)}
+	m.removing <- struct{}{}
+	return m
 }
 
 const (
@@ -108,6 +116,22 @@ func (m *members) step(ctx context.Context) error {
 			m.c.Logger.Info("a controller votes now", "controller", s.ID)
 		}
 	}
+	return nil
+}
+
+// remove has do remove a controller, unless the quorum can't do without it. Two at
+// a time could each find that the other one is left.
+func (m *members) remove(ctx context.Context, name string, do func()) error {
+	select {
+	case <-m.removing:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { m.removing <- struct{}{} }()
+	if err := m.spare(ctx, name); err != nil {
+		return err
+	}
+	do()
 	return nil
 }
 

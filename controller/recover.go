@@ -47,7 +47,7 @@ func Recover(dataDir, advertise string, log *slog.Logger) (*Recovered, error) {
 	out := &Recovered{}
 	err = consensus.Recover(consensus.Options{ID: files.Principal.ID, Dir: filepath.Join(dir, "raft"), Addr: raft.ServerAddress(advertise), Logger: log},
 		func(s *state.Snapshot) (effects []*dv1.Effect, err error) {
-			*out, effects, err = alone(s, files.Principal.ID)
+			*out, effects, err = alone(s, files.Principal.ID, advertise)
 			return effects, err
 		})
 	if err != nil {
@@ -56,8 +56,9 @@ func Recover(dataDir, advertise string, log *slog.Logger) (*Recovered, error) {
 	return out, nil
 }
 
-// alone is the state's change to a fleet with one controller.
-func alone(s *state.Snapshot, self string) (out Recovered, effects []*dv1.Effect, err error) {
+// alone is the state's change to a fleet with one controller, where others dial it
+// from now on.
+func alone(s *state.Snapshot, self, advertise string) (out Recovered, effects []*dv1.Effect, err error) {
 	if s.Cluster() == nil || s.Controller(self) == nil {
 		return out, nil, errors.New("the log of this host does not have it as a controller: it was removed, or never had caught up")
 	}
@@ -67,6 +68,11 @@ func alone(s *state.Snapshot, self string) (out Recovered, effects []*dv1.Effect
 	effects = append(effects, &dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: c}})
 	for m := range s.Controllers() {
 		if m.Id == self {
+			if m.Addr != advertise {
+				m = proto.CloneOf(m)
+				m.Addr = advertise
+				effects = append(effects, &dv1.Effect{Of: &dv1.Effect_Controller{Controller: m}})
+			}
 			continue
 		}
 		out.Removed = append(out.Removed, m.Name)

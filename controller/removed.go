@@ -47,6 +47,7 @@ func (c *controller) removal(effects []*dv1.Effect) {
 func (c *controller) askIfRemoved(ctx context.Context, node *consensus.Node) error {
 	t := time.NewTicker(askRemoved)
 	defer t.Stop()
+	told := false
 	for {
 		select {
 		case <-t.C:
@@ -54,9 +55,13 @@ func (c *controller) askIfRemoved(ctx context.Context, node *consensus.Node) err
 			return nil
 		}
 		if _, leader := node.Leader(); leader != "" {
+			told = false
 			continue
 		}
-		if by := c.toldRemoved(ctx, node); by != "" {
+		by := c.toldRemoved(ctx, node)
+		before := told
+		// Twice: in an election nobody has a leader for a moment.
+		if told = by != ""; told && before {
 			c.Logger.Warn("this controller was removed while it could not see it", "told by", by)
 			c.fail(ErrRemoved)
 			return nil
@@ -117,11 +122,13 @@ func (c *controller) others(node *consensus.Node) map[string]bool {
 	return addrs
 }
 
-// askPlace asks one controller for its status: known if it answers as to its like,
-// gone if it says that this one was removed.
+// askPlace asks one controller for its status: known if it answers as to its like
+// and has a leader, gone if it says that this one was removed. Without a leader it
+// may know no more than this one: those that were removed together, while they were
+// cut off together, would vouch for each other for ever.
 func (c *controller) askPlace(ctx context.Context, addr string) (known, gone bool) {
 	a, err := c.ask(ctx, addr, http.MethodGet, relay.StatusPath, nil)
-	return err == nil && a.code == http.StatusOK, err == nil && a.header.Get(headerRemoved) == "true"
+	return err == nil && a.code == http.StatusOK && a.header.Get(relay.HeaderLeader) != "", err == nil && a.header.Get(headerRemoved) == "true"
 }
 
 // answered is another controller's answer, read whole.

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
@@ -154,5 +156,69 @@ func TestTheWayBackWithoutAMajority(t *testing.T) {
 	}
 	if left.c.node.Load().Snapshot().TaskByName("kept") != nil {
 		t.Error("a restart lost what was decided after recovering")
+	}
+}
+
+// Two that were removed while they were cut off together must not keep each other
+// from learning it.
+func TestAControllerWithoutALeaderVouchesForNobody(t *testing.T) {
+	noLeaks(t)
+	all, _ := fleet(t, 3)
+	lead, others := split(t, all)
+	asked, asks := others[0], others[1].c
+	if known, gone := asks.askPlace(t.Context(), asked.addr); !known || gone {
+		t.Fatalf("a member of the quorum: known %v, gone %v", known, gone)
+	}
+	lead.off()
+	others[1].off()
+	until(t, "nobody vouches", func() bool {
+		known, gone := asks.askPlace(t.Context(), asked.addr)
+		if gone {
+			t.Fatal("it says that the other was removed")
+		}
+		return !known
+	})
+}
+
+func TestRemovalsOfControllersAreJudgedOneAfterTheOther(t *testing.T) {
+	h := newHost(t)
+	h.up()
+	m := newMembers(h.c, h.c.node.Load(), h.c.relay.Relay, nil)
+	first := make(chan error)
+	begun, end := make(chan struct{}), make(chan struct{})
+	go func() { first <- m.remove(t.Context(), "one", func() { close(begun); <-end }) }()
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := m.remove(ctx, "other", func() { t.Error("another was removed meanwhile") }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("another removal: %v", err)
+	}
+	close(end)
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	done := false
+	if err := m.remove(t.Context(), "other", func() { done = true }); err != nil || !done {
+		t.Errorf("the next one: %v, done %v", err, done)
+	}
+}
+
+// A host may have another address when it is all that is left.
+func TestARecoveredControllerIsWhereItSaysThatItIs(t *testing.T) {
+	txn := state.NewTxn(state.NewStore().Snapshot())
+	if err := txn.Apply(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: &dv1.Cluster{Id: "c", Epoch: 1}}},
+		&dv1.Effect{Of: &dv1.Effect_Controller{Controller: &dv1.Controller{Id: "a", Name: "a", Addr: "10.0.0.1:7443"}}},
+		&dv1.Effect{Of: &dv1.Effect_Controller{Controller: &dv1.Controller{Id: "b", Name: "b", Addr: "10.0.0.2:7443"}}}); err != nil {
+		t.Fatal(err)
+	}
+	_, effects, err := alone(txn.View(), "a", "10.0.0.9:7443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := txn.Apply(effects...); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := txn.View().Controller("a"), txn.View().Controller("b"); a.GetAddr() != "10.0.0.9:7443" || b != nil {
+		t.Errorf("after recovering there are %v and %v", a, b)
 	}
 }

@@ -31,9 +31,9 @@ type Options struct {
 	Gather  func(ctx context.Context, path string) [][]byte // asks the other controllers for their part; nil: there are none
 	Fleet   engineapi.Fleet
 	Members func() []Member
-	Pin     func() string                                      // of the fleet's authority
-	Grant   func(node, digest string) ([]byte, error)          // lets a node read an image from others; may be nil
-	Spare   func(ctx context.Context, controller string) error // why the quorum can't do without one, by name or id
+	Pin     func() string                                                 // of the fleet's authority
+	Grant   func(node, digest string) ([]byte, error)                     // lets a node read an image from others; may be nil
+	Remove  func(ctx context.Context, controller string, do func()) error // has do remove one, by name or id; else why the quorum can't do without it
 }
 
 type server struct {

@@ -186,11 +186,12 @@ func (s *server) controllers(w http.ResponseWriter, _ *http.Request) {
 
 func (s *server) removeController(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	if err := s.o.Spare(r.Context(), name); err != nil {
+	err := s.o.Remove(r.Context(), name, func() {
+		s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: name}}})
+	})
+	if err != nil {
 		refuse(w, http.StatusConflict, err.Error())
-		return
 	}
-	s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: name}}})
 }
 
 // Timing is raft's timing of the fleet: lan, wan or numbers, with the numbers.

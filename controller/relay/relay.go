@@ -40,6 +40,10 @@ const (
 // StatusPath answers any controller with how far this one is, in raft's index.
 const StatusPath = prefix + "status"
 
+// HeaderLeader of that answer is the id of the leader that this one follows, or is
+// itself; none while it knows of none.
+const HeaderLeader = "Drover-Leader"
+
 // ProposePath has the leader decide a command.
 const ProposePath = prefix + "propose"
 

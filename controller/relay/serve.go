@@ -47,6 +47,9 @@ func (f *Fleet) Handler(api, sessions http.Handler, spans *trace.Store) http.Han
 	m.HandleFunc("GET "+prefix+"digest", f.answer)
 	m.HandleFunc("GET "+prefix+"tasks/{id}", f.view)
 	m.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) {
+		if _, id := f.o.Log.Leader(); id != "" {
+			w.Header().Set(HeaderLeader, id)
+		}
 		_, _ = fmt.Fprint(w, f.o.Log.Applied())
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
