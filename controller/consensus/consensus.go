@@ -56,6 +56,7 @@ type Options struct {
 	Timing timing.Timing
 
 	segment int // bytes of the log's files; 0 is segmentSize
+	compact int // bytes of entries between snapshots; 0 is compactBytes
 }
 
 func (o *Options) validate() error {
@@ -69,6 +70,9 @@ func (o *Options) validate() error {
 	}
 	if o.segment == 0 {
 		o.segment = segmentSize
+	}
+	if o.compact == 0 {
+		o.compact = compactBytes
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -104,6 +108,7 @@ type Node struct {
 	ready atomic.Uint64 // the term in which all that was committed before it was applied here; 0: none
 
 	seen     chan raft.Observation
+	parts    sync.WaitGroup
 	stop     sync.Once
 	stopped  chan struct{}
 	ended    chan struct{} // closed when Run returns: nothing takes from queue any more
@@ -156,6 +161,7 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 		ended:   make(chan struct{}),
 		fsm:     newFSM(o.OnCommit, o.OnRestore),
 	}
+	n.fsm.size.every = o.compact / 4
 	n.pace.Store(&o.Timing)
 	if n.trans == nil {
 		n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
@@ -169,7 +175,8 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 		}
 		return nil, err
 	}
-	go n.observe()
+	n.parts.Go(n.observe)
+	n.parts.Go(n.compact)
 	return n, nil
 }
 
@@ -233,7 +240,7 @@ func (n *Node) config(hl hclog.Logger) *raft.Config {
 	t := n.Timing()
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = t.Heartbeat, t.Election, t.Lease
 	c.CommitTimeout = 5 * time.Millisecond
-	c.TrailingLogs = 512
+	c.TrailingLogs = trailing
 	c.SnapshotThreshold = 4096
 	c.NotifyCh = n.lead
 	c.Logger = hl
@@ -317,6 +324,7 @@ func (n *Node) Close() error {
 		if c, ok := n.trans.(io.Closer); ok {
 			err = errors.Join(err, c.Close())
 		}
+		n.parts.Wait()
 		n.closeErr = errors.Join(err, n.log.Close())
 	})
 	return n.closeErr

@@ -20,6 +20,7 @@ type fsm struct {
 	onRestore func(before, after *state.Snapshot)
 	halted    chan struct{} // closed with the first fatal entry
 	timing    chan struct{} // poked when the cluster's record changed, in which the timing is
+	size      logSize
 	applied   atomic.Uint64 // index of the last entry that was applied or restored
 
 	mu   sync.Mutex // guards next
@@ -27,7 +28,7 @@ type fsm struct {
 }
 
 func newFSM(onCommit func([]*dv1.Effect, uint64), onRestore func(before, after *state.Snapshot)) *fsm {
-	return &fsm{store: state.NewStore(), onCommit: onCommit, onRestore: onRestore, halted: make(chan struct{}), timing: make(chan struct{}, 1), next: make(chan struct{})}
+	return &fsm{store: state.NewStore(), onCommit: onCommit, onRestore: onRestore, halted: make(chan struct{}), timing: make(chan struct{}, 1), size: logSize{grown: make(chan struct{}, 1)}, next: make(chan struct{})}
 }
 
 func (f *fsm) changed() <-chan struct{} {
@@ -51,6 +52,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 	}
 	before := f.store.Snapshot().Cluster()
 	defer f.settled(before, l.Index)
+	f.size.add(len(l.Data))
 	e, err := f.store.Apply(l.Index, l.Data)
 	var fatal *state.FatalError
 	switch {
@@ -75,6 +77,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err := f.store.Fatal(); err != nil {
 		return nil, err
 	}
+	f.size.cut()
 	return snapshot{f.store.Snapshot()}, nil
 }
 
