@@ -363,6 +363,11 @@ func TestTheLeaderIsFrozen(t *testing.T) {
 		t.Errorf("the run in progress: %v", r)
 	}
 	stop(syscall.SIGCONT)
+	for i := range 10 { // it has heard nobody for long, and must not say so
+		if r := from.Drover("create", "alpine", "true"); r.Code != 0 {
+			t.Errorf("create %d after the thaw: %v", i, r)
+		}
+	}
 	f.Eventually(20*time.Second, "the thawed one follows", func() bool {
 		out := l.Drover("node", "ls").Out
 		return strings.Count(out, "ready") == 3 && !strings.Contains(out, "silent")
