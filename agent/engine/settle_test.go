@@ -102,3 +102,35 @@ func TestWhoseShimIsGoneWasKilledUnlessItNeverBegan(t *testing.T) {
 		t.Fatalf("recorded: %v (%v)", again, err)
 	}
 }
+
+// What the shim of an earlier try records, however late, or an agent that did not
+// tell tries apart left, is not the exit of this one.
+func TestTheRecordOfAnotherTryIsNotTaken(t *testing.T) {
+	e := bare(t)
+	killed := shimapi.Exit{Attempt: 1, Code: killedCode, At: time.Now()}
+	if err := shimapi.WriteExit(e.o.exitFile(testID, 1), killed); err != nil {
+		t.Fatal(err)
+	}
+	first := attempt{Number: 1, Try: "FIRST", Boot: e.boot}
+	second := attempt{Number: 1, Try: "SECOND", Boot: e.boot}
+	for _, a := range []attempt{first, second} {
+		if err := e.writeAttempt(testID, a); err != nil {
+			t.Fatal(err)
+		}
+		if x, err := e.readExit(testID, 1); x != nil || err != nil {
+			t.Fatalf("try %s began with %v (%v)", a.Try, x, err)
+		}
+	}
+	if err := shimapi.WriteExit(e.o.recordFile(testID, first), killed); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := e.readExit(testID, 1); x != nil || err != nil {
+		t.Fatalf("the second try ended with %v (%v)", x, err)
+	}
+	if err := shimapi.WriteExit(e.o.recordFile(testID, second), shimapi.Exit{Attempt: 1, Code: 7, At: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := e.Wait(t.Context(), testID, 1); err != nil || x.Code != 7 {
+		t.Fatalf("it ended with %v (%v), want 7", x, err)
+	}
+}
