@@ -121,6 +121,7 @@ type controller struct {
 	commits gate
 	told    sync.Map      // identities whose refusal was logged
 	revoked chan struct{} // poked when an identity was revoked
+	believe atomic.Bool   // this clock, also far ahead of the state's time
 }
 
 // serving is what answers once the controller is ready.
@@ -201,7 +202,7 @@ func (c *controller) run(ctx context.Context) error {
 	}
 	node, err := consensus.Open(consensus.Options{
 		ID: c.files.Principal.ID, Dir: filepath.Join(c.dir, "raft"), Addr: raft.ServerAddress(c.Advertise), Layer: c.layer,
-		Logger: c.Logger, Version: c.Version, OnCommit: c.commits.committed, OnRestore: c.commits.restore,
+		Logger: c.Logger, Version: c.Version, OnCommit: c.commits.committed, OnRestore: c.commits.restore, Believe: c.believe.Load,
 		Timing: timing.FromProto(first.GetInit().GetCluster().GetTiming()), TimingFile: bootstrap.TimingFile(c.DataDir),
 	})
 	if err != nil {

@@ -24,11 +24,12 @@ import (
 // it has caught up; voters are one, three or five, and are promoted when all that
 // this takes are ready, so that no moment has two voters of whom one isn't.
 type members struct {
-	c     *controller
-	node  *consensus.Node
-	way   *relay.Relay
-	seals *seals
-	since time.Time // when this leader saw first that the gossip has a key too many
+	c        *controller
+	node     *consensus.Node
+	way      *relay.Relay
+	seals    *seals
+	compared time.Time // when this leader last compared its clock
+	since    time.Time // when this leader saw first that the gossip has a key too many
 
 	removing chan struct{} // holds one token: removals are judged one after the other
 }
@@ -47,11 +48,12 @@ const (
 
 // run is one term of this member's leadership, which ends with ctx.
 func (m *members) run(ctx context.Context) error {
-	m.since = time.Time{}
+	m.since, m.compared = time.Time{}, time.Time{}
+	m.c.believe.Store(false)
 	t := time.NewTicker(memberEvery)
 	defer t.Stop()
 	for {
-		if err := errors.Join(m.keys(ctx), m.step(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(m.clock(ctx), m.keys(ctx), m.step(ctx)); err != nil && ctx.Err() == nil {
 			m.c.Logger.Warn("the members of the quorum are not yet as they should be", "err", err)
 		}
 		select {

@@ -44,6 +44,9 @@ type Options struct {
 	Version   string
 	// Clock stamps entries; nil is time.Now.
 	Clock func() time.Time
+	// Believe says whether the clock is to be believed where it is more than MaxAhead
+	// ahead of the state's time; nil says yes. It must not block.
+	Believe func() bool
 	// OnCommit gets each applied entry's effects, in order, and must not block.
 	OnCommit func(effects []*dv1.Effect, index uint64)
 	// OnRestore gets what the state was and is when a snapshot of another member
@@ -108,6 +111,7 @@ type Node struct {
 	ready atomic.Uint64 // the term in which all that was committed before it was applied here; 0: none
 
 	seen     chan raft.Observation
+	stamped  time.Time // when Run last gave an entry its time
 	parts    sync.WaitGroup
 	stop     sync.Once
 	stopped  chan struct{}

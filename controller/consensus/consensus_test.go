@@ -477,3 +477,36 @@ func TestAKeyIsOfBoundedLengthAndItsCallers(t *testing.T) {
 		}
 	}
 }
+
+// A leader whose clock is absurd does not take the state's time along.
+func TestAClockThatIsNotBelievedDoesNotCount(t *testing.T) {
+	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	believe := false
+	m := single(t, t.TempDir(), func(o *Options) {
+		o.Clock = func() time.Time { return now }
+		o.Believe = func() bool { return believe }
+	})
+	m.prepare(t)
+	at := func(name string) time.Time {
+		t.Helper()
+		m.do(t, createRun(name))
+		return time.Unix(0, m.Snapshot().TaskByName(name).Created).UTC()
+	}
+	now = now.Add(MaxAhead)
+	if got := at("an-hour-later"); !got.Equal(now) {
+		t.Errorf("an hour later it is %v", got)
+	}
+	was := now
+	now = now.AddDate(72, 0, 0)
+	if got := at("in-2099"); got.Before(was) || got.Sub(was) > time.Minute {
+		t.Errorf("with a clock in 2099 it is %v", got)
+	}
+	now = was.Add(MaxAhead / 2)
+	if got := at("mended"); !got.Equal(now) {
+		t.Errorf("with a clock that was set it is %v", got)
+	}
+	now, believe = was.AddDate(0, 0, 3), true
+	if got := at("after-three-days"); !got.Equal(now) {
+		t.Errorf("three days later, as the others say, it is %v", got)
+	}
+}

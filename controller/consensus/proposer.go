@@ -141,6 +141,7 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		return nil
 	}
 	n.ready.Store(term)
+	n.stamped = time.Now()
 	n.fsm.announce() // Ready changed: who waits for it looks again
 	defer func() {
 		n.ready.Store(0)
@@ -191,10 +192,25 @@ type waiting struct {
 	err    error
 }
 
+// MaxAhead is how far a leader's clock may be ahead of the state's time without others
+// being asked: nothing takes the state's time back.
+const MaxAhead = time.Hour
+
+// stamp is the time of the next entry. A clock that is not believed doesn't count: the
+// state's time then goes on as time passes.
+func (n *Node) stamp(last int64) int64 {
+	now, passed := n.o.Clock().UnixNano(), time.Since(n.stamped)
+	n.stamped = time.Now()
+	if last != 0 && now-last > int64(MaxAhead) && n.o.Believe != nil && !n.o.Believe() {
+		now = last + int64(passed)
+	}
+	return max(now, last)
+}
+
 // propose decides first and what else has queued, commits it as one entry and
 // answers. False: leadership or the base is in doubt, go behind a Barrier.
 func (n *Node) propose(s *state.Snapshot, first *pending) bool {
-	now := max(n.o.Clock().UnixNano(), s.Time())
+	now := n.stamp(s.Time())
 	b := &batch{base: s, view: state.NewTxn(s), entry: &dv1.Entry{
 		Format: state.Format, Type: state.EntryEffects, MinVersion: 1, Base: s.Index(), Time: now,
 	}}
@@ -302,7 +318,7 @@ func (n *Node) commit(b *batch) error {
 		if err := n.Raft().VerifyLeader().Error(); err != nil {
 			return fmt.Errorf("%w: %w", ErrNotLeader, err)
 		}
-		b.stamp(b.entry.Base)
+		b.number(b.entry.Base)
 		return nil
 	}
 	data, err := proto.Marshal(b.entry)
@@ -322,13 +338,13 @@ func (n *Node) commit(b *batch) error {
 		}
 		return err
 	}
-	b.stamp(f.Index())
+	b.number(f.Index())
 	return nil
 }
 
-// stamp gives answers of this batch their index; those of earlier entries,
+// number gives answers of this batch their index; those of earlier entries,
 // which other goroutines may be reading, have theirs.
-func (b *batch) stamp(index uint64) {
+func (b *batch) number(index uint64) {
 	for _, w := range b.waiting {
 		if w.result != nil && w.result.Index == 0 {
 			w.result.Index = index
