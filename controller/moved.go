@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
 )
 
 // moveEvery is between tries to have the others know a new address.
@@ -26,7 +28,7 @@ func (c *controller) tellAddress(ctx context.Context, node *consensus.Node) erro
 	t := time.NewTicker(moveEvery)
 	defer t.Stop()
 	for {
-		if was := c.knownAt(node); was != "" && was != c.Advertise && (loopback(was) || !loopback(c.Advertise)) {
+		if was := c.knownAt(node); was != "" && was != c.Advertise && (loopback(was) || !loopback(c.Advertise)) && !c.answersAt(ctx, was) {
 			err := c.offer(ctx, node, &dv1.Command{Of: &dv1.Command_PutController{PutController: &dv1.PutController{
 				Controller: &dv1.Controller{Id: c.files.Principal.ID, Addr: c.Advertise}}}})
 			if err != nil && ctx.Err() == nil {
@@ -63,6 +65,24 @@ func loopback(addr string) bool {
 	host, _, _ := net.SplitHostPort(addr)
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// answersAt says whether who dials an address comes to this controller. Then it stays:
+// a host with several addresses may find another one its own at each start.
+func (c *controller) answersAt(ctx context.Context, addr string) bool {
+	ctx, cancel := context.WithTimeout(ctx, toldWithin)
+	defer cancel()
+	conn, err := (&tls.Dialer{Config: pki.PeerClientTLS(c.files, relay.ALPN, func(p pki.Principal) error {
+		if p.URI != c.files.Principal.URI {
+			return fmt.Errorf("%s is not this controller", p.URI)
+		}
+		return nil
+	})}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 // offer has a command decided by whoever leads.
