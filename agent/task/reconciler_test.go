@@ -290,6 +290,45 @@ func TestAStartIsTriedAgainHoweverLongTheFirstTryTook(t *testing.T) {
 	})
 }
 
+// A container that filled the disk has an exit that its shim can't record, and so
+// is not released. Removing it is what makes room.
+func TestWhatCannotBeReleasedCanBeRemoved(t *testing.T) {
+	for name, c := range map[string]struct{ autoRemove, force bool }{
+		"docker rm":                  {false, false},
+		"docker run --rm, unread":    {true, false},
+		"docker rm -f of a run --rm": {true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, _ := begin(t)
+				n.engine.Hook(func(_ context.Context, call, _ string) error {
+					if call == "release" {
+						return errors.New("its shim has not recorded its exit yet")
+					}
+					return nil
+				})
+				a := assigned('a', dv1.Desired_RUNNING, 1, `"true"`)
+				a.Task.AutoRemove = c.autoRemove
+				n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{a}})
+				n.phase('a', 1, dv1.Phase_EXITED)
+				synctest.Wait() // it is being released
+				n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 6, Tombstones: []*dv1.Tombstone{{TaskId: id('a'), Force: c.force}}})
+				time.Sleep(time.Minute) // more than logs are kept for
+				synctest.Wait()
+				if !n.gone('a') {
+					t.Fatalf("it is still there: %v", n.engine.Calls())
+				}
+			})
+		})
+	}
+}
+
+func (n *node) gone(c byte) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Contains(n.removed, string(id(c)))
+}
+
 // A later attempt of the same task keeps its id and counts on.
 func TestTheNextAttemptIsTheSameTask(t *testing.T) {
 	n, _ := begin(t)

@@ -70,12 +70,12 @@ func nextOfRemoved(w want, h have) step {
 		return stop
 	case h.running:
 		return await
+	case !w.task.GetAutoRemove() || w.tomb.Force || h.attempt == 0 || h.read || h.waited:
+		return remove // which releases too
 	case h.held:
 		return release
-	case w.task.GetAutoRemove() && !w.tomb.Force && h.attempt > 0 && !h.read && !h.waited:
-		return hold
 	}
-	return remove
+	return hold
 }
 
 // wants says whether an attempt is still to be started; 0 stands for the container

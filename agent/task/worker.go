@@ -160,8 +160,7 @@ func (w *worker) run(ctx context.Context, f *Found) {
 		case stop:
 			w.stop(ctx, x)
 		case release:
-			err := again(ctx, func() error { return w.say("releasing", w.r.o.Engine.Release(ctx, w.id)) }, ErrNotFound)
-			w.have.held = err != nil && !errors.Is(err, ErrNotFound)
+			w.release(ctx)
 		case remove:
 			if w.remove(ctx) {
 				return
@@ -286,6 +285,27 @@ func specOf(id string, x want) (Spec, error) {
 		return s, &StartError{Code: 125, Message: fmt.Sprintf("reading the spec of container %s: %v", x.task.Name, err)}
 	}
 	return s, nil
+}
+
+// release lets go of what an ended attempt holds, and tries on while nothing else is
+// wanted: a shim that can't record its exit on a full disk keeps all of it, and
+// what was removed meanwhile has to go all the same, for that makes room. Logs of
+// such an attempt wait for a reader no longer than others.
+func (w *worker) release(ctx context.Context) {
+	var removed time.Time         // when that was seen
+	_ = again(ctx, func() error { // it fails when the agent ends
+		x := w.look()
+		if x.tomb != nil && removed.IsZero() {
+			removed = time.Now()
+		}
+		w.have.waited = w.have.waited || !removed.IsZero() && time.Since(removed) >= keepLogs
+		if next(x, w.have) != release {
+			return nil
+		}
+		err := w.say("releasing", w.r.o.Engine.Release(ctx, w.id))
+		w.have.held = err != nil && !errors.Is(err, ErrNotFound)
+		return err
+	}, ErrNotFound)
 }
 
 // start starts the wanted attempt. What is the user's fault fails at once; an
