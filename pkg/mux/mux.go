@@ -22,8 +22,8 @@ const (
 	// MaxUnknown is how many connections a source may have at a time on which it
 	// did not show a certificate, or not yet: everything that needs no identity
 	// fits in, and nobody without one takes the process's files from raft.
-	MaxUnknown    = 64
-	maxHandshakes = 1024 // of all sources together
+	MaxUnknown = 64
+	maxUnknown = 1024 // of all sources together
 )
 
 // Mux hands each connection to the listener of its protocol, as a bare
@@ -32,8 +32,8 @@ type Mux struct {
 	l       net.Listener
 	log     *slog.Logger
 	routes  []*route
-	unknown *limit.Share
-	refused *limit.Throttle
+	unknown *strangers
+	cut     *limit.Throttle
 }
 
 type route struct {
@@ -45,7 +45,7 @@ type route struct {
 // New shares l. Handle before Run; the first route answers clients that offer
 // nothing known, by refusing them with no_application_protocol.
 func New(l net.Listener, log *slog.Logger) *Mux {
-	return &Mux{l: l, log: log, unknown: limit.NewShare(MaxUnknown), refused: limit.NewThrottle(time.Minute)}
+	return &Mux{l: l, log: log, unknown: &strangers{each: MaxUnknown, all: maxUnknown, of: map[string][]*stranger{}}, cut: limit.NewThrottle(time.Minute)}
 }
 
 // Handle gives the listener for some ALPN names ("" for none offered), with
@@ -74,7 +74,6 @@ func (m *Mux) Run(ctx context.Context) error {
 		wg.Wait()
 	}()
 	front := &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: m.configFor}
-	slots := make(chan struct{}, maxHandshakes)
 	for {
 		c, err := m.l.Accept()
 		if ctx.Err() != nil {
@@ -93,38 +92,15 @@ func (m *Mux) Run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("accepting on %s: %w", m.l.Addr(), err)
 		}
-		known, ok := m.unknown.Take(limit.Source(c.RemoteAddr()))
-		if !ok {
-			if held, say := m.refused.Allow(limit.Source(c.RemoteAddr())); say {
-				m.log.Warn("refused a connection: its host has too many open without a certificate", "peer", c.RemoteAddr().String(), "most", MaxUnknown, "refused before", held)
+		in, out := m.unknown.enter(c, limit.Source(c.RemoteAddr()))
+		if out != nil {
+			_ = out.Conn.Close()
+			if held, say := m.cut.Allow(out.source); say {
+				m.log.Warn("cut a connection: there were too many without a certificate, most of them of its host", "peer", out.RemoteAddr().String(), "most", MaxUnknown, "cut before", held)
 			}
-			_ = c.Close()
-			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			known()
-			_ = c.Close()
-			return ctx.Err()
-		}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			m.handshake(ctx, tls.Server(&counted{c, known}, front), known)
-		})
+		wg.Go(func() { m.handshake(ctx, tls.Server(in, front), in) })
 	}
-}
-
-// counted counts as unknown until it is closed, or known is called before.
-type counted struct {
-	net.Conn
-	known func()
-}
-
-// Close implements net.Conn.
-func (c *counted) Close() error {
-	defer c.known()
-	return c.Conn.Close()
 }
 
 func isTemporary(err error) bool {
@@ -146,7 +122,7 @@ func (m *Mux) configFor(h *tls.ClientHelloInfo) (*tls.Config, error) {
 	return m.routes[0].config, nil
 }
 
-func (m *Mux) handshake(ctx context.Context, c *tls.Conn, known func()) {
+func (m *Mux) handshake(ctx context.Context, c *tls.Conn, from *stranger) {
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
 	defer func() {
@@ -161,7 +137,7 @@ func (m *Mux) handshake(ctx context.Context, c *tls.Conn, known func()) {
 		return
 	}
 	if len(c.ConnectionState().PeerCertificates) > 0 {
-		known() // the configurations verify each certificate that is shown
+		m.unknown.leave(from) // the configurations verify each certificate that is shown
 	}
 	p := c.ConnectionState().NegotiatedProtocol
 	for _, r := range m.routes {

@@ -1,0 +1,90 @@
+package mux
+
+import (
+	"math/rand/v2"
+	"net"
+	"sync"
+)
+
+// strangers are the open connections that showed no certificate, or not yet. Where
+// there are too many, a newcomer takes the place of another one, and is not refused
+// itself: what containers open comes from the address of their host, and who keeps
+// all places of an address taken must not keep out whom it shares it with. The one
+// that goes is chosen at random, so that a handshake of a few milliseconds survives
+// most newcomers.
+type strangers struct {
+	each, all int // the most of one source, and of all together
+
+	mu sync.Mutex // guards the fields below
+	of map[string][]*stranger
+	n  int
+}
+
+// stranger is a connection that counts as one until it is closed or known.
+type stranger struct {
+	net.Conn
+	all    *strangers
+	source string
+	at     int // in the list of its source; -1: it doesn't count
+}
+
+// Close implements net.Conn.
+func (c *stranger) Close() error {
+	c.all.leave(c)
+	return c.Conn.Close()
+}
+
+// enter counts a connection, and gives the one whose place it takes, if any: the
+// caller closes that.
+func (s *strangers) enter(c net.Conn, source string) (in, out *stranger) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case len(s.of[source]) >= s.each:
+		out = s.any(source)
+	case s.n >= s.all:
+		out = s.any(s.most())
+	}
+	if out != nil {
+		s.remove(out)
+	}
+	in = &stranger{Conn: c, all: s, source: source, at: len(s.of[source])}
+	s.of[source] = append(s.of[source], in)
+	s.n++
+	return in, out
+}
+
+func (s *strangers) leave(c *stranger) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.at >= 0 {
+		s.remove(c)
+	}
+}
+
+func (s *strangers) any(source string) *stranger {
+	of := s.of[source]
+	return of[rand.N(len(of))]
+}
+
+// most is the source that has the most.
+func (s *strangers) most() (source string) {
+	for k, of := range s.of {
+		if len(of) > len(s.of[source]) {
+			source = k
+		}
+	}
+	return source
+}
+
+func (s *strangers) remove(c *stranger) {
+	of := s.of[c.source]
+	last := of[len(of)-1]
+	of[c.at], last.at = last, c.at
+	of[len(of)-1] = nil
+	if s.of[c.source] = of[:len(of)-1]; len(of) == 1 {
+		delete(s.of, c.source)
+	}
+	c.at = -1
+	s.n--
+}
