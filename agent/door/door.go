@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/drover/drover/pkg/dial"
@@ -45,6 +47,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	return o.serve(ctx, l)
+}
+
+func (o Options) serve(ctx context.Context, l net.Listener) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
@@ -56,6 +62,14 @@ func Run(ctx context.Context, o Options) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if again(err) { // without it, the agent would end for that
+			o.Log.Warn("a client can't be let in yet", "err", err)
+			select {
+			case <-time.After(acceptAgain):
+			case <-ctx.Done():
+			}
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("accepting on %s: %w", o.Path, err)
 		}
@@ -65,6 +79,20 @@ func Run(ctx context.Context, o Options) error {
 			o.pass(ctx, c, share)
 		})
 	}
+}
+
+// acceptAgain is after what makes again report true.
+const acceptAgain = 50 * time.Millisecond
+
+// again reports whether accepting failed for want of what others will give back:
+// files, memory.
+func again(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {

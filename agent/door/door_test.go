@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -89,4 +91,55 @@ func TestOneUsersConnectionsAreLimited(t *testing.T) {
 	if limited == 0 || limited > 1 {
 		t.Fatalf("%d of %d connections were refused for their number, want 1", limited, len(open))
 	}
+}
+
+// full has no files left, for a moment.
+type full struct {
+	net.Listener
+	failed atomic.Bool
+}
+
+func (l *full) Accept() (net.Conn, error) {
+	if !l.failed.Swap(true) {
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return l.Listener.Accept()
+}
+
+// A process that is out of files for a moment goes on: its containers need it.
+func TestTheDoorStaysOpenWithoutFiles(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	dir, err := os.MkdirTemp("", "dd") // short: socket paths are limited
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	path := filepath.Join(dir, "drover.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Options{Path: path, Controllers: func() []string { return nil }, Log: slog.New(slog.DiscardHandler)}.serve(ctx, &full{Listener: l})
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_, _ = io.WriteString(c, "GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n")
+	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
 }

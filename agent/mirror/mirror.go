@@ -23,6 +23,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/net/netutil"
 
 	"github.com/drover/drover/pkg/registry"
 )
@@ -192,9 +193,17 @@ func mediaType(r *io.SectionReader) (string, error) {
 	return registry.MediaType(b)
 }
 
+// Bounds of what tools of this host take of the process that runs its containers:
+// everybody may connect who has an account here.
+const (
+	maxConns    = 256
+	idleTimeout = 10 * time.Second
+)
+
 // Serve answers tools of this host on l, which is loopback, until ctx ends.
 func (m *Mirror) Serve(ctx context.Context, l net.Listener) error {
-	srv := &http.Server{Handler: m, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(m.o.Log.Handler(), slog.LevelDebug)}
+	l = netutil.LimitListener(l, maxConns)
+	srv := &http.Server{Handler: m, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(m.o.Log.Handler(), slog.LevelDebug)}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); ctx.Err() == nil {

@@ -1,14 +1,17 @@
 package mirror
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -117,5 +120,81 @@ func TestPullsAreAnsweredAndNothingElse(t *testing.T) {
 	}
 	if m.Served() == 0 {
 		t.Error("nothing was counted")
+	}
+}
+
+// counter counts the connections that were accepted and are open.
+type counter struct {
+	net.Listener
+
+	mu        sync.Mutex // guards the fields below
+	open, top int
+}
+
+func (l *counter) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open++
+	l.top = max(l.top, l.open)
+	return &counted{Conn: c, closed: sync.OnceFunc(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.open--
+	})}, nil
+}
+
+type counted struct {
+	net.Conn
+	closed func()
+}
+
+func (c *counted) Close() error {
+	c.closed()
+	return c.Conn.Close()
+}
+
+// Anybody on the host may connect, and keep connections open: they take a bounded
+// part of the agent's files and memory, and the next ones are answered as those end.
+func TestConnectionsAreBounded(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &counter{Listener: inner}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- New(Options{Store: blobs{}, Log: slog.New(slog.DiscardHandler)}).Serve(ctx, l) }()
+	defer func() { cancel(); <-done }()
+	answered := make(chan net.Conn, 2*maxConns)
+	for range 2 * maxConns {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		go func() {
+			_, _ = io.WriteString(c, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+			if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err == nil {
+				_ = resp.Body.Close()
+				answered <- c
+			}
+		}()
+	}
+	var open []net.Conn
+	for range maxConns {
+		open = append(open, <-answered)
+	}
+	for _, c := range open {
+		_ = c.Close()
+		<-answered
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.top > maxConns {
+		t.Fatalf("%d connections were open at a time, at most %d may be", l.top, maxConns)
 	}
 }
