@@ -69,7 +69,7 @@ func start(t *testing.T, certNode string) (*fakeLog, func() *connect.BidiStreamF
 	srv.EnableHTTP2 = true
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return f, func() *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent] {
 		return dv1connect.NewSessionClient(srv.Client(), srv.URL).Open(ctx)
