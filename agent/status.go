@@ -19,9 +19,12 @@ const readyPath = "/ready"
 
 func statusSocket(runDir string) string { return filepath.Join(runDir, "agent.sock") }
 
+// ErrNoSession says that an agent does its part, but that no controller hears it.
+var ErrNoSession = errors.New("this host's agent has no session")
+
 // Ready asks the agent whose run folder is given whether its host takes part in
 // the fleet: containerd is open, the session too, and its first sync was taken.
-// The error says what is missing.
+// The error says what is missing, ErrNoSession if nothing is missing on this host.
 func Ready(ctx context.Context, runDir string) error {
 	t := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", statusSocket(runDir))
@@ -39,10 +42,13 @@ func Ready(ctx context.Context, runDir string) error {
 	if err != nil {
 		return fmt.Errorf("the agent does not answer: %w", err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(strings.TrimSpace(string(why)))
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return nil
+	case http.StatusBadGateway:
+		return fmt.Errorf("%w: %s", ErrNoSession, strings.TrimSpace(string(why)))
 	}
-	return nil
+	return errors.New(strings.TrimSpace(string(why)))
 }
 
 // serveStatus answers Ready until ctx ends.
@@ -60,7 +66,7 @@ func serveStatus(ctx context.Context, runDir string, daemon <-chan struct{}, s *
 			return
 		}
 		if err := s.Ready(); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			http.Error(w, err.Error(), http.StatusBadGateway)
 		}
 	})
 	srv := &http.Server{Handler: m, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 4096}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -35,6 +36,9 @@ func TestAHostIsReadyOnceContainerdAndItsSessionAre(t *testing.T) {
 	want("containerd does not answer yet")
 	close(daemon)
 	want("no session")
+	if err := Ready(t.Context(), run); !errors.Is(err, ErrNoSession) {
+		t.Errorf("%v is not ErrNoSession", err)
+	}
 	cancel()
 	<-served
 	want("the agent does not answer")

@@ -328,6 +328,26 @@ func TestAllHostsDieAtOnce(t *testing.T) {
 	}
 }
 
+// Controllers are started one after another, as by a person: the first has no leader
+// until there is a majority, and must still be there then.
+func TestControllersAreStartedOneAfterAnother(t *testing.T) {
+	f := fleet.New(t, "a", "b", "c")
+	f.Quorum()
+	for _, h := range f.Hosts {
+		for _, what := range []string{"up", "controller", "agent", "drover-containerd"} {
+			h.Kill(what, "--data-dir")
+			h.Kill(what)
+		}
+	}
+	first, second := f.Hosts[0], f.Hosts[1]
+	want(t, first.TryUp(), 1, "drover runs on a", "takes no part in its fleet yet")
+	want(t, second.TryUp(), 0, "drover is up on b")
+	f.Eventually(20*time.Second, "both do their part", func() bool {
+		return first.Drover("run", "--rm", "--on", "node==a", "hello-world").Code == 0
+	})
+	second.Must("run", "--rm", "--on", "node==b", "hello-world")
+}
+
 // A leader that is frozen is no leader: the others go on, and it finds its place
 // when it thaws.
 func TestTheLeaderIsFrozen(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -24,7 +25,6 @@ import (
 	"github.com/drover/drover/controller"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/engineapi"
-	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/logfile"
@@ -34,11 +34,13 @@ import (
 
 // Times of drover up.
 const (
-	upWithin   = 2 * time.Minute  // until the host takes part in its fleet
-	stopWithin = 10 * time.Second // until a child that was told to stop is killed
-	minPause   = 100 * time.Millisecond
-	maxPause   = 5 * time.Second
-	steady     = 30 * time.Second // a child that lived so long is started anew at once
+	upWithin    = 2 * time.Minute  // until the host takes part in its fleet
+	leftAfter   = 40 * time.Second // that only the rest of the fleet is missing, and up -d returns
+	stopWithin  = 10 * time.Second // until a child that was told to stop is killed
+	readyWithin = 8 * time.Second  // one question: a controller waits 5 s for a leader, or its log
+	minPause    = 100 * time.Millisecond
+	maxPause    = 5 * time.Second
+	steady      = 30 * time.Second // a child that lived so long is started anew at once
 )
 
 func upCommand() *cobra.Command {
@@ -107,7 +109,11 @@ func up(cmd *cobra.Command, c *config.Config, file string) error {
 	go func() { ended <- child.Wait() }()
 	ctx, cancel := context.WithTimeout(cmd.Context(), upWithin)
 	defer cancel()
-	if err := waitReady(ctx, c, ended); err != nil {
+	err = waitReady(ctx, c, ended, leftAfter)
+	if errors.Is(err, errElsewhere) {
+		return fmt.Errorf("drover runs on %s and goes on trying, but %w", c.NodeName, err)
+	}
+	if err != nil {
 		_ = syscall.Kill(child.Process.Pid, syscall.SIGTERM)
 		return fmt.Errorf("%w; %s says:\n%s", err, logFile, tailOf(logFile, from))
 	}
@@ -145,12 +151,27 @@ func tell(w io.Writer, c *config.Config) {
 	}
 }
 
-func waitReady(ctx context.Context, c *config.Config, ended <-chan error) error {
+// errElsewhere says that this host's processes answer: what is missing is a leader,
+// or any controller at all, or time. The host is left as it is: others may wait for
+// its controller in turn.
+var errElsewhere = errors.New("it takes no part in its fleet yet")
+
+// waitReady waits until the host takes part in its fleet, and no longer than left
+// for what is not this host's.
+func waitReady(ctx context.Context, c *config.Config, ended <-chan error, left time.Duration) error {
 	var last error
+	var elsewhere time.Time
 	for {
 		err := ready(ctx, c)
-		if err == nil {
+		switch {
+		case err == nil:
 			return nil
+		case !errors.Is(err, errElsewhere):
+			elsewhere = time.Time{}
+		case elsewhere.IsZero():
+			elsewhere = time.Now()
+		case time.Since(elsewhere) > left:
+			return err
 		}
 		if ctx.Err() == nil {
 			last = err
@@ -168,37 +189,48 @@ func waitReady(ctx context.Context, c *config.Config, ended <-chan error) error 
 // ready returns nil if the next command can run a container on this host: its
 // agent takes part in the fleet, and so says the controller that its socket leads to.
 func ready(ctx context.Context, c *config.Config) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	if err := agent.Ready(ctx, c.RunDir); err != nil {
+	err := agent.Ready(ctx, c.RunDir)
+	if errors.Is(err, agent.ErrNoSession) && !bootstrap.HasController(c.DataDir) {
+		return fmt.Errorf("%w: %w", errElsewhere, err)
+	}
+	if err != nil && !errors.Is(err, agent.ErrNoSession) {
 		return err
 	}
+	resp, i, ierr := info(ctx, c)
+	switch {
+	case ierr == nil && resp.Header.Get(engineapi.HeaderStale) != "":
+		return fmt.Errorf("%w: %w", errElsewhere, engineapi.ErrNoLeader)
+	case err != nil && ierr == nil && resp.StatusCode == http.StatusServiceUnavailable:
+		// A log without a snapshot is read with a leader only.
+		return fmt.Errorf("%w: %w", errElsewhere, err)
+	case err != nil:
+		return err
+	case ierr != nil:
+		return ierr
+	case resp.StatusCode == http.StatusForbidden && !bootstrap.HasController(c.DataDir):
+		return nil // a controller answered: this host's users just have no role
+	case resp.StatusCode != http.StatusOK || i.NCPU == 0 || missingHere(resp.Header.Get("Drover-Missing"), c.NodeName):
+		return errors.New("the agent has not reached the controller yet")
+	}
+	return nil
+}
+
+// info asks the host's socket.
+func info(ctx context.Context, c *config.Config) (resp *http.Response, i system.Info, err error) {
 	h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", unixsock.File(c.RunDir))
 	}}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://drover/info", nil)
 	if err != nil {
-		return err
+		return nil, i, err
 	}
-	resp, err := h.Do(req)
-	if err != nil {
-		return err
+	if resp, err = h.Do(req); err != nil {
+		return nil, i, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	var i system.Info
-	if err := json.NewDecoder(resp.Body).Decode(&i); err != nil {
-		return err
-	}
-	if resp.StatusCode == http.StatusForbidden && !bootstrap.HasController(c.DataDir) {
-		return nil // a controller answered: this host's users just have no role
-	}
-	if resp.Header.Get(engineapi.HeaderStale) != "" {
-		return relay.ErrNoLeader
-	}
-	if resp.StatusCode != http.StatusOK || i.NCPU == 0 || missingHere(resp.Header.Get("Drover-Missing"), c.NodeName) {
-		return errors.New("the agent has not reached the controller yet")
-	}
-	return nil
+	return resp, i, json.NewDecoder(resp.Body).Decode(&i)
 }
 
 // missingHere says whether this host is among the nodes that did not answer.
@@ -278,7 +310,7 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	})
 	if !detached() {
 		children.Go(func() {
-			if waitReady(ctx, c, nil) == nil {
+			if waitReady(ctx, c, nil, math.MaxInt64) == nil {
 				tell(cmd.OutOrStdout(), c)
 			}
 		})

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/unixsock"
 )
@@ -35,7 +37,10 @@ func TestAHostIsUpOnceItsAgentAndTheLeaderSaySo(t *testing.T) {
 	var agent string // what the agent lacks
 	header, code := http.Header{}, http.StatusOK
 	serve(t, filepath.Join(run, "agent.sock"), func(w http.ResponseWriter, _ *http.Request) {
-		if agent != "" {
+		switch {
+		case strings.Contains(agent, "session"):
+			http.Error(w, agent, http.StatusBadGateway)
+		case agent != "":
 			http.Error(w, agent, http.StatusServiceUnavailable)
 		}
 	})
@@ -66,5 +71,30 @@ func TestAHostIsUpOnceItsAgentAndTheLeaderSaySo(t *testing.T) {
 		if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
+		// A host with an agent only is complete without a session. One with a
+		// controller is if that says so.
+		lone := strings.Contains(tc.agent, "session") || tc.want == "no leader"
+		if errors.Is(err, errElsewhere) != lone {
+			t.Errorf("%s: only the rest of the fleet is missing: want %v, got %v", tc.name, lone, err)
+		}
+	}
+	// This host's own controller may be what is missing.
+	if err := os.MkdirAll(bootstrap.ControllerPKI(c.DataDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bootstrap.ControllerPKI(c.DataDir), "cert.pem"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	agent, header, code = "no session with a controller yet", nil, 500
+	if err := ready(t.Context(), c); err == nil || errors.Is(err, errElsewhere) {
+		t.Errorf("without a session and without its controller: %v", err)
+	}
+	header, code = nil, 503
+	if err := ready(t.Context(), c); !errors.Is(err, errElsewhere) {
+		t.Errorf("without a session and with a controller that waits: %v", err)
+	}
+	header, code = http.Header{"Drover-Stale": {"1"}}, 200
+	if err := waitReady(t.Context(), c, nil, 0); !errors.Is(err, errElsewhere) {
+		t.Errorf("waiting for the rest of the fleet ended with %v", err)
 	}
 }

@@ -146,11 +146,15 @@ func (f *Fleet) Eventually(d time.Duration, what string, ok func() bool) {
 // Up starts drover on the host, as a user does.
 func (h *Host) Up() {
 	h.f.t.Helper()
-	h.configure()
-	r := h.In(nil, filepath.Join(h.f.Bin, "drover"), "up", "--detach", "--config", filepath.Join(h.Dir, "config.yaml"))
-	if r.Code != 0 {
+	if r := h.TryUp(); r.Code != 0 {
 		h.f.t.Fatalf("drover up on %s: %v\n%s", h.Name, r, h.Logs())
 	}
+}
+
+// TryUp is Up that may fail.
+func (h *Host) TryUp() Result {
+	h.configure()
+	return h.In(nil, filepath.Join(h.f.Bin, "drover"), "up", "--detach", "--config", filepath.Join(h.Dir, "config.yaml"))
 }
 
 // Join has the host join at another, as a user does.
