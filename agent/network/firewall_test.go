@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 )
@@ -190,6 +192,36 @@ func TestAdministratorsRulesForContainersStayFirst(t *testing.T) {
 	nft(t, "add rule ip filter DOCKER-USER ip saddr "+nbrIP+" drop\n")
 	if got, err := w.ask(w.nbr, "tcp", hostIP+":8080"); err == nil {
 		t.Errorf("dropped in DOCKER-USER, and yet: %q\n%s", got, w.ruleset())
+	}
+}
+
+// Rules of the builds before are replaced: they stood in front of the administrator's,
+// and in chains that dropped only then.
+func TestRulesOfEarlierBuildsGo(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.n.Close())
+	nft(t, droppers["behind docker's"]+"table ip open {\n chain f { type filter hook forward priority 0; }\n}\n")
+	c, err := nftables.New()
+	must(t, err)
+	for table, chain := range map[string]string{"filter": "FORWARD", "open": "f"} {
+		in := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: table}
+		for range 2 {
+			c.InsertRule(&nftables.Rule{Table: in, Chain: &nftables.Chain{Name: chain, Table: in}, UserData: []byte("drover:drv0"),
+				Exprs: append(oif("drv0", expr.CmpOpEq), &expr.Verdict{Kind: expr.VerdictAccept})})
+		}
+	}
+	must(t, c.Flush())
+	if n := strings.Count(w.foreign(), "drv0"); n != 4 {
+		t.Fatalf("%d rules:\n%s", n, w.foreign())
+	}
+	w.open()
+	all := w.foreign()
+	if strings.Count(all, "drv0") != 4 || strings.Count(all, "drover:") != 2 || strings.Index(all, "DOCKER-USER") > strings.Index(all, "drover:") {
+		t.Errorf("drover's rules are not two, with a comment each, behind the administrator's:\n%s", all)
+	}
+	must(t, w.n.Destroy(t.Context()))
+	if all := w.foreign(); strings.Contains(all, "drv0") {
+		t.Errorf("drover's rules stay:\n%s", all)
 	}
 }
 

@@ -45,17 +45,21 @@ func (t *table) plan(r *ruleset) []change {
 			continue
 		}
 		c := change{ch: ch, mark: t.mark(), link: t.bridge}
+		current := 0
 		rules, _ := r.rules(ch) // read by fate
 		for _, x := range rules {
-			if bytes.Equal(x.userData, t.mark()) {
+			if t.made(x) {
 				c.gone = append(c.gone, x)
+			}
+			if bytes.Equal(x.userData, t.mark()) {
+				current++
 			}
 			if x.verdict == jumps && x.target == userChain {
 				c.rear = x.handle
 			}
 		}
 		c.pass = v == drops
-		if c.pass && len(c.gone) == 2 || !c.pass && len(c.gone) == 0 {
+		if c.pass && len(c.gone) == 2 && current == 2 || !c.pass && len(c.gone) == 0 {
 			continue
 		}
 		out = append(out, c)
@@ -64,6 +68,12 @@ func (t *table) plan(r *ruleset) []change {
 		out = append(out, change{ch: fw, make: true, pass: true, mark: t.mark(), link: t.bridge})
 	}
 	return out
+}
+
+// made reports whether a rule is drover's, also one of the builds that knew theirs
+// by bytes that are no comment, and put them in front of docker's DOCKER-USER.
+func (t *table) made(x rule) bool {
+	return bytes.Equal(x.userData, t.mark()) || string(x.userData) == "drover:"+t.bridge
 }
 
 // do adds the change to c's batch.
@@ -143,7 +153,7 @@ func (t *table) removeForeign() error {
 		}
 		f := change{ch: ch}
 		for _, x := range rules {
-			if bytes.Equal(x.userData, t.mark()) {
+			if t.made(x) {
 				f.gone = append(f.gone, x)
 			}
 		}
