@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +42,7 @@ import (
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
+	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/timing"
 	traces "github.com/drover/drover/pkg/trace"
 )
@@ -125,7 +125,7 @@ type controller struct {
 }
 
 // serving is what answers once the controller is ready.
-type serving struct{ api, sessions, peers, joins http.Handler }
+type serving struct{ api, sessions, peers, callers, joins http.Handler }
 
 // Run is a controller from start to end: nil when ctx ended, else why it could
 // not go on. It needs what bootstrap.Up put into DataDir.
@@ -239,8 +239,8 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		return err
 	}
 	log := &tracedLog{Log: node, tracer: c.Tracer}
-	way := relay.New(relay.Options{Self: c.files.Principal.ID, Log: log, Logger: c.Logger, TLS: func(id string) *tls.Config {
-		return pki.PeerClientTLS(c.files, relay.ALPN, pki.All(pki.Kinds(pki.KindController), c.notRevoked, func(p pki.Principal) error {
+	way := relay.New(relay.Options{Self: c.files.Principal, Log: log, Logger: c.Logger, Match: match, TLS: func(id, alpn string) *tls.Config {
+		return pki.PeerClientTLS(c.files, alpn, pki.All(pki.Kinds(pki.KindController), c.notRevoked, func(p pki.Principal) error {
 			if p.ID != id {
 				return fmt.Errorf("it is controller %.12s, not %.12s", p.ID, id)
 			}
@@ -249,14 +249,14 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	}})
 	defer way.Close()
 	defer c.start("the way to the leader", way.Run)()
-	key, err := c.unseal(ctx, log.Snapshot, way.Propose)
+	key, err := c.unseal(ctx, log.Snapshot, way.Own)
 	if err != nil {
 		return err
 	}
 	fleet := core.New(c.contact)
 	c.relay = &relay.Fleet{Relay: way, Core: fleet}
 	seals := &seals{c: c, log: log, last: key}
-	hub := dispatch.New(dispatch.Options{Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: c.probe(log)})
+	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: c.probe(log)})
 	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.client
 	c.commits.open(func() { fleet.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
@@ -278,7 +278,8 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
 	joins := &joining{c: c, log: log, way: way, seals: seals, said: limit.NewThrottle(time.Minute)}
-	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()), peers: c.relay.Handler(local, hub.Handler(), c.Traces), joins: joins})
+	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()),
+		peers: c.relay.Peers(c.Traces), callers: c.relay.Callers(local, hub.Handler()), joins: joins})
 	close(c.ready)
 	c.Logger.Info("controller is ready", "addr", c.port.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())
 	c.OnReady(c.port.Addr())
@@ -291,12 +292,20 @@ func (c *controller) api(log *tracedLog, m *members) http.Handler {
 	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
 	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Remove: m.remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == traces.Path || strings.HasPrefix(r.URL.Path, fleetapi.Prefix) {
+		if fleetapi.Serves(r.URL.Path) {
 			ours.ServeHTTP(w, r)
 			return
 		}
 		docker.ServeHTTP(w, r)
 	})
+}
+
+// match finds a request's route in what api answers.
+func match(r *http.Request) route.Route {
+	if fleetapi.Serves(r.URL.Path) {
+		return fleetapi.Match(r)
+	}
+	return engineapi.Match(r)
 }
 
 // settle is how long a controller that knows its cluster waits for a leader

@@ -6,9 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
-	"strconv"
 	"sync"
 	"time"
 
@@ -17,8 +15,8 @@ import (
 )
 
 // doors are connections that agents pass through from the sockets of hosts
-// without a controller. They act with the role that (node, uid) has in raft: the
-// node's own certificate gives none.
+// without a controller. They act with the role that (node, uid) has in raft, which is
+// asked when the log is ready: the node's own certificate gives none.
 type doors struct {
 	net.Listener // of agents
 	c            *controller
@@ -30,8 +28,8 @@ type doors struct {
 type doorConn struct {
 	net.Conn
 	r    *bufio.Reader
-	node string
-	uid  int
+	node pki.Principal
+	who  pki.Principal // a user of the node
 }
 
 func (d *doorConn) Read(p []byte) (int, error) { return d.r.Read(p) }
@@ -89,7 +87,7 @@ func (d *doors) greet(conn net.Conn) {
 	}
 	_ = conn.SetReadDeadline(time.Time{})
 	select {
-	case d.ready <- &doorConn{Conn: conn, r: r, node: p.ID, uid: hello.UID}:
+	case d.ready <- &doorConn{Conn: conn, r: r, node: p, who: pki.Local(hello.UID).At(p)}:
 	case <-d.done:
 		cut(conn)
 	}
@@ -120,23 +118,4 @@ func (c *controller) withDoor(ctx context.Context, conn net.Conn) context.Contex
 		return ctx
 	}
 	return context.WithValue(withConn(ctx, conn), doorKey{}, d)
-}
-
-// through is who came through a door, with the role of now.
-func (c *controller) through(d *doorConn) (pki.Principal, error) {
-	node := c.node.Load()
-	if node == nil {
-		return pki.Principal{}, &refusal{503, "this controller is starting: its log is not ready yet"}
-	}
-	snap := node.Snapshot()
-	n := snap.Node(d.node)
-	uri := pki.URI(snap.Cluster().GetId(), pki.KindNode, d.node)
-	if n == nil || snap.Identity(uri).GetRevoked() {
-		return pki.Principal{}, &refusal{403, "this host is no node of the fleet any more"}
-	}
-	role := n.Roles[strconv.Itoa(d.uid)]
-	if role == "" {
-		return pki.Principal{}, &refusal{403, fmt.Sprintf("uid %d on node %s has no role in this fleet: on a controller's host, drover node grant %s --uid %d --role user (or admin)", d.uid, n.Name, n.Name, d.uid)}
-	}
-	return pki.Principal{Kind: pki.KindLocal, ID: strconv.Itoa(d.uid), Cluster: snap.Cluster().GetId(), URI: uri + "/uid/" + strconv.Itoa(d.uid), Roles: []string{role}}, nil
 }

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/pkg/pki"
@@ -69,17 +70,12 @@ func (c *controller) front(w http.ResponseWriter, r *http.Request) {
 		refuse(out, &refusal{http.StatusServiceUnavailable, "this controller is starting: its log is not ready yet"})
 		return
 	}
-	if p.Kind != pki.KindLocal {
-		// After enter: a revocation that this misses ends the connection.
-		if p, err = c.known(p); err != nil {
-			refuse(out, &refusal{http.StatusForbidden, err.Error()})
-			return
-		}
-	}
 	if k := r.Header.Get(engineapi.HeaderKey); len(k) > maxKey {
 		refuse(out, &refusal{http.StatusBadRequest, fmt.Sprintf("header %s has %d bytes, more than the %d allowed", engineapi.HeaderKey, len(k), maxKey)})
 		return
 	}
+	// What it may do is asked after enter: a revocation that this misses ends the
+	// connection.
 	s.api.ServeHTTP(out, r.WithContext(pki.WithPrincipal(r.Context(), p)))
 }
 
@@ -104,8 +100,8 @@ func (c *controller) served(ctx context.Context) *serving {
 // caller is who sent a request, as far as connections tell.
 func (c *controller) caller(r *http.Request) (pki.Principal, error) {
 	if d, ok := r.Context().Value(doorKey{}).(*doorConn); ok {
-		r.Header.Set(engineapi.HeaderContact, d.node)
-		return c.through(d)
+		r.Header.Set(engineapi.HeaderContact, d.node.ID)
+		return d.who, nil
 	}
 	if local, ok := r.Context().Value(peerKey{}).(peerResult); ok {
 		if local.err != nil {
@@ -129,15 +125,7 @@ func (c *controller) known(p pki.Principal) (pki.Principal, error) {
 	if node == nil {
 		return p, errors.New("this controller is starting: identities are not known yet")
 	}
-	id := node.Snapshot().Identity(p.URI)
-	if id == nil {
-		return p, fmt.Errorf("%s is not known to this cluster", p.URI)
-	}
-	if id.GetRevoked() {
-		return p, fmt.Errorf("%s: %w", p.URI, pki.ErrRevoked)
-	}
-	p.Roles = id.GetRoles()
-	return p, nil
+	return access.Known(node.Snapshot(), p.URI)
 }
 
 // authorize wants a known identity with a role.

@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/net/http2"
 
+	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/dispatch"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -190,7 +191,7 @@ func (h *host) propose(cmd *dv1.Command) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), 5*time.Second)
 	defer cancel()
-	r, err := h.c.node.Load().Propose(ctx, cmd)
+	r, err := h.c.node.Load().Propose(ctx, accesstest.Named(h.c.node.Load().Snapshot(), cmd))
 	if err != nil || r.GetError() != nil {
 		h.t.Fatalf("proposing %T: %v %v", cmd.GetOf(), r, err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/timing"
 )
 
@@ -35,12 +36,16 @@ type joining struct {
 	said  *limit.Throttle // of refusals that are logged
 }
 
+// joinRoutes are for hosts without an identity: a token's secret is in the body.
+var joinRoutes = route.Table{{Method: http.MethodPost, Pattern: join.Path, At: route.Here, Who: route.Anyone, Body: join.MaxBody}}
+
 func (j *joining) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodPost || r.URL.Path != join.Path {
+	i, _ := joinRoutes.Match(r.Method, r.URL.Path)
+	if i < 0 {
 		refuse(w, &refusal{http.StatusNotFound, r.Method + " " + r.URL.Path + " is not known here"})
 		return
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, join.MaxBody))
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, joinRoutes[i].Body))
 	req := &join.Request{}
 	if err == nil {
 		err = json.Unmarshal(b, req)
@@ -131,7 +136,7 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 		if err := wrapped(); err != nil {
 			return nil, fmt.Errorf("wrapping the data key: %w", err)
 		}
-		res, err = j.way.Propose(ctx, &dv1.Command{Key: "join-" + hex.EncodeToString(key[:]), Hash: hash, Principal: "token:" + req.TokenID, Of: &dv1.Command_Join{Join: cmd}})
+		res, err = j.way.Propose(ctx, &dv1.Command{Key: "join-" + hex.EncodeToString(key[:]), Hash: hash, Principal: pki.TokenURI(req.TokenID), Of: &dv1.Command_Join{Join: cmd}})
 		if err != nil || res.GetError().GetKind() != command.StaleKey {
 			break
 		}

@@ -66,10 +66,11 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	admitting.Certificates = []tls.Certificate{whole}
 	joins := c.mux.Handle(admitting, join.ALPN)
 	peers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindController)), relay.ALPN)
+	callers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindController)), relay.CallersALPN)
 	through := newDoors(c, c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), relaysock.ALPN))
 	return func() func() {
 		base, cancel := context.WithCancel(context.Background())
-		onPort, onSocket := c.server(base, withConn), c.server(base, withPeer(path))
+		onPort, onSocket := c.server(base, withConn), c.server(base, c.withPeer(path))
 		var parts sync.WaitGroup
 		parts.Go(func() { c.accept("the API's port", onPort, api) })
 		parts.Go(func() { c.accept(path, onSocket, socket) })
@@ -78,6 +79,9 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 		})
 		parts.Go(func() {
 			c.acceptStreams(base, peers, pki.KindController, func(s *serving) http.Handler { return s.peers })
+		})
+		parts.Go(func() {
+			c.acceptStreams(base, callers, pki.KindController, func(s *serving) http.Handler { return s.callers })
 		})
 		onDoor := c.server(base, c.withDoor)
 		parts.Go(func() { c.accept("doors", onDoor, through) })
@@ -98,7 +102,7 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 			_, _ = onPort.Close(), onSocket.Close()
 			cancel()
 			_, _ = onJoin.Close(), onDoor.Close()
-			_, _ = sessions.Close(), peers.Close()
+			_, _, _ = sessions.Close(), peers.Close(), callers.Close()
 			c.sessions.close()
 			c.requests.wait()
 			c.sessions.wait()
@@ -242,10 +246,7 @@ func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, ha
 			// Handlers may outlive ServeConn, never the controller.
 			if leave, ok := c.sessions.enter(nil, p.URI); ok {
 				defer leave()
-				if kind == pki.KindNode {
-					r = r.WithContext(pki.WithPrincipal(r.Context(), p))
-				}
-				h.ServeHTTP(w, r)
+				h.ServeHTTP(w, r.WithContext(pki.WithPrincipal(r.Context(), p)))
 			}
 		}),
 	})

@@ -215,7 +215,7 @@ func (m *members) dataKey(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, memberWait)
 	defer cancel()
-	res, err := m.node.Propose(ctx, &dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: c}})
+	res, err := m.node.Propose(ctx, &dv1.Command{Principal: m.c.files.Principal.URI, Of: &dv1.Command_RotateDataKey{RotateDataKey: c}})
 	if err == nil && res.GetError() != nil && res.Error.Kind != command.StaleKey { // else again, from what there is now
 		err = errors.New(res.Error.Message)
 	}
@@ -281,7 +281,7 @@ func (m *members) gossipKey(ctx context.Context) error {
 }
 
 func (m *members) putSealed(ctx context.Context, s *dv1.Sealed) error {
-	r, err := m.node.Propose(ctx, &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
+	r, err := m.node.Propose(ctx, &dv1.Command{Principal: m.c.files.Principal.URI, Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
 	if err == nil && r.GetError() != nil {
 		err = errors.New(r.Error.Message)
 	}

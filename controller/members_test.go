@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/command"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -123,7 +124,7 @@ func TestAJoinMeetsANewDataKey(t *testing.T) {
 		"a value of the old key": {Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: old}}},
 		"the same rotation":      {Of: &dv1.Command_RotateDataKey{RotateDataKey: rotate}},
 	} {
-		if r, err := h.c.node.Load().Propose(ctx, c); err != nil || r.GetError().GetKind() != command.StaleKey {
+		if r, err := h.c.node.Load().Propose(ctx, accesstest.Named(h.c.node.Load().Snapshot(), c)); err != nil || r.GetError().GetKind() != command.StaleKey {
 			t.Errorf("%s: %v %v", what, r, err)
 		}
 	}

@@ -29,7 +29,7 @@ func (c *controller) tellAddress(ctx context.Context, node *consensus.Node) erro
 	defer t.Stop()
 	for {
 		if was := c.knownAt(node); was != "" && was != c.Advertise && (loopback(was) || !loopback(c.Advertise)) && !c.answersAt(ctx, was) {
-			err := c.offer(ctx, node, &dv1.Command{Of: &dv1.Command_PutController{PutController: &dv1.PutController{
+			err := c.offer(ctx, node, &dv1.Command{Principal: c.files.Principal.URI, Of: &dv1.Command_PutController{PutController: &dv1.PutController{
 				Controller: &dv1.Controller{Id: c.files.Principal.ID, Addr: c.Advertise}}}})
 			if err != nil && ctx.Err() == nil {
 				c.once("moved to "+c.Advertise, func() {

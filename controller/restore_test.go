@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -78,7 +79,7 @@ func TestASnapshotIsAsGoodAsTheEntriesThatItHolds(t *testing.T) {
 	events := at.c.relay.Core.Events(t.Context(), 1)
 	for _, c := range []*dv1.Command{{Of: &dv1.Command_Rename{Rename: &dv1.Rename{TaskId: young.Id, Name: "renamed"}}},
 		{Of: &dv1.Command_Untag{Untag: &dv1.Untag{Ref: "docker.io/library/busybox:old"}}}} {
-		if r, err := at.c.relay.Propose(t.Context(), c); err != nil || r.GetError() != nil {
+		if r, err := at.c.relay.Propose(t.Context(), accesstest.Named(at.c.node.Load().Snapshot(), c)); err != nil || r.GetError() != nil {
 			t.Fatalf("%T: %v, %v", c.Of, r, err)
 		}
 	}

@@ -16,9 +16,10 @@ type peerResult struct {
 	err       error
 }
 
-func withPeer(path string) func(context.Context, net.Conn) context.Context {
-	return func(ctx context.Context, c net.Conn) context.Context {
-		p, err := unixsock.Peer(path, c)
-		return context.WithValue(withConn(ctx, c), peerKey{}, peerResult{p, err})
+// withPeer names who connects to the socket as a user of this host.
+func (c *controller) withPeer(path string) func(context.Context, net.Conn) context.Context {
+	return func(ctx context.Context, conn net.Conn) context.Context {
+		p, err := unixsock.Peer(path, conn)
+		return context.WithValue(withConn(ctx, conn), peerKey{}, peerResult{p.At(c.files.Principal), err})
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -29,6 +30,7 @@ const (
 type decision struct {
 	*state.Snapshot
 	cmd     *dv1.Command
+	who     pki.Principal // whose command it is
 	now     int64
 	effects []*dv1.Effect
 	sized   int // how many of effects size counts
@@ -37,9 +39,14 @@ type decision struct {
 	res     *dv1.CommandResult
 }
 
-// Decide leaves view as it is. With result.Error there are no effects.
+// Decide leaves view as it is. With result.Error there are no effects. Whoever
+// relayed a command, its principal must be allowed what it asks for, in this view.
 func Decide(view *state.Txn, cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.CommandResult) {
 	d := &decision{Snapshot: view.View(), cmd: cmd, now: now, gone: map[string]int{}, res: &dv1.CommandResult{}}
+	var err error
+	if d.who, err = access.Allowed(d.Snapshot, cmd.GetPrincipal(), access.Command(cmd)); err != nil {
+		return nil, &dv1.CommandResult{Error: refuse("forbidden", "%v", err)}
+	}
 	if e := d.decide(); e != nil {
 		return nil, &dv1.CommandResult{Error: e}
 	}
@@ -266,9 +273,6 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 func (d *decision) register(n *dv1.Node) *dv1.Error {
 	n = proto.CloneOf(n)
 	old := d.Node(n.GetId())
-	if i := d.Identity(pki.URI(d.Cluster().GetId(), pki.KindNode, n.GetId())); i.GetRevoked() {
-		return refuse("forbidden", "node %s was removed from this fleet", n.GetName())
-	}
 	if len(n.ReservedPorts) > maxReserved {
 		return refuse("invalid", "node %s reserves %d ports; %d at most", n.GetName(), len(n.ReservedPorts), maxReserved)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"google.golang.org/protobuf/proto"
@@ -21,7 +22,7 @@ type fleet struct {
 func newFleet(t *testing.T, pool string, nodes ...string) *fleet {
 	f := &fleet{t: t, store: state.NewStore()}
 	f.ok(&dv1.Command{Of: &dv1.Command_Init{Init: &dv1.Init{Cluster: &dv1.Cluster{Id: "fleet", Pool: pool},
-		Controller: &dv1.Controller{Id: "n0", Name: "ctl", Addr: "10.0.0.1:7443"}}}})
+		Identities: accesstest.Identities("fleet", "n0", "n1", "n2", "n3", "n4", "c", "d"), Controller: &dv1.Controller{Id: "n0", Name: "ctl", Addr: "10.0.0.1:7443"}}}})
 	for i, n := range nodes {
 		f.ok(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: fmt.Sprint("n", i), Name: n, Capacity: &dv1.Capacity{Memory: 4 << 30, Arch: "amd64", Os: "linux"}}}}})
 	}
@@ -36,6 +37,7 @@ const digest = "sha256:111111111111111111111111111111111111111111111111111111111
 func (f *fleet) do(c *dv1.Command) *dv1.CommandResult {
 	f.t.Helper()
 	snap := f.store.Snapshot()
+	c = accesstest.Named(snap, c)
 	before := snap.Hash()
 	effects, res := Decide(state.NewTxn(snap), proto.CloneOf(c), 1000+int64(f.index))
 	again, _ := Decide(state.NewTxn(snap), proto.CloneOf(c), 1000+int64(f.index))
@@ -242,7 +244,7 @@ func TestJoins(t *testing.T) {
 	if i := f.store.Snapshot().Identity("spiffe://fleet/node/id-b"); !i.GetRevoked() {
 		t.Error("a removed node's identity is good")
 	}
-	f.no(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "id-b", Name: "b"}}}}, "forbidden", "was removed")
+	f.no(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "id-b", Name: "b"}}}}, "forbidden", "revoked")
 	f.ok(join("ctl", "c", &dv1.Controller{Id: "id-c", Name: "c", Addr: "10.0.0.3:7443"}, hash))
 	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "c", Force: true}}}, "conflict", "is a controller too")
 	f.ok(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: "c"}}})
@@ -413,6 +415,7 @@ func TestAControllerMoves(t *testing.T) {
 	move := func(id, addr string) *dv1.Command {
 		return &dv1.Command{Of: &dv1.Command_PutController{PutController: &dv1.PutController{Controller: &dv1.Controller{Id: id, Addr: addr}}}}
 	}
+	f.ok(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: "spiffe://fleet/controller/c2", Roles: []string{"controller"}}}}})
 	f.no(move("c2", "10.0.0.3:7443"), "not_found", "No such controller")
 	f.no(move("c1", "10.0.0.1:7443"), "conflict", "controller ctl is at")
 	f.no(move("c1", ""), "invalid", "needs an address")

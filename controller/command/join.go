@@ -7,6 +7,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -166,6 +167,9 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	}
 	if d.Controller(n.Id) != nil {
 		return refuse("conflict", "node %s is a controller too: drover controller rm %s first", n.Name, n.Name)
+	}
+	if !route.Admin.Has(d.who) && n.Availability != Removing {
+		return refuse("forbidden", "%s is no admin of this fleet", d.who.URI)
 	}
 	tasks := slices.Collect(d.TasksOfNode(n.Id))
 	if !c.Force && n.Availability != Removing {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -45,12 +46,12 @@ func TestAFleetOfThousands(t *testing.T) {
 	if n := txn.Subnets(); n != 4096 {
 		t.Errorf("%d subnets", n)
 	}
-	if _, r := Decide(txn, node("n4096"), 1); r.Error == nil {
+	if _, r := Decide(txn, accesstest.Named(txn.View(), node("n4096")), 1); r.Error == nil {
 		t.Error("one more than fit")
 	}
 	twin := node("twin")
 	twin.GetRegisterNode().Node.Name = "host-n17"
-	if _, r := Decide(txn, twin, 1); r.Error.GetKind() != "conflict" {
+	if _, r := Decide(txn, accesstest.Named(txn.View(), twin), 1); r.Error.GetKind() != "conflict" {
 		t.Errorf("a second node of a name: %v", r)
 	}
 }
@@ -59,12 +60,16 @@ func TestAFleetOfThousands(t *testing.T) {
 func crowd(t testing.TB, pool string, n int) *state.Txn {
 	t.Helper()
 	txn := state.NewTxn(state.NewStore().Snapshot())
+	ids := []string{"n" + fmt.Sprint(n), "twin", "more"}
+	for i := range n {
+		ids = append(ids, fmt.Sprint("n", i))
+	}
 	for i := range n + 1 {
 		c := node(fmt.Sprint("n", i-1))
 		if i == 0 {
-			c = &dv1.Command{Of: &dv1.Command_Init{Init: &dv1.Init{Cluster: &dv1.Cluster{Id: "fleet", Pool: pool}}}}
+			c = &dv1.Command{Of: &dv1.Command_Init{Init: &dv1.Init{Cluster: &dv1.Cluster{Id: "fleet", Pool: pool}, Identities: accesstest.Identities("fleet", ids...)}}}
 		}
-		effects, r := Decide(txn, c, 1)
+		effects, r := Decide(txn, accesstest.Named(txn.View(), c), 1)
 		if r.Error != nil {
 			t.Fatalf("node %d: %v", i-1, r.Error)
 		}
@@ -80,7 +85,7 @@ func BenchmarkAdmit(b *testing.B) {
 	for _, n := range []int{50, 5000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			txn := crowd(b, "10.0.0.0/8", n)
-			c := node("more")
+			c := accesstest.Named(txn.View(), node("more"))
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, r := Decide(txn, c, 1); r.Error != nil {

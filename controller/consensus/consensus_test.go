@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/hashicorp/raft"
@@ -112,7 +113,7 @@ func single(t *testing.T, dir string, options ...func(*Options)) *member {
 
 func (m *member) do(t *testing.T, c *dv1.Command) *dv1.CommandResult {
 	t.Helper()
-	r, err := m.Propose(t.Context(), c)
+	r, err := m.Propose(t.Context(), accesstest.Named(m.Snapshot(), c))
 	if err != nil {
 		t.Fatalf("%T: %v", c.Of, err)
 	}
@@ -124,22 +125,24 @@ func (m *member) do(t *testing.T, c *dv1.Command) *dv1.CommandResult {
 
 func id(of string) []byte { return fmt.Appendf(nil, "%-32s", of)[:32] }
 
+const admin = "spiffe://fleet/user/admin"
+
 const digest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
 
 var (
-	initCluster = &dv1.Command{Of: &dv1.Command_Init{Init: &dv1.Init{
+	initCluster = &dv1.Command{Principal: "spiffe://fleet/controller/c1", Of: &dv1.Command_Init{Init: &dv1.Init{
 		Cluster:    &dv1.Cluster{Id: "fleet", Pool: "10.210.0.0/16"},
-		Identities: []*dv1.Identity{{Uri: "spiffe://fleet/controller/c1", Roles: []string{"controller"}}},
+		Identities: accesstest.Identities("fleet", "n1"),
 		Sealed:     []*dv1.Sealed{{Name: "ca-key", Blob: []byte{1}}},
 	}}}
-	registerNode = &dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{
+	registerNode = &dv1.Command{Principal: "spiffe://fleet/node/n1", Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{
 		Id: "n1", Name: "web-1", Capacity: &dv1.Capacity{Memory: 1 << 30, Arch: "amd64", Os: "linux"},
 	}}}}
-	commitImage = &dv1.Command{Of: &dv1.Command_CommitImage{CommitImage: &dv1.CommitImage{Image: &dv1.Image{Digest: digest}, Refs: []string{"alpine"}}}}
+	commitImage = &dv1.Command{Principal: admin, Of: &dv1.Command_CommitImage{CommitImage: &dv1.CommitImage{Image: &dv1.Image{Digest: digest}, Refs: []string{"alpine"}}}}
 )
 
 func createRun(name string) *dv1.Command {
-	return &dv1.Command{Of: &dv1.Command_Create{Create: &dv1.CreateRun{RunId: id("run-" + name), TaskIds: [][]byte{id(name)}, Name: name, Mode: "one",
+	return &dv1.Command{Principal: admin, Of: &dv1.Command_Create{Create: &dv1.CreateRun{RunId: id("run-" + name), TaskIds: [][]byte{id(name)}, Name: name, Mode: "one",
 		Spec: &dv1.Spec{Body: []byte(`{"Image":"alpine"}`), Image: "alpine"}}}}
 }
 
@@ -245,7 +248,7 @@ func TestKeys(t *testing.T) {
 	}
 	other := createRun("another")
 	other.Key = "k1"
-	if _, err := m.Propose(t.Context(), other); !errors.Is(err, ErrKeyReused) {
+	if _, err := m.Propose(t.Context(), accesstest.Named(m.Snapshot(), other)); !errors.Is(err, ErrKeyReused) {
 		t.Errorf("another request with the key: %v", err)
 	}
 	if m.Snapshot().TaskByName("another") != nil {
@@ -254,7 +257,7 @@ func TestKeys(t *testing.T) {
 	// A refusal isn't kept: repeated when the reason is gone, it is decided anew.
 	taken := createRun("web")
 	taken.Key, taken.GetCreate().RunId, taken.GetCreate().TaskIds = "k3", id("run"), [][]byte{id("later")}
-	if r, err := m.Propose(t.Context(), taken); err != nil || r.GetError().GetKind() != "name_taken" {
+	if r, err := m.Propose(t.Context(), accesstest.Named(m.Snapshot(), taken)); err != nil || r.GetError().GetKind() != "name_taken" {
 		t.Fatalf("taken name: %v, %v", r, err)
 	}
 	m.do(t, &dv1.Command{Of: &dv1.Command_Remove{Remove: &dv1.Remove{TaskId: id("web")}}})
@@ -313,7 +316,7 @@ func TestUnknownEntryHaltsTheMember(t *testing.T) {
 				t.Fatalf("Run: %v", err)
 			}
 			close(m.ended)
-			if _, err := m.Propose(t.Context(), createRun("after")); err == nil {
+			if _, err := m.Propose(t.Context(), accesstest.Named(m.Snapshot(), createRun("after"))); err == nil {
 				t.Error("a halted member decided a command")
 			}
 			if _, err := m.WaitIndex(t.Context(), before.Index()+9); !errors.As(err, &fatal) {
@@ -356,7 +359,7 @@ func TestTooBigForOneEntry(t *testing.T) {
 	m.prepare(t)
 	c := createRun("big")
 	c.GetCreate().Spec.Body = fmt.Appendf(nil, `{"Image":"alpine","Hostname":"%s"}`, strings.Repeat("x", maxEntry))
-	r, err := m.Propose(t.Context(), c)
+	r, err := m.Propose(t.Context(), accesstest.Named(m.Snapshot(), c))
 	if err != nil || r.GetError().GetKind() != "invalid" {
 		t.Errorf("answered %v, %v", r, err)
 	}
@@ -424,7 +427,7 @@ func TestACommandThatPanicsIsRefused(t *testing.T) {
 	var log bytes.Buffer
 	m := single(t, t.TempDir(), func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 	m.prepare(t)
-	bad := &dv1.Command{Key: "bad", Of: &dv1.Command_Create{}}
+	bad := &dv1.Command{Principal: admin, Key: "bad", Of: &dv1.Command_Create{}}
 	for range 2 {
 		if r, err := m.Propose(t.Context(), bad); err == nil || errors.Is(err, ErrRetry) || errors.Is(err, ErrNotLeader) {
 			t.Errorf("answered %v, %v", r, err)
@@ -467,11 +470,11 @@ func TestAKeyIsOfBoundedLengthAndItsCallers(t *testing.T) {
 		c.Key, c.Principal, c.Traceparent = "k", principal, "of "+principal
 		return c
 	}
-	first := m.do(t, by("unix:0"))
+	first := m.do(t, by("spiffe://fleet/controller/c1/uid/0"))
 	if r := m.do(t, by("spiffe://fleet/user/admin-c1")); r.Index != first.Index {
 		t.Errorf("the same admin by another way: %v", r)
 	}
-	for _, other := range []string{"unix:1000", "spiffe://fleet/user/eve", "spiffe://fleet/node/n1/uid/0"} {
+	for _, other := range []string{"spiffe://fleet/controller/c1/uid/1000", "spiffe://fleet/user/eve", "spiffe://fleet/node/n1/uid/0"} {
 		if r, err := m.Propose(t.Context(), by(other)); !errors.Is(err, ErrKeyReused) {
 			t.Errorf("%s is given %v, %v", other, r, err)
 		}

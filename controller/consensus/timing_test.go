@@ -12,7 +12,7 @@ import (
 )
 
 func setTiming(t timing.Timing) *dv1.Command {
-	return &dv1.Command{Of: &dv1.Command_SetTiming{SetTiming: &dv1.SetTiming{Timing: t.Proto()}}}
+	return &dv1.Command{Principal: admin, Of: &dv1.Command_SetTiming{SetTiming: &dv1.SetTiming{Timing: t.Proto()}}}
 }
 
 // deposed says whether the leader loses its place when the others don't hear it for

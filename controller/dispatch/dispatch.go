@@ -31,6 +31,7 @@ type Log interface {
 // Options of a Hub. OnStatus and OnEvent may be nil and must not block. Probe
 // asks whether a silent node answers at all; nil says no.
 type Options struct {
+	Self     string // URI of this controller, in whose name it tells what it finds out
 	Log      Log
 	Probe    func(ctx context.Context, nodeID string) bool
 	Keys     func() [][]byte                           // of the gossip, newest first; may be nil

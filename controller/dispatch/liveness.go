@@ -186,6 +186,7 @@ func (h *Hub) tick(ctx context.Context) {
 func (h *Hub) decide(ctx context.Context, n *dv1.Node, c *dv1.Command) {
 	pctx, cancel := context.WithTimeout(ctx, SuspectAfter)
 	defer cancel()
+	c.Principal = h.o.Self
 	res, err := h.o.Log.Propose(pctx, c)
 	if err == nil && res.GetError() != nil && res.Error.Kind != "not_found" { // it was removed meanwhile
 		err = errors.New(res.Error.Message)

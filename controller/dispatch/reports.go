@@ -63,8 +63,8 @@ func (h *Hub) record(ctx context.Context, s *session) (more bool, err error) {
 	for _, id := range tombs {
 		a.TaskIds = append(a.TaskIds, []byte(id))
 	}
-	tasks, rerr := h.propose(ctx, &dv1.Command{Of: &dv1.Command_Report{Report: r}}, tasks)
-	tombs, aerr := h.propose(ctx, &dv1.Command{Of: &dv1.Command_AckTombstones{AckTombstones: a}}, tombs)
+	tasks, rerr := h.propose(ctx, &dv1.Command{Principal: h.uri(s.node), Of: &dv1.Command_Report{Report: r}}, tasks)
+	tombs, aerr := h.propose(ctx, &dv1.Command{Principal: h.uri(s.node), Of: &dv1.Command_AckTombstones{AckTombstones: a}}, tombs)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, id := range tasks {

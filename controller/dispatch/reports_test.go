@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -38,7 +39,7 @@ func quorum(t *testing.T) (*consensus.Node, *Hub) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hub = New(Options{Log: node, Logger: slog.New(slog.DiscardHandler)})
+	hub = New(Options{Self: "spiffe://fleet/controller/c1", Log: node, Logger: slog.New(slog.DiscardHandler)})
 	if err := node.Bootstrap([]raft.Server{{ID: "c1", Address: addr}}); err != nil {
 		t.Fatal(err)
 	}
@@ -47,6 +48,11 @@ func quorum(t *testing.T) (*consensus.Node, *Hub) {
 	go func() { defer close(ended); _ = node.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended; _ = node.Close() })
 	until(t, node, "the member leads", node.Ready)
+	fleet := []*dv1.Effect{{Of: &dv1.Effect_Cluster{Cluster: &dv1.Cluster{Id: "fleet"}}}}
+	for _, i := range accesstest.Identities("fleet", "n1") {
+		fleet = append(fleet, &dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
+	}
+	commit(t, node, fleet...)
 	hub.lead(true)
 	return node, hub
 }
@@ -189,7 +195,7 @@ func TestALargeNodesRemovalGoesOn(t *testing.T) {
 	const tasks = 3000
 	node, hub := quorum(t)
 	commit(t, node, running(tasks, false)...)
-	res, err := node.Propose(t.Context(), &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "a", Force: true}}})
+	res, err := node.Propose(t.Context(), &dv1.Command{Principal: "spiffe://fleet/user/admin", Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "a", Force: true}}})
 	if err != nil || res.Error != nil || res.Left == 0 || res.Left >= tasks {
 		t.Fatalf("%v, %v", res, err)
 	}

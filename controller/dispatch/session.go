@@ -173,6 +173,11 @@ func (h *Hub) hello(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, d
 	return hello, nil
 }
 
+// uri is in whose name a session's node reports: its certificate was of that node.
+func (h *Hub) uri(node string) string {
+	return pki.URI(h.o.Log.Snapshot().Cluster().GetId(), pki.KindNode, node)
+}
+
 // register has the log know the node as it is, and gives its subnet.
 func (h *Hub) register(ctx context.Context, n *dv1.Node) (string, error) {
 	snap := h.o.Log.Snapshot()
@@ -189,7 +194,7 @@ func (h *Hub) register(ctx context.Context, n *dv1.Node) (string, error) {
 			return old.Subnet, nil
 		}
 	}
-	r, err := h.o.Log.Propose(ctx, &dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: n}}})
+	r, err := h.o.Log.Propose(ctx, &dv1.Command{Principal: h.uri(n.Id), Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: n}}})
 	if err != nil {
 		return "", fmt.Errorf("registering node %s: %w", n.Id, err)
 	}

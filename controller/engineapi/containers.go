@@ -222,7 +222,8 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 		// Afterwards and without the caller's key: a signal needs no quorum.
 		ctx, cancel := context.WithTimeout(r.Context(), killedWithin)
 		defer cancel()
-		_, err := s.Fleet.Propose(ctx, &dv1.Command{Of: &dv1.Command_Killed{Killed: &dv1.Killed{TaskId: t.Id, Attempt: t.Attempt}}})
+		p, _ := s.Principal(r.Context())
+		_, err := s.Fleet.Propose(ctx, &dv1.Command{Principal: p.URI, Of: &dv1.Command_Killed{Killed: &dv1.Killed{TaskId: t.Id, Attempt: t.Attempt}}})
 		if err != nil {
 			s.Logger.Warn("recording a kill by hand", "task", hexID(t), "error", err)
 		}

@@ -40,7 +40,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var raw json.RawMessage
-	sent, err := readBody(w, r, &raw)
+	sent, err := readBody(r, &raw)
 	if err != nil {
 		return err
 	}

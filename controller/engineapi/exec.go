@@ -48,7 +48,7 @@ func (s *server) execTask(w http.ResponseWriter, r *http.Request) (string, *dv1.
 
 func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	var o container.ExecCreateRequest
-	body, err := readBody(w, r, &o)
+	body, err := readBody(r, &o)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (s *server) execState(r *http.Request, id string, t *dv1.Task) (*execState,
 
 func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	var o container.ExecStartRequest
-	if _, err := readBody(w, r, &o); err != nil {
+	if _, err := readBody(r, &o); err != nil {
 		return err
 	}
 	id, t, err := s.execTask(w, r)

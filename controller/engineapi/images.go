@@ -78,7 +78,7 @@ func credentials(r *http.Request) (*registry.Credentials, error) {
 // auth answers docker login: the registry is asked, nothing is kept.
 func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	var c struct{ Username, Password, IdentityToken, ServerAddress string }
-	if _, err := readBody(w, r, &c); err != nil {
+	if _, err := readBody(r, &c); err != nil {
 		return err
 	}
 	err := s.Registry.Login(r.Context(), c.ServerAddress, &registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken})
@@ -506,25 +506,4 @@ func (s *server) free(r *http.Request, digest string) {
 		})
 	}
 	wg.Wait()
-}
-
-// imageRoute takes /images/{name}/verb apart: names hold slashes.
-func (s *server) imageRoute(w http.ResponseWriter, r *http.Request, rest string) error {
-	verb := ""
-	for _, v := range []string{"json", "tag", "history", "push", "get"} {
-		if n, ok := strings.CutSuffix(rest, "/"+v); ok && r.Method != http.MethodDelete {
-			rest, verb = n, v
-			break
-		}
-	}
-	r.SetPathValue("name", rest)
-	switch {
-	case r.Method == http.MethodGet && verb == "json":
-		return s.inspectImage(w, r)
-	case r.Method == http.MethodPost && verb == "tag":
-		return s.tagImage(w, r)
-	case r.Method == http.MethodDelete:
-		return s.deleteImage(w, r)
-	}
-	return s.notYet(w, r)
 }

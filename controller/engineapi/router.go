@@ -23,6 +23,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
+	"github.com/drover/drover/pkg/route"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
@@ -51,7 +52,7 @@ const (
 	EngineVersion = "29.7.2"
 )
 
-// maxBody keeps a create within one log entry.
+// maxBody bounds a request's body: a create's is within one log entry.
 const maxBody = 192 << 10
 
 // Options of New. Fleet and Registry are needed.
@@ -69,7 +70,78 @@ type Options struct {
 
 type server struct {
 	Options
-	mux *http.ServeMux
+	routes []answered
+}
+
+// handler writes its answer or returns an error, which becomes docker's JSON.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+// answered is a route and what answers it.
+type answered struct {
+	method, pattern string
+	at              route.Place
+	do              handler
+}
+
+// surface is the whole of the API, for users. The names of images hold slashes.
+func (s *server) surface() []answered {
+	return []answered{
+		{"GET", "/_ping", route.Here, s.ping},
+		{"GET", "/version", route.Here, s.version},
+		{"GET", "/info", route.Leader, s.info},
+		{"GET", "/events", route.Leader, s.events},
+		{"POST", "/auth", route.Leader, s.auth},
+		{"GET", "/plugins", route.Leader, s.plugins},
+		{"POST", "/build/prune", route.Leader, s.buildPrune},
+		{"POST", "/build/cancel", route.Leader, s.buildPrune},
+
+		{"GET", "/containers/json", route.Leader, s.listContainers},
+		{"POST", "/containers/create", route.Leader, s.createContainer},
+		{"GET", "/containers/{id}/json", route.Leader, s.inspectContainer},
+		{"POST", "/containers/{id}/start", route.Leader, s.start},
+		{"POST", "/containers/{id}/stop", route.Leader, s.stop},
+		{"POST", "/containers/{id}/restart", route.Leader, s.restart},
+		{"POST", "/containers/{id}/rename", route.Leader, s.rename},
+		{"DELETE", "/containers/{id}", route.Leader, s.remove},
+		{"POST", "/containers/{id}/attach", route.Stream, s.attach},
+		{"GET", "/containers/{id}/logs", route.Stream, s.logs},
+		{"POST", "/containers/{id}/wait", route.Stream, s.wait},
+		{"POST", "/containers/{id}/kill", route.Stream, s.kill},
+		{"POST", "/containers/{id}/resize", route.Stream, s.resizeContainer},
+		{"POST", "/containers/{id}/exec", route.Stream, s.execCreate},
+		{"POST", "/exec/{id}/start", route.Stream, s.execStart},
+		{"POST", "/exec/{id}/resize", route.Stream, s.execResize},
+		{"GET", "/exec/{id}/json", route.Stream, s.execInspect},
+
+		{"GET", "/images/json", route.Leader, s.listImages},
+		{"POST", "/images/create", route.Stream, s.createImage},
+		{"GET", "/images/{name...}/json", route.Leader, s.inspectImage},
+		{"POST", "/images/{name...}/tag", route.Leader, s.tagImage},
+		{"DELETE", "/images/{name...}", route.Leader, s.deleteImage},
+
+		{"", "/", route.Here, s.notYet},
+	}
+}
+
+func table(surface []answered) (t route.Table) {
+	for _, a := range surface {
+		t = append(t, route.Route{Method: a.method, Pattern: a.pattern, At: a.at, Who: route.User, Body: maxBody})
+	}
+	return t
+}
+
+// Routes are what New answers, at paths without a version; the last is for what is
+// not there.
+var Routes = table((&server{}).surface())
+
+// Match finds a request's route.
+func Match(r *http.Request) route.Route {
+	path := r.URL.Path
+	if m := versioned.FindStringSubmatch(path); m != nil {
+		path = m[3]
+	}
+	i, _ := Routes.Match(r.Method, path)
+	return Routes[i]
 }
 
 // New returns the Engine API. Requests need an identity with the role admin or
@@ -84,49 +156,9 @@ func New(o Options) http.Handler {
 	if o.Principal == nil {
 		o.Principal = pki.PrincipalFrom
 	}
-	s := &server{Options: o, mux: http.NewServeMux()}
-	for pattern, h := range map[string]handler{
-		"GET /_ping": s.ping, "GET /version": s.version,
-		"GET /info": s.info, "GET /events": s.events,
-		"GET /containers/json":          s.listContainers,
-		"GET /containers/{id}/json":     s.inspectContainer,
-		"POST /containers/{id}/resize":  s.resizeContainer,
-		"POST /containers/{id}/exec":    s.execCreate,
-		"POST /exec/{id}/start":         s.execStart,
-		"POST /exec/{id}/resize":        s.execResize,
-		"GET /exec/{id}/json":           s.execInspect,
-		"GET /images/json":              s.listImages,
-		"POST /images/create":           s.createImage,
-		"POST /containers/create":       s.createContainer,
-		"GET /containers/{id}/logs":     s.logs,
-		"POST /containers/{id}/start":   s.start,
-		"POST /containers/{id}/stop":    s.stop,
-		"POST /containers/{id}/restart": s.restart,
-		"POST /containers/{id}/kill":    s.kill,
-		"POST /containers/{id}/wait":    s.wait,
-		"POST /containers/{id}/attach":  s.attach,
-		"POST /containers/{id}/rename":  s.rename,
-		"DELETE /containers/{id}":       s.remove,
-		"POST /auth":                    s.auth,
-		"POST /build/prune":             s.buildPrune,
-		"POST /build/cancel":            s.buildPrune,
-		"GET /plugins":                  s.plugins,
-		"/":                             s.notYet,
-	} {
-		s.handle(pattern, h)
-	}
+	s := &server{Options: o}
+	s.routes = s.surface()
 	return http.HandlerFunc(s.serve)
-}
-
-// handler writes its answer or returns an error, which becomes docker's JSON.
-type handler func(w http.ResponseWriter, r *http.Request) error
-
-func (s *server) handle(pattern string, h handler) {
-	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-		if err := h(w, r); err != nil {
-			s.fail(w, r, err)
-		}
-	})
 }
 
 var versioned = regexp.MustCompile(`^/v([0-9]+)\.([0-9]+)(/.*)$`)
@@ -157,15 +189,20 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 		r = r.Clone(r.Context())
 		r.URL = &u
 	}
+	i, values := Routes.Match(r.Method, r.URL.Path)
 	p, ok := s.Principal(r.Context())
 	switch {
 	case !ok:
 		s.fail(w, r, refuse(http.StatusUnauthorized, "%s", pki.ErrNoPrincipal))
 		return
-	case !p.Has(pki.RoleAdmin) && !p.Has(pki.KindUser):
+	case !Routes[i].Who.Has(p):
 		s.fail(w, r, refuse(http.StatusForbidden, "%s has no role that allows this", p.URI))
 		return
 	}
+	for k, v := range values {
+		r.SetPathValue(k, v)
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, Routes[i].Body)
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	ctx, span := s.Tracer.Start(ctx, "engineapi "+r.Method+" "+spanName(r.URL.Path), trace.WithSpanKind(trace.SpanKindServer))
 	span.SetAttributes(attribute.String("principal", p.URI))
@@ -174,7 +211,9 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 		h.Set(HeaderTrace, sc.TraceID().String())
 	}
 	r = r.WithContext(context.WithValue(ctx, versionKey{}, version))
-	s.route(w, r)
+	if err := s.routes[i].do(w, r); err != nil {
+		s.fail(w, r, err)
+	}
 }
 
 // spanName keeps ids out of span names.
@@ -186,19 +225,6 @@ func spanName(path string) string {
 		parts = []string{"", "images", "{name}", parts[len(parts)-1]}
 	}
 	return strings.Join(parts, "/")
-}
-
-// route takes images apart by hand, because their names hold slashes, which
-// ServeMux would not match in the middle, and would clean away.
-func (s *server) route(w http.ResponseWriter, r *http.Request) {
-	name, ok := strings.CutPrefix(r.URL.Path, "/images/")
-	if !ok || r.URL.Path == "/images/json" || r.URL.Path == "/images/create" {
-		s.mux.ServeHTTP(w, r)
-		return
-	}
-	if err := s.imageRoute(w, r, name); err != nil {
-		s.fail(w, r, err)
-	}
 }
 
 // contact is the node that the client believes it talks to, "" for none.
@@ -291,8 +317,8 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c 
 }
 
 // readBody takes a bounded JSON body into v and returns its bytes.
-func readBody(w http.ResponseWriter, r *http.Request, v any) ([]byte, error) {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+func readBody(r *http.Request, v any) ([]byte, error) {
+	b, err := io.ReadAll(r.Body)
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/trace"
 )
 
@@ -41,57 +43,89 @@ type server struct {
 	traces *trace.Store
 }
 
+// answered is a route and what answers it.
+type answered struct {
+	method, pattern string
+	at              route.Place
+	who             route.Who
+	do              http.HandlerFunc
+}
+
+// surface is the whole of the API.
+func (s *server) surface() []answered {
+	return []answered{
+		{"GET", Prefix + "nodes", route.Leader, route.User, s.nodes},
+		{"GET", Prefix + "nodes/{name}", route.Leader, route.User, s.nodeOf},
+		{"POST", Prefix + "nodes/{name}", route.Leader, route.Admin, s.updateNode},
+		{"DELETE", Prefix + "nodes/{name}", route.Leader, route.Admin, s.removeNode},
+		{"GET", Prefix + "controllers", route.Leader, route.User, s.controllers},
+		{"DELETE", Prefix + "controllers/{name}", route.Leader, route.Admin, s.removeController},
+		{"GET", Prefix + "pools", route.Leader, route.User, s.pools},
+		{"POST", Prefix + "pools", route.Leader, route.Admin, s.addPool},
+		{"GET", Prefix + "timing", route.Leader, route.User, s.timing},
+		{"POST", Prefix + "timing", route.Leader, route.Admin, s.setTiming},
+		{"GET", Prefix + "tokens", route.Leader, route.Admin, s.tokens},
+		{"POST", Prefix + "tokens", route.Leader, route.Admin, s.newToken},
+		{"DELETE", Prefix + "tokens/{id}", route.Leader, route.Admin, s.revokeToken},
+		{"GET", Prefix + "tags", route.Leader, route.User | route.Members, s.tag},
+		{"POST", trace.Path, route.Here, route.User | route.Members, s.take},
+		{"GET", Prefix + "traces", route.Here, route.User, s.list},
+		{"GET", Prefix + "traces/last", route.Here, route.User, s.last},
+		{"GET", Prefix + "traces/{id}", route.Here, route.User, s.get},
+		{"", "/", route.Here, route.User, func(w http.ResponseWriter, r *http.Request) {
+			refuse(w, http.StatusNotFound, r.Method+" "+r.URL.Path+" is not known here")
+		}},
+	}
+}
+
+func table(surface []answered) (t route.Table) {
+	for _, a := range surface {
+		r := route.Route{Method: a.method, Pattern: a.pattern, At: a.at, Who: a.who, Body: maxBody}
+		if a.pattern == trace.Path {
+			r.Body = maxSpans
+		}
+		t = append(t, r)
+	}
+	return t
+}
+
+// Routes are what New answers; the last is for what is not there.
+var Routes = table((&server{}).surface())
+
+// Serves says whether a path is this API's.
+func Serves(path string) bool { return path == trace.Path || strings.HasPrefix(path, Prefix) }
+
+// Match finds a request's route.
+func Match(r *http.Request) route.Route {
+	i, _ := Routes.Match(r.Method, r.URL.Path)
+	return Routes[i]
+}
+
 // New answers requests that carry their principal in the context.
 func New(o Options) http.Handler {
 	s := &server{o, o.Traces}
-	m := http.NewServeMux()
-	m.HandleFunc("GET "+Prefix+"nodes", s.nodes)
-	m.HandleFunc("GET "+Prefix+"nodes/{name}", s.nodeOf)
-	m.HandleFunc("POST "+Prefix+"nodes/{name}", admin(s.updateNode))
-	m.HandleFunc("DELETE "+Prefix+"nodes/{name}", admin(s.removeNode))
-	m.HandleFunc("GET "+Prefix+"controllers", s.controllers)
-	m.HandleFunc("DELETE "+Prefix+"controllers/{name}", admin(s.removeController))
-	m.HandleFunc("GET "+Prefix+"pools", s.pools)
-	m.HandleFunc("POST "+Prefix+"pools", admin(s.addPool))
-	m.HandleFunc("GET "+Prefix+"timing", s.timing)
-	m.HandleFunc("POST "+Prefix+"timing", admin(s.setTiming))
-	m.HandleFunc("GET "+Prefix+"tokens", admin(s.tokens))
-	m.HandleFunc("POST "+Prefix+"tokens", admin(s.newToken))
-	m.HandleFunc("DELETE "+Prefix+"tokens/{id}", admin(s.revokeToken))
-	m.HandleFunc("GET "+Prefix+"tags", s.tag)
-	m.HandleFunc("POST "+trace.Path, s.take)
-	m.HandleFunc("GET "+Prefix+"traces", s.list)
-	m.HandleFunc("GET "+Prefix+"traces/last", s.last)
-	m.HandleFunc("GET "+Prefix+"traces/{id}", s.get)
-	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, http.StatusNotFound, r.Method+" "+r.URL.Path+" is not known here")
-	})
+	surface := s.surface()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		i, values := Routes.Match(r.Method, r.URL.Path)
 		p, ok := pki.PrincipalFrom(r.Context())
 		switch {
 		case !ok:
 			refuse(w, http.StatusUnauthorized, pki.ErrNoPrincipal.Error())
-		case (r.URL.Path == trace.Path || r.URL.Path == Prefix+"tags") && (p.Has(pki.KindNode) || p.Has(pki.KindController)), p.Has(pki.RoleAdmin), p.Has(pki.KindUser):
-			m.ServeHTTP(w, r)
-		default:
+			return
+		case !Routes[i].Who.Has(p):
 			refuse(w, http.StatusForbidden, p.URI+" has no role that allows this")
+			return
 		}
+		for k, v := range values {
+			r.SetPathValue(k, v)
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, Routes[i].Body)
+		surface[i].do(w, r)
 	})
 }
 
-// admin lets admins only do what changes who belongs to the fleet.
-func admin(h http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		if p, _ := pki.PrincipalFrom(r.Context()); !p.Has(pki.RoleAdmin) {
-			refuse(w, http.StatusForbidden, p.URI+" is no admin of this fleet")
-			return
-		}
-		h(w, r)
-	}
-}
-
 func (s *server) take(w http.ResponseWriter, r *http.Request) {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxSpans))
+	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		refuse(w, http.StatusRequestEntityTooLarge, "reading spans: "+err.Error())
 		return

@@ -356,7 +356,7 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, c *dv1.Command)
 }
 
 func read(w http.ResponseWriter, r *http.Request, v any) bool {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	b, err := io.ReadAll(r.Body)
 	if err == nil && len(b) > 0 {
 		err = json.Unmarshal(b, v)
 	}

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,16 +25,21 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
 )
 
-// ALPN is the protocol among controllers, beside raft's.
-const ALPN = "drover-peer/1"
-
-// Headers and paths of that protocol.
+// Protocols among controllers, beside raft's. What a controller asks for itself and
+// what it passes on for its callers never share a connection.
 const (
-	headerPrincipal = "Drover-Principal" // JSON of pki.Principal: for whom a controller asks
-	prefix          = "/peer/v1/"
+	ALPN        = "drover-peer/1"
+	CallersALPN = "drover-relay/1"
 )
+
+// headerPrincipal is for whom a controller asks, by its URI, over CallersALPN.
+const headerPrincipal = "Drover-Principal"
+
+// prefix of paths of ALPN.
+const prefix = "/peer/v1/"
 
 // StatusPath answers any controller with how far this one is, in raft's index.
 const StatusPath = prefix + "status"
@@ -76,9 +80,10 @@ type Log interface {
 
 // Options of New.
 type Options struct {
-	Self   string // id of this controller
+	Self   pki.Principal // this controller
 	Log    Log
-	TLS    func(id string) *tls.Config // for dialing a controller by its id
+	TLS    func(id, alpn string) *tls.Config // for dialing a controller by its id
+	Match  func(*http.Request) route.Route   // of the API that callers are answered by
 	Logger *slog.Logger
 }
 
@@ -101,10 +106,19 @@ type lane int
 
 const (
 	laneLog     lane = iota // proposals, and questions that answers depend on
+	laneTrace               // traces
 	laneSession             // frames of nodes' sessions
-	laneForward             // whole requests of callers, and traces
+	laneForward             // whole requests of callers
 	lanes
 )
+
+// alpn is the protocol that a lane's connection speaks.
+func (l lane) alpn() string {
+	if l == laneSession || l == laneForward {
+		return CallersALPN
+	}
+	return ALPN
+}
 
 // peer is another controller.
 type peer struct {
@@ -201,7 +215,7 @@ func (r *Relay) Saw(index uint64) {
 // leader is another controller that leads, nil while there is none known.
 func (r *Relay) leader() (*peer, string) {
 	addr, id := r.o.Log.Leader()
-	if id == "" || id == r.o.Self {
+	if id == "" || id == r.o.Self.ID {
 		return nil, ""
 	}
 	return r.peer(id, addr), id
@@ -213,22 +227,28 @@ func (r *Relay) peer(id, addr string) *peer {
 	if p := r.peers[id]; p != nil && p.addr == addr {
 		return p
 	}
-	conf := r.o.TLS(id)
-	dial := func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		defer cancel()
-		c, err := (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
-		if err != nil {
-			return nil, fmt.Errorf("dialing controller %.12s at %s: %w", id, addr, err)
-		}
-		return c, nil
-	}
 	p := &peer{addr: addr}
 	for l := range p.http {
-		p.http[l] = &http.Client{Transport: &http2.Transport{ReadIdleTimeout: 2 * time.Second, PingTimeout: time.Second, DialTLSContext: dial}}
+		p.http[l] = r.client(id, addr, lane(l).alpn())
 	}
 	r.peers[id] = p
 	return p
+}
+
+func (r *Relay) client(id, addr, alpn string) *http.Client {
+	conf := r.o.TLS(id, alpn)
+	return &http.Client{Transport: &http2.Transport{
+		ReadIdleTimeout: 2 * time.Second, PingTimeout: time.Second,
+		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			defer cancel()
+			c, err := (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return nil, fmt.Errorf("dialing controller %.12s at %s: %w", id, addr, err)
+			}
+			return c, nil
+		},
+	}}
 }
 
 // refusal is a peer's answer that is no success.
@@ -286,6 +306,12 @@ func (r *Relay) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 	return res, nil
 }
 
+// Own is Propose in this controller's own name.
+func (r *Relay) Own(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	c.Principal = r.o.Self.URI
+	return r.Propose(ctx, c)
+}
+
 // decided asks whoever leads until one has decided.
 func (r *Relay) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	enough := time.NewTimer(patience)
@@ -341,18 +367,4 @@ func (r *Relay) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 		return nil, errors.New(no.msg)
 	}
 	return nil, fmt.Errorf("%w: %w", consensus.ErrRetry, err) // it may have been decided
-}
-
-// WithPrincipal marks a request as asked for p.
-func WithPrincipal(h http.Header, p pki.Principal) {
-	b, _ := json.Marshal(p) // of strings
-	h.Set(headerPrincipal, string(b))
-}
-
-// PrincipalOf reads what WithPrincipal wrote.
-func PrincipalOf(h http.Header) (p pki.Principal, err error) {
-	if err := json.Unmarshal([]byte(h.Get(headerPrincipal)), &p); err != nil || p.Kind == "" {
-		return p, errors.New("a controller asks for nobody")
-	}
-	return p, nil
 }

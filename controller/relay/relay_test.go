@@ -23,6 +23,12 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
+// Who asks: an admin, or an agent.
+const (
+	caller = "spiffe://fleet/user/admin"
+	agent  = "spiffe://fleet/node/n1"
+)
+
 // member is the log of a controller named me, as a test wants it to be.
 type member struct {
 	mu      sync.Mutex // guards the fields below
@@ -34,7 +40,10 @@ type member struct {
 }
 
 func newMember() *member {
-	return &member{snap: state.NewStore().Snapshot(), changed: make(chan struct{})}
+	m := &member{snap: state.NewStore().Snapshot(), changed: make(chan struct{})}
+	m.apply(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: &dv1.Identity{Uri: caller, Roles: []string{pki.RoleAdmin}}}},
+		&dv1.Effect{Of: &dv1.Effect_Identity{Identity: &dv1.Identity{Uri: agent, Roles: []string{pki.KindNode}}}})
+	return m
 }
 
 func (m *member) change(f func()) {
@@ -105,9 +114,14 @@ func (m *member) Verify() (uint64, error) {
 func api(t *testing.T, m *member) http.Handler {
 	t.Helper()
 	f := follower(t, m)
-	return f.API(engineapi.New(engineapi.Options{Fleet: f, Principal: func(context.Context) (pki.Principal, bool) {
-		return pki.Principal{Kind: pki.KindUser, URI: "x", Roles: []string{pki.RoleAdmin}}, true
-	}}))
+	return as(caller, f.API(engineapi.New(engineapi.Options{Fleet: f})))
+}
+
+// as has h asked by uri.
+func as(uri string, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r.WithContext(pki.WithPrincipal(r.Context(), pki.Principal{URI: uri})))
+	})
 }
 
 // follower is a member's controller, whose relay runs until the test ends.
@@ -116,7 +130,9 @@ func follower(t *testing.T, m *member) *Fleet {
 	c := core.New("")
 	c.Log, c.Hub = m, dispatch.New(dispatch.Options{Log: m})
 	c.Dial = func(*dv1.Node) (*http.Client, error) { return nil, errors.New("no agent is here") }
-	f := &Fleet{Relay: New(Options{Self: "me", Log: m, TLS: func(string) *tls.Config { return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}} }}), Core: c}
+	f := &Fleet{Relay: New(Options{Self: pki.Principal{ID: "me"}, Log: m, Match: engineapi.Match, TLS: func(string, string) *tls.Config {
+		return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
+	}}), Core: c}
 	ctx, cancel := context.WithCancel(t.Context())
 	var ran sync.WaitGroup
 	ran.Go(func() { _ = f.Run(ctx) })
@@ -231,7 +247,7 @@ func TestASessionOutlivesItsFollowersDoubtsAndEndsWithAnotherLeader(t *testing.T
 	m := newMember()
 	lead(t, m, echo)
 	f := follower(t, m)
-	front := httptest.NewUnstartedServer(f.Sessions(http.NotFoundHandler()))
+	front := httptest.NewUnstartedServer(as(agent, f.Sessions(http.NotFoundHandler())))
 	front.EnableHTTP2 = true
 	front.StartTLS()
 	t.Cleanup(front.Close)
@@ -261,6 +277,13 @@ func TestASessionOutlivesItsFollowersDoubtsAndEndsWithAnotherLeader(t *testing.T
 	}
 }
 
+// body is the longest that a request of the API has, and inFlight so many that they
+// are more than a connection may have in flight.
+const (
+	body     = 192 << 10
+	inFlight = 8
+)
+
 // stalled sends requests through a handler that nobody reads the body of.
 func stalled(t *testing.T, h http.Handler, n int, begun <-chan struct{}) {
 	t.Helper()
@@ -268,7 +291,7 @@ func stalled(t *testing.T, h http.Handler, n int, begun <-chan struct{}) {
 	var sent sync.WaitGroup
 	for range n {
 		sent.Go(func() {
-			r := httptest.NewRequestWithContext(ctx, "POST", "/containers/web/stop", bytes.NewReader(make([]byte, maxBody)))
+			r := httptest.NewRequestWithContext(ctx, "POST", "/containers/web/stop", bytes.NewReader(make([]byte, body)))
 			h.ServeHTTP(httptest.NewRecorder(), r)
 		})
 		<-begun
@@ -292,7 +315,7 @@ func TestRequestsThatStallHoldUpNeitherProposalsNorSessions(t *testing.T) {
 		}
 	})
 	f := follower(t, m)
-	stalled(t, f.API(http.NotFoundHandler()), 3, begun)
+	stalled(t, as(caller, f.API(http.NotFoundHandler())), inFlight, begun)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for range 40 { // more than a connection may have in flight
@@ -307,7 +330,7 @@ func TestRequestsThatStallHoldUpNeitherProposalsNorSessions(t *testing.T) {
 		_ = out.Close()
 	}()
 	w := httptest.NewRecorder()
-	f.Sessions(http.NotFoundHandler()).ServeHTTP(w, httptest.NewRequestWithContext(ctx, "POST", "/session", in))
+	as(agent, f.Sessions(http.NotFoundHandler())).ServeHTTP(w, httptest.NewRequestWithContext(ctx, "POST", "/session", in))
 	if w.Body.Len() != 2<<20 {
 		t.Errorf("a session passed %d bytes", w.Body.Len())
 	}
@@ -317,14 +340,14 @@ func TestForwardedRequestsThatStallHoldUpNoOthers(t *testing.T) {
 	m := newMember()
 	m.leads("me")
 	begun := make(chan struct{})
-	srv := httptest.NewUnstartedServer(follower(t, m).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewUnstartedServer(as("spiffe://fleet/controller/c1", follower(t, m).Callers(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/containers/create" {
 			_, _ = io.Copy(w, r.Body)
 			return
 		}
 		begun <- struct{}{}
 		<-r.Context().Done()
-	}), http.NotFoundHandler(), nil))
+	}), http.NotFoundHandler())))
 	srv.EnableHTTP2 = true
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
@@ -332,15 +355,15 @@ func TestForwardedRequestsThatStallHoldUpNoOthers(t *testing.T) {
 		if resp, err := srv.Client().Do(asPeer(r, srv.URL)); err == nil {
 			_ = resp.Body.Close()
 		}
-	}), 3, begun)
+	}), inFlight, begun)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	resp, err := srv.Client().Do(asPeer(httptest.NewRequestWithContext(ctx, "POST", "/containers/create", bytes.NewReader(make([]byte, maxBody))), srv.URL))
+	resp, err := srv.Client().Do(asPeer(httptest.NewRequestWithContext(ctx, "POST", "/containers/create", bytes.NewReader(make([]byte, body))), srv.URL))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n != maxBody {
+	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n != body {
 		t.Errorf("%d bytes came: %v", n, err)
 	}
 }
@@ -351,7 +374,7 @@ func asPeer(r *http.Request, url string) *http.Request {
 	if err != nil {
 		panic(err)
 	}
-	WithPrincipal(out.Header, pki.Principal{Kind: pki.KindUser, URI: "x"})
+	out.Header.Set(headerPrincipal, caller)
 	return out
 }
 

@@ -9,89 +9,186 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/engineapi"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/trace"
 )
 
 // maxCommand bounds a command that a follower sends: more than any entry takes.
 const maxCommand = 1 << 20
 
-// Handler answers other controllers: commands, questions, their callers'
-// requests (api) and the frames of sessions that end there (sessions).
-func (f *Fleet) Handler(api, sessions http.Handler, spans *trace.Store) http.Handler {
-	m := http.NewServeMux()
-	m.HandleFunc("GET "+prefix+"traces", func(w http.ResponseWriter, r *http.Request) {
-		n, _ := strconv.Atoi(r.URL.Query().Get("limit"))
-		_ = json.NewEncoder(w).Encode(spans.List(max(n, 1), r.URL.Query().Get("all") == ""))
-	})
-	m.HandleFunc("GET "+prefix+"traces/{id}", func(w http.ResponseWriter, r *http.Request) {
-		t := spans.Get(r.PathValue("id"))
-		if t == nil {
-			http.Error(w, "no such trace", http.StatusNotFound)
-			return
-		}
-		_ = json.NewEncoder(w).Encode(t)
-	})
-	m.HandleFunc("POST "+ProposePath, f.decide)
-	m.HandleFunc("GET "+prefix+"digest", f.answer)
-	m.HandleFunc("GET "+prefix+"tasks/{id}", f.view)
-	m.HandleFunc("GET "+StatusPath, func(w http.ResponseWriter, _ *http.Request) {
-		if _, id := f.o.Log.Leader(); id != "" {
-			w.Header().Set(HeaderLeader, id)
-		}
-		_, _ = fmt.Fprint(w, f.o.Log.Applied())
-	})
+// answered is a route of the controllers' own and what answers it.
+type answered struct {
+	method, pattern string
+	do              http.HandlerFunc
+}
+
+func (f *Fleet) surface(spans *trace.Store) []answered {
+	return []answered{
+		{"POST", ProposePath, f.decide},
+		{"GET", prefix + "digest", f.answer},
+		{"GET", prefix + "tasks/{id}", f.view},
+		{"GET", StatusPath, func(w http.ResponseWriter, _ *http.Request) {
+			if _, id := f.o.Log.Leader(); id != "" {
+				w.Header().Set(HeaderLeader, id)
+			}
+			_, _ = fmt.Fprint(w, f.o.Log.Applied())
+		}},
+		{"GET", prefix + "traces", func(w http.ResponseWriter, r *http.Request) {
+			n, _ := strconv.Atoi(r.URL.Query().Get("limit"))
+			_ = json.NewEncoder(w).Encode(spans.List(max(n, 1), r.URL.Query().Get("all") == ""))
+		}},
+		{"GET", prefix + "traces/{id}", func(w http.ResponseWriter, r *http.Request) {
+			t := spans.Get(r.PathValue("id"))
+			if t == nil {
+				http.Error(w, "no such trace", http.StatusNotFound)
+				return
+			}
+			_ = json.NewEncoder(w).Encode(t)
+		}},
+	}
+}
+
+func table(surface []answered) (t route.Table) {
+	for _, a := range surface {
+		t = append(t, route.Route{Method: a.method, Pattern: a.pattern, At: route.Here, Who: route.Controller, Body: maxCommand})
+	}
+	return t
+}
+
+// Routes are what other controllers ask, over ALPN.
+var Routes = table((&Fleet{}).surface(nil))
+
+// SessionRoute is a node's session, over the sessions' own protocol or passed on
+// over CallersALPN.
+var SessionRoute = route.Route{Method: http.MethodPost, Pattern: dv1connect.SessionOpenProcedure, At: route.Leader, Who: route.Node, Body: 16 << 20}
+
+// Peers answers other controllers: their commands and questions. The one that asks
+// is in the request's context.
+func (f *Fleet) Peers(spans *trace.Store) http.Handler {
+	surface := f.surface(spans)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, prefix) {
-			m.ServeHTTP(w, r)
+		i, values := Routes.Match(r.Method, r.URL.Path)
+		switch {
+		case len(r.Header[headerPrincipal]) > 0:
+			http.Error(w, "a controller asks this for itself only", http.StatusForbidden)
+			return
+		case i < 0:
+			http.NotFound(w, r)
 			return
 		}
-		p, err := PrincipalOf(r.Header)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusForbidden)
+		if r = f.admit(w, r, Routes[i], f.Leads()); r == nil {
+			return
+		}
+		for k, v := range values {
+			r.SetPathValue(k, v)
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, Routes[i].Body)
+		surface[i].do(w, r)
+	})
+}
+
+// Callers answers what another controller passes on for somebody who asked it: a
+// request of the API, or a session. The controller is in the request's context; for
+// whom it asks, it says.
+func (f *Fleet) Callers(api, sessions http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		by, _ := pki.PrincipalFrom(r.Context())
+		whose := r.Header.Get(headerPrincipal)
+		r.Header.Del(headerPrincipal)
+		if err := access.Speaks(by.URI, whose); err != nil {
+			refuse(w, http.StatusForbidden, err.Error())
 			return
 		}
 		if !f.Leads() {
 			http.Error(w, "not the leader", http.StatusMisdirectedRequest)
 			return
 		}
-		r = r.WithContext(pki.WithPrincipal(r.Context(), p))
-		r.Header.Del(headerPrincipal)
-		if strings.HasPrefix(r.URL.Path, "/drover.v1.Session/") {
-			sessions.ServeHTTP(w, r)
+		rt, h := f.o.Match(r), api
+		if r.Method == SessionRoute.Method && r.URL.Path == SessionRoute.Pattern {
+			rt, h = SessionRoute, sessions
+		}
+		if r = f.admit(w, r.WithContext(pki.WithPrincipal(r.Context(), pki.Principal{URI: whose})), rt, true); r == nil {
 			return
 		}
-		// Until a body is read, it takes from what its connection may have in flight:
-		// a request that doesn't look at its body would hold up the others.
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-		if err != nil {
-			refuse(w, http.StatusRequestEntityTooLarge, tooLarge)
-			return
+		if rt != SessionRoute {
+			// Until a body is read, it takes from what its connection may have in flight:
+			// a request that doesn't look at its body would hold up the others.
+			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, rt.Body))
+			if err != nil {
+				tooLarge(w, rt)
+				return
+			}
+			again(r, body)
 		}
-		again(r, body)
-		api.ServeHTTP(w, r)
+		h.ServeHTTP(w, r)
 	})
 }
 
+// learn has this controller know what the leader does, if what it knows would refuse a
+// request: the caller may just have been granted what it asks for. It reports whether
+// the state is as new as the request.
+func (f *Fleet) learn(r *http.Request, rt route.Route) bool {
+	p, _ := pki.PrincipalFrom(r.Context())
+	if _, err := access.Allowed(f.o.Log.Snapshot(), p.URI, access.Request(rt)); err == nil || f.Leads() {
+		return f.Leads()
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askWithin)
+	defer cancel()
+	d := f.ask(ctx, "")
+	if d == nil {
+		return false
+	}
+	_, err := f.o.Log.WaitIndex(ctx, d.Index)
+	return err == nil
+}
+
+// admit gives a request whose caller has the roles of now, if they allow the route.
+// Else it is answered, and there is none: who is not known is refused for good only
+// if the state is sure to be new.
+func (f *Fleet) admit(w http.ResponseWriter, r *http.Request, rt route.Route, sure bool) *http.Request {
+	p, ok := pki.PrincipalFrom(r.Context())
+	if !ok {
+		refuse(w, http.StatusUnauthorized, pki.ErrNoPrincipal.Error())
+		return nil
+	}
+	p, err := access.Allowed(f.o.Log.Snapshot(), p.URI, access.Request(rt))
+	switch {
+	case err == nil:
+		return r.WithContext(pki.WithPrincipal(r.Context(), p))
+	case errors.Is(err, access.ErrUnknown) && !sure:
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusServiceUnavailable, err.Error()+" as far as this controller knows, which can't ask the leader now")
+	default:
+		refuse(w, http.StatusForbidden, err.Error())
+	}
+	return nil
+}
+
 func (f *Fleet) decide(w http.ResponseWriter, r *http.Request) {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCommand))
+	b, err := io.ReadAll(r.Body)
 	c := &dv1.Command{}
 	if err == nil {
 		err = proto.Unmarshal(b, c)
 	}
 	if err != nil {
 		http.Error(w, "reading a command: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	by, _ := pki.PrincipalFrom(r.Context())
+	if err := access.Speaks(by.URI, c.Principal); err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
 	res, err := f.o.Log.Propose(r.Context(), c)
@@ -144,11 +241,11 @@ func (r *Relay) Gather(ctx context.Context, path string) (out [][]byte) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	for c := range r.o.Log.Snapshot().Controllers() {
-		if c.Id == r.o.Self {
+		if c.Id == r.o.Self.ID {
 			continue
 		}
 		all.Go(func() {
-			resp, err := r.peer(c.Id, c.Addr).do(ctx, laneForward, http.MethodGet, prefix+path, nil)
+			resp, err := r.peer(c.Id, c.Addr).do(ctx, laneTrace, http.MethodGet, prefix+path, nil)
 			if err != nil {
 				return
 			}
@@ -178,29 +275,6 @@ func (r *Relay) Status(ctx context.Context, id, addr string) (uint64, error) {
 	return strconv.ParseUint(string(b), 10, 64)
 }
 
-// streaming are requests whose bytes go straight between this controller and the
-// task's node; all others the leader answers.
-func streaming(r *http.Request) bool {
-	path := r.URL.Path
-	if strings.HasPrefix(path, "/v1.") || strings.HasPrefix(path, "/v0.") {
-		if i := strings.Index(path[1:], "/"); i >= 0 {
-			path = path[1+i:]
-		}
-	}
-	switch path {
-	case "/_ping", "/version", "/images/create", "/v1/traces":
-		return true
-	}
-	if strings.HasPrefix(path, "/exec/") || strings.HasPrefix(path, "/drover/v1/traces") {
-		return true
-	}
-	if strings.HasPrefix(path, "/containers/") {
-		verb := path[strings.LastIndex(path, "/")+1:]
-		return slices.Contains([]string{"attach", "logs", "wait", "resize", "kill", "exec", "ws"}, verb)
-	}
-	return false
-}
-
 // Headers beyond the Engine API's own.
 const (
 	headerIndex   = "Drover-Index"
@@ -208,15 +282,14 @@ const (
 	headerContact = "Drover-Contact"
 )
 
-// maxBody bounds a request that is kept to be repeated.
-const maxBody = 1 << 20
-
-var tooLarge = fmt.Sprintf("request body is larger than %d bytes", maxBody)
-
-// API answers callers of this controller: local has what needs no leader, or is
-// the leader's own.
+// API answers callers of this controller, who may do what they ask for: local has
+// what needs no leader, or is the leader's own.
 func (f *Fleet) API(local http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rt := f.o.Match(r)
+		if r = f.admit(w, r, rt, f.learn(r, rt)); r == nil {
+			return
+		}
 		change := r.Method != http.MethodGet && r.Method != http.MethodHead
 		if change && r.Header.Get(headerKey) == "" {
 			r.Header.Set(headerKey, newKey()) // what a deposed leader left open can be asked again
@@ -224,20 +297,24 @@ func (f *Fleet) API(local http.Handler) http.Handler {
 		if r.Header.Get(headerContact) == "" {
 			r.Header.Set(headerContact, f.Contact())
 		}
-		if f.Leads() || streaming(r) {
+		if f.Leads() || rt.At != route.Leader {
 			local.ServeHTTP(w, r)
 			return
 		}
-		f.forward(w, r, local, change)
+		f.forward(w, r, rt, local, change)
 	})
 }
 
+// maxKept bounds an answer that is read whole, so that one that breaks off is asked
+// for again.
+const maxKept = 1 << 20
+
 // forward sends a request to the leader, and again to the next one if the first
 // dies with it: keys make that safe.
-func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handler, change bool) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, rt route.Route, local http.Handler, change bool) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, rt.Body))
 	if err != nil {
-		refuse(w, http.StatusRequestEntityTooLarge, tooLarge)
+		tooLarge(w, rt)
 		return
 	}
 	p, _ := pki.PrincipalFrom(r.Context())
@@ -284,6 +361,10 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, local http.Handl
 	}
 }
 
+func tooLarge(w http.ResponseWriter, rt route.Route) {
+	refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", rt.Body))
+}
+
 func again(r *http.Request, body []byte) { r.Body = io.NopCloser(bytes.NewReader(body)) }
 
 // hop are headers of a connection, not of what goes over it.
@@ -304,7 +385,7 @@ func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, b
 	for _, h := range hop {
 		req.Header.Del(h)
 	}
-	WithPrincipal(req.Header, p)
+	req.Header.Set(headerPrincipal, p.URI)
 	if f.seen.Load() > 0 && req.Header.Get(headerIndex) == "" {
 		req.Header.Set(headerIndex, strconv.FormatUint(f.seen.Load(), 10))
 	}
@@ -319,7 +400,7 @@ func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, b
 		return false
 	}
 	// A short answer that breaks off is asked for again; a stream ends as it is.
-	short := resp.ContentLength >= 0 && resp.ContentLength < maxBody
+	short := resp.ContentLength >= 0 && resp.ContentLength < maxKept
 	var kept []byte
 	if short {
 		if kept, err = io.ReadAll(resp.Body); err != nil {
@@ -369,6 +450,9 @@ func copyFlushing(w http.ResponseWriter, r io.Reader) {
 // It ends when another controller leads: the agent then says hello again.
 func (f *Fleet) Sessions(local http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r = f.admit(w, r, SessionRoute, f.Leads()); r == nil {
+			return
+		}
 		enough := time.NewTimer(sessionWait)
 		defer enough.Stop()
 		for {
@@ -404,7 +488,7 @@ func (f *Fleet) session(w http.ResponseWriter, r *http.Request, l *peer, id stri
 	}
 	req.ContentLength = -1
 	req.Header = r.Header.Clone()
-	WithPrincipal(req.Header, p)
+	req.Header.Set(headerPrincipal, p.URI)
 	rc := http.NewResponseController(w)
 	_ = rc.EnableFullDuplex() // HTTP/2 is so anyway
 	resp, err := l.http[laneSession].Do(req)

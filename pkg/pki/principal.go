@@ -20,6 +20,7 @@ const (
 	KindNode       = "node"
 	KindUser       = "user"
 	KindLocal      = "local" // the peer of a unix socket
+	KindToken      = "token" // a host that shows a token
 )
 
 // RoleAdmin may do everything; the other roles are named like their kinds.
@@ -30,7 +31,7 @@ type Principal struct {
 	Kind    string
 	ID      string
 	Cluster string
-	URI     string // spiffe://CLUSTER/KIND/ID, or unix:UID
+	URI     string // spiffe://CLUSTER/KIND/ID; of a host's users, its URI + "/uid/" + UID; token:ID
 	Roles   []string
 }
 
@@ -50,8 +51,13 @@ func AdminOf(host string) string { return "admin-" + host }
 // caller. The admins of controllers' hosts count as one, and so does root on their
 // sockets: a client whose socket is gone goes on with its host's certificate.
 func Account(uri string) string {
-	p, err := FromURI(uri)
-	if uri == Local(0).URI || err == nil && p.Kind == KindUser && strings.HasPrefix(p.ID, AdminOf("")) {
+	if host, uid, ok := HostOf(uri); ok {
+		if p, err := FromURI(host); err == nil && p.Kind == KindController && uid == "0" {
+			return RoleAdmin
+		}
+		return uri
+	}
+	if p, err := FromURI(uri); err == nil && p.Kind == KindUser && strings.HasPrefix(p.ID, AdminOf("")) {
 		return RoleAdmin
 	}
 	return uri
@@ -79,7 +85,23 @@ func FromCert(c *x509.Certificate) (Principal, error) {
 	return FromURI(c.URIs[0].String())
 }
 
-// Local is the peer of a unix socket.
+// uidPart is between a host's URI and the uid of one of its users.
+const uidPart = "/uid/"
+
+// At is the peer of a unix socket as the fleet knows it, of which host it is: a
+// controller's or a node's.
+func (p Principal) At(host Principal) Principal {
+	p.Cluster, p.URI = host.Cluster, host.URI+uidPart+p.ID
+	return p
+}
+
+// HostOf reads what At wrote: a host's URI and a uid there. false: s is no such URI.
+func HostOf(s string) (host, uid string, ok bool) { return strings.Cut(s, uidPart) }
+
+// TokenURI names a host that shows a token.
+func TokenURI(id string) string { return KindToken + ":" + id }
+
+// Local is the peer of a unix socket, before its host is named.
 func Local(uid int, roles ...string) Principal {
 	id := strconv.Itoa(uid)
 	return Principal{Kind: KindLocal, ID: id, URI: "unix:" + id, Roles: roles}

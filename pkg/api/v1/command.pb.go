@@ -27,7 +27,7 @@ type Command struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Key         string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`             // idempotency key, "" for none
 	Hash        []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`           // over the client's bytes
-	Principal   string                 `protobuf:"bytes,3,opt,name=principal,proto3" json:"principal,omitempty"` // SPIFFE URI or unix:UID
+	Principal   string                 `protobuf:"bytes,3,opt,name=principal,proto3" json:"principal,omitempty"` // whose command it is: a URI, as package pki has them
 	Traceparent string                 `protobuf:"bytes,4,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// Types that are valid to be assigned to Of:
 	//

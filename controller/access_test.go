@@ -1,0 +1,179 @@
+package controller
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/access/accesstest"
+	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/relay"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
+)
+
+// dialAs opens a connection to the controller's port with one ALPN name, as files
+// say or as nobody. A refused handshake is the error: TLS 1.2 has the server's last
+// word in it.
+func (h *host) dialAs(files *pki.Files, alpn string) (*tls.Conn, error) {
+	config := &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, NextProtos: []string{alpn}}
+	if files != nil {
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &files.Cert, nil }
+	}
+	return tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", h.addr, config)
+}
+
+// over gives a transport of requests over one ALPN name: HTTP/2 among the fleet's own
+// processes, HTTP/1.1 else, after first is sent.
+func (h *host) over(files *pki.Files, alpn, first string, h2 bool) (http.RoundTripper, func()) {
+	dial := func(context.Context, string, string) (net.Conn, error) {
+		c, err := h.dialAs(files, alpn)
+		if err == nil && first != "" {
+			_, err = io.WriteString(c, first)
+		}
+		return c, err
+	}
+	if h2 {
+		t := &http2.Transport{DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
+			return dial(ctx, network, addr)
+		}}
+		return t, t.CloseIdleConnections
+	}
+	t := &http.Transport{DialContext: dial}
+	return t, t.CloseIdleConnections
+}
+
+// eventually proposes at whoever leads.
+func (h *host) eventually(cmd *dv1.Command) {
+	h.t.Helper()
+	r, err := h.c.relay.Propose(h.t.Context(), accesstest.Named(h.c.node.Load().Snapshot(), cmd))
+	if err != nil || r.GetError() != nil {
+		h.t.Fatalf("proposing %T: %v %v", cmd.GetOf(), r, err)
+	}
+}
+
+// send makes one request; its body is b.
+func send(t *testing.T, rt http.RoundTripper, method, path string, header http.Header, b []byte) response {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	scheme := "http"
+	if _, ok := rt.(*http2.Transport); ok {
+		scheme = "https"
+	}
+	req, err := http.NewRequestWithContext(ctx, method, scheme+"://drover"+path, bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		return response{err: err}
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	return response{resp.StatusCode, string(body), resp.Header, err}
+}
+
+// What the leader asks of other controllers only, nobody else reaches through one of
+// them; and who speaks as a controller speaks as no other.
+func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
+	noLeaks(t)
+	all, _ := fleet(t, 3)
+	lead, others := split(t, all)
+	node := others[0].files(bootstrap.AgentPKI(others[0].data))
+	user := lead.identity(pki.KindUser, "mallory")
+	lead.eventually(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: user.Principal.URI, Roles: []string{pki.KindUser}}}}})
+	lead.eventually(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: node.Principal.ID, Roles: map[string]string{"7": "user"}}}})
+	promote := func(principal string) []byte {
+		b, err := proto.Marshal(&dv1.Command{Principal: principal, Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{
+			Uri: node.Principal.URI, Roles: []string{pki.KindNode, pki.RoleAdmin}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	controller := lead.files(bootstrap.ControllerPKI(lead.data)).Principal.URI
+	for what, at := range map[string]*host{"the leader": lead, "a follower": others[0]} {
+		for who, c := range map[string]struct {
+			files       *pki.Files
+			alpn, first string
+		}{
+			"a node":         {node, "http/1.1", ""},
+			"a user":         {user, "http/1.1", ""},
+			"a user's door":  {node, "drover-door/1", "{\"UID\":7}\n"},
+			"nobody's door":  {node, "drover-door/1", "{\"UID\":8}\n"},
+			"a node as peer": {node, relay.ALPN, ""},
+		} {
+			rt, done := at.over(c.files, c.alpn, c.first, c.alpn == relay.ALPN)
+			for _, principal := range []string{"", node.Principal.URI, controller} {
+				for _, forged := range []string{"", controller, `{"Kind":"controller"}`} {
+					header := http.Header{}
+					if forged != "" {
+						header.Set("Drover-Principal", forged)
+					}
+					if r := send(t, rt, "POST", "/peer/v1/propose", header, promote(principal)); r.code == 200 {
+						t.Errorf("%s at %s has a command of %q decided, as %q: %v", who, what, principal, forged, r)
+					}
+				}
+			}
+			for _, path := range []string{"/peer/v1/status", "/peer/v1/digest", "/drover/v1/tokens", "/v1.44/drover/v1/tokens", "/x/../peer/v1/status"} {
+				if r := send(t, rt, "GET", path, nil, nil); r.code == 200 {
+					t.Errorf("%s at %s gets %s: %v", who, what, path, r)
+				}
+			}
+			done()
+		}
+	}
+	// A controller is no other one, and may not ask as its callers for what is its own.
+	follower := others[0].files(bootstrap.ControllerPKI(others[0].data))
+	rt, done := lead.over(follower, relay.ALPN, "", true)
+	for _, principal := range []string{"", node.Principal.URI, controller} {
+		var res dv1.CommandResult
+		r := send(t, rt, "POST", "/peer/v1/propose", nil, promote(principal))
+		if err := proto.Unmarshal([]byte(r.body), &res); r.code == 200 && (err != nil || res.GetError().GetKind() != "forbidden") {
+			t.Errorf("a controller has a command of %q decided: %v", principal, r)
+		}
+	}
+	if r := send(t, rt, "GET", "/peer/v1/status", http.Header{"Drover-Principal": {node.Principal.URI}}, nil); r.code != 403 {
+		t.Errorf("a question on somebody's behalf: %v", r)
+	}
+	if r := send(t, rt, "GET", "/peer/v1/status", nil, nil); r.code != 200 {
+		t.Errorf("a controller's own question: %v", r)
+	}
+	done()
+	for whose, want := range map[string]int{"": 403, controller: 403, node.Principal.URI: 403, user.Principal.URI: 403,
+		follower.Principal.URI: 403, follower.Principal.URI + "/uid/0": 200, node.Principal.URI + "/uid/7": 403} {
+		until(t, "an answer of who leads", func() bool { // which may be another one by now
+			lead, _ = split(t, all)
+			rt, done := lead.over(follower, relay.CallersALPN, "", true)
+			defer done()
+			r := send(t, rt, "GET", "/drover/v1/tokens", http.Header{"Drover-Principal": {whose}}, nil)
+			if r.code != want && r.code != http.StatusMisdirectedRequest && r.err == nil {
+				t.Errorf("tokens, passed on for %q: %v, want %d", whose, r, want)
+			}
+			return r.code == want || t.Failed()
+		})
+	}
+	rt, done = lead.over(follower, relay.CallersALPN, "", true)
+	if r := send(t, rt, "GET", "/peer/v1/status", http.Header{"Drover-Principal": {controller}}, nil); r.code == 200 {
+		t.Errorf("a question among callers' requests: %v", r)
+	}
+	done()
+	for _, h := range all {
+		if id := h.c.node.Load().Snapshot().Identity(node.Principal.URI); strings.Join(id.GetRoles(), " ") != pki.KindNode {
+			t.Errorf("the node's roles are %v now", id.GetRoles())
+		}
+	}
+}

@@ -1,0 +1,149 @@
+// Package route is what a listener answers, as data: which requests there are,
+// who may make them, where they are answered and how long their bodies may be.
+// What they do is their handlers', and who a caller is, package pki's to say.
+package route
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/drover/drover/pkg/pki"
+)
+
+// Who is a set of callers. The zero value is nobody.
+type Who uint8
+
+// Callers, by the role that they act with.
+const (
+	Anyone     Who = 1 << iota // also who shows no identity
+	Token                      // a host that shows a token
+	Node                       // an agent
+	Controller                 // a controller
+	User                       // a user; an admin is one too
+	Admin                      // an admin
+)
+
+// Members are the fleet's own processes.
+const Members = Node | Controller
+
+var names = []string{"anyone", "token", "node", "controller", "user", "admin"}
+
+// String names the callers, most powerful last.
+func (w Who) String() string {
+	var out []string
+	for i, n := range names {
+		if w&(1<<i) != 0 {
+			out = append(out, n)
+		}
+	}
+	if len(out) == 0 {
+		return "nobody"
+	}
+	return strings.Join(out, ", ")
+}
+
+// Of is what a principal's roles make it. A node or a controller is one by its
+// certificate and by its role, and never a user besides.
+func Of(p pki.Principal) Who {
+	switch p.Kind {
+	case pki.KindNode:
+		if p.Has(pki.KindNode) {
+			return Anyone | Node
+		}
+	case pki.KindController:
+		if p.Has(pki.KindController) {
+			return Anyone | Controller
+		}
+	case pki.KindToken:
+		return Anyone | Token
+	case pki.KindUser, pki.KindLocal:
+		switch {
+		case p.Has(pki.RoleAdmin):
+			return Anyone | User | Admin
+		case p.Has(pki.KindUser):
+			return Anyone | User
+		}
+	}
+	return Anyone
+}
+
+// Has says whether the set has a caller.
+func (w Who) Has(p pki.Principal) bool { return w&Of(p) != 0 }
+
+// Place is where a request is answered.
+type Place string
+
+// Places.
+const (
+	Leader Place = "leader" // by the controller that leads, wherever it is asked
+	Here   Place = "here"   // by who is asked, from what it has
+	Stream Place = "stream" // by who is asked, with bytes straight to or from a node
+)
+
+// Route is one request. A pattern's segment {x} stands for one segment of a path,
+// {x...} for one or more; "/" is every path.
+type Route struct {
+	Method  string // "" is any; HEAD asks what GET does
+	Pattern string
+	At      Place
+	Who     Who
+	Body    int64 // bytes that are read of a body, at most
+}
+
+// String is the route as people write it.
+func (r Route) String() string { return strings.TrimSpace(r.Method + " " + r.Pattern) }
+
+// Table is the routes of a listener; of those that match a request the first counts.
+type Table []Route
+
+// Match finds a request's route and what its segments stand for, by its index in t;
+// -1 if there is none.
+func (t Table) Match(method, path string) (int, map[string]string) {
+	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	for i, r := range t {
+		if r.Method != "" && r.Method != method && !(r.Method == http.MethodGet && method == http.MethodHead) {
+			continue
+		}
+		if v, ok := match(r.Pattern, segments); ok {
+			return i, v
+		}
+	}
+	return -1, nil
+}
+
+func match(pattern string, path []string) (map[string]string, bool) {
+	if pattern == "/" {
+		return nil, true
+	}
+	var values map[string]string
+	set := func(name, v string) {
+		if values == nil {
+			values = map[string]string{}
+		}
+		values[name] = v
+	}
+	want := strings.Split(strings.TrimPrefix(pattern, "/"), "/")
+	for i, w := range want {
+		if len(path) == 0 {
+			return nil, false
+		}
+		name, variable := strings.CutPrefix(w, "{")
+		name = strings.TrimSuffix(name, "}")
+		n := 1
+		if long, ok := strings.CutSuffix(name, "..."); ok && variable {
+			name, n = long, len(path)-len(want[i+1:])
+			if n < 1 {
+				return nil, false
+			}
+		}
+		v := strings.Join(path[:n], "/")
+		switch {
+		case !variable && v != w, v == "":
+			return nil, false
+		case variable:
+			set(name, v)
+		}
+		path = path[n:]
+	}
+	return values, len(path) == 0
+}
