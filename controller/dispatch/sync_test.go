@@ -16,7 +16,7 @@ func TestALargeSyncComesInParts(t *testing.T) {
 	for _, c := range []struct{ tasks, specs, tombs, most int }{
 		{tasks: 90, specs: 1, most: 1},
 		{tasks: 5000, specs: 1, tombs: 5000, most: 6},
-		{tasks: 1000, specs: 1000, most: 501},
+		{tasks: 100, specs: 100, most: 51},
 		{tasks: 0, specs: 0, most: 1},
 	} {
 		t.Run(fmt.Sprintf("%d tasks of %d specs", c.tasks, c.specs), func(t *testing.T) {
@@ -73,5 +73,27 @@ func TestALargeSyncComesInParts(t *testing.T) {
 			}
 			_ = st.CloseRequest()
 		})
+	}
+}
+
+// However much there is, no part of it is too large.
+func TestNoPartIsTooLarge(t *testing.T) {
+	const tasks = 1000
+	f := quietHub()
+	body := bytes.Repeat([]byte("x"), 190<<10)
+	for i := range tasks {
+		f.put(&dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: tid(i), Body: body}}},
+			&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: tid(i), Name: fmt.Sprint("t", i), NodeId: "n1", SpecId: tid(i)}}})
+	}
+	parts := f.hub.next(newSession("n1", nil), true, 0)
+	specs, named := 0, 0
+	for i, y := range parts {
+		if size := proto.Size(y); size > maxPart+200<<10 || y.Part != uint32(i) || y.More != (i < len(parts)-1) {
+			t.Fatalf("part %d of %d: %d bytes, part %d, more %v", i, len(parts), size, y.Part, y.More)
+		}
+		specs, named = specs+len(y.Specs), named+len(y.Tasks)
+	}
+	if specs != tasks || named != tasks {
+		t.Fatalf("%d specs, %d tasks in %d parts", specs, named, len(parts))
 	}
 }
