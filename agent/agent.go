@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -285,7 +284,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 		return err
 	}
 	a.peers.have.Store(e)
-	a.eng = &reporting{Engine: e, close: e.Close, box: &a.box, told: a.peers.tell, reading: func(id string) func(bool) { return a.rec.Reading(id) }}
+	a.eng = &reporting{Engine: e, close: e.Close, box: &a.box, told: a.peers.tell}
 	if err := a.serveMirror(e); err != nil {
 		return err
 	}
@@ -294,7 +293,8 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.parts.Go(func() error {
 		h := streams.Handler(a.eng, streams.Options{
 			Log: a.Logger, Probe: a.probe, Pull: a.peers.pull, Calls: a.store, Read: e.Manifest,
-			Peers: mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, May: a.peers.may(e)}),
+			Reading: func(id string) streams.Reader { return a.rec.Reading(id) },
+			Peers:   mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, May: a.peers.may(e)}),
 		})
 		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))
 	})
@@ -421,13 +421,12 @@ func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
 	return err
 }
 
-// reporting tells of images, and of who reads output.
+// reporting tells of images.
 type reporting struct {
 	task.Engine
-	close   func() error
-	box     *session.Outbox
-	told    func() // that there is another image
-	reading func(taskID string) func(end bool)
+	close func() error
+	box   *session.Outbox
+	told  func() // that there is another image
 }
 
 func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
@@ -444,71 +443,6 @@ func (r *reporting) RemoveImage(ctx context.Context, digest string) error {
 	if err == nil {
 		r.box.ImageGone(digest)
 	}
-	return err
-}
-
-func (r *reporting) Attach(ctx context.Context, id string, o task.AttachOptions) (task.Stream, error) {
-	done := r.reading(id)
-	st, err := r.Engine.Attach(ctx, id, o)
-	if err != nil {
-		done(false)
-		return nil, err
-	}
-	return &reader{Stream: st, done: done}, nil
-}
-
-func (r *reporting) Logs(ctx context.Context, id string, o task.LogOptions) (task.LogReader, error) {
-	done := r.reading(id)
-	lr, err := r.Engine.Logs(ctx, id, o)
-	if err != nil {
-		done(false)
-		return nil, err
-	}
-	return &logReader{LogReader: lr, done: done}, nil
-}
-
-func (r *reporting) ExecStart(ctx context.Context, id, execID string, attach bool, width, height uint32) (task.Stream, error) {
-	st, err := r.Engine.ExecStart(ctx, id, execID, attach, width, height)
-	if err != nil || st == nil {
-		return nil, err
-	}
-	return st, nil
-}
-
-// reader notes whether the end was read before it was closed.
-type reader struct {
-	task.Stream
-	done func(bool)
-	end  atomic.Bool
-	once sync.Once
-}
-
-func (r *reader) Read(p []byte) (int, error) {
-	n, err := r.Stream.Read(p)
-	if errors.Is(err, io.EOF) {
-		r.end.Store(true)
-	}
-	return n, err
-}
-
-func (r *reader) Close() error {
-	err := r.Stream.Close()
-	if e, ok := r.Stream.(interface{ Ended() bool }); ok && e.Ended() {
-		r.end.Store(true) // the exit was the last that was read
-	}
-	r.once.Do(func() { r.done(r.end.Load()) })
-	return err
-}
-
-type logReader struct {
-	task.LogReader
-	done func(bool)
-	once sync.Once
-}
-
-func (r *logReader) Close() error {
-	err := r.LogReader.Close()
-	r.once.Do(func() { r.done(true) })
 	return err
 }
 

@@ -34,6 +34,9 @@ type doorConn struct {
 
 func (d *doorConn) Read(p []byte) (int, error) { return d.r.Read(p) }
 
+// NetConn is what lies under it, for dial.Watch.
+func (d *doorConn) NetConn() net.Conn { return d.Conn }
+
 // CloseWrite passes a half-close on.
 func (d *doorConn) CloseWrite() error {
 	if t, ok := d.Conn.(*tls.Conn); ok {

@@ -14,6 +14,7 @@ import (
 	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -31,6 +32,7 @@ func (e *refusal) Error() string { return e.msg }
 type connKey struct{}
 
 func withConn(ctx context.Context, c net.Conn) context.Context {
+	dial.Watch(c) // who left without a word keeps no stream open
 	return context.WithValue(ctx, connKey{}, c)
 }
 

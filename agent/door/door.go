@@ -109,7 +109,7 @@ func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 	}
 	defer release()
 	uid, _ := strconv.Atoi(p.ID)
-	t, err := dial.First(ctx, o.TLS, o.Controllers())
+	t, err := o.reach(ctx)
 	if err != nil {
 		o.Log.Warn("no controller answers", "err", err)
 		say(c, http.StatusServiceUnavailable, "no controller of the fleet answers: "+err.Error())
@@ -145,6 +145,26 @@ func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 	_, _ = io.Copy(c, t) // who left needs no answer
 	_, _ = c.Close(), t.NetConn().Close()
 	<-done
+}
+
+// Patience is how long a client waits for a controller to answer, as clients of a
+// controller's own host do while it is restarted.
+const Patience = 5 * time.Second
+
+// pause is what lies between two tries.
+const pause = 50 * time.Millisecond
+
+func (o Options) reach(ctx context.Context) (*tls.Conn, error) {
+	for end := time.Now().Add(Patience); ; {
+		t, err := dial.First(ctx, o.TLS, o.Controllers())
+		if err == nil || ctx.Err() != nil || time.Now().After(end) {
+			return t, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // say answers a request that nobody else can.

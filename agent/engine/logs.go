@@ -16,6 +16,21 @@ type lines struct {
 	skip [3]bool // by stream: the line began before what is shown
 }
 
+// state is what a position keeps of l.
+func (l *lines) state() (b byte) {
+	for i, set := range [...]bool{l.open[logs.Stdout], l.open[logs.Stderr], l.skip[logs.Stdout], l.skip[logs.Stderr]} {
+		if set {
+			b |= 1 << i
+		}
+	}
+	return b
+}
+
+func (l *lines) restore(b byte) {
+	l.open[logs.Stdout], l.open[logs.Stderr] = b&1 > 0, b&2 > 0
+	l.skip[logs.Stdout], l.skip[logs.Stderr] = b&4 > 0, b&8 > 0
+}
+
 func (l *lines) wanted(r logs.Record) bool {
 	switch r.Stream {
 	case logs.Stdout:
@@ -55,21 +70,25 @@ func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.Log
 		return nil, err
 	}
 	var from mark
-	if o.Tail >= 0 {
+	l := &lines{o: o}
+	// A log that is followed ends with the attempt, what lies behind it too; one
+	// that isn't, where it is now.
+	n := max(1, a.Number)
+	switch {
+	case o.From != nil:
+		n, from = o.From.Attempt, mark{off: o.From.Offset, at: int(o.From.At)}
+		l.restore(o.From.Lines)
+	case o.Tail >= 0:
 		if from, err = e.lastLines(id, o); err != nil {
 			return nil, err
 		}
+		l.open, l.skip = from.open, [3]bool{true, true, true}
 	}
-	// A log that is followed ends with the attempt, what lies behind it too; one
-	// that isn't, where it is now.
-	t, err := e.newTail(id, max(1, a.Number), o.Follow, from.off)
+	t, err := e.newTail(id, task.LogPosition{Attempt: n, Offset: from.off, At: uint32(from.at), Lines: l.state()}, o.Follow)
 	if err != nil {
 		return nil, err
 	}
-	l := &lines{o: o, open: from.open}
-	if o.Tail >= 0 {
-		l.skip = [3]bool{true, true, true}
-	}
+	t.lines = l.state
 	t.render = func(r logs.Record) []byte { return l.render(r, from) }
 	return t, nil
 }

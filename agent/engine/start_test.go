@@ -74,6 +74,9 @@ func ends(t *testing.T, e task.Engine, id string) {
 	}
 	defer func() { _ = r.Close() }()
 	fr := bulk.NewFrameReader(r)
+	if kind, _, err := fr.Next(); err != nil || kind != bulk.FramePos {
+		t.Fatalf("the log begins with frame %d (%v), not its position", kind, err)
+	}
 	if _, p, err := fr.Next(); err != nil || string(p) != "began\n" {
 		t.Fatalf("the first output is %q (%v)", p, err)
 	}

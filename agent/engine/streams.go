@@ -27,6 +27,7 @@ type tail struct {
 	follow bool
 	r      *logs.Reader
 	render func(logs.Record) []byte // nil bytes: skipped
+	lines  func() byte              // for positions; nil: none
 	last   func(*dv1.Exit) ([]byte, error)
 
 	ctx    context.Context
@@ -34,13 +35,21 @@ type tail struct {
 	change <-chan struct{}
 	stop   func()
 	buf    []byte
+	since  int    // bytes given since the last position
+	began  bool   // its attempt did
+	whole  bool   // a gap is an error
+	next   uint64 // where the next record has to begin, 0 if anywhere
 	over   bool
 	once   sync.Once
 	busy   sync.Mutex // held while reading, so that Close waits for it
 }
 
-func (e *Engine) newTail(id string, n int32, follow bool, from uint64) (*tail, error) {
-	t := &tail{e: e, id: id, n: n, follow: follow, r: logs.NewReader(e.o.logDir(id), from)}
+// posEvery is how much output may follow a position: it is sent twice after a break.
+const posEvery = 64 << 10
+
+// newTail reads from p on, whose attempt is the one to follow.
+func (e *Engine) newTail(id string, p task.LogPosition, follow bool) (*tail, error) {
+	t := &tail{e: e, id: id, n: p.Attempt, follow: follow, r: logs.NewReader(e.o.logDir(id), p.Offset), buf: frame(bulk.FramePos, p.Encode())}
 	var err error
 	if t.change, t.stop, err = e.follow.listen(e.o.dir(id), e.o.logDir(id)); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -84,7 +93,19 @@ func (t *tail) fill() error {
 		if x != nil && x.LogEnd > 0 && rec.Offset >= x.LogEnd {
 			return t.end(x) // of a later attempt
 		}
-		t.buf = t.render(rec)
+		if t.whole && t.next > 0 && rec.Offset > t.next {
+			return fmt.Errorf("%d bytes of the output of %s were rotated away before they were read", rec.Offset-t.next, short(t.id))
+		}
+		t.next = rec.Next
+		p := task.LogPosition{Attempt: t.n, Offset: rec.Offset}
+		if t.lines != nil {
+			p.Lines = t.lines()
+		}
+		b := t.render(rec)
+		if t.since += len(b); len(b) > 0 && t.since >= posEvery {
+			t.since, b = 0, append(frame(bulk.FramePos, p.Encode()), b...)
+		}
+		t.buf = b
 		return nil
 	}
 	if !errors.Is(err, io.EOF) {
@@ -98,12 +119,18 @@ func (t *tail) fill() error {
 		return nil
 	}
 	if _, err := os.Stat(t.e.o.dir(t.id)); errors.Is(err, os.ErrNotExist) {
-		t.over = true // removed
+		if t.whole && t.began {
+			return fmt.Errorf("%s was removed before its output was read: %w", short(t.id), task.ErrNotFound)
+		}
+		t.over = true
 		return nil
 	}
-	if a, err := t.e.readAttempt(t.id); err == nil && a.Number > t.n {
-		t.over = true // its attempt failed, and another began
-		return nil
+	if a, err := t.e.readAttempt(t.id); err == nil {
+		t.began = t.began || a.Number == t.n
+		if a.Number > t.n {
+			t.over = true // its attempt failed, and another began
+			return nil
+		}
 	}
 	select {
 	case <-t.change:
@@ -119,13 +146,6 @@ func (t *tail) end(x *dv1.Exit) (err error) {
 		t.buf, err = t.last(x)
 	}
 	return err
-}
-
-// Ended says whether the end of the attempt was read.
-func (t *tail) Ended() bool {
-	t.busy.Lock()
-	defer t.busy.Unlock()
-	return t.over
 }
 
 func (t *tail) Close() error {
@@ -179,15 +199,22 @@ func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (tas
 	} else if x != nil && !o.FromStart {
 		n++
 	}
-	from := a.LogStart
-	if !o.FromStart {
-		if from, err = logs.End(e.o.logDir(id)); err != nil {
+	from := task.LogPosition{Attempt: n, Offset: a.LogStart}
+	switch {
+	case o.From != nil:
+		from, n = *o.From, o.From.Attempt
+	case !o.FromStart:
+		if from.Offset, err = logs.End(e.o.logDir(id)); err != nil {
 			return nil, err
 		}
 	}
-	t, err := e.newTail(id, n, o.Stream, from)
+	t, err := e.newTail(id, from, o.Stream)
 	if err != nil {
 		return nil, err
+	}
+	t.whole = true
+	if o.From != nil {
+		t.next = from.Offset
 	}
 	t.last = exitFrame
 	t.render = func(r logs.Record) []byte {
@@ -233,43 +260,64 @@ type input struct {
 	n    int32
 	once bool
 
+	busy sync.Mutex // orders frames: held while one is written
+
 	mu     sync.Mutex // guards the fields below
 	c      net.Conn
 	halved bool
+	left   bool
 }
 
 const dialEvery = 10 * time.Millisecond
 
-// dial is called with mu held. It waits for the attempt to begin.
-func (i *input) dial() error {
-	for i.c == nil {
+// conn is called with busy held. It waits for the attempt to begin.
+func (i *input) conn() (net.Conn, error) {
+	for {
+		if c, err := i.made(nil); c != nil || err != nil {
+			return c, err
+		}
 		if x, err := i.e.readExit(i.id, i.n); x != nil || err != nil {
-			return task.ErrNotRunning
+			return nil, task.ErrNotRunning
 		}
 		if a, err := i.e.readAttempt(i.id); err != nil {
-			return err
+			return nil, err
 		} else if a.Number >= i.n {
 			if c, err := net.Dial("unix", i.e.o.stdinSocket(i.id)); err == nil {
-				i.c = c
-				return nil
+				return i.made(c)
 			}
 		}
 		select {
 		case <-time.After(dialEvery):
 		case <-i.ctx.Done():
-			return io.ErrClosedPipe
+			return nil, io.ErrClosedPipe
 		}
 	}
-	return nil
+}
+
+// made gives the connection, which is c from now on unless c is nil.
+func (i *input) made(c net.Conn) (net.Conn, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.left {
+		if c != nil {
+			_ = c.Close()
+		}
+		return nil, io.ErrClosedPipe
+	}
+	if c != nil {
+		i.c = c
+	}
+	return i.c, nil
 }
 
 func (i *input) Write(p []byte) (int, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if err := i.dial(); err != nil {
+	i.busy.Lock()
+	defer i.busy.Unlock()
+	c, err := i.conn()
+	if err != nil {
 		return 0, err
 	}
-	return writeInput(i.c, p)
+	return writeInput(c, p)
 }
 
 // writeInput frames p for a shim: [len32 payload].
@@ -287,32 +335,52 @@ func writeInput(c net.Conn, p []byte) (n int, err error) {
 }
 
 func (i *input) half() error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.halved {
-		return nil
-	}
-	if err := i.dial(); err != nil {
+	i.busy.Lock()
+	defer i.busy.Unlock()
+	c, err := i.conn()
+	if err != nil {
 		if errors.Is(err, task.ErrNotRunning) {
 			return nil // nobody reads any more
 		}
 		return err
 	}
+	i.mu.Lock()
+	halved := i.halved
 	i.halved = true
-	_, err := i.c.Write(make([]byte, 4))
+	i.mu.Unlock()
+	if halved {
+		return nil
+	}
+	return endInput(c)
+}
+
+func endInput(c net.Conn) error {
+	_, err := c.Write(make([]byte, 4))
 	return err
 }
 
+// leave closes the connection, also under a write that waits for a container
+// which does not read.
 func (i *input) leave() {
-	if !i.mu.TryLock() { // a write that waits for a full pipe ends with its connection
+	i.mu.Lock()
+	c, ends := i.c, i.once && !i.halved && !i.left
+	i.left = true
+	i.mu.Unlock()
+	if c == nil {
 		return
 	}
-	defer i.mu.Unlock()
-	if i.c == nil {
+	if !ends || i.busy.TryLock() {
+		if ends {
+			_ = endInput(c)
+			i.busy.Unlock()
+		}
+		_ = c.Close()
 		return
 	}
-	if i.once && !i.halved {
-		_, _ = i.c.Write(make([]byte, 4))
+	// The write that is cut off leaves part of a frame: the end takes a way of its own.
+	_ = c.Close()
+	if c, err := net.Dial("unix", i.e.o.stdinSocket(i.id)); err == nil {
+		_ = endInput(c)
+		_ = c.Close()
 	}
-	_ = i.c.Close()
 }

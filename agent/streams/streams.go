@@ -5,6 +5,7 @@ package streams
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,14 +33,23 @@ const pullQuiet = 100 * time.Millisecond
 
 // Options of Handler. Probe asks another node whether it is there. Peers answers
 // other nodes, which may use nothing else here; nil refuses them. Pull is told what
-// is to be pulled, and may be nil. Read gives a manifest that was pulled.
+// is to be pulled, and may be nil. Read gives a manifest that was pulled. Reading
+// is told that a reader of a task's output came; it may be nil.
 type Options struct {
-	Log   *slog.Logger
-	Probe func(ctx context.Context, node, addr string) error
-	Peers http.Handler
-	Calls Calls
-	Pull  func(bulk.PullRequest)
-	Read  func(ctx context.Context, digest string) ([]byte, error)
+	Log     *slog.Logger
+	Probe   func(ctx context.Context, node, addr string) error
+	Peers   http.Handler
+	Calls   Calls
+	Pull    func(bulk.PullRequest)
+	Read    func(ctx context.Context, digest string) ([]byte, error)
+	Reading func(taskID string) Reader
+}
+
+// Reader is told of one who reads a task's output: which attempt's, and when it
+// left, whether with the output to its end.
+type Reader interface {
+	Of(attempt int32)
+	Left(end bool)
 }
 
 // Calls remembers durably which calls were made, for those that must not be made
@@ -51,7 +61,10 @@ type Calls interface {
 
 // Handler answers pkg/bulk's paths over e.
 func Handler(e task.Engine, o Options) http.Handler {
-	s := &server{e: e, log: o.Log, told: o.Pull, calls: o.Calls, read: o.Read}
+	s := &server{e: e, log: o.Log, told: o.Pull, calls: o.Calls, read: o.Read, reading: o.Reading}
+	if s.reading == nil {
+		s.reading = func(string) Reader { return &task.Reader{} }
+	}
 	m := http.NewServeMux()
 	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
 	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
@@ -91,47 +104,87 @@ func Handler(e task.Engine, o Options) http.Handler {
 }
 
 type server struct {
-	e     task.Engine
-	log   *slog.Logger
-	told  func(bulk.PullRequest)
-	read  func(context.Context, string) ([]byte, error)
-	calls Calls
+	e       task.Engine
+	log     *slog.Logger
+	told    func(bulk.PullRequest)
+	read    func(context.Context, string) ([]byte, error)
+	calls   Calls
+	reading func(string) Reader
 }
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
+	q, read := r.URL.Query(), false
+	from, err := position(q.Get("from"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	reader := s.reading(r.PathValue("id"))
+	defer func() { reader.Left(read) }()
 	st, err := s.e.Attach(r.Context(), r.PathValue("id"), task.AttachOptions{
 		Stdin: flag(q.Get("stdin")), Stdout: flag(q.Get("stdout")), Stderr: flag(q.Get("stderr")),
-		FromStart: flag(q.Get("logs")), Stream: flag(q.Get("stream")),
+		FromStart: flag(q.Get("logs")), Stream: flag(q.Get("stream")), From: from,
 	})
 	if err != nil {
 		refuse(w, err)
 		return
 	}
-	s.relay(w, r, st)
+	read = s.relay(w, r, st, reader)
 }
 
-// relay joins an engine's stream with the caller's until either ends. Ended
-// stdin is passed on as a half-close; a caller that is gone ends the stream.
-func (s *server) relay(w http.ResponseWriter, r *http.Request, st task.Stream) {
-	defer func() { _ = st.Close() }()
+// relay joins an engine's stream with the caller's until either ends, and says
+// whether the caller has read the end. Ended stdin is passed on as a half-close; a
+// caller that is gone ends the stream.
+func (s *server) relay(w http.ResponseWriter, r *http.Request, st task.Stream, reader Reader) (read bool) {
 	c, err := bulk.Hijack(w, r)
 	if err != nil {
+		_ = st.Close()
 		refuse(w, err)
-		return
+		return false
 	}
 	var up sync.WaitGroup
 	defer up.Wait()
-	defer func() { _ = c.Close() }()
+	defer func() { _, _ = c.Close(), st.Close() }() // which ends what goes up, wherever it waits
 	stop := context.AfterFunc(c.Context(), func() { _ = st.Close() })
 	defer stop()
 	up.Go(func() {
 		if _, err := io.Copy(st, c); err == nil {
 			_ = st.CloseWrite()
 		}
+		_, _ = io.Copy(io.Discard, c) // stdin that nobody takes stops no caller
 	})
-	if _, err := io.Copy(c, st); err != nil && c.Context().Err() == nil {
-		_ = bulk.WriteFrame(c, bulk.FrameError, []byte(err.Error()))
+	for fr := bulk.NewFrameReader(st); ; {
+		kind, p, err := fr.Next()
+		switch {
+		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+			_ = c.WriteFrame(bulk.FrameExit, nil) // an end without an exit is one too
+			return false
+		case err != nil:
+			if c.Context().Err() == nil {
+				_ = c.WriteFrame(bulk.FrameError, []byte(err.Error()))
+			}
+			return false
+		}
+		if p, err := task.DecodeLogPosition(p); kind == bulk.FramePos && err == nil {
+			reader.Of(p.Attempt)
+		}
+		if c.WriteFrame(kind, p) != nil {
+			return false
+		}
+		if kind == bulk.FrameExit {
+			break
+		}
+	}
+	select {
+	case <-c.Acknowledged():
+		return true
+	case <-c.Context().Done():
+	}
+	select { // one that left behind its acknowledgement
+	case <-c.Acknowledged():
+		return true
+	default:
+		return false
 	}
 }
 
@@ -155,9 +208,15 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
+	from, err := position(q.Get("from"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	defer s.reading(r.PathValue("id")).Left(false) // whose reader tells nobody how far it got
 	lr, err := s.e.Logs(r.Context(), r.PathValue("id"), task.LogOptions{
 		Stdout: flag(q.Get("stdout")), Stderr: flag(q.Get("stderr")), Follow: flag(q.Get("follow")),
-		Timestamps: flag(q.Get("timestamps")), Since: since, Until: until, Tail: tail,
+		Timestamps: flag(q.Get("timestamps")), Since: since, Until: until, Tail: tail, From: from,
 	})
 	if err != nil {
 		refuse(w, err)
@@ -273,7 +332,7 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	s.relay(w, r, st)
+	s.relay(w, r, st, &task.Reader{})
 }
 
 func (s *server) execResize(w http.ResponseWriter, r *http.Request) {
@@ -411,6 +470,22 @@ func nanos(s string) (time.Time, error) {
 		return time.Time{}, badRequest("time: %v", err)
 	}
 	return time.Unix(0, n), nil
+}
+
+// position reads where a stream is to be taken up; "" is nowhere.
+func position(s string) (*task.LogPosition, error) {
+	if s == "" {
+		return nil, nil
+	}
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		return nil, badRequest("from: %v", err)
+	}
+	p, err := task.DecodeLogPosition(b)
+	if err != nil {
+		return nil, badRequest("from: %v", err)
+	}
+	return &p, nil
 }
 
 func decode(r *http.Request, to any) error {

@@ -115,12 +115,14 @@ func (e *StartError) Error() string { return e.Message }
 // only what comes after the call. Before the first start both are the same.
 type AttachOptions struct {
 	Stdin, Stdout, Stderr bool
-	FromStart             bool // logs=1
-	Stream                bool // stream=1: go on live until the attempt ends
+	FromStart             bool         // logs=1
+	Stream                bool         // stream=1: go on live until the attempt ends
+	From                  *LogPosition // go on here, whatever FromStart says
 }
 
 // Stream is the live side of an attach or exec. Read gives frames in
-// pkg/bulk's framing; CloseWrite half-closes stdin.
+// pkg/bulk's framing, of an attach with positions; CloseWrite half-closes stdin.
+// Close may come at any time, and ends what waits in the others.
 type Stream interface {
 	io.ReadWriteCloser
 	CloseWrite() error
@@ -131,9 +133,10 @@ type LogOptions struct {
 	Stdout, Stderr, Follow, Timestamps bool
 	Since, Until                       time.Time
 	Tail                               int
+	From                               *LogPosition // go on here, whatever Tail says
 }
 
-// LogReader gives frames in pkg/bulk's framing.
+// LogReader gives frames in pkg/bulk's framing, with positions.
 type LogReader interface {
 	io.ReadCloser
 }

@@ -145,23 +145,20 @@ func (r *Reconciler) Statuses() []*dv1.TaskStatus {
 	return out
 }
 
-// Reading says that a reader of a task's output has come. It calls the result
-// when it goes, with whether it reached the end of the attempt's output: the
-// logs of an auto-removed task are kept for it, for at most keepLogs.
-func (r *Reconciler) Reading(taskID string) func(end bool) {
+// Reading says that a reader of a task's output has come. The logs of an
+// auto-removed task are kept until it has all, and for keepLogs if it leaves without.
+func (r *Reconciler) Reading(taskID string) *Reader {
 	id, _ := hex.DecodeString(taskID)
 	r.mu.Lock()
 	w := r.workers[string(id)]
 	r.mu.Unlock()
-	if w == nil {
-		return func(bool) {}
-	}
-	w.reader(+1, false)
-	return func(end bool) { w.reader(-1, end) }
+	k := &Reader{w}
+	k.Of(0)
+	return k
 }
 
 func (r *Reconciler) spawn(id []byte, wanted want, f *Found) {
-	w := &worker{r: r, id: hex.EncodeToString(id), raw: id, want: wanted, wake: make(chan struct{}, 1),
+	w := &worker{r: r, id: hex.EncodeToString(id), raw: id, want: wanted, readers: map[*Reader]int32{}, wake: make(chan struct{}, 1),
 		log: r.o.Log.With("task", hex.EncodeToString(id)[:min(12, 2*len(id))])}
 	r.mu.Lock()
 	r.workers[string(id)] = w

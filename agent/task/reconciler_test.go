@@ -2,6 +2,7 @@ package task_test
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"path/filepath"
@@ -72,6 +73,8 @@ func begin(t *testing.T) (*node, string) {
 	path := filepath.Join(t.TempDir(), "tasks.db")
 	return open(t, e, path), path
 }
+
+func hexID(c byte) string { return hex.EncodeToString(id(c)) }
 
 func id(c byte) []byte { return []byte(strings.Repeat(string(c), 32)) }
 

@@ -26,8 +26,10 @@ type have struct {
 	attempt  int32 // last one that ran or failed
 	running  bool
 	held     bool // an ended attempt's network and shim aren't released yet
+	failed   bool // the last attempt never ran
 	stopping stopping
-	read     bool // a reader reached the end of the last attempt's log, and none is open
+	reading  bool // somebody reads the log of an attempt up to the last
+	read     bool // a reader has the end of the last attempt's log, and nobody reads
 	waited   bool // the time for readers is over
 }
 
@@ -70,7 +72,7 @@ func nextOfRemoved(w want, h have) step {
 		return stop
 	case h.running:
 		return await
-	case !w.task.GetAutoRemove() || w.tomb.Force || h.attempt == 0 || h.read || h.waited:
+	case h.attempt == 0 || h.failed || h.waited || !h.reading && (!w.task.GetAutoRemove() || w.tomb.Force || h.read):
 		return remove // which releases too
 	case h.held:
 		return release

@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	// keepLogs is how long the logs of an auto-removed task wait for a reader.
+	// keepLogs is how long the logs of an auto-removed task wait for a reader, and
+	// those of one that is removed by force for the reader that they have.
 	keepLogs = 30 * time.Second
 	// killAgain is the pause before a SIGKILL that nothing came of is repeated.
 	killAgain = 2 * time.Second
@@ -37,8 +38,8 @@ type worker struct {
 
 	mu      sync.Mutex // guards the fields below
 	want    want
-	pull    *pull // under way, else nil
-	readers int
+	pull    *pull             // under way, else nil
+	readers map[*Reader]int32 // and the attempt that each waits for, 0 if unknown
 	read    bool
 
 	wake chan struct{} // something above changed
@@ -66,12 +67,30 @@ func (w *worker) set(x want) {
 	w.poke()
 }
 
-func (w *worker) reader(n int, end bool) {
-	w.mu.Lock()
-	w.readers += n
-	w.read = w.read || end
-	w.mu.Unlock()
-	w.poke()
+// Reader is one who reads a task's output.
+type Reader struct{ w *worker }
+
+// Of says which attempt's end the reader waits for.
+func (r *Reader) Of(attempt int32) {
+	r.note(func(w *worker) { w.readers[r] = attempt })
+}
+
+// Left says that the reader went, and whether it has the output to its end.
+func (r *Reader) Left(end bool) {
+	r.note(func(w *worker) {
+		delete(w.readers, r)
+		w.read = w.read || end
+	})
+}
+
+func (r *Reader) note(f func(w *worker)) {
+	if r.w == nil { // of a task that this node doesn't have
+		return
+	}
+	r.w.mu.Lock()
+	f(r.w)
+	r.w.mu.Unlock()
+	r.w.poke()
 }
 
 func (w *worker) poke() {
@@ -84,7 +103,11 @@ func (w *worker) poke() {
 func (w *worker) look() want {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.have.read = w.read && w.readers == 0
+	w.have.reading = false
+	for _, of := range w.readers { // one who waits for an attempt that will never be holds nothing up
+		w.have.reading = w.have.reading || of <= w.have.attempt
+	}
+	w.have.read = w.read && !w.have.reading
 	return w.want
 }
 
@@ -104,7 +127,7 @@ func (w *worker) adopt(f *Found) {
 		s.Paused = f.Paused
 	}
 	if x := w.want.failed; x != nil && x.Attempt >= w.have.attempt && !w.have.running {
-		w.have.attempt, w.have.held = x.Attempt, true
+		w.have.attempt, w.have.held, w.have.failed = x.Attempt, true, true
 		s = x
 	}
 	w.tell(s, w.want)
@@ -182,7 +205,11 @@ func (w *worker) pause(ctx context.Context, x want) {
 			return
 		case <-w.wake:
 			if held { // the time that logs are kept goes on meanwhile
+				was := w.have.reading
 				if x = w.look(); next(x, w.have) == hold {
+					if was && !w.have.reading {
+						w.timer.Reset(keepLogs) // for who lost the way here to come again
+					}
 					continue
 				}
 			}
@@ -192,6 +219,10 @@ func (w *worker) pause(ctx context.Context, x want) {
 			return
 		case <-w.timer.C:
 			if held {
+				if w.have.reading && x.task.GetAutoRemove() && !x.tomb.Force {
+					w.timer.Reset(keepLogs) // a slow reader is still one
+					continue
+				}
 				w.have.waited = true
 				return
 			}
@@ -315,7 +346,7 @@ func (w *worker) start(ctx context.Context, x want) {
 	w.mu.Lock()
 	w.read = false
 	w.mu.Unlock()
-	w.have.stopping = stopping{}
+	w.have.stopping, w.have.failed = stopping{}, false
 	tctx, span := w.span(ctx, "agent start", x.task.Traceparent)
 	defer span.End()
 	ctx = tctx
@@ -388,7 +419,7 @@ func (w *worker) fail(x want, err error) {
 	if err := w.r.o.Store.fail(s); err != nil {
 		w.log.Error("a failed start would be forgotten if this agent restarted", "err", err)
 	}
-	w.have.attempt, w.have.running, w.have.held = x.task.Attempt, false, true
+	w.have.attempt, w.have.running, w.have.held, w.have.failed = x.task.Attempt, false, true, true
 	w.tell(s, x)
 }
 

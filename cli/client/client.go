@@ -258,7 +258,10 @@ func (t Target) mark(r *http.Request) error {
 	if t.contact != "" {
 		r.Header.Set("Drover-Contact", t.contact)
 	}
-	if strings.HasSuffix(r.URL.Path, "/attach") || strings.Contains(r.URL.Path, "/exec/") && strings.HasSuffix(r.URL.Path, "/start") {
+	if from, ok := r.Context().Value(fromKey{}).(string); ok && from != "" {
+		r.Header.Set("Drover-From", from)
+	}
+	if strings.HasSuffix(r.URL.Path, "/attach") || strings.HasSuffix(r.URL.Path, "/logs") || strings.Contains(r.URL.Path, "/exec/") && strings.HasSuffix(r.URL.Path, "/start") {
 		r.Header.Set("Drover-Frames", "1")
 	}
 	return nil

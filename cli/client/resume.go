@@ -2,11 +2,9 @@ package client
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -28,6 +26,9 @@ type fleetClient struct {
 	client.APIClient
 	warn func(string)
 	far  bool // there are other controllers to go to
+
+	mu   sync.Mutex // guards lost
+	lost error
 }
 
 // pingWithin is how long this host's controller may take to say that it is there.
@@ -184,232 +185,6 @@ func (c *fleetClient) ContainerWait(ctx context.Context, id string, o client.Con
 		}
 	}()
 	return client.ContainerWaitResult{Result: results, Error: errs}
-}
-
-// Frames of an attached stream, as the fleet sends them to its own client.
-const (
-	frameStdout = 1
-	frameStderr = 2
-	frameEnd    = 16 // nothing comes any more
-	frameBegin  = 17 // one byte: 1 if the stream begins with the first byte of output
-	frameWarn   = 18 // words for the user
-	frameMax    = 64 << 10
-)
-
-// ContainerAttach gives a stream that goes on at another controller.
-func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.ContainerAttachOptions) (client.ContainerAttachResult, error) {
-	h, err := again(ctx, func(ctx context.Context) (client.ContainerAttachResult, error) {
-		return c.APIClient.ContainerAttach(ctx, id, o)
-	})
-	if err != nil {
-		return h, err
-	}
-	s := newStream(h.HijackedResponse, c.warn)
-	s.stdin = o.Stdin
-	s.again = func(fromStart bool) (client.HijackedResponse, error) {
-		o := o
-		o.Logs = fromStart
-		h, err := c.APIClient.ContainerAttach(ctx, id, o)
-		return h.HijackedResponse, err
-	}
-	kind, _ := h.MediaType()
-	return client.ContainerAttachResult{HijackedResponse: client.NewHijackedResponse(s, kind)}, nil
-}
-
-// ExecAttach can't be taken up, but says so.
-func (c *fleetClient) ExecAttach(ctx context.Context, id string, o client.ExecAttachOptions) (client.ExecAttachResult, error) {
-	h, err := c.APIClient.ExecAttach(ctx, id, o)
-	if err != nil {
-		return h, err
-	}
-	kind, _ := h.MediaType()
-	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(h.HijackedResponse, c.warn), kind)}, nil
-}
-
-// stream is a net.Conn over streams that may break.
-type stream struct {
-	warn  func(string)
-	raw   bool // a terminal's: payloads only
-	stdin bool
-	again func(fromStart bool) (client.HijackedResponse, error) // nil: can't
-
-	out       []byte // decoded, not read yet
-	fromStart bool
-	given     [3]int64 // bytes by kind
-	skip      [3]int64
-	over      bool
-
-	mu     sync.Mutex // guards cur, closed and half
-	cur    client.HijackedResponse
-	closed bool
-	half   bool
-}
-
-func newStream(h client.HijackedResponse, warn func(string)) *stream {
-	kind, _ := h.MediaType()
-	return &stream{cur: h, warn: warn, raw: kind == "application/vnd.docker.raw-stream"}
-}
-
-func (s *stream) now() (client.HijackedResponse, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.cur, s.closed
-}
-
-// Read implements net.Conn.
-func (s *stream) Read(p []byte) (int, error) {
-	for len(s.out) == 0 {
-		if s.over {
-			return 0, io.EOF
-		}
-		if err := s.next(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, s.out)
-	s.out = s.out[n:]
-	return n, nil
-}
-
-func (s *stream) next() error {
-	cur, _ := s.now()
-	var head [8]byte
-	_, err := io.ReadFull(cur.Reader, head[:])
-	var body []byte
-	if err == nil {
-		n := binary.BigEndian.Uint32(head[4:])
-		if n > frameMax {
-			return fmt.Errorf("the stream broke: a frame of %d bytes", n)
-		}
-		body = make([]byte, n)
-		_, err = io.ReadFull(cur.Reader, body)
-	}
-	if err != nil {
-		if _, closed := s.now(); closed {
-			s.over = true
-			return nil
-		}
-		return s.resume()
-	}
-	switch kind := head[0]; kind {
-	case frameEnd:
-		s.over = true
-	case frameWarn:
-		s.warn(string(body))
-	case frameBegin:
-		s.fromStart = len(body) == 1 && body[0] == 1
-	case frameStdout, frameStderr:
-		if k := min(s.skip[kind], int64(len(body))); k > 0 {
-			s.skip[kind] -= k
-			body = body[k:]
-		}
-		if len(body) == 0 {
-			return nil
-		}
-		s.given[kind] += int64(len(body))
-		s.emit(kind, body)
-	default: // an error's words
-		s.emit(kind, body)
-		s.over = true
-	}
-	return nil
-}
-
-func (s *stream) emit(kind byte, body []byte) {
-	if s.raw {
-		s.out = body
-		return
-	}
-	s.out = make([]byte, 8, 8+len(body))
-	s.out[0] = kind
-	binary.BigEndian.PutUint32(s.out[4:], uint32(len(body)))
-	s.out = append(s.out, body...)
-}
-
-// resume opens the stream anew and skips what was given.
-func (s *stream) resume() error {
-	if s.again == nil {
-		return errors.New("the connection to the fleet broke; the command goes on in its container")
-	}
-	for end := time.Now().Add(goOn); ; {
-		h, err := s.again(s.fromStart)
-		if err == nil {
-			s.mu.Lock()
-			_ = s.cur.Conn.Close()
-			s.cur = h
-			half, closed := s.half, s.closed
-			s.mu.Unlock()
-			if closed {
-				h.Close()
-				s.over = true
-				return nil
-			}
-			if half {
-				_ = h.CloseWrite()
-			}
-			switch {
-			case s.fromStart:
-				s.skip = s.given
-			default:
-				s.warn("the connection to the fleet was made anew: some output may be missing here; drover logs has all")
-			}
-			if s.stdin && !half {
-				s.warn("the connection to the fleet was made anew: what was typed meanwhile may be lost")
-			}
-			return nil
-		}
-		if errdefs.IsNotFound(err) || errdefs.IsConflict(err) {
-			s.over = true // it is gone, and with it what it had to say
-			return nil
-		}
-		if _, closed := s.now(); closed || time.Now().After(end) {
-			return fmt.Errorf("the connection to the fleet broke, and no controller takes it up: %w", err)
-		}
-		rest(context.Background())
-	}
-}
-
-// Write implements net.Conn. What a broken connection swallows is lost, as the
-// warning of its successor says.
-func (s *stream) Write(p []byte) (int, error) {
-	cur, closed := s.now()
-	if closed {
-		return 0, net.ErrClosed
-	}
-	n, err := cur.Conn.Write(p)
-	if err != nil && s.again != nil {
-		return len(p), nil
-	}
-	return n, err
-}
-
-// CloseWrite ends the input.
-func (s *stream) CloseWrite() error {
-	s.mu.Lock()
-	s.half = true
-	cur := s.cur
-	s.mu.Unlock()
-	return cur.CloseWrite()
-}
-
-// Close implements net.Conn.
-func (s *stream) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	return s.cur.Conn.Close()
-}
-
-func (s *stream) LocalAddr() net.Addr           { c, _ := s.now(); return c.Conn.LocalAddr() }
-func (s *stream) RemoteAddr() net.Addr          { c, _ := s.now(); return c.Conn.RemoteAddr() }
-func (s *stream) SetDeadline(t time.Time) error { c, _ := s.now(); return c.Conn.SetDeadline(t) }
-func (s *stream) SetReadDeadline(t time.Time) error {
-	c, _ := s.now()
-	return c.Conn.SetReadDeadline(t)
-}
-func (s *stream) SetWriteDeadline(t time.Time) error {
-	c, _ := s.now()
-	return c.Conn.SetWriteDeadline(t)
 }
 
 func toStderr(msg string) { _, _ = fmt.Fprintln(os.Stderr, "drover: "+msg) }

@@ -50,7 +50,9 @@ type app struct {
 	host    string
 	docker  *command.DockerCli
 	target  fleet.Target
-	used    bool // the fleet was, or would have been, asked
+	name    string       // of the command
+	used    bool         // the fleet was, or would have been, asked
+	lost    func() error // why output is missing
 	tp      *sdk.TracerProvider
 	span    otrace.Span
 }
@@ -62,12 +64,13 @@ func Main(version string, args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	a := &app{version: version}
+	a := &app{version: version, lost: func() error { return nil }}
 	root, err := a.command(ctx, args)
 	if err == nil {
 		root.SetArgs(args)
 		err = root.ExecuteContext(ctx)
 	}
+	err = a.outcome(err, ctx.Err() != nil)
 	a.finish(err)
 	if err == nil || errdefs.IsCanceled(err) && ctx.Err() != nil {
 		return 0
@@ -80,6 +83,21 @@ func Main(version string, args []string) int {
 		return status.StatusCode
 	}
 	return 1
+}
+
+// outcome is how a command ended that came back with err: the fleet's own failures
+// are 125, as docker's run has it, whatever code the container had.
+func (a *app) outcome(err error, interrupted bool) error {
+	var status cli.StatusError
+	if !errors.As(err, &status) || status.Error() == "" { // no words of a refusal
+		if lost := a.lost(); lost != nil && !interrupted {
+			return cli.StatusError{Cause: err, StatusCode: 125, Status: "drover: " + lost.Error()}
+		}
+	}
+	if err != nil && a.name == "run" && (unreachable(err) || errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "unable to upgrade to tcp, received 5")) {
+		return cli.StatusError{Cause: err, StatusCode: 125, Status: a.words(err)}
+	}
+	return err
 }
 
 func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error) {
@@ -156,6 +174,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 	case "up", "join", "controller", "recover", "agent", "config", "completion", "bash", "zsh", "fish", "powershell", "help":
 		return nil
 	}
+	a.name = cmd.Name()
 	if len(opts.Hosts) > 0 {
 		a.host = opts.Hosts[len(opts.Hosts)-1]
 	}
@@ -213,10 +232,15 @@ func (a *app) trace(cmd *cobra.Command) error {
 
 func (a *app) client() (client.APIClient, error) {
 	a.used = true
-	if a.tp == nil {
-		return a.target.Docker(sdk.NewTracerProvider(sdk.WithSampler(sdk.NeverSample())))
+	var tp otrace.TracerProvider = sdk.NewTracerProvider(sdk.WithSampler(sdk.NeverSample()))
+	if a.tp != nil {
+		tp = a.tp
 	}
-	return a.target.Docker(a.tp)
+	c, err := a.target.Docker(tp)
+	if l, ok := c.(interface{ Lost() error }); ok {
+		a.lost = l.Lost
+	}
+	return c, err
 }
 
 // finish sends the operation's spans, unless nobody answered anyway.
@@ -242,10 +266,15 @@ func (a *app) words(err error) string {
 		return ""
 	}
 	msg := err.Error()
-	if client.IsErrConnectionFailed(err) || strings.Contains(msg, "Cannot connect to the Docker daemon") || strings.Contains(msg, "cannot connect to the Docker daemon") {
+	if unreachable(err) {
 		return fmt.Sprintf("drover: nothing answers at %s: start it there (drover up), or name another host with -H or %s", a.target.Host, fleet.EnvHost)
 	}
 	return reword(msg)
+}
+
+func unreachable(err error) bool {
+	msg := err.Error()
+	return client.IsErrConnectionFailed(err) || strings.Contains(msg, "Cannot connect to the Docker daemon") || strings.Contains(msg, "cannot connect to the Docker daemon")
 }
 
 var rewording = strings.NewReplacer("docker: Error response from daemon: ", "drover: ", "docker: ", "drover: ", "'docker ", "'drover ", "Docker daemon", "drover", "Error response from daemon: ", "Error: ", "'docker login'", "'drover login'")

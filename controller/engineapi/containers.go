@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -438,8 +439,26 @@ func (s *server) askExit(ctx context.Context, t *dv1.Task, attempt int32) *dv1.E
 	return x
 }
 
+// restartWithin is how long an agent is waited for whose host refuses connections:
+// it is being restarted.
+const restartWithin = 2 * time.Second
+
 // agent calls a node; the caller closes the answer's body.
 func (s *server) agent(r *http.Request, node, method, path string, body []byte) (*http.Response, error) {
+	for end := time.Now().Add(restartWithin); ; {
+		resp, err := s.call(r, node, method, path, body)
+		if !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(end) {
+			return resp, err
+		}
+		select {
+		case <-time.After(reachEvery):
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		}
+	}
+}
+
+func (s *server) call(r *http.Request, node, method, path string, body []byte) (*http.Response, error) {
 	if since, is := s.silent(node); is {
 		return nil, refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", node, since)
 	}
@@ -460,5 +479,5 @@ func (s *server) agent(r *http.Request, node, method, path string, body []byte) 
 	if errors.As(err, &e) {
 		return nil, err
 	}
-	return nil, refuse(http.StatusServiceUnavailable, "node %s does not answer: %v", node, err)
+	return nil, fmt.Errorf("%w: %w", refuse(http.StatusServiceUnavailable, "node %s does not answer", node), err)
 }

@@ -136,14 +136,14 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	var refused *apiError
 	if errors.As(err, &refused) && refused.code == http.StatusBadRequest {
 		// The command's fault comes as its output; its code is in the inspect.
-		return s.hijack(w, r, stream{tty: st.Options.Tty}, func(context.Context) (*bulk.Conn, error) { return nil, &faulty{refused.msg} })
+		return s.hijack(w, r, stream{tty: st.Options.Tty}, func(context.Context, string) (*bulk.Conn, error) { return nil, &faulty{refused.msg} })
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	return s.hijack(w, r, stream{tty: st.Options.Tty, stdin: st.Options.AttachStdin, keys: st.Options.DetachKeys},
-		func(context.Context) (*bulk.Conn, error) { return conn, nil })
+	return s.hijack(w, r, stream{tty: st.Options.Tty, stdin: st.Options.AttachStdin, keys: st.Options.DetachKeys, node: t.NodeId, task: hexID(t)},
+		func(context.Context, string) (*bulk.Conn, error) { return conn, nil })
 }
 
 func (s *server) execResize(w http.ResponseWriter, r *http.Request) error {

@@ -39,7 +39,8 @@ const (
 	HeaderOn        = "Drover-On" // in: placement constraints, comma separated
 	HeaderTrace     = "Drover-Trace"
 	HeaderContact   = "Drover-Contact"   // in: id of the node whose host the client believes it talks to
-	HeaderFrames    = "Drover-Frames"    // in: attached streams come in frames, with their begin and end
+	HeaderFrames    = "Drover-Frames"    // in: attached streams and logs come in frames, with their begin and end
+	HeaderFrom      = "Drover-From"      // in: a stream of output is taken up at this position
 	HeaderUndecided = "Drover-Undecided" // out: the change may have been made; the same key tells, once there is a leader
 	HeaderAfter     = "Drover-After"     // in: a wait is taken up that began at this raft index
 	HeaderWarning   = "Drover-Warning"   // out: what the client should know

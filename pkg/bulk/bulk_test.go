@@ -56,8 +56,9 @@ func upper(t *testing.T, gone chan<- struct{}) http.Handler {
 		if err != nil {
 			return
 		}
-		_ = WriteFrame(c, FrameStdout, bytes.ToUpper(b))
-		_ = WriteFrame(c, FrameExit, []byte("{}"))
+		_ = c.WriteFrame(FrameStdout, bytes.ToUpper(b))
+		_ = c.WriteFrame(FrameExit, []byte("{}"))
+		<-c.Acknowledged()
 	})
 }
 
@@ -71,8 +72,8 @@ func TestHalfCloseLeavesTheAnswerComing(t *testing.T) {
 		in := strings.Repeat("stdin ", 100_000) // more than any window
 		go func() { _, _ = io.WriteString(s, in); _ = s.CloseWrite() }()
 		var out bytes.Buffer
-		for fr := NewFrameReader(s); ; {
-			kind, p, err := fr.Next()
+		for {
+			kind, p, err := s.Next()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -81,6 +82,7 @@ func TestHalfCloseLeavesTheAnswerComing(t *testing.T) {
 			}
 			out.Write(p)
 		}
+		_ = s.Acknowledge()
 		if out.String() != strings.ToUpper(in) {
 			t.Fatalf("%d bytes came back of %d", out.Len(), len(in))
 		}
@@ -98,7 +100,7 @@ func TestAnUnreadStreamStopsNoOther(t *testing.T) {
 			return
 		}
 		defer s.Close()
-		for WriteFrame(s, FrameStdout, make([]byte, MaxFrame)) == nil && r.URL.Path == "/flood" {
+		for s.WriteFrame(FrameStdout, make([]byte, MaxFrame)) == nil && r.URL.Path == "/flood" {
 		}
 	}))
 	flood, err := Upgrade(t.Context(), c.HTTP(), "/flood", nil) // never read
@@ -111,7 +113,7 @@ func TestAnUnreadStreamStopsNoOther(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, p, err := NewFrameReader(s).Next(); err != nil || len(p) != MaxFrame {
+		if _, p, err := s.Next(); err != nil || len(p) != MaxFrame {
 			t.Fatalf("%d bytes, %v", len(p), err)
 		}
 		_ = s.Close()

@@ -2,6 +2,7 @@ package bulk
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -14,16 +15,33 @@ import (
 	"sync"
 )
 
-// Upgraded streams frame what goes up: [len32 payload], where length 0 is a
-// half-close. So a closed yamux stream always means that the peer is gone, which
-// the transport's own half-close could not be told from.
+// Upgraded streams carry frames both ways. The half-close of stdin is a frame, so
+// that a closed connection always means that the peer is gone. Stdin has credit:
+// the server always reads what comes, and so sees at once that its peer is gone,
+// however long nobody wants the stdin that it holds. And the client says that it
+// has read the end, as what was written may still be lost on its way.
 
-// Conn is the client's end of an upgraded stream. Read gives the agent's frames
-// as they are; Write sends stdin. Read and Write may overlap.
+// Window is how much stdin a server takes that nobody has read.
+const Window = 256 << 10
+
+// Conn is the client's end of an upgraded stream. Its methods may overlap, Next
+// with itself not, nor Write.
 type Conn struct {
 	c  net.Conn
-	br *bufio.Reader
-	mu sync.Mutex // guards the order of frames going up
+	fr *FrameReader
+	up sync.Mutex // orders frames going up, held while one is written
+
+	mu     sync.Mutex // guards the fields below
+	more   sync.Cond  // one of them changed
+	credit int
+	err    error // why no stdin can be sent any more
+}
+
+// NewConn speaks over c, what came of it being read from r.
+func NewConn(c net.Conn, r io.Reader) *Conn {
+	n := &Conn{c: c, fr: NewFrameReader(r), credit: Window}
+	n.more.L = &n.mu
+	return n
 }
 
 // StatusError is an agent's refusal.
@@ -72,7 +90,7 @@ func Upgrade(ctx context.Context, hc *http.Client, path string, header http.Head
 		defer func() { _ = resp.Body.Close() }()
 		return nil, ReadError(resp)
 	}
-	return &Conn{c: c, br: br}, nil
+	return NewConn(c, br), nil
 }
 
 // ReadError turns an agent's error answer into a *StatusError.
@@ -88,44 +106,101 @@ func ReadError(resp *http.Response) error {
 	return &StatusError{Code: resp.StatusCode, Message: m.Message}
 }
 
-func (c *Conn) Read(p []byte) (int, error) { return c.br.Read(p) }
+// Next gives the server's next frame; its payload is good until the next call. An
+// error, io.EOF too, is the connection's end.
+func (c *Conn) Next() (kind byte, p []byte, err error) {
+	for {
+		kind, p, err = c.fr.Next()
+		if err != nil {
+			c.fail(err)
+			return 0, nil, err
+		}
+		if kind != FrameCredit {
+			return kind, p, nil
+		}
+		if len(p) == 4 {
+			c.mu.Lock()
+			c.credit += int(binary.BigEndian.Uint32(p))
+			c.more.Broadcast()
+			c.mu.Unlock()
+		}
+	}
+}
 
-// Write sends p as stdin.
-func (c *Conn) Write(p []byte) (int, error) {
+// fail ends writing: without a reader of frames no more credit comes.
+func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for n := 0; n < len(p); {
-		k := min(len(p)-n, MaxFrame)
-		b := make([]byte, 4+k)
-		binary.BigEndian.PutUint32(b, uint32(k))
-		copy(b[4:], p[n:n+k])
-		if _, err := c.c.Write(b); err != nil {
+	if c.err == nil {
+		c.err = err
+	}
+	c.more.Broadcast()
+}
+
+// take waits for credit for up to n bytes.
+func (c *Conn) take(n int) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.credit == 0 && c.err == nil {
+		c.more.Wait()
+	}
+	if c.err != nil {
+		return 0, fmt.Errorf("sending stdin: %w", c.err)
+	}
+	n = min(n, c.credit, MaxFrame)
+	c.credit -= n
+	return n, nil
+}
+
+// Write sends p as stdin. It waits until the server has room, which it says in
+// frames that Next reads.
+func (c *Conn) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		k, err := c.take(len(p) - n)
+		if err == nil {
+			err = c.send(FrameStdin, p[n:n+k])
+		}
+		if err != nil {
 			return n, err
 		}
 		n += k
 	}
-	return len(p), nil
+	return n, nil
 }
 
-// CloseWrite ends stdin; the agent's frames still come.
-func (c *Conn) CloseWrite() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	_, err := c.c.Write(make([]byte, 4))
-	return err
+func (c *Conn) send(kind byte, p []byte) error {
+	c.up.Lock()
+	defer c.up.Unlock()
+	return WriteFrame(c.c, kind, p)
 }
+
+// CloseWrite ends stdin; the server's frames still come.
+func (c *Conn) CloseWrite() error { return c.send(FrameStdinEnd, nil) }
+
+// Acknowledge tells the server that its frames were taken up to the end.
+func (c *Conn) Acknowledge() error { return c.send(FrameRead, nil) }
 
 // Close ends the stream both ways.
-func (c *Conn) Close() error { return c.c.Close() }
+func (c *Conn) Close() error {
+	c.fail(net.ErrClosed)
+	return c.c.Close()
+}
 
-// ServerConn is the agent's end: Read gives stdin until its half-close, Write
-// sends frames. Its Context ends when the peer is gone.
+// ServerConn is the server's end: Read gives stdin until its half-close. Its
+// Context ends when the peer is gone.
 type ServerConn struct {
 	c      net.Conn
-	pr     *io.PipeReader
 	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
+	acked  chan struct{}
+	down   sync.Mutex // orders frames going down, held while one is written
+
+	mu    sync.Mutex // guards the fields below
+	more  sync.Cond  // one of them changed
+	stdin bytes.Buffer
+	end   error // what follows stdin, nil while more may come
+	owed  int   // bytes read that the peer has no credit for yet
 }
 
 // ErrGone: the peer closed the stream without ending stdin first.
@@ -144,50 +219,109 @@ func Hijack(w http.ResponseWriter, r *http.Request) (*ServerConn, error) {
 		_ = c.Close()
 		return nil, fmt.Errorf("taking the stream over: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
-	pr, pw := io.Pipe()
-	s := &ServerConn{c: c, pr: pr, ctx: ctx, cancel: cancel, done: make(chan struct{})}
-	go s.pump(rw.Reader, pw)
-	return s, nil
+	return NewServerConn(context.WithoutCancel(r.Context()), c, rw.Reader), nil
+}
+
+// NewServerConn speaks over c, what came of it being read from r, until ctx ends
+// at the latest. The caller closes it.
+func NewServerConn(ctx context.Context, c net.Conn, r io.Reader) *ServerConn {
+	s := &ServerConn{c: c, done: make(chan struct{}), acked: make(chan struct{})}
+	s.more.L = &s.mu
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	go s.pump(NewFrameReader(r))
+	return s
 }
 
 // pump reads frames until the peer is gone; Close ends and joins it.
-func (s *ServerConn) pump(r *bufio.Reader, pw *io.PipeWriter) {
+func (s *ServerConn) pump(fr *FrameReader) {
 	defer close(s.done)
 	defer s.cancel()
-	var head [4]byte
-	buf := make([]byte, MaxFrame)
 	for {
-		if _, err := io.ReadFull(r, head[:]); err != nil {
-			_ = pw.CloseWithError(ErrGone)
+		kind, p, err := fr.Next()
+		if err != nil {
+			s.finish(ErrGone)
 			return
 		}
-		n := binary.BigEndian.Uint32(head[:])
-		if n > MaxFrame {
-			_ = pw.CloseWithError(fmt.Errorf("a stdin frame of %d bytes is over the limit of %d", n, MaxFrame))
-			return
+		switch kind {
+		case FrameStdin:
+			if err := s.put(p); err != nil {
+				s.finish(err)
+				return
+			}
+		case FrameStdinEnd:
+			s.finish(io.EOF)
+		case FrameRead:
+			select {
+			case <-s.acked:
+			default:
+				close(s.acked)
+			}
 		}
-		if n == 0 {
-			_ = pw.Close()
-			continue
-		}
-		if _, err := io.ReadFull(r, buf[:n]); err != nil {
-			_ = pw.CloseWithError(ErrGone)
-			return
-		}
-		_, _ = pw.Write(buf[:n]) // a reader that stopped reading drops stdin, not the stream
 	}
 }
 
-func (s *ServerConn) Read(p []byte) (int, error)  { return s.pr.Read(p) }
-func (s *ServerConn) Write(p []byte) (int, error) { return s.c.Write(p) }
+func (s *ServerConn) put(p []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.end != nil {
+		return nil // nobody reads it any more
+	}
+	if s.stdin.Len()+len(p) > Window {
+		return fmt.Errorf("more than %d bytes of stdin came that nobody asked for", Window)
+	}
+	s.stdin.Write(p)
+	s.more.Broadcast()
+	return nil
+}
+
+// finish has err follow what stdin there is, unless something does already.
+func (s *ServerConn) finish(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.end == nil {
+		s.end = err
+	}
+	s.more.Broadcast()
+}
+
+// Read gives stdin.
+func (s *ServerConn) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	for s.stdin.Len() == 0 && s.end == nil {
+		s.more.Wait()
+	}
+	n, _ := s.stdin.Read(p)
+	err := s.end
+	if n > 0 {
+		err = nil
+	}
+	grant := 0
+	if s.owed += n; s.owed >= Window/2 {
+		grant, s.owed = s.owed, 0
+	}
+	s.mu.Unlock()
+	if grant > 0 {
+		_ = s.WriteFrame(FrameCredit, binary.BigEndian.AppendUint32(nil, uint32(grant))) // if it can't be written, nothing more comes
+	}
+	return n, err
+}
+
+// WriteFrame sends p as one or more frames of kind.
+func (s *ServerConn) WriteFrame(kind byte, p []byte) error {
+	s.down.Lock()
+	defer s.down.Unlock()
+	return WriteFrame(s.c, kind, p)
+}
+
+// Acknowledged is closed when the peer has taken all frames up to the end.
+func (s *ServerConn) Acknowledged() <-chan struct{} { return s.acked }
 
 // Context ends when the peer is gone or Close was called.
 func (s *ServerConn) Context() context.Context { return s.ctx }
 
 // Close ends the stream and waits for its reader.
 func (s *ServerConn) Close() error {
-	_ = s.pr.Close()
+	s.finish(net.ErrClosed)
 	err := s.c.Close()
 	_ = s.c.SetReadDeadline(aLongTimeAgo)
 	<-s.done
@@ -195,12 +329,18 @@ func (s *ServerConn) Close() error {
 }
 
 // FrameReader reads frames as WriteFrame writes them.
-type FrameReader struct{ r *bufio.Reader }
+type FrameReader struct {
+	r   *bufio.Reader
+	buf []byte
+}
 
 // NewFrameReader reads frames from r.
-func NewFrameReader(r io.Reader) *FrameReader { return &FrameReader{bufio.NewReaderSize(r, 32<<10)} }
+func NewFrameReader(r io.Reader) *FrameReader {
+	return &FrameReader{r: bufio.NewReaderSize(r, 32<<10)}
+}
 
-// Next gives the next frame. io.EOF comes between frames only.
+// Next gives the next frame; its payload is good until the next call. io.EOF
+// comes between frames only.
 func (f *FrameReader) Next() (kind byte, p []byte, err error) {
 	var head [8]byte
 	if _, err := io.ReadFull(f.r, head[:]); err != nil {
@@ -213,7 +353,10 @@ func (f *FrameReader) Next() (kind byte, p []byte, err error) {
 	if n > MaxFrame {
 		return 0, nil, fmt.Errorf("a frame of %d bytes is over the limit of %d", n, MaxFrame)
 	}
-	p = make([]byte, n)
+	if int(n) > cap(f.buf) {
+		f.buf = make([]byte, max(int(n), 4<<10))
+	}
+	p = f.buf[:n]
 	if _, err := io.ReadFull(f.r, p); err != nil {
 		return 0, nil, fmt.Errorf("frame cut off: %w", io.ErrUnexpectedEOF)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 
+	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -22,7 +23,7 @@ var aLongTimeAgo = time.Unix(1, 0)
 func config() *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.LogOutput = io.Discard
-	c.KeepAliveInterval = 5 * time.Second
+	c.KeepAliveInterval = 5 * time.Second // finds a peer that is stuck; one that is cut off dial.Watch finds sooner
 	c.StreamOpenTimeout = 10 * time.Second
 	c.StreamCloseTimeout = 10 * time.Second // ours are never half-closed for long, see conn.go
 	return c
@@ -65,6 +66,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		if err != nil {
 			return fmt.Errorf("accepting bulk connections: %w", err)
 		}
+		dial.Watch(c)
 		wg.Go(func() { serveConn(ctx, c, streams, log) })
 	}
 }
@@ -141,9 +143,9 @@ type Client struct {
 	dialing chan struct{} // closed when the dial in flight is over
 }
 
-// NewClient reaches an agent through dial, which gives authenticated connections.
-func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
-	c := &Client{dial: dial}
+// NewClient reaches an agent through connect, which gives authenticated connections.
+func NewClient(connect func(context.Context) (net.Conn, error)) *Client {
+	c := &Client{dial: connect}
 	c.http = &http.Client{Transport: &http.Transport{
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return c.open(ctx) },
 		MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
@@ -218,6 +220,7 @@ func (c *Client) connect(ctx context.Context) error {
 	conn, err := c.dial(ctx)
 	var s *yamux.Session
 	if err == nil {
+		dial.Watch(conn)
 		if s, err = yamux.Client(conn, config()); err != nil {
 			_ = conn.Close()
 		}

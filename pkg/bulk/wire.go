@@ -14,8 +14,8 @@ const ALPN = "drover-bulk/1"
 
 // Paths on the agent. {id} is a task id in hex.
 //
-//	POST   /v1/tasks/{id}/attach?stdin&stdout&stderr&logs&stream   101, frames down, stdin up with half-close
-//	GET    /v1/tasks/{id}/logs?stdout&stderr&follow&timestamps&since&until&tail   200, frames
+//	POST   /v1/tasks/{id}/attach?stdin&stdout&stderr&logs&stream&from=P   101, frames both ways
+//	GET    /v1/tasks/{id}/logs?stdout&stderr&follow&timestamps&since&until&tail&from=P   200, frames
 //	GET    /v1/tasks/{id}/wait?attempt=N     200, JSON of dv1.Exit (protojson) when attempt N has ended
 //	POST   /v1/tasks/{id}/kill?signal=S&key=K   204; 409 when not running
 //	POST   /v1/tasks/{id}/resize?w=&h=       204
@@ -27,12 +27,28 @@ const ALPN = "drover-bulk/1"
 //	DELETE /v1/images/{digest}               204
 //	GET    /v1/probe                         204
 //
-// An error is a status with {"message": …}; a stream's late error is a frame of FrameError.
+// An error is a status with {"message": …}; a stream's late error is a frame of
+// FrameError. P is the payload of a FramePos in hex.
 const (
+	FrameStdin  byte = 0 // up: within the server's credit
 	FrameStdout byte = 1
 	FrameStderr byte = 2
-	FrameError  byte = 3  // text; the last frame
+	FrameError  byte = 3 // text; the last frame
+
 	FrameExit   byte = 16 // protojson of dv1.Exit; the last frame
+	FrameBegin  byte = 17 // controller to CLI: one byte of the flags below
+	FrameWarn   byte = 18 // controller to CLI: words for the user
+	FramePos    byte = 19 // where a stream of output is: what can be asked for after a break
+	FrameCredit byte = 20 // four bytes: so much more stdin may come
+
+	FrameStdinEnd byte = 32 // up: stdin's half-close
+	FrameRead     byte = 33 // up: the frames were taken up to the last one
+)
+
+// What a FrameBegin says of the output.
+const (
+	BeginWhole byte = 1 // it begins with its first byte
+	BeginRaw   byte = 2 // it is a terminal's
 )
 
 // MaxFrame bounds a frame's payload.

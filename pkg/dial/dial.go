@@ -16,8 +16,8 @@ const stagger = 150 * time.Millisecond
 // within bounds one address.
 const within = 5 * time.Second
 
-// First gives a TLS connection to one of addrs (host:port): the first, unless it
-// refuses or takes its time. The connections that come later are closed.
+// First gives a watched TLS connection to one of addrs (host:port): the first,
+// unless it refuses or takes its time. The connections that come later are closed.
 func First(ctx context.Context, conf *tls.Config, addrs []string) (*tls.Conn, error) {
 	if len(addrs) == 0 {
 		return nil, errors.New("no controller is known")
@@ -42,6 +42,7 @@ func First(ctx context.Context, conf *tls.Config, addrs []string) (*tls.Conn, er
 			if !ok {
 				err = fmt.Errorf("reaching %s: a %T is no TLS connection", addr, c)
 			}
+			Watch(c)
 			results <- result{t, err}
 		}()
 	}

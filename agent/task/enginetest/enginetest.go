@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"an attach before the start gets every byte and the exit", (*suite).attach},
 		{"stdin reaches the process and its half-close ends it", (*suite).stdin},
 		{"logs outlive the attempt and its release", (*suite).logs},
+		{"a stream that broke is taken up where it was", (*suite).takenUp},
 		{"exec runs beside the task and has its own exit", (*suite).exec},
 		{"a running task is found again by a restarted agent", (*suite).adopted},
 		{"what was removed is gone, and removing it again is no error", (*suite).removed},
@@ -155,6 +157,7 @@ func (s *suite) all(r io.Reader) (out, errs string, exit *dv1.Exit) {
 			exit = &dv1.Exit{}
 			s.ok(protojson.Unmarshal(p, exit))
 			return out, errs, exit
+		case bulk.FramePos:
 		default:
 			s.Fatalf("frame %d: %s", kind, p)
 		}
@@ -299,6 +302,83 @@ func (s *suite) logs() {
 	at, text, _ := strings.Cut(out, " ")
 	if _, err := time.Parse(time.RFC3339Nano, at); err != nil || text != "kept\n" {
 		s.Fatalf("with timestamps: %q", out)
+	}
+}
+
+// positions reads frames until n bytes of output came, some of them ahead of a
+// position, or the stream ended, and gives the last position with what came behind it.
+func (s *suite) positions(r io.Reader, n int) (out string, from task.LogPosition, behind int) {
+	s.Helper()
+	found := false
+	for fr := bulk.NewFrameReader(r); len(out) < n || behind == len(out); {
+		kind, p, err := fr.Next()
+		if errors.Is(err, io.EOF) || kind == bulk.FrameExit {
+			break
+		}
+		s.ok(err)
+		switch kind {
+		case bulk.FramePos:
+			from, err = task.DecodeLogPosition(p)
+			s.ok(err)
+			behind, found = 0, true
+		case bulk.FrameStdout:
+			out += string(p)
+			behind += len(p)
+		}
+	}
+	if !found {
+		s.Fatal("a stream without a position")
+	}
+	return out, from, behind
+}
+
+func (s *suite) takenUp() {
+	id := s.make(nil, "seq", "1", "60000")
+	st, err := s.e.Attach(s.ctx, id, task.AttachOptions{Stdout: true, Stream: true})
+	s.ok(err)
+	s.start(id, 1)
+	s.exit(id, 1, 0)
+	var all []byte
+	for i := range 60_000 {
+		all = append(strconv.AppendInt(all, int64(i+1), 10), '\n')
+	}
+	want, got := string(all), ""
+	for read := 1; len(got) < len(want); read += 90_000 {
+		out, from, behind := s.positions(st, read)
+		_ = st.Close()
+		got += out
+		if len(got) >= len(want) {
+			break
+		}
+		got = got[:len(got)-behind] // comes again
+		st, err = s.e.Attach(s.ctx, id, task.AttachOptions{Stdout: true, Stream: true, From: &from})
+		s.ok(err)
+	}
+	_ = st.Close()
+	if got != want {
+		s.Fatalf("%d bytes came of an attach, not %d", len(got), len(want))
+	}
+	for _, o := range []task.LogOptions{{Stdout: true, Tail: -1}, {Stdout: true, Tail: 9000}, {Stdout: true, Tail: 20_000, Timestamps: true}} {
+		r, err := s.e.Logs(s.ctx, id, o)
+		s.ok(err)
+		whole, _, _ := s.all(r)
+		_ = r.Close()
+		got := ""
+		for from := (*task.LogPosition)(nil); ; {
+			o.From = from
+			r, err := s.e.Logs(s.ctx, id, o)
+			s.ok(err)
+			out, pos, behind := s.positions(r, 80_000)
+			_ = r.Close()
+			got += out
+			if len(got) >= len(whole) {
+				break
+			}
+			got, from = got[:len(got)-behind], &pos
+		}
+		if got != whole {
+			s.Fatalf("logs %+v gave %d bytes when taken up, else %d", o, len(got), len(whole))
+		}
 	}
 }
 

@@ -103,6 +103,8 @@ func program(args []string) (run, error) {
 		}, nil
 	case "cat":
 		return cat, nil
+	case "seq":
+		return seq(args[1:]), nil
 	case "sleep":
 		if len(args) == 2 {
 			if s, err := strconv.ParseFloat(args[1], 64); err == nil {
@@ -135,6 +137,25 @@ func program(args []string) (run, error) {
 }
 
 func exits(code int) run { return func(*process, func(byte, []byte)) int { return code } }
+
+// seq counts from 1, in pieces that don't end with lines.
+func seq(args []string) run {
+	return func(_ *process, out func(byte, []byte)) int {
+		if len(args) != 2 || args[0] != "1" {
+			return 1
+		}
+		n, _ := strconv.Atoi(args[1])
+		var b []byte
+		for i := range n {
+			if b = append(strconv.AppendInt(b, int64(i+1), 10), '\n'); len(b) > 5000 {
+				out(bulk.FrameStdout, b[:5000])
+				b = append([]byte(nil), b[5000:]...)
+			}
+		}
+		out(bulk.FrameStdout, b)
+		return 0
+	}
+}
 
 func cat(p *process, out func(byte, []byte)) int {
 	b := make([]byte, 32<<10)

@@ -84,11 +84,17 @@ func exitFrame(x *dv1.Exit) ([]byte, error) {
 	return frame(bulk.FrameExit, b), err
 }
 
-// follow gives the records from pos on, through f (nil bytes: skipped); behind
-// the last one of attempt n comes end, then io.EOF.
+// follow gives the records from pos on, through f (nil bytes: skipped), each
+// behind its position; behind the last one of attempt n comes end, then io.EOF.
 func (e *Engine) follow(t *container_, pos int, live bool, n int32, f func(record) []byte, end func(*dv1.Exit) ([]byte, error)) func(context.Context) ([]byte, error) {
 	over := false
+	at := func() []byte { return frame(bulk.FramePos, task.LogPosition{Attempt: n, Offset: uint64(pos)}.Encode()) }
+	first := at()
 	return func(ctx context.Context) ([]byte, error) {
+		if b := first; b != nil {
+			first = nil
+			return b, nil
+		}
 		for {
 			if over {
 				return nil, io.EOF
@@ -97,9 +103,10 @@ func (e *Engine) follow(t *container_, pos int, live bool, n int32, f func(recor
 			log, a, changed, gone := t.log, t.attempt, t.changed, t.gone
 			e.mu.Unlock()
 			if pos < len(log) {
+				here := at()
 				pos++
 				if b := f(log[pos-1]); b != nil {
-					return b, nil
+					return append(here, b...), nil
 				}
 				continue
 			}
@@ -135,6 +142,9 @@ func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (tas
 	}
 	if t.p == nil && (!o.FromStart || n == 0) {
 		n++
+	}
+	if o.From != nil {
+		pos, n = int(o.From.Offset), o.From.Attempt
 	}
 	pick := func(r record) []byte {
 		if (r.kind == bulk.FrameStdout && !o.Stdout) || (r.kind == bulk.FrameStderr && !o.Stderr) {
@@ -217,8 +227,11 @@ func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.Log
 			}
 		}
 	}
-	live := o.Follow && t.p != nil
-	return newStream(e.follow(t, pos, live, t.attempt.Number, pick, nil), nil), nil
+	live, n := o.Follow && t.p != nil, t.attempt.Number
+	if o.From != nil {
+		pos, n = int(o.From.Offset), o.From.Attempt
+	}
+	return newStream(e.follow(t, pos, live, n, pick, nil), nil), nil
 }
 
 func (e *Engine) Resize(_ context.Context, id string, _, _ uint32) error {

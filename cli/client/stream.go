@@ -1,0 +1,321 @@
+package client
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+
+	"github.com/drover/drover/pkg/bulk"
+)
+
+type fromKey struct{}
+
+// ContainerAttach gives a stream that goes on at another controller. It has begun
+// when it is given: before, nothing can be missed by asking again.
+func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.ContainerAttachOptions) (client.ContainerAttachResult, error) {
+	for end := time.Now().Add(patience); ; rest(ctx) {
+		h, err := again(ctx, func(ctx context.Context) (client.ContainerAttachResult, error) {
+			return c.APIClient.ContainerAttach(ctx, id, o)
+		})
+		over := ctx.Err() != nil || time.Now().After(end)
+		if err != nil {
+			// A controller that just came back may not know yet what the others do.
+			if over || !strings.Contains(err.Error(), notUpgraded+"503") {
+				return h, err
+			}
+			continue
+		}
+		s := newStream(h.HijackedResponse, output{warn: c.warn, lose: c.lose})
+		kind, b, err := s.conn.Next()
+		if err != nil {
+			h.Close()
+			if over {
+				return h, fmt.Errorf("the fleet ended the stream before it began: %w", err)
+			}
+			continue
+		}
+		s.take(kind, b)
+		s.ctx, s.typed = ctx, o.Stdin
+		s.again = func(from string) (client.HijackedResponse, error) {
+			o := o
+			o.Logs = s.begun&bulk.BeginWhole != 0 // where there is no position yet
+			h, err := c.APIClient.ContainerAttach(context.WithValue(ctx, fromKey{}, from), id, o)
+			return h.HijackedResponse, err
+		}
+		media, _ := h.MediaType()
+		return client.ContainerAttachResult{HijackedResponse: client.NewHijackedResponse(s, media)}, nil
+	}
+}
+
+// ExecAttach can't be taken up, but says so.
+func (c *fleetClient) ExecAttach(ctx context.Context, id string, o client.ExecAttachOptions) (client.ExecAttachResult, error) {
+	h, err := c.APIClient.ExecAttach(ctx, id, o)
+	if err != nil {
+		return h, err
+	}
+	kind, _ := h.MediaType()
+	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(h.HijackedResponse, output{warn: c.warn, lose: c.lose}), kind)}, nil
+}
+
+// ContainerLogs gives a log that goes on at another controller.
+func (c *fleetClient) ContainerLogs(ctx context.Context, id string, o client.ContainerLogsOptions) (client.ContainerLogsResult, error) {
+	r, err := again(ctx, func(ctx context.Context) (client.ContainerLogsResult, error) {
+		return c.APIClient.ContainerLogs(ctx, id, o)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &pages{output: output{warn: c.warn, lose: c.lose}, ctx: ctx, cur: r, fr: bulk.NewFrameReader(r), again: func(from string) (io.ReadCloser, error) {
+		return c.APIClient.ContainerLogs(context.WithValue(ctx, fromKey{}, from), id, o)
+	}}, nil
+}
+
+// lose keeps what a stream's end was lost for. Docker's commands don't look once
+// they know how the container ended.
+func (c *fleetClient) lose(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lost == nil {
+		c.lost = err
+	}
+}
+
+// Lost is why output is missing that was asked for, nil if none is.
+func (c *fleetClient) Lost() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost
+}
+
+// output is what docker's commands read, made of the fleet's frames.
+type output struct {
+	warn func(string)
+	lose func(error)
+
+	at    bulk.Progress
+	begun byte // what FrameBegin said
+	out   []byte
+	over  bool
+	err   error // why it is over
+}
+
+// read gives output, which next makes more of.
+func (o *output) read(p []byte, next func()) (int, error) {
+	for len(o.out) == 0 {
+		switch {
+		case o.err != nil:
+			return 0, o.err
+		case o.over:
+			return 0, io.EOF
+		}
+		next()
+	}
+	n := copy(p, o.out)
+	o.out = o.out[n:]
+	return n, nil
+}
+
+func (o *output) fail(err error) {
+	o.over, o.err = true, err
+	o.lose(err)
+}
+
+// take makes output of a frame.
+func (o *output) take(kind byte, b []byte) {
+	switch kind {
+	case bulk.FrameExit:
+		o.over = true
+	case bulk.FrameWarn:
+		o.warn(string(b))
+	case bulk.FrameBegin:
+		if len(b) == 1 {
+			o.begun = b[0]
+		}
+	case bulk.FrameError:
+		o.fail(errors.New(string(b)))
+	case bulk.FramePos:
+		o.at.Take(kind, b)
+	case bulk.FrameStdout, bulk.FrameStderr:
+		b, fresh := o.at.Take(kind, b)
+		switch {
+		case !fresh:
+		case o.begun&bulk.BeginRaw != 0:
+			o.out = append(o.out[:0], b...)
+		default:
+			o.out = append(o.out[:0], kind, 0, 0, 0)
+			o.out = append(binary.BigEndian.AppendUint32(o.out, uint32(len(b))), b...)
+		}
+	}
+}
+
+// resumed opens a stream anew from where it was.
+func resumed[S any](o *output, open func(from string) (S, error), left func() bool) (s S, ok bool) {
+	from := o.at.Again()
+	for end := time.Now().Add(goOn); ; {
+		s, err := open(from)
+		switch {
+		case err == nil:
+			if from == "" && o.begun&bulk.BeginWhole == 0 {
+				o.warn("the connection to the fleet was made anew: some output may be missing here; drover logs has all")
+			}
+			return s, true
+		case left():
+			o.over = true
+			return s, false
+		case refused(err):
+			o.fail(fmt.Errorf("the connection to the fleet broke, and the rest of the output is not there any more: %w", err))
+			return s, false
+		case time.Now().After(end):
+			o.fail(fmt.Errorf("the connection to the fleet broke, and no controller takes it up: %w", err))
+			return s, false
+		}
+		rest(context.Background())
+	}
+}
+
+// refused says whether asking again would help nothing.
+func refused(err error) bool {
+	return errdefs.IsNotFound(err) || errdefs.IsConflict(err) || errdefs.IsPermissionDenied(err) || errdefs.IsInvalidArgument(err) ||
+		strings.Contains(err.Error(), notUpgraded+"4")
+}
+
+// notUpgraded is how docker's client says which status answered an attach, in an
+// error without a type.
+const notUpgraded = "unable to upgrade to tcp, received "
+
+// stream is a net.Conn over streams that may break.
+type stream struct {
+	output
+	ctx   context.Context
+	typed bool                                               // stdin is attached
+	again func(from string) (client.HijackedResponse, error) // nil: can't
+	conn  *bulk.Conn                                         // the reader's
+	in    *bulk.Input
+
+	mu  sync.Mutex // guards net
+	net net.Conn
+}
+
+func newStream(h client.HijackedResponse, o output) *stream {
+	c := bulk.NewConn(h.Conn, h.Reader)
+	return &stream{output: o, ctx: context.Background(), conn: c, in: bulk.NewInput(c), net: h.Conn}
+}
+
+// Read implements net.Conn.
+func (s *stream) Read(p []byte) (int, error) { return s.read(p, s.next) }
+
+func (s *stream) next() {
+	kind, b, err := s.conn.Next()
+	if err == nil {
+		// Whoever asks for more has written what was before, so that the end is
+		// acknowledged when all is.
+		if s.take(kind, b); kind == bulk.FrameExit {
+			_ = s.conn.Acknowledge()
+		}
+		return
+	}
+	switch {
+	case s.left():
+		s.over = true
+		return
+	case s.again == nil:
+		s.fail(errors.New("the connection to the fleet broke; the command goes on in its container"))
+		return
+	}
+	_ = s.conn.Close()
+	h, ok := resumed(&s.output, s.again, s.left)
+	if !ok {
+		return
+	}
+	s.mu.Lock()
+	s.net = h.Conn
+	s.mu.Unlock()
+	s.conn = bulk.NewConn(h.Conn, h.Reader)
+	if ended := s.in.Replace(s.conn); s.typed && !ended {
+		s.warn("the connection to the fleet was made anew: what was typed meanwhile may be lost")
+	}
+}
+
+func (s *stream) left() bool { return s.in.Closed() || s.ctx.Err() != nil }
+
+// Write implements net.Conn.
+func (s *stream) Write(p []byte) (int, error) { return s.in.Write(p) }
+
+// CloseWrite ends the input.
+func (s *stream) CloseWrite() error { return s.in.CloseWrite() }
+
+// Close implements net.Conn.
+func (s *stream) Close() error { return s.in.Close() }
+
+func (s *stream) now() net.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.net
+}
+
+func (s *stream) LocalAddr() net.Addr                { return s.now().LocalAddr() }
+func (s *stream) RemoteAddr() net.Addr               { return s.now().RemoteAddr() }
+func (s *stream) SetDeadline(t time.Time) error      { return s.now().SetDeadline(t) }
+func (s *stream) SetReadDeadline(t time.Time) error  { return s.now().SetReadDeadline(t) }
+func (s *stream) SetWriteDeadline(t time.Time) error { return s.now().SetWriteDeadline(t) }
+
+// pages is a log over answers that may break.
+type pages struct {
+	output
+	ctx   context.Context
+	again func(from string) (io.ReadCloser, error)
+	fr    *bulk.FrameReader
+
+	mu     sync.Mutex // guards the fields below
+	cur    io.ReadCloser
+	closed bool
+}
+
+func (s *pages) Read(p []byte) (int, error) { return s.read(p, s.next) }
+
+func (s *pages) next() {
+	kind, b, err := s.fr.Next()
+	switch {
+	case err == nil:
+		s.take(kind, b)
+		return
+	case errors.Is(err, io.EOF): // an answer's end, which a break is told from
+		s.over = true
+		return
+	case s.left():
+		s.over, s.err = true, s.ctx.Err()
+		return
+	}
+	_ = s.cur.Close()
+	r, ok := resumed(&s.output, s.again, s.left)
+	if !ok {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cur, s.fr = r, bulk.NewFrameReader(r); s.closed {
+		_ = r.Close()
+	}
+}
+
+func (s *pages) left() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed || s.ctx.Err() != nil
+}
+
+func (s *pages) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return s.cur.Close()
+}

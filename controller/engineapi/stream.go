@@ -1,0 +1,340 @@
+package engineapi
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/moby/term"
+
+	"github.com/drover/drover/pkg/bulk"
+)
+
+// stream is what hijack must know of the other end.
+type stream struct {
+	tty, stdin bool
+	keys       string // that detach, "" for docker's
+	whole      bool   // output begins with its first byte
+	live       bool   // it goes on until the container ends
+	node, task string
+	from       string // where output goes on, as a broken stream's client said it
+	again      bool   // it can be taken up after a break
+}
+
+// escape ends what a terminal's user types at the keys that detach.
+func (s stream) escape(in io.Reader) (io.Reader, error) {
+	if !s.tty || !s.stdin {
+		return in, nil
+	}
+	keys := s.keys
+	if keys == "" {
+		keys = "ctrl-p,ctrl-q"
+	}
+	b, err := term.ToBytes(keys)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "invalid detach keys (%s): %v", keys, err)
+	}
+	return term.NewEscapeProxy(in, b), nil
+}
+
+// hijack answers first and opens the stream with the node then, so that an attach
+// never gates the start that its client sends next.
+func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open opener) error {
+	framed := r.Header.Get(HeaderFrames) != ""
+	if _, err := st.escape(nil); err != nil {
+		return err
+	}
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return fmt.Errorf("taking over the connection: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	upgrade := r.Header.Get("Upgrade") != ""
+	kind := "raw-stream"
+	if upgrade && !st.tty && api(r) >= 42 {
+		kind = "multiplexed-stream"
+	}
+	w.Header().Set("Content-Type", "application/vnd.docker."+kind)
+	status := "200 OK"
+	if upgrade {
+		status = "101 UPGRADED"
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "tcp")
+	}
+	_, _ = fmt.Fprintf(buf, "HTTP/1.1 %s\r\n", status)
+	_ = w.Header().Write(buf)
+	_, _ = buf.WriteString("\r\n")
+	if err := buf.Flush(); err != nil {
+		return nil //nolint:nilerr // the client left
+	}
+	// The server takes a half-close for the client's end, and ends the request's
+	// context once what is typed is read: that of a hijacked connection ends here.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	defer cancel()
+	if !framed {
+		s.stream(r.Context(), ctx, &plain{conn, buf.Reader, st.tty}, st, open)
+		return nil
+	}
+	c := bulk.NewServerConn(ctx, conn, buf.Reader)
+	defer func() { _ = c.Close() }()
+	defer context.AfterFunc(c.Context(), cancel)()
+	begin := byte(0)
+	if st.whole {
+		begin |= bulk.BeginWhole
+	}
+	if st.tty {
+		begin |= bulk.BeginRaw
+	}
+	if c.WriteFrame(bulk.FrameBegin, []byte{begin}) == nil {
+		s.stream(ctx, ctx, framedViewer{c}, st, open)
+	}
+	return nil
+}
+
+// opener opens a stream with a node, from a position on, "" for its beginning.
+type opener func(ctx context.Context, from string) (*bulk.Conn, error)
+
+// stream joins a client with a node until either ends. Where the way to the node
+// breaks, output goes on where it was. opening bounds how long it takes to begin.
+func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open opener) {
+	var at bulk.Progress
+	at.At(st.from)
+	agent, err := reach(opening, s, v, st, func(ctx context.Context) (*bulk.Conn, error) { return open(ctx, st.from) })
+	var own *faulty
+	switch {
+	case errors.As(err, &own):
+		_ = v.frame(bulk.FrameStderr, []byte(own.msg+"\n"))
+		_ = v.end()
+		return
+	case err != nil:
+		v.fail(err.Error())
+		return
+	}
+	in := bulk.NewInput(agent)
+	defer context.AfterFunc(ctx, func() { _ = in.Close() })()
+	var detached atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		typed, err := st.escape(v)
+		if err == nil {
+			_, err = io.Copy(in, typed)
+		}
+		if errors.As(err, new(term.EscapeError)) {
+			detached.Store(true)
+			_ = in.Close() // the container's input stays open
+			return
+		}
+		if err == nil {
+			_ = in.CloseWrite()
+		}
+	}()
+	defer func() { // the client's connection ends what waits for more to be typed
+		_ = in.Close()
+		v.close()
+		<-done
+	}()
+	for {
+		err := pass(v, agent, &at)
+		switch {
+		case err == nil:
+			if st.live && s.Fleet.Leaderless() {
+				v.warn(unrecorded)
+			}
+			if v.end() {
+				_ = agent.Acknowledge()
+			}
+			return
+		case errors.Is(err, errLeft):
+			return
+		case in.Closed():
+			if detached.Load() {
+				_ = v.end()
+			}
+			return
+		case !errors.Is(err, errBroke):
+			v.fail(err.Error())
+			return
+		case !st.again:
+			v.fail("the connection to node " + st.node + " broke; the command goes on in its container")
+			return
+		}
+		_ = agent.Close()
+		from := at.Again()
+		agent, err = reach(ctx, s, v, st, func(ctx context.Context) (*bulk.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, reachWithin)
+			defer cancel()
+			return open(ctx, from)
+		})
+		if err != nil {
+			v.fail("the output is cut off: " + err.Error())
+			return
+		}
+		if from == "" && !st.whole {
+			v.warn("the connection to node " + st.node + " was made anew: some output may be missing here; drover logs has all")
+		}
+		if ended := in.Replace(agent); st.stdin && !ended {
+			v.warn("the connection to node " + st.node + " was made anew: what was typed meanwhile may be lost")
+		}
+	}
+}
+
+const (
+	// reachEvery is the pause before a node that didn't answer is tried again.
+	reachEvery = 100 * time.Millisecond
+	// reachWithin is how long a node is waited for that nobody knows to come back.
+	reachWithin = 30 * time.Second
+)
+
+// reach opens a stream, and waits for a node that does not answer just now: its
+// agent is being restarted, or its link is down. As long as the container is the
+// fleet's, and somebody is told of it, that is as long as it takes.
+func reach[S any](ctx context.Context, s *server, v sink, st stream, open func(context.Context) (S, error)) (S, error) {
+	warned := false
+	for began := time.Now(); ; {
+		c, err := open(ctx)
+		var e *apiError
+		if err == nil || ctx.Err() != nil || !st.again || !errors.As(err, &e) || e.code != http.StatusServiceUnavailable {
+			return c, err
+		}
+		if since, is := s.silent(st.node); is && !warned {
+			warned = true
+			v.warn(fmt.Sprintf("node %s has not answered for %s; its container is there and may still be running, and its output is waited for", st.node, since))
+		}
+		if time.Since(began) > reachWithin && (!v.told() || !s.known(ctx, st.task)) {
+			return c, err
+		}
+		select {
+		case <-time.After(reachEvery):
+		case <-ctx.Done():
+			return c, ctx.Err()
+		}
+	}
+}
+
+// known says whether the fleet has a task.
+func (s *server) known(ctx context.Context, id string) bool {
+	snap, err := s.Fleet.State(ctx, 0)
+	return err != nil || len(snap.TasksByPrefix(id)) > 0
+}
+
+// faulty is what the user's own command did wrong.
+type faulty struct{ msg string }
+
+func (f *faulty) Error() string { return f.msg }
+
+var (
+	// errBroke: the way to the node broke, not what runs there.
+	errBroke = errors.New("the stream broke")
+	// errLeft: the client did.
+	errLeft = errors.New("the client left")
+)
+
+// frames is where an agent's frames come from.
+type frames interface {
+	Next() (kind byte, p []byte, err error)
+}
+
+// pass gives an agent's frames to a client until the exit frame, with nil, or an error.
+func pass(v sink, from frames, at *bulk.Progress) error {
+	for {
+		kind, b, err := from.Next()
+		if err != nil {
+			return fmt.Errorf("%w: %w", errBroke, err)
+		}
+		switch kind {
+		case bulk.FrameExit:
+			return nil
+		case bulk.FrameError:
+			return errors.New(string(b))
+		}
+		if b, fresh := at.Take(kind, b); fresh {
+			if v.frame(kind, b) != nil {
+				return errLeft
+			}
+		}
+	}
+}
+
+// sink takes what a client is to read.
+type sink interface {
+	frame(kind byte, p []byte) error // output, or a position in it
+	warn(msg string)                 // words for the user
+	fail(msg string)                 // what went wrong, the last that is said
+	told() bool                      // the client shows warnings
+}
+
+// viewer is a client that is joined with a stream: docker's, or our own, which
+// speaks pkg/bulk's frames both ways.
+type viewer interface {
+	sink
+	io.Reader  // what is typed
+	end() bool // nothing more comes; says whether the client has everything
+	close()    // ends reading
+}
+
+// plain is docker's client.
+type plain struct {
+	net.Conn
+	typed *bufio.Reader
+	tty   bool
+}
+
+func (c *plain) Read(p []byte) (int, error) { return c.typed.Read(p) }
+
+func (c *plain) frame(kind byte, p []byte) error {
+	switch {
+	case kind != bulk.FrameStdout && kind != bulk.FrameStderr:
+		return nil
+	case c.tty:
+		_, err := c.Write(p)
+		return err
+	}
+	return bulk.WriteFrame(c.Conn, kind, p)
+}
+
+func (c *plain) warn(string)     {}
+func (c *plain) fail(msg string) { late(c.Conn, c.tty, msg) }
+func (c *plain) end() bool       { return true } // it was written, and more can't be known
+func (c *plain) told() bool      { return false }
+func (c *plain) close()          { _ = c.Close() }
+
+func late(w io.Writer, tty bool, msg string) {
+	if tty {
+		_, _ = io.WriteString(w, msg+"\r\n")
+		return
+	}
+	_ = bulk.WriteFrame(w, bulk.FrameError, []byte(msg))
+}
+
+// framedViewer is our own client.
+type framedViewer struct{ *bulk.ServerConn }
+
+func (c framedViewer) frame(kind byte, p []byte) error { return c.WriteFrame(kind, p) }
+func (c framedViewer) warn(msg string)                 { _ = c.WriteFrame(bulk.FrameWarn, []byte(msg)) }
+func (c framedViewer) fail(msg string)                 { _ = c.WriteFrame(bulk.FrameError, []byte(msg)) }
+func (c framedViewer) told() bool                      { return true }
+func (c framedViewer) close()                          { _ = c.Close() }
+
+func (c framedViewer) end() bool {
+	if c.WriteFrame(bulk.FrameExit, nil) != nil {
+		return false
+	}
+	select {
+	case <-c.Acknowledged():
+		return true
+	case <-c.Context().Done():
+	}
+	select { // one that left behind its acknowledgement
+	case <-c.Acknowledged():
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,46 @@
+package dial
+
+import (
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Silence is how long the host at a watched connection's other end may
+// acknowledge nothing.
+const Silence = 3 * time.Second
+
+// Watch has the kernel end c once the other end's host has acknowledged nothing
+// for Silence: neither what was sent nor, on an idle connection, its probes. A
+// process that is only slow is not taken for gone: its kernel acknowledges. What
+// is no TCP connection is left as it is.
+func Watch(c net.Conn) {
+	for {
+		w, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		c = w.NetConn()
+	}
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for _, o := range []struct{ level, name, value int }{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int(Silence / time.Second)},
+			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(Silence / time.Millisecond)},
+		} {
+			_ = unix.SetsockoptInt(int(fd), o.level, o.name, o.value) // a Unix socket has none of TCP's, and needs none
+		}
+	})
+}
