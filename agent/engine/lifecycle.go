@@ -236,14 +236,28 @@ func (e *Engine) undoStart(ctx context.Context, ctr client.Container, a, before 
 // deleteTask kills and deletes a container's task, if there is one.
 func (e *Engine) deleteTask(ctx context.Context, ctr client.Container) error {
 	t, err := ctr.Task(ctx, nil)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("looking for the process of %s: %w", short(ctr.ID()), err)
 	}
-	if _, err := t.Delete(ctx, client.WithProcessKill); err != nil && !errdefs.IsNotFound(err) {
+	if err == nil {
+		_, err = t.Delete(ctx, client.WithProcessKill)
+	}
+	if errdefs.IsNotFound(err) {
+		return e.deleteShim(ctx, ctr.ID())
+	}
+	if err != nil {
 		return fmt.Errorf("deleting the process of %s: %w", short(ctr.ID()), err)
+	}
+	return nil
+}
+
+// deleteShim ends what a deletion left that was cut short, as by the death of an
+// agent: the process is gone from its shim, and so not found, but containerd keeps
+// the shim for another deletion, and makes no task beside it.
+func (e *Engine) deleteShim(ctx context.Context, id string) error {
+	_, err := e.c.TaskService().Delete(ctx, &taskspb.DeleteTaskRequest{ContainerID: id})
+	if err != nil && !notFound(err) {
+		return fmt.Errorf("deleting the shim of %s: %w", short(id), err)
 	}
 	return nil
 }
@@ -613,7 +627,11 @@ func (e *Engine) unrecorded(id string) bool {
 func (e *Engine) release(ctx context.Context, id string, r *tasktypes.Process) error {
 	ctx = e.ctx(ctx)
 	e.forgetExecs(id)
-	if r != nil {
+	if r == nil {
+		if err := e.deleteShim(ctx, id); err != nil {
+			return err
+		}
+	} else {
 		ctr, err := e.c.LoadContainer(ctx, id)
 		if err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("releasing %s: %w", short(id), err)

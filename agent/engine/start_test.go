@@ -4,7 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/ttrpc"
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/drover/drover/agent/task"
@@ -262,5 +268,69 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	ends(t, e, s.ID)
 	if _, err := e.Start(t.Context(), unknown, 1, nil); err == nil {
 		t.Error("an attempt of which nothing is known was started")
+	}
+}
+
+// An agent dies while containerd deletes a process that ended: the shim has none
+// any more, and containerd has the shim. The task starts again, and it goes
+// without a trace.
+func TestADeletionThatWasCutShortIsEnded(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	for what, then := range map[string]func(id string) error{
+		"started again": func(id string) error {
+			a, err := e.Start(t.Context(), id, 2, nil)
+			if err == nil && a.Number != 2 {
+				err = fmt.Errorf("started %+v", a)
+			}
+			return err
+		},
+		"released": func(id string) error { return e.Release(t.Context(), id) },
+		"removed":  func(id string) error { return e.Remove(t.Context(), id) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			id := w.prepared(t, e, "exit 3")
+			if _, err := e.Start(t.Context(), id, 1, nil); err != nil {
+				t.Fatal(err)
+			}
+			if x, err := e.Wait(t.Context(), id, 1); err != nil || x.Code != 3 {
+				t.Fatalf("exit %v, %v", x, err)
+			}
+			w.deleteInShim(t, id)
+			if err := then(id); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Remove(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if left, _ := exec.Command("pgrep", "-f", "drover-shim.* -id "+id).Output(); len(left) > 0 {
+				t.Errorf("its shim is left: %s", left)
+			}
+		})
+	}
+}
+
+// deleteInShim does what containerd had told a shim before it was not listened to
+// any more.
+func (w *world) deleteInShim(t *testing.T, id string) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(w.run, "st/io.containerd.runtime.v2.task/drover", id, "bootstrap.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shim struct{ Address string }
+	if err := json.Unmarshal(b, &shim); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("unix", strings.TrimPrefix(shim.Address, "unix://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tc := ttrpc.NewClient(c)
+	defer func() { _ = tc.Close() }()
+	ctx := namespaces.WithNamespace(t.Context(), "drover")
+	if _, err := taskAPI.NewTTRPCTaskClient(tc).Delete(ctx, &taskAPI.DeleteRequest{ID: id}); err != nil {
+		t.Fatal(err)
 	}
 }
