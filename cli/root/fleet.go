@@ -171,6 +171,7 @@ func (a *app) nodeCommand() *cobra.Command {
 	grant := update("grant NODE --uid UID --role ROLE", "Say what a user of a host without a controller may do through its socket", func(args []string) (fleetapi.UpdateNode, []string, error) {
 		return fleetapi.UpdateNode{Roles: map[string]string{fmt.Sprint(uid): role}}, args, nil
 	})
+	grant.Long = "Say what a user of a host without a controller may do through its socket. The role user makes containers, and reaches those, that are not root on their host: without binds, privileges, devices, added capabilities or the host's namespaces. The role admin may do everything, and so is root on every host of the fleet."
 	grant.Flags().IntVar(&uid, "uid", 0, "User id on that host")
 	grant.Flags().StringVar(&role, "role", "user", "user, admin, or \"\" for none")
 	rm := &cobra.Command{Use: "rm NODE...", Aliases: []string{"remove"}, Short: "Forget nodes that are gone, and revoke their identities", Args: cobra.MinimumNArgs(1)}

@@ -15,6 +15,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/subnet"
 	"github.com/drover/drover/pkg/timing"
 	"github.com/moby/moby/api/types/container"
@@ -229,6 +230,9 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	var r container.CreateRequest
 	if err := json.Unmarshal(c.Spec.GetBody(), &r); err != nil {
 		return refuse("invalid", "invalid container spec: %v", err)
+	}
+	if field := Rootly(r.HostConfig); field != "" && !route.Admin.Has(d.who) {
+		return refuse("forbidden", "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
 	}
 	id := c.TaskIds[0]
 	name, e := d.chooseName(id, c.Name, c.NameCandidates)

@@ -43,6 +43,11 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	in := r.URL.Query()
+	if snap != nil && boolean(in, "stdin") {
+		if err := s.within(r, request(snap, t).HostConfig); err != nil {
+			return err
+		}
+	}
 	q := url.Values{}
 	for _, k := range []string{"stdin", "stdout", "stderr", "logs", "stream"} {
 		if boolean(in, k) {

@@ -12,9 +12,11 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/route"
 )
 
 // An exec's id is 16 random bytes and the first 16 of its task's: any controller
@@ -55,9 +57,17 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	if len(o.Cmd) == 0 {
 		return refuse(http.StatusBadRequest, "No exec command specified")
 	}
-	_, t, err := s.task(w, r)
+	snap, t, err := s.task(w, r)
 	if err != nil {
 		return err
+	}
+	if err := s.within(r, request(snap, t).HostConfig); err != nil {
+		return err
+	}
+	if o.Privileged {
+		if err := s.within(r, &container.HostConfig{Privileged: true}); err != nil {
+			return err
+		}
 	}
 	id := newExecID(t.Id)
 	q := url.Values{"id": {id}}
@@ -74,6 +84,17 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	}
 	_ = resp.Body.Close()
 	return answer(w, http.StatusCreated, container.ExecCreateResponse{ID: id})
+}
+
+// within refuses a caller who may not be root the inside of a container that could
+// be root on its host.
+func (s *server) within(r *http.Request, h *container.HostConfig) error {
+	if p, _ := s.Principal(r.Context()); !route.Admin.Has(p) {
+		if field := command.Rootly(h); field != "" {
+			return refuse(http.StatusForbidden, "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
+		}
+	}
+	return nil
 }
 
 // execState is what an agent tells of an exec.
@@ -117,6 +138,15 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	}
 	st, err := s.execState(r, id, t)
 	if err != nil {
+		return err
+	}
+	snap, err := s.state(w, r)
+	if err != nil {
+		return err
+	}
+	inside := request(snap, t).HostConfig
+	inside.Privileged = inside.Privileged || st.Options.Privileged
+	if err := s.within(r, inside); err != nil {
 		return err
 	}
 	if st.Running || st.ExitCode != nil {
