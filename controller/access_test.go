@@ -1,12 +1,15 @@
 package controller
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -174,6 +177,56 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 	for _, h := range all {
 		if id := h.c.node.Load().Snapshot().Identity(node.Principal.URI); strings.Join(id.GetRoles(), " ") != pki.KindNode {
 			t.Errorf("the node's roles are %v now", id.GetRoles())
+		}
+	}
+}
+
+// A stream that a node's user has open through a door ends with the node.
+func TestADoorsStreamEndsWithItsNode(t *testing.T) {
+	noLeaks(t)
+	h := newHost(t)
+	h.up()
+	node := h.identity(pki.KindNode, "d")
+	known := func(revoked bool) {
+		h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: node.Principal.URI, Roles: []string{pki.KindNode}, Revoked: revoked}}}})
+	}
+	known(false)
+	h.propose(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "d", Name: "d"}}}})
+	h.propose(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "d", Roles: map[string]string{"7": "user"}}}})
+	c, err := h.dialAs(node, "drover-door/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := io.WriteString(c, "{\"UID\":7}\nGET /events HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	r := bufio.NewReader(c)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatalf("events through a door: %v %v", resp, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	known(true)
+	if _, err := io.Copy(io.Discard, resp.Body); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the stream is still open")
+	}
+}
+
+// A token that says nothing of its end has one.
+func TestEveryTokenExpires(t *testing.T) {
+	noLeaks(t)
+	h := newHost(t)
+	h.up()
+	for body, want := range map[string]int{`{"Role":"agent"}`: 201, `{"Role":"agent","TTL":1000000000}`: 201, `{"Role":"agent","TTL":-1}`: 400, `{"Role":"agent","TTL":31536000000000001}`: 400} {
+		if r := h.local("POST", "/drover/v1/tokens", body); r.code != want {
+			t.Errorf("%s: %v", body, r)
+		}
+	}
+	for tk := range h.c.node.Load().Snapshot().Tokens() {
+		if left := time.Until(time.Unix(0, tk.Expires)); tk.Expires == 0 || left > 24*time.Hour {
+			t.Errorf("a token is good for %v", left)
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"crypto/tls"
 	"net"
 	"sync"
+
+	"github.com/drover/drover/pkg/pki"
 )
 
 // visitors are the connections on which something goes on. net/http forgets
@@ -41,12 +43,13 @@ func (v *visitors) enter(c net.Conn, uri string) (leave func(), ok bool) {
 	}, true
 }
 
-// expel ends an identity's connections. It never blocks.
+// expel ends an identity's connections, and a host's also those of its users. It never
+// blocks.
 func (v *visitors) expel(uri string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for who := range v.in {
-		if who.uri == uri {
+		if host, _, _ := pki.HostOf(who.uri); host == uri {
 			cut(who.conn)
 		}
 	}

@@ -285,7 +285,7 @@ func (a *app) tokenCommand() *cobra.Command {
 	n := fleetapi.NewToken{}
 	create.Flags().StringVar(&n.Role, "role", "agent", "What the hosts become: controller (with an agent), or agent")
 	create.Flags().StringVar(&n.SocketRole, "socket-role", "", "What root may do through the socket of a host without a controller: user or admin (nothing if empty)")
-	create.Flags().DurationVar(&n.TTL, "ttl", 24*time.Hour, "How long the token is good; 0 is for ever")
+	create.Flags().DurationVar(&n.TTL, "ttl", fleetapi.DefaultTTL, "How long the token is good: a year at most")
 	quiet := create.Flags().BoolP("quiet", "q", false, "Print the token only")
 	create.RunE = func(cmd *cobra.Command, _ []string) error {
 		var t fleetapi.TokenInfo
@@ -302,9 +302,7 @@ func (a *app) tokenCommand() *cobra.Command {
 			addr = all[0].Addr
 		}
 		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "On each host that shall join as %s:\n\n  drover join %s --token %s\n\n", map[string]string{"controller": "a controller", "agent": "an agent"}[t.Role], addr, t.Text)
-		if t.Expires != 0 {
-			_, _ = fmt.Fprintf(cmd.OutOrStdout(), "The token is good for %s; drover token revoke %s ends it.\n", n.TTL, t.ID)
-		}
+		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "The token is good for %s; drover token revoke %s ends it.\n", time.Duration(t.Expires-t.Created).Round(time.Second), t.ID)
 		return nil
 	}
 	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List tokens, without their secrets", Args: cobra.NoArgs}

@@ -63,6 +63,13 @@ type TokenInfo struct {
 	Text       string `json:",omitempty"` // once, in the answer to its making
 }
 
+// DefaultTTL is how long a token is good if nothing is said. None is good for longer
+// than a year: whoever finds one may join.
+const (
+	DefaultTTL = 24 * time.Hour
+	maxTTL     = 365 * 24 * time.Hour
+)
+
 // NewToken asks for a token.
 type NewToken struct {
 	Role       string
@@ -250,10 +257,15 @@ func (s *server) newToken(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusInternalServerError, err.Error())
 		return
 	}
-	m := &dv1.Token{Id: t.ID, Hash: t.Hash(), Role: n.Role, SocketRole: n.SocketRole}
-	if n.TTL > 0 {
-		m.Expires = time.Now().Add(n.TTL).UnixNano()
+	if n.TTL == 0 {
+		n.TTL = DefaultTTL
 	}
+	if n.TTL < 0 || n.TTL > maxTTL {
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("a token is good for some time, of %s at most, not for %s", maxTTL, n.TTL))
+		return
+	}
+	now := time.Now()
+	m := &dv1.Token{Id: t.ID, Hash: t.Hash(), Role: n.Role, SocketRole: n.SocketRole, Created: now.UnixNano(), Expires: now.Add(n.TTL).UnixNano()}
 	// A token can't be asked for again under the same key: its text is nowhere.
 	r.Header.Del(engineapi.HeaderKey)
 	if _, ok := s.propose(w, r, &dv1.Command{Of: &dv1.Command_PutToken{PutToken: &dv1.PutToken{Token: m}}}); ok {
