@@ -5,13 +5,25 @@ import (
 	"maps"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// told is what agents said last. Of a node it is found, and forgotten, without a look
-// at the others: after an election all of them say everything at once.
+// Bounds of what is kept of a node's words, far above what an agent says: whoever has
+// a node's key must not fill the memory of its controllers, one after the other.
+const (
+	maxTold  = 16 << 20 // bytes of a node's statuses and images together
+	maxEvent = 64 << 10 // bytes of one event
+	perItem  = 128      // bytes that one status or image takes besides its own
+)
+
+// told is what agents said last, up to maxTold of each. Of a node it is found, and
+// forgotten, without a look at the others: after an election all of them say
+// everything at once.
 type told struct {
+	sizes   map[string]int             // bytes kept, by node
 	tasks   map[string]observed        // by hex id
 	byNode  map[string]map[string]bool // hex ids of tasks
 	images  map[string]map[string]bool // digests, by node
@@ -22,32 +34,63 @@ type told struct {
 type observed struct {
 	node   string
 	status *dv1.TaskStatus
+	size   int
 }
 
 func newTold() told {
-	return told{map[string]observed{}, map[string]map[string]bool{}, map[string]map[string]bool{}, map[string]map[string]bool{}}
+	return told{map[string]int{}, map[string]observed{}, map[string]map[string]bool{}, map[string]map[string]bool{}, map[string]map[string]bool{}}
 }
 
-func (t *told) see(node, id string, st *dv1.TaskStatus) {
-	t.tasks[id] = observed{node, st}
+// see keeps a status; false: there is no room for it, and the one before went too,
+// which is not true any more.
+func (t *told) see(node, id string, st *dv1.TaskStatus) bool {
+	t.unsee(id)
+	size := proto.Size(st) + perItem
+	if t.sizes[node]+size > maxTold {
+		return false
+	}
+	t.sizes[node] += size
+	t.tasks[id] = observed{node, st, size}
 	enter(t.byNode, node, id)
+	return true
 }
 
 func (t *told) unsee(id string) {
 	if o, ok := t.tasks[id]; ok {
 		delete(t.tasks, id)
 		leave(t.byNode, o.node, id)
+		t.give(o.node, o.size)
 	}
 }
 
-func (t *told) has(node, digest string) {
+// has keeps that a node has an image; false: there is no room for it.
+func (t *told) has(node, digest string) bool {
+	size := len(digest) + perItem
+	switch {
+	case t.images[node][digest]:
+		return true
+	case t.sizes[node]+size > maxTold:
+		return false
+	}
+	t.sizes[node] += size
 	enter(t.images, node, digest)
 	enter(t.holders, digest, node)
+	return true
 }
 
 func (t *told) lacks(node, digest string) {
-	leave(t.images, node, digest)
-	leave(t.holders, digest, node)
+	if t.images[node][digest] {
+		leave(t.images, node, digest)
+		leave(t.holders, digest, node)
+		t.give(node, len(digest)+perItem)
+	}
+}
+
+// give gives bytes of a node's back.
+func (t *told) give(node string, size int) {
+	if t.sizes[node] -= size; t.sizes[node] <= 0 {
+		delete(t.sizes, node)
+	}
 }
 
 func (t *told) forget(node string) {
@@ -59,6 +102,7 @@ func (t *told) forget(node string) {
 		leave(t.holders, digest, node)
 	}
 	delete(t.images, node)
+	delete(t.sizes, node)
 }
 
 func enter(m map[string]map[string]bool, a, b string) {
@@ -101,6 +145,16 @@ func own(snap *state.Snapshot, node string, id []byte) bool {
 // log lacks. What it says of others' tasks, or of such as nobody gave it, is let go.
 func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport) {
 	snap := h.o.Log.Snapshot()
+	left := 0 // out, for lack of room
+	var events []*dv1.Happening
+	for _, e := range o.Events {
+		switch {
+		case proto.Size(e) > maxEvent:
+			left++
+		case own(snap, s.node, e.TaskId):
+			events = append(events, e)
+		}
+	}
 	h.mu.Lock()
 	n := h.nodes[s.node]
 	if n == nil || n.session != s { // superseded: a newer session knows better
@@ -111,7 +165,9 @@ func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport
 		h.forget(s.node)
 	}
 	for _, i := range o.Images {
-		h.has(s.node, i.Digest)
+		if !h.has(s.node, i.Digest) {
+			left++
+		}
 	}
 	for _, d := range o.ImagesGone {
 		h.lacks(s.node, d)
@@ -127,19 +183,24 @@ func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport
 			h.unsee(id)
 			continue
 		}
-		h.see(s.node, id, st)
+		if !h.see(s.node, id, st) {
+			left++
+		}
 		if r := missing(snap.Task(st.Id), st); r != nil {
 			reports = append(reports, r)
 		}
 	}
+	warn := left > 0 && !s.much
+	s.much = s.much || warn
 	h.mu.Unlock()
+	if warn {
+		h.o.Logger.Warn("a node says more than is kept of one", "node", s.node, "left out", left)
+	}
 	for _, id := range changed {
 		h.o.OnStatus(id)
 	}
-	for _, e := range o.Events {
-		if own(snap, s.node, e.TaskId) {
-			h.o.OnEvent(e)
-		}
+	for _, e := range events {
+		h.o.OnEvent(e)
 	}
 	return reports
 }

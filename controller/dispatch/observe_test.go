@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -143,6 +146,58 @@ func TestARemovedNodeIsForgotten(t *testing.T) {
 	f.put(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: "a"}})
 	if len(h.tasks)+len(h.byNode)+len(h.images)+len(h.holders) != 0 {
 		t.Errorf("left are %v", h.told)
+	}
+}
+
+// Whoever has a node's key can say what it likes, as often as it likes: what is kept of
+// it is bounded, and nobody else's words are lost for it.
+func TestANodeFillsNoControllersMemory(t *testing.T) {
+	f := quietHub()
+	events := 0
+	f.hub.o.OnEvent = func(*dv1.Happening) { events++ }
+	f.hub.lead(true)
+	f.put(aNode("honest"), aNode("liar"))
+	for i, node := range []string{"liar", "liar", "liar", "honest"} {
+		f.put(&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: tid(i), Name: fmt.Sprint(i), NodeId: node, Attempt: 1}}})
+	}
+	liar, honest := newSession("liar", func(error) {}), newSession("honest", func(error) {})
+	for _, s := range []*session{liar, honest} {
+		if err := f.hub.enter(s, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := strings.Repeat("x", maxTold/2)
+	for i := range 4 {
+		f.hub.take(liar, &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(i % 3), Attempt: 1, Why: long, Exit: &dv1.Exit{Attempt: 1}}},
+			Images: []*dv1.ImageStatus{{Digest: fmt.Sprint(i, long)}}, Events: []*dv1.Happening{{TaskId: tid(0), Action: long}}})
+	}
+	f.hub.take(honest, &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(3), Attempt: 1, Pid: 7}}, Images: []*dv1.ImageStatus{{Digest: "sha256:d"}},
+		Events: []*dv1.Happening{{TaskId: tid(3), Action: "exec_start"}}})
+	kept := 0
+	for _, o := range f.hub.tasks {
+		kept += proto.Size(o.status)
+	}
+	for d := range f.hub.holders {
+		kept += len(d)
+	}
+	if kept > maxTold+1<<10 || events != 1 {
+		t.Errorf("%d bytes and %d events are kept", kept, events)
+	}
+	if len(liar.pending) != 3 {
+		t.Errorf("the ends of %d containers are recorded", len(liar.pending))
+	}
+	if st := f.hub.Observed(hex.EncodeToString(tid(3))); st.GetPid() != 7 || len(f.hub.Holders("sha256:d")) != 1 {
+		t.Errorf("of the other node is known %v, %v", st, f.hub.Holders("sha256:d"))
+	}
+	// What is taken back makes room.
+	f.hub.take(liar, &dv1.Observation{Full: true, Tasks: []*dv1.TaskStatus{{Id: tid(1), Attempt: 1, Pid: 9}}})
+	if st := f.hub.Observed(hex.EncodeToString(tid(1))); st.GetPid() != 9 || f.hub.sizes["liar"] > 1<<10 {
+		t.Errorf("after a new inventory: %v, %d bytes", st.GetPid(), f.hub.sizes["liar"])
+	}
+	f.hub.take(liar, &dv1.Observation{Images: []*dv1.ImageStatus{{Digest: "a"}, {Digest: "a"}}})
+	f.hub.take(liar, &dv1.Observation{ImagesGone: []string{"a", "a"}, Tasks: []*dv1.TaskStatus{{Id: tid(1), Gone: true}}})
+	if n, ok := f.hub.sizes["liar"]; ok {
+		t.Errorf("%d bytes of nothing", n)
 	}
 }
 

@@ -22,7 +22,7 @@ const ALPN = "drover-session/1"
 
 const maxMessage = 16 << 20
 
-// session is one agent's stream. Its maps and news are guarded by Hub.mu.
+// session is one agent's stream. Its maps and flags are guarded by Hub.mu.
 type session struct {
 	node    string
 	cancel  context.CancelCauseFunc
@@ -33,6 +33,7 @@ type session struct {
 	report  chan struct{}
 	news    bool            // controllers or keys changed
 	members map[string]bool // URIs whose place in the roster changed
+	much    bool            // it said more than is kept, which was logged
 }
 
 func newSession(node string, cancel context.CancelCauseFunc) *session {
