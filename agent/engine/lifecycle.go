@@ -104,6 +104,12 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 		if f.Attempt.Number == n && (f.Running || f.Attempt.Exit != nil) {
 			return f.Attempt, nil
 		}
+		if f, err = e.startAgain(ctx, s, a); err != nil {
+			return task.Attempt{}, err
+		}
+		if f.Attempt.Number == n {
+			return f.Attempt, nil
+		}
 		if err := e.forgetTry(id, a); err != nil { // it never began
 			return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 		}
@@ -121,6 +127,28 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 		}
 	}
 	return e.startAttempt(ctx, s, ctr, a, n, ports)
+}
+
+// startAgain starts what a try had come to before its agent died. The shim may be
+// about to start it: it does so once, and to kill it now would be to run it twice.
+// What is found then counts; nothing, where there was nothing to start.
+func (e *Engine) startAgain(ctx context.Context, s task.Spec, a attempt) (task.Found, error) {
+	began, err := e.mayHaveBegun(s.ID, a)
+	if err != nil || !began {
+		return task.Found{}, err
+	}
+	p, err := e.process(ctx, s.ID)
+	if err != nil || p == nil || p.Status != tasktypes.Status_CREATED {
+		return task.Found{}, err
+	}
+	if _, err := e.c.TaskService().Start(ctx, &taskspb.StartRequest{ContainerID: s.ID}); err != nil {
+		e.o.Log.Debug("a start that was cut short could not be taken up", "task", short(s.ID), "err", err)
+	}
+	f, err := e.found(ctx, s, a, nil)
+	if err != nil || !f.Running && f.Attempt.Exit == nil {
+		return task.Found{}, err
+	}
+	return f, nil
 }
 
 func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Container, before attempt, n int32, ports []*dv1.Port) (out task.Attempt, err error) {

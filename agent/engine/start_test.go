@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -30,6 +31,7 @@ import (
 const (
 	createTask = "/containerd.services.tasks.v1.Tasks/Create"
 	startTask  = "/containerd.services.tasks.v1.Tasks/Start"
+	killTask   = "/containerd.services.tasks.v1.Tasks/Kill"
 )
 
 // waits says that it began, and ends with 7 when it is told to.
@@ -118,6 +120,45 @@ func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
 	over := make(chan struct{})
 	go func() { _, _ = first.Start(t.Context(), id, 1, nil); close(over) }()
 	defer func() { close(dead); <-over }()
+	<-reached
+	if a, err := second.Start(t.Context(), id, 1, nil); err != nil || a.Exit != nil || a.Pid == 0 {
+		t.Fatalf("started: %+v, %v", a, err)
+	}
+	ends(t, second, id)
+}
+
+// An agent dies when the start of the process was on its way. It arrives just when
+// the next agent has seen that the process is not started.
+func TestAStartThatArrivesLateRunsOnce(t *testing.T) {
+	w := newWorld(t)
+	reached, late, arrived := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var asked, answered atomic.Bool
+	arrive := sync.OnceFunc(func() { close(late); <-arrived })
+	w.o.ContainerdSocket = w.between(t, func(m moment) error {
+		switch m {
+		case moment{startTask, false}:
+			if !asked.Swap(true) {
+				close(reached)
+				<-late
+				return nil
+			}
+			arrive()
+		case moment{killTask, false}:
+			arrive()
+		case moment{startTask, true}:
+			if !answered.Swap(true) {
+				close(arrived)
+				return errGone
+			}
+		}
+		return nil
+	})
+	first, second := w.open(t), w.open(t)
+	w.pulled(t, second)
+	id := w.prepared(t, second, waits)
+	over := make(chan struct{})
+	go func() { _, _ = first.Start(t.Context(), id, 1, nil); close(over) }()
+	defer func() { <-over }()
 	<-reached
 	if a, err := second.Start(t.Context(), id, 1, nil); err != nil || a.Exit != nil || a.Pid == 0 {
 		t.Fatalf("started: %+v, %v", a, err)
