@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/drover/drover/controller/dispatch"
+	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/mux"
@@ -131,7 +132,8 @@ func advertise(want string, l net.Addr) (string, error) {
 
 func (c *controller) server(base context.Context, conn func(context.Context, net.Conn) context.Context) *http.Server {
 	return &http.Server{
-		Handler: http.HandlerFunc(c.front), ConnContext: conn, BaseContext: func(net.Listener) context.Context { return base },
+		Handler: http.HandlerFunc(c.front), ConnContext: func(ctx context.Context, l net.Conn) context.Context { return conn(engineapi.ServedBy(ctx), l) },
+		BaseContext:       func(net.Listener) context.Context { return base },
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 256 << 10,
 		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}

@@ -74,11 +74,15 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open 
 		return nil //nolint:nilerr // the client left
 	}
 	// The server takes a half-close for the client's end, and ends the request's
-	// context once what is typed is read: that of a hijacked connection ends here.
+	// context once what is typed is read: that of a hijacked connection ends here, or
+	// with its server.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
+	if server, ok := ctx.Value(serverKey{}).(context.Context); ok {
+		defer context.AfterFunc(server, cancel)()
+	}
 	if !framed {
-		s.stream(r.Context(), ctx, &plain{conn, buf.Reader, st.tty}, st, open)
+		s.stream(r.Context(), ctx, &plain{conn, buf.Reader, st.tty, cancel}, st, open)
 		return nil
 	}
 	c := bulk.NewServerConn(ctx, conn, buf.Reader)
@@ -96,6 +100,11 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open 
 	}
 	return nil
 }
+
+type serverKey struct{}
+
+// ServedBy has streams over a connection end with ctx: for http.Server.ConnContext.
+func ServedBy(ctx context.Context) context.Context { return context.WithValue(ctx, serverKey{}, ctx) }
 
 // opener opens a stream with a node, from a position on, "" for its beginning.
 type opener func(ctx context.Context, from string) (*bulk.Conn, error)
@@ -284,9 +293,16 @@ type plain struct {
 	net.Conn
 	typed *bufio.Reader
 	tty   bool
+	gone  func() // is called once the connection is known to be gone both ways
 }
 
-func (c *plain) Read(p []byte) (int, error) { return c.typed.Read(p) }
+func (c *plain) Read(p []byte) (int, error) {
+	n, err := c.typed.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) { // else it only types no more
+		c.gone()
+	}
+	return n, err
+}
 
 func (c *plain) frame(kind byte, p []byte) error {
 	switch {
