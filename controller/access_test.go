@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/relaysock"
 )
 
 // dialAs opens a connection to the controller's port with one ALPN name, as files
@@ -212,6 +214,55 @@ func TestADoorsStreamEndsWithItsNode(t *testing.T) {
 	if _, err := io.Copy(io.Discard, resp.Body); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the stream is still open")
 	}
+}
+
+// A controller that has not its log yet says nothing of who may do what: the users of
+// a host without one wait for it.
+func TestADoorGetsNoVerdictFromAControllerWithoutItsLog(t *testing.T) {
+	defer func(d time.Duration) { startPatience = d }(startPatience)
+	startPatience = 50 * time.Millisecond
+	noLeaks(t)
+	all, _ := fleet(t, 3)
+	node := all[0].identity(pki.KindNode, "d")
+	all[0].eventually(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: node.Principal.URI, Roles: []string{pki.KindNode}}}}})
+	all[0].eventually(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "d", Name: "d"}}}})
+	all[0].eventually(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "d", Roles: map[string]string{"7": "user"}}}})
+	for _, h := range all {
+		h.off()
+	}
+	// The first one that comes back has nobody to learn from what is committed.
+	var starting sync.WaitGroup
+	defer starting.Wait()
+	start := func(h *host) {
+		starting.Go(func() {
+			if err := h.on(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	start(all[0])
+	ask := func() response {
+		rt, done := all[0].over(node, relaysock.ALPN, "{\"UID\":7}\n", false)
+		defer done()
+		return send(t, rt, "GET", "/containers/json", nil, nil)
+	}
+	until(t, "an answer", func() bool {
+		r := ask()
+		if r.err == nil && (r.code != http.StatusServiceUnavailable || r.header.Get("Retry-After") == "") {
+			t.Fatalf("before the log is ready: %v", r)
+		}
+		return r.err == nil
+	})
+	for _, h := range all[1:] {
+		start(h)
+	}
+	until(t, "an answer from the log", func() bool {
+		r := ask()
+		if r.err == nil && r.code != http.StatusOK && (r.code != http.StatusServiceUnavailable || r.header.Get("Retry-After") == "") {
+			t.Fatalf("while the log comes: %v", r)
+		}
+		return r.code == http.StatusOK
+	})
 }
 
 // A token that says nothing of its end has one.

@@ -217,6 +217,9 @@ func note(r *http.Response) {
 	if c, ok := r.Request.Context().Value(keyKey{}).(*call); ok && r.StatusCode == http.StatusServiceUnavailable && r.Header.Get("Retry-After") != "" {
 		c.later.Store(r.Header.Get("Drover-Undecided") != "" || seen.Load() > 0)
 	}
+	if taken, ok := r.Request.Context().Value(underway{}).(*atomic.Bool); ok && r.StatusCode == http.StatusOK {
+		taken.Store(true)
+	}
 	i, err := strconv.ParseUint(r.Header.Get("Drover-Index"), 10, 64)
 	for err == nil {
 		old := seen.Load()

@@ -158,21 +158,26 @@ func (c *fleetClient) ExecInspect(ctx context.Context, id string, o client.ExecI
 	})
 }
 
-// ContainerWait takes a wait up again where it broke off.
+// underway is the context's key of an *atomic.Bool: whether the fleet took a wait.
+type underway struct{}
+
+// ContainerWait takes a wait up again where it broke off, each time that it does.
 func (c *fleetClient) ContainerWait(ctx context.Context, id string, o client.ContainerWaitOptions) client.ContainerWaitResult {
+	var taken atomic.Bool
+	ctx = context.WithValue(ctx, underway{}, &taken)
 	first := c.APIClient.ContainerWait(ctx, id, o)
 	results, errs := make(chan container.WaitResponse, 1), make(chan error, 1)
 	go func() {
 		w := first
 		ctx := context.WithValue(ctx, afterKey{}, seen.Load())
-		var end time.Time
+		var end time.Time // of looking for who takes the wait
 		for {
 			select {
 			case r := <-w.Result:
 				results <- r
 				return
 			case err := <-w.Error:
-				if end.IsZero() {
+				if taken.Swap(false) || end.IsZero() {
 					end = time.Now().Add(goOn)
 				}
 				if ctx.Err() != nil || errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || errdefs.IsPermissionDenied(err) || time.Now().After(end) {

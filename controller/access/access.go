@@ -78,7 +78,7 @@ func Command(c *dv1.Command) Asked {
 // Who may do what is asked.
 func (a Asked) Who() route.Who { return a.who }
 
-// ErrUnknown: a state doesn't know somebody, or what it is granted. A newer one may.
+// ErrUnknown: a state doesn't know somebody. A newer one may.
 var ErrUnknown = errors.New("not known to this cluster")
 
 // Allowed gives who is behind a URI, with the roles that s gives it, if it may do

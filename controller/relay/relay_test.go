@@ -419,3 +419,22 @@ func TestALeaderThatIsLostWithARequestMayHaveDoneIt(t *testing.T) {
 		t.Errorf("a request that reached nobody: %d %s", w.Code, w.Body)
 	}
 }
+
+// What a follower doesn't know of a caller, or of its roles, it may only not know yet.
+func TestAStateThatMayBeOldRefusesForGoodOnlyWhoWasRevoked(t *testing.T) {
+	m := newMember()
+	gone := "spiffe://fleet/user/gone"
+	m.apply(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: &dv1.Identity{Uri: gone, Roles: []string{pki.RoleAdmin}, Revoked: true}}},
+		&dv1.Effect{Of: &dv1.Effect_Identity{Identity: &dv1.Identity{Uri: "spiffe://fleet/user/idle"}}})
+	f := follower(t, m)
+	h := f.API(engineapi.New(engineapi.Options{Fleet: f}))
+	for uri, want := range map[string]int{"spiffe://fleet/user/new": 503, "spiffe://fleet/user/idle": 503, agent + "/uid/7": 503, "spiffe://fleet/node/new/uid/7": 503, gone: 403} {
+		for leader, want := range map[string]int{"": want, "me": 403} {
+			m.leads(leader)
+			w, _ := ask(as(uri, h), "GET", "/_ping")
+			if w.Code != want || (w.Header().Get("Retry-After") != "") != (want == 503) {
+				t.Errorf("%s, with the leader %q: %d %s, want %d", uri, leader, w.Code, w.Body, want)
+			}
+		}
+	}
+}

@@ -155,8 +155,9 @@ func (f *Fleet) learn(r *http.Request, rt route.Route) bool {
 }
 
 // admit gives a request whose caller has the roles of now, if they allow the route.
-// Else it is answered, and there is none: who is not known is refused for good only
-// if the state is sure to be new.
+// Else it is answered, and there is none. Only a state that is sure to be new refuses
+// for good: one of before may lack the caller, or a role that it was given since. Who
+// was revoked stays so.
 func (f *Fleet) admit(w http.ResponseWriter, r *http.Request, rt route.Route, sure bool) *http.Request {
 	p, ok := pki.PrincipalFrom(r.Context())
 	if !ok {
@@ -167,9 +168,9 @@ func (f *Fleet) admit(w http.ResponseWriter, r *http.Request, rt route.Route, su
 	switch {
 	case err == nil:
 		return r.WithContext(pki.WithPrincipal(r.Context(), p))
-	case errors.Is(err, access.ErrUnknown) && !sure:
+	case !sure && !errors.Is(err, pki.ErrRevoked):
 		w.Header().Set("Retry-After", "1")
-		refuse(w, http.StatusServiceUnavailable, err.Error()+" as far as this controller knows, which can't ask the leader now")
+		refuse(w, http.StatusServiceUnavailable, "this controller can't ask the leader now; as far as it knows, "+err.Error())
 	default:
 		refuse(w, http.StatusForbidden, err.Error())
 	}
