@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,6 +124,25 @@ func TestExecsOutliveContainerd(t *testing.T) {
 	}
 	if ends[detached] != "8" {
 		t.Fatalf("the detached exec ended with %q", ends[detached])
+	}
+}
+
+// What an exec leaves running in the background may write on: the exec has ended all
+// the same, as with docker, with all that its own process said.
+func TestAnExecEndsBeforeWhatItLeftBehind(t *testing.T) {
+	_, e, id, died := withExecs(t)
+	for what, script := range map[string]string{
+		"now and then":        "(while sleep 0.2; do echo x; done) & echo own; exit 4",
+		"as fast as possible": "(sleep 0.5; yes) & echo own; exit 4",
+	} {
+		execID, st := execIn(t, e, id, script, true)
+		over := time.AfterFunc(60*time.Second, func() { t.Errorf("%s: it does not end", what); _ = st.Close() })
+		out, x := rest(t, st)
+		over.Stop()
+		if x.GetCode() != 4 || !strings.HasPrefix(out, "own\n") && !strings.Contains(out, "\nown\n") {
+			t.Errorf("%s: exit %v behind %.20q", what, x, out)
+		}
+		dies(t, died, execID, "4")
 	}
 }
 

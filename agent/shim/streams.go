@@ -293,7 +293,7 @@ type execIO struct {
 	l     net.Listener
 	in    *stdin
 	out   sync.WaitGroup
-	moved atomic.Uint64 // counts begins and ends of frames that are sent: odd during one
+	slow  stopwatch // runs while a client is waited for
 	clos  sync.Once
 	gone  chan struct{}
 	begun chan struct{} // closed when its process runs
@@ -369,8 +369,8 @@ func (e *execIO) take(c net.Conn) {
 func (e *execIO) send(kind byte, p []byte) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.moved.Add(1)
-	defer e.moved.Add(1)
+	e.slow.start()
+	defer e.slow.stop()
 	if e.client != nil {
 		_ = bulk.WriteFrame(e.client, kind, p) // a client that left: the process goes on unheard
 	}
@@ -411,25 +411,50 @@ func (e *execIO) finish() {
 	_ = e.l.Close()
 }
 
-// waitOutput returns when all output was sent, or none came for a while: others
-// may hold the pipes open for ever. A client that reads slowly is waited for.
+// waitOutput returns when all output was sent, or there was time to: what the process
+// left behind may hold the pipes open, and write to them, for ever. The time that a
+// client reads slowly doesn't count.
 func (e *execIO) waitOutput() {
 	done := make(chan struct{})
 	go func() { e.out.Wait(); close(done) }()
-	for before := e.moved.Load(); ; {
+	began, before := time.Now(), e.slow.total()
+	for left := outputWithin; left > 0; left = outputWithin - (time.Since(began) - (e.slow.total() - before)) {
 		select {
 		case <-done:
 			return
 		case <-e.gone:
 			return
-		case <-time.After(outputWithin):
+		case <-time.After(max(left, outputWithin/10)):
 		}
-		now := e.moved.Load()
-		if now == before && now%2 == 0 {
-			return
-		}
-		before = now
 	}
+}
+
+// stopwatch adds up times. Safe for concurrent use.
+type stopwatch struct {
+	mu    sync.Mutex // guards the fields below
+	sum   time.Duration
+	since time.Time // zero: it stands
+}
+
+func (s *stopwatch) start() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.since = time.Now()
+}
+
+func (s *stopwatch) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sum, s.since = s.sum+time.Since(s.since), time.Time{}
+}
+
+func (s *stopwatch) total() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.since.IsZero() {
+		return s.sum
+	}
+	return s.sum + time.Since(s.since)
 }
 
 func (e *execIO) close() {
