@@ -128,7 +128,14 @@ func ports(t *testing.T, h *fleet.Host) {
 
 func get(t *testing.T, url, part string) {
 	t.Helper()
-	r, err := (&http.Client{Timeout: 5 * time.Second}).Get(url)
+	var r *http.Response
+	var err error
+	for range 50 { // run answers when the process has started, not when it listens
+		if r, err = (&http.Client{Timeout: 5 * time.Second}).Get(url); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
