@@ -183,37 +183,57 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 	}
 }
 
-// A stream that a node's user has open through a door ends with the node.
+// A stream that a node's user has open through a door ends with the node, and with what
+// the user was granted.
 func TestADoorsStreamEndsWithItsNode(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
+	grant := func(roles map[string]string) {
+		h.propose(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "d", Roles: roles}}})
+	}
 	node := h.identity(pki.KindNode, "d")
 	known := func(revoked bool) {
 		h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: node.Principal.URI, Roles: []string{pki.KindNode}, Revoked: revoked}}}})
 	}
 	known(false)
 	h.propose(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "d", Name: "d"}}}})
-	h.propose(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "d", Roles: map[string]string{"7": "user"}}}})
-	c, err := h.dialAs(node, "drover-door/1")
-	if err != nil {
-		t.Fatal(err)
+	// events gives the end of a stream through a door.
+	events := func(uid string) chan bool {
+		c, err := h.dialAs(node, "drover-door/1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if _, err := io.WriteString(c, "{\"UID\":"+uid+"}\nGET /events HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("events through a door: %v %v", resp, err)
+		}
+		ended := make(chan bool, 1)
+		go func() {
+			defer func() { _ = resp.Body.Close() }()
+			if _, err := io.Copy(io.Discard, resp.Body); !errors.Is(err, os.ErrDeadlineExceeded) {
+				ended <- true
+			}
+		}()
+		return ended
 	}
-	defer func() { _ = c.Close() }()
-	if _, err := io.WriteString(c, "{\"UID\":7}\nGET /events HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		t.Fatal(err)
+	grant(map[string]string{"7": "user", "8": "admin", "9": "user"})
+	seven, eight, nine := events("7"), events("8"), events("9")
+	grant(map[string]string{"7": "", "8": "user", "9": "admin"})
+	wait(t, seven, "the stream of who has no role any more ends")
+	wait(t, eight, "the stream of who is no admin any more ends")
+	select {
+	case <-nine:
+		t.Error("the stream of who may do more has ended")
+	default:
 	}
-	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
-	r := bufio.NewReader(c)
-	resp, err := http.ReadResponse(r, nil)
-	if err != nil || resp.StatusCode != 200 {
-		t.Fatalf("events through a door: %v %v", resp, err)
-	}
-	defer func() { _ = resp.Body.Close() }()
 	known(true)
-	if _, err := io.Copy(io.Discard, resp.Body); errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Error("the stream is still open")
-	}
+	wait(t, nine, "the stream ends with its node")
 }
 
 // A controller that has not its log yet says nothing of who may do what: the users of

@@ -121,7 +121,8 @@ type controller struct {
 	commits gate
 	told    sync.Map      // identities whose refusal was logged
 	revoked chan struct{} // poked when an identity was revoked
-	believe atomic.Bool   // this clock, also far ahead of the state's time
+	granted granted
+	believe atomic.Bool // this clock, also far ahead of the state's time
 }
 
 // serving is what answers once the controller is ready.
@@ -155,7 +156,7 @@ func load(cfg Config) (_ *controller, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &controller{Config: cfg, ready: make(chan struct{}), revoked: make(chan struct{}, 1),
+	c := &controller{Config: cfg, ready: make(chan struct{}), revoked: make(chan struct{}, 1), granted: granted{},
 		requests: newVisitors(), sessions: newVisitors()}
 	c.dir = filepath.Join(cfg.DataDir, "controller")
 	if c.unlock, err = durable.Lock(c.dir); err != nil {
@@ -258,7 +259,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	seals := &seals{c: c, log: log, last: key}
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: c.probe(log)})
 	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.client
-	c.commits.open(func() { fleet.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
+	c.commits.open(func() { fleet.Seed(node.Snapshot()); c.granted.seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
 		fleet.Committed(effects, node.Snapshot().Time())
 		c.revocations(effects)

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 
@@ -77,6 +78,11 @@ func between(before, after *state.Snapshot) (out []*dv1.Effect) {
 	for i := range after.Identities() {
 		if i.Revoked && !before.Identity(i.Uri).GetRevoked() {
 			out = append(out, &dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
+		}
+	}
+	for n := range after.Nodes() {
+		if !maps.Equal(before.Node(n.Id).GetRoles(), n.Roles) {
+			out = append(out, &dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
 		}
 	}
 	for m := range before.Controllers() {

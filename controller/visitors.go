@@ -49,7 +49,7 @@ func (v *visitors) expel(uri string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for who := range v.in {
-		if host, _, _ := pki.HostOf(who.uri); host == uri {
+		if host, _, _ := pki.HostOf(who.uri); host == uri || who.uri == uri {
 			cut(who.conn)
 		}
 	}
