@@ -285,6 +285,39 @@ func TestADoorGetsNoVerdictFromAControllerWithoutItsLog(t *testing.T) {
 	})
 }
 
+// A host whose doors are refused all the time fills no log, and writes nothing into it.
+func TestRefusedDoorsFillNoLog(t *testing.T) {
+	noLeaks(t)
+	h := newHost(t)
+	h.up()
+	node := h.identity(pki.KindNode, "d")
+	knock := func(from, first string) {
+		c, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}, "tcp", h.addr,
+			pki.PeerClientTLS(node, relaysock.ALPN, pki.Kinds(pki.KindController)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_, _ = io.WriteString(c, first)
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) { // cut when the line is written
+			t.Fatal("a door without a hello stays open")
+		}
+	}
+	for range 5 {
+		knock("127.0.0.1", "{\"UID\":66666666666666666666}\n")
+		knock("127.0.0.1", "GET /forged HTTP/1.1\r\n\r\n")
+	}
+	knock("127.0.0.2", "\n")
+	said := h.log.String()
+	if n := strings.Count(said, "refused a door"); n != 2 || strings.Count(said, "peer=127.0.0.1 ") != 1 || strings.Count(said, "peer=127.0.0.2 ") != 1 {
+		t.Errorf("%d lines of two hosts, want one of each:\n%s", n, said)
+	}
+	if strings.Contains(said, "666666") || strings.Contains(said, "forged") {
+		t.Errorf("the log has a caller's own words:\n%s", said)
+	}
+}
+
 // A token that says nothing of its end has one.
 func TestEveryTokenExpires(t *testing.T) {
 	noLeaks(t)

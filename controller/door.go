@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/relaysock"
 )
@@ -20,6 +21,7 @@ import (
 type doors struct {
 	net.Listener // of agents
 	c            *controller
+	said         *limit.Throttle // of refusals that are logged
 	ready        chan net.Conn
 	done         chan struct{}
 	once         sync.Once
@@ -48,7 +50,7 @@ func (d *doorConn) CloseWrite() error {
 const doorWithin = 5 * time.Second
 
 func newDoors(c *controller, l net.Listener) *doors {
-	d := &doors{Listener: l, c: c, ready: make(chan net.Conn), done: make(chan struct{})}
+	d := &doors{Listener: l, c: c, said: limit.NewThrottle(time.Minute), ready: make(chan net.Conn), done: make(chan struct{})}
 	go d.run()
 	return d
 }
@@ -80,11 +82,11 @@ func (d *doors) greet(conn net.Conn) {
 	r := bufio.NewReaderSize(conn, 16<<10)
 	line, err := r.ReadSlice('\n')
 	var hello relaysock.Hello
-	if err == nil {
-		err = json.Unmarshal(line, &hello)
+	if err == nil && json.Unmarshal(line, &hello) != nil {
+		err = errors.New("its first line does not say for whom it is")
 	}
 	if err != nil {
-		d.c.Logger.Warn("refused a door", "peer", conn.RemoteAddr().String(), "err", err)
+		d.refused(conn, p, err)
 		cut(conn)
 		return
 	}
@@ -93,6 +95,15 @@ func (d *doors) greet(conn net.Conn) {
 	case d.ready <- &doorConn{Conn: conn, r: r, node: p, who: pki.Local(hello.UID).At(p)}:
 	case <-d.done:
 		cut(conn)
+	}
+}
+
+// refused logs that a door was not opened. Nothing in the line is the caller's own, and
+// each host gets one in a while.
+func (d *doors) refused(conn net.Conn, node pki.Principal, err error) {
+	from := limit.Source(conn.RemoteAddr())
+	if held, ok := d.said.Allow(from); ok {
+		d.c.Logger.Warn("refused a door", "peer", from, "node", node.ID, "err", err, "refused before", held)
 	}
 }
 
