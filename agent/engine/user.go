@@ -83,6 +83,9 @@ func lookUser(root, name string, groups []string) (specs.User, error) {
 	return out, nil
 }
 
+// openTries bounds how often a file is opened while others rename.
+const openTries = 128
+
 // largestFile of users or groups that is read.
 const largestFile = 16 << 20
 
@@ -96,7 +99,14 @@ func readIn(root, path string) ([]byte, error) {
 		return nil, fmt.Errorf("opening a container's root: %w", err)
 	}
 	defer func() { _ = unix.Close(dir) }()
-	fd, err := unix.Openat2(dir, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(dir, path, &how)
+	for range openTries { // behind a .., EAGAIN says that somebody renamed or mounted meanwhile, wherever that was
+		if !errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		fd, err = unix.Openat2(dir, path, &how)
+	}
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
 		return nil, nil

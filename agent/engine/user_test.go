@@ -6,9 +6,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/drover/drover/agent/task"
 )
@@ -135,5 +138,38 @@ func TestNoFileOfAnImageHoldsTheAgentUp(t *testing.T) {
 	}
 	if u, err := lookUser(nix, "web", nil); err != nil || u.UID != 101 {
 		t.Errorf("by an absolute link: %+v, %v", u, err)
+	}
+}
+
+// Where anybody on the host renames files or mounts, the kernel can't say at once
+// that a link with .. stays inside.
+func TestALinkIsFollowedWhileOthersRename(t *testing.T) {
+	root, other := rootOf(t, map[string]string{"usr/lib/passwd": passwdText, "etc/group": groupText}), t.TempDir()
+	if err := os.Symlink("../usr/lib/passwd", filepath.Join(root, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	from, to := filepath.Join(other, "a"), filepath.Join(other, "b")
+	for _, d := range []string{from, to} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	over := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE)
+			}
+		}
+	})
+	defer func() { close(over); all.Wait() }()
+	for i := range 5000 {
+		if u, err := lookUser(root, "web", nil); err != nil || u.UID != 101 {
+			t.Fatalf("%d: %+v, %v", i, u, err)
+		}
 	}
 }
