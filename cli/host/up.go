@@ -198,39 +198,40 @@ func ready(ctx context.Context, c *config.Config) error {
 	if err != nil && !errors.Is(err, agent.ErrNoSession) {
 		return err
 	}
-	resp, i, ierr := info(ctx, c)
+	code, header, i, ierr := info(ctx, c)
 	switch {
-	case ierr == nil && resp.Header.Get(engineapi.HeaderStale) != "":
+	case ierr == nil && header.Get(engineapi.HeaderStale) != "":
 		return fmt.Errorf("%w: %w", errElsewhere, engineapi.ErrNoLeader)
-	case err != nil && ierr == nil && resp.StatusCode == http.StatusServiceUnavailable:
+	case err != nil && ierr == nil && code == http.StatusServiceUnavailable:
 		// A log without a snapshot is read with a leader only.
 		return fmt.Errorf("%w: %w", errElsewhere, err)
 	case err != nil:
 		return err
 	case ierr != nil:
 		return ierr
-	case resp.StatusCode == http.StatusForbidden && !bootstrap.HasController(c.DataDir):
+	case code == http.StatusForbidden && !bootstrap.HasController(c.DataDir):
 		return nil // a controller answered: this host's users just have no role
-	case resp.StatusCode != http.StatusOK || i.NCPU == 0 || missingHere(resp.Header.Get("Drover-Missing"), c.NodeName):
+	case code != http.StatusOK || i.NCPU == 0 || missingHere(header.Get("Drover-Missing"), c.NodeName):
 		return errors.New("the agent has not reached the controller yet")
 	}
 	return nil
 }
 
 // info asks the host's socket.
-func info(ctx context.Context, c *config.Config) (resp *http.Response, i system.Info, err error) {
+func info(ctx context.Context, c *config.Config) (code int, header http.Header, i system.Info, err error) {
 	h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", unixsock.File(c.RunDir))
 	}}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://drover/info", nil)
 	if err != nil {
-		return nil, i, err
+		return 0, nil, i, err
 	}
-	if resp, err = h.Do(req); err != nil {
-		return nil, i, err
+	resp, err := h.Do(req)
+	if err != nil {
+		return 0, nil, i, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	return resp, i, json.NewDecoder(resp.Body).Decode(&i)
+	return resp.StatusCode, resp.Header, i, json.NewDecoder(resp.Body).Decode(&i)
 }
 
 // missingHere says whether this host is among the nodes that did not answer.

@@ -101,7 +101,8 @@ type Table []Route
 func (t Table) Match(method, path string) (int, map[string]string) {
 	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	for i, r := range t {
-		if r.Method != "" && r.Method != method && !(r.Method == http.MethodGet && method == http.MethodHead) {
+		head := r.Method == http.MethodGet && method == http.MethodHead
+		if r.Method != "" && r.Method != method && !head {
 			continue
 		}
 		if v, ok := match(r.Pattern, segments); ok {
