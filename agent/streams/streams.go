@@ -21,6 +21,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/encoding/protojson"
 )
@@ -59,47 +60,72 @@ type Calls interface {
 	Undo(key string) error
 }
 
-// Handler answers pkg/bulk's paths over e.
+// answered is a route and what answers it.
+type answered struct {
+	method, pattern string
+	who             route.Who
+	body            int64
+	do              http.HandlerFunc
+}
+
+// surface is pkg/bulk's paths, for controllers, and what other nodes may read.
+func (s *server) surface() []answered {
+	return []answered{
+		{http.MethodPost, "/v1/tasks/{id}/attach", route.Controller, 0, s.attach},
+		{http.MethodGet, "/v1/tasks/{id}/logs", route.Controller, 0, s.logs},
+		{http.MethodGet, "/v1/tasks/{id}/wait", route.Controller, 0, s.wait},
+		{http.MethodPost, "/v1/tasks/{id}/kill", route.Controller, 0, s.kill},
+		{http.MethodPost, "/v1/tasks/{id}/resize", route.Controller, 0, s.resize},
+		{http.MethodPost, "/v1/tasks/{id}/exec", route.Controller, maxBody, s.execCreate},
+		{http.MethodPost, "/v1/exec/{id}/start", route.Controller, 0, s.execStart},
+		{http.MethodPost, "/v1/exec/{id}/resize", route.Controller, 0, s.execResize},
+		{http.MethodGet, "/v1/exec/{id}", route.Controller, 0, s.execInspect},
+		{http.MethodPost, "/v1/images/pull", route.Controller, maxBody, s.pull},
+		{http.MethodDelete, "/v1/images/{digest}", route.Controller, 0, s.removeImage},
+		{http.MethodGet, "/v1/probe", route.Controller, 0, s.answerProbe},
+
+		{http.MethodGet, "/v2/{name...}/manifests/{reference}", route.Node, 0, s.content},
+		{http.MethodGet, "/v2/{name...}/blobs/{digest}", route.Node, 0, s.content},
+	}
+}
+
+func table(surface []answered) (t route.Table) {
+	for _, a := range surface {
+		t = append(t, route.Route{Method: a.method, Pattern: a.pattern, At: route.Here, Who: a.who, Body: a.body})
+	}
+	return t
+}
+
+// Routes are what Handler answers.
+var Routes = table((&server{}).surface())
+
+// Handler answers Routes over e. Callers are in a request's context.
 func Handler(e task.Engine, o Options) http.Handler {
-	s := &server{e: e, log: o.Log, told: o.Pull, calls: o.Calls, read: o.Read, reading: o.Reading}
+	s := &server{e: e, log: o.Log, told: o.Pull, calls: o.Calls, read: o.Read, reading: o.Reading, probe: o.Probe, peers: o.Peers}
 	if s.reading == nil {
 		s.reading = func(string) Reader { return &task.Reader{} }
 	}
-	m := http.NewServeMux()
-	m.HandleFunc("POST /v1/tasks/{id}/attach", s.attach)
-	m.HandleFunc("GET /v1/tasks/{id}/logs", s.logs)
-	m.HandleFunc("GET /v1/tasks/{id}/wait", s.wait)
-	m.HandleFunc("POST /v1/tasks/{id}/kill", s.kill)
-	m.HandleFunc("POST /v1/tasks/{id}/resize", s.resize)
-	m.HandleFunc("POST /v1/tasks/{id}/exec", s.execCreate)
-	m.HandleFunc("POST /v1/exec/{id}/start", s.execStart)
-	m.HandleFunc("POST /v1/exec/{id}/resize", s.execResize)
-	m.HandleFunc("GET /v1/exec/{id}", s.execInspect)
-	m.HandleFunc("POST /v1/images/pull", s.pull)
-	m.HandleFunc("DELETE /v1/images/{digest}", s.removeImage)
-	m.HandleFunc("GET /v1/probe", func(w http.ResponseWriter, r *http.Request) {
-		if addr := r.URL.Query().Get("addr"); addr != "" {
-			if err := o.Probe(r.Context(), r.URL.Query().Get("node"), addr); err != nil {
-				refuse(w, &bulk.StatusError{Code: http.StatusBadGateway, Message: err.Error()})
-				return
-			}
-		}
-		w.WriteHeader(http.StatusNoContent)
-	})
+	surface := s.surface()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p, ok := pki.PrincipalFrom(r.Context())
+		p, _ := pki.PrincipalFrom(r.Context())
+		p.Roles = []string{p.Kind} // the port lets in members only, which are what their certificates say
+		i, values := Routes.Match(r.Method, r.URL.Path)
 		switch {
-		case ok && p.Kind == pki.KindController:
-			m.ServeHTTP(w, r)
-		case ok && p.Kind == pki.KindNode:
-			if o.Peers == nil || r.Method != http.MethodGet && r.Method != http.MethodHead {
-				refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: p.URI + " is a node, which may not do this here"})
-				return
-			}
-			o.Peers.ServeHTTP(w, r)
-		default:
+		case !route.Members.Has(p):
 			refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: "only controllers and nodes of this fleet may do something here"})
+			return
+		case i < 0:
+			refuse(w, &bulk.StatusError{Code: http.StatusNotFound, Message: r.Method + " " + r.URL.Path + " is not known here"})
+			return
+		case !Routes[i].Who.Has(p):
+			refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: fmt.Sprintf("%s is a %s, which may not do this here", p.URI, p.Kind)})
+			return
 		}
+		for k, v := range values {
+			r.SetPathValue(k, v)
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, Routes[i].Body)
+		surface[i].do(w, r)
 	})
 }
 
@@ -110,6 +136,27 @@ type server struct {
 	read    func(context.Context, string) ([]byte, error)
 	calls   Calls
 	reading func(string) Reader
+	probe   func(ctx context.Context, node, addr string) error
+	peers   http.Handler
+}
+
+func (s *server) answerProbe(w http.ResponseWriter, r *http.Request) {
+	if addr := r.URL.Query().Get("addr"); addr != "" {
+		if err := s.probe(r.Context(), r.URL.Query().Get("node"), addr); err != nil {
+			refuse(w, &bulk.StatusError{Code: http.StatusBadGateway, Message: err.Error()})
+			return
+		}
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// content is what other nodes pull from here.
+func (s *server) content(w http.ResponseWriter, r *http.Request) {
+	if s.peers == nil {
+		refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: "this node has nothing for other nodes"})
+		return
+	}
+	s.peers.ServeHTTP(w, r)
 }
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) {
@@ -489,12 +536,13 @@ func position(s string) (*task.LogPosition, error) {
 }
 
 func decode(r *http.Request, to any) error {
-	b, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	b, err := io.ReadAll(r.Body)
+	var long *http.MaxBytesError
+	if errors.As(err, &long) {
+		return &bulk.StatusError{Code: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the request is over %d bytes", long.Limit)}
+	}
 	if err != nil {
 		return badRequest("reading the request: %v", err)
-	}
-	if len(b) > maxBody {
-		return badRequest("the request is over %d bytes", maxBody)
 	}
 	if err := json.Unmarshal(b, to); err != nil {
 		return badRequest("reading the request: %v", err)
