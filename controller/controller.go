@@ -274,6 +274,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	members := newMembers(c, node, way, seals)
 	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, members.run) })()
 	defer c.start("revocations", c.dropRevoked)()
+	defer c.start("its host's admin", func(ctx context.Context) error { return c.ownAdmin(ctx, way, seals) })()
 	local := c.api(log, members)
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away

@@ -53,7 +53,7 @@ func (m *members) run(ctx context.Context) error {
 	t := time.NewTicker(memberEvery)
 	defer t.Stop()
 	for {
-		if err := errors.Join(m.clock(ctx), m.keys(ctx), m.step(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(m.clock(ctx), m.keys(ctx), m.admins(ctx), m.step(ctx)); err != nil && ctx.Err() == nil {
 			m.c.Logger.Warn("the members of the quorum are not yet as they should be", "err", err)
 		}
 		select {
