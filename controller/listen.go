@@ -59,6 +59,7 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 		Listener: c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), RaftALPN),
 		addr:     advertised(c.Advertise),
 		config:   pki.PeerClientTLS(c.files, RaftALPN, pki.All(pki.Kinds(pki.KindController), c.notRevoked)),
+		verify:   c.notRevoked,
 		conns:    newVisitors(),
 	}
 	admitting := pki.ServerTLS(c.files, nil)
@@ -259,27 +260,39 @@ type raftLayer struct {
 	net.Listener
 	addr   advertised
 	config *tls.Config
+	verify pki.Verify // that it is not revoked
 	conns  *visitors
 }
 
-// Accept gives connections that Close will end.
+// Accept gives connections that Close will end. Who was revoked since its handshake gets
+// none: from enter on, a revocation ends it.
 func (l *raftLayer) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	uri := ""
-	if t, ok := conn.(*tls.Conn); ok {
-		if p, err := pki.FromCert(t.ConnectionState().PeerCertificates[0]); err == nil {
-			uri = p.URI
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
 		}
-	}
-	leave, ok := l.conns.enter(conn, uri)
-	if !ok {
+		t, ok := conn.(*tls.Conn)
+		if !ok {
+			cut(conn)
+			continue
+		}
+		p, err := pki.FromCert(t.ConnectionState().PeerCertificates[0])
+		if err != nil {
+			cut(conn)
+			continue
+		}
+		leave, ok := l.conns.enter(conn, p.URI)
+		if !ok {
+			cut(conn)
+			return nil, net.ErrClosed
+		}
+		if l.verify(p) == nil {
+			return &raftConn{Conn: conn, leave: sync.OnceFunc(leave)}, nil
+		}
+		leave()
 		cut(conn)
-		return nil, net.ErrClosed
 	}
-	return &raftConn{Conn: conn, leave: sync.OnceFunc(leave)}, nil
 }
 
 type raftConn struct {

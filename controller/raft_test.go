@@ -1,0 +1,66 @@
+package controller
+
+import (
+	"crypto/tls"
+	"net"
+	"testing"
+
+	"github.com/drover/drover/pkg/pki"
+)
+
+// shaken gives connections whose handshake is over.
+type shaken struct {
+	net.Listener
+	c chan net.Conn
+}
+
+func (s shaken) Accept() (net.Conn, error) { return <-s.c, nil }
+
+// A controller that is removed between its handshake and the moment in which raft takes
+// its connection has no part in the quorum any more.
+func TestRaftTakesNoConnectionOfWhoWasJustRemoved(t *testing.T) {
+	h := newHost(t)
+	gone, stays := h.identity(pki.KindController, "gone"), h.identity(pki.KindController, "stays")
+	in := shaken{c: make(chan net.Conn, 2)}
+	for _, who := range []*pki.Files{gone, stays} {
+		near, far := net.Pipe()
+		client := tls.Client(near, pki.PeerClientTLS(who, RaftALPN, nil))
+		conf := pki.PeerServerTLS(stays, nil)
+		conf.NextProtos = []string{RaftALPN}
+		server := tls.Server(far, conf)
+		t.Cleanup(func() { _, _ = near.Close(), far.Close() })
+		shaken := make(chan error, 1)
+		go func() {
+			err := client.Handshake()
+			shaken <- err
+			_, _ = client.Read(make([]byte, 1)) // session tickets
+		}()
+		if err := server.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-shaken; err != nil {
+			t.Fatal(err)
+		}
+		in.c <- server
+	}
+	l := &raftLayer{Listener: in, conns: newVisitors(), verify: func(p pki.Principal) error {
+		if p.ID == "gone" {
+			return pki.ErrRevoked
+		}
+		return nil
+	}}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t1, ok := c.(*raftConn).Conn.(*tls.Conn)
+	if !ok {
+		t.Fatalf("a %T", c)
+	}
+	if p, err := pki.FromCert(t1.ConnectionState().PeerCertificates[0]); err != nil || p.ID != "stays" {
+		t.Errorf("raft was given a connection of %v, %v", p, err)
+	}
+	if n := len(l.conns.in); n != 1 {
+		t.Errorf("%d connections are kept", n)
+	}
+}
