@@ -14,6 +14,7 @@ import (
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/subnet"
@@ -280,11 +281,32 @@ func (d *decision) register(n *dv1.Node) *dv1.Error {
 	if len(n.ReservedPorts) > maxReserved {
 		return refuse("invalid", "node %s reserves %d ports; %d at most", n.GetName(), len(n.ReservedPorts), maxReserved)
 	}
+	if err := fresh(n, old).Validate(); err != nil {
+		return refuse("invalid", "node %.12s: %v", n.GetId(), err)
+	}
 	if old != nil {
 		n.Joined, n.Subnet, n.Availability, n.Revision, n.Roles = old.Joined, old.Subnet, old.Availability, old.Revision, old.Roles
 		n.Labels = labels(old, n)
 	}
 	return d.admit(n, old)
+}
+
+// fresh is what a node says of itself that was not known before, to be held to what a
+// join is: a node must not get by its session what no host joins with.
+func fresh(n, old *dv1.Node) *join.Request {
+	r := &join.Request{Labels: map[string]string{}}
+	if n.Name != old.GetName() {
+		r.Name = n.Name
+	}
+	if n.Addr != old.GetAddr() {
+		r.Agent = n.Addr
+	}
+	for k, v := range n.Labels {
+		if had, ok := old.GetLabels()[k]; !ok || had != v {
+			r.Labels[k] = v
+		}
+	}
+	return r
 }
 
 // maxReserved bounds what a node reserves: drover has four ports of its own.
