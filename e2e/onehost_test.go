@@ -224,6 +224,7 @@ func dockersClient(t *testing.T, h *fleet.Host) {
 	if r := h.Docker([]byte("through\n"), "run", "--rm", "-i", "alpine", "cat"); r.Code != 0 || r.Out != "through\n" {
 		t.Fatalf("docker run -i: %v", r)
 	}
+	want(t, h.DroverIn(make([]byte, 1<<20), "run", "--rm", "-i", "-a", "stdin", "alpine", "sh", "-c", "test $(wc -c) = 1048576"), 0)
 	pki := h.Dir + "/data/admin/"
 	tls := []string{"docker", "-H", "tcp://" + h.Addr + ":7443", "--tlsverify", "--tlscacert", pki + "ca.pem", "--tlscert", pki + "cert.pem", "--tlskey", pki + "key.pem"}
 	if r := h.In([]byte("over tls\n"), append(tls, "run", "--rm", "-i", "alpine", "cat")...); r.Code != 0 || r.Out != "over tls\n" {

@@ -51,6 +51,11 @@ func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.C
 			h, err := c.APIClient.ContainerAttach(context.WithValue(ctx, fromKey{}, from), id, o)
 			return h.HijackedResponse, err
 		}
+		if !o.Stdout && !o.Stderr {
+			// Docker's commands read nothing then. But stdin waits for credit, and
+			// the fleet for word that the end has arrived.
+			go func() { _, _ = io.Copy(io.Discard, s) }()
+		}
 		media, _ := h.MediaType()
 		return client.ContainerAttachResult{HijackedResponse: client.NewHijackedResponse(s, media)}, nil
 	}

@@ -107,7 +107,7 @@ func (f *scripted) read(c *fleetClient, logs bool) (out string, err error) {
 		defer l.Close()
 		r = l
 	} else {
-		h, err := c.ContainerAttach(f.t.Context(), "x", client.ContainerAttachOptions{})
+		h, err := c.ContainerAttach(f.t.Context(), "x", client.ContainerAttachOptions{Stdout: true})
 		if err != nil {
 			f.t.Fatal(err)
 		}
@@ -183,7 +183,7 @@ func TestTheEndIsAcknowledgedBehindTheOutput(t *testing.T) {
 		return nil
 	}}}
 	c := &fleetClient{APIClient: f, warn: func(s string) { t.Error(s) }}
-	h, err := c.ContainerAttach(t.Context(), "x", client.ContainerAttachOptions{})
+	h, err := c.ContainerAttach(t.Context(), "x", client.ContainerAttachOptions{Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,4 +201,48 @@ func TestTheEndIsAcknowledgedBehindTheOutput(t *testing.T) {
 		t.Fatalf("the end is %v", err)
 	}
 	<-acked
+}
+
+// Docker's commands don't read a stream without output. All of stdin goes all the
+// same, over breaks too, and the end is acknowledged: the fleet waits for that.
+func TestAStreamWithoutOutputIsReadAllTheSame(t *testing.T) {
+	acked := make(chan struct{})
+	f := &scripted{t: t, ended: make(chan struct{}, 9), each: []func(string, *bulk.ServerConn) error{
+		func(_ string, s *bulk.ServerConn) error {
+			if err := says(bulk.FrameBegin, "\x00", pos, "a")("", s); err != nil {
+				return err
+			}
+			_, err := io.CopyN(io.Discard, s, bulk.Window)
+			return err
+		},
+		func(_ string, s *bulk.ServerConn) error {
+			if err := says(bulk.FrameBegin, "\x00", pos, "a")("", s); err != nil {
+				return err
+			}
+			if _, err := io.Copy(io.Discard, s); err != nil {
+				return err
+			}
+			if err := s.WriteFrame(exit, nil); err != nil {
+				return err
+			}
+			<-s.Acknowledged()
+			close(acked)
+			return nil
+		}}}
+	c := &fleetClient{APIClient: f, warn: func(string) {}}
+	h, err := c.ContainerAttach(t.Context(), "x", client.ContainerAttachOptions{Stdin: true, Stream: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if _, err := h.Conn.Write(make([]byte, 4*bulk.Window)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	<-acked
+	if c.Lost() != nil {
+		t.Error(c.Lost())
+	}
 }
