@@ -14,8 +14,8 @@ const Silence = 3 * time.Second
 
 // Watch has the kernel end c once the other end's host has acknowledged nothing
 // for Silence: neither what was sent nor, on an idle connection, its probes. A
-// process that is only slow is not taken for gone: its kernel acknowledges. What
-// is no TCP connection is left as it is.
+// process that is only slow is not taken for gone, whatever waits for it here: its
+// kernel acknowledges. What is no TCP connection is left as it is.
 func Watch(c net.Conn) {
 	for {
 		w, ok := c.(interface{ NetConn() net.Conn })
@@ -41,6 +41,36 @@ func Watch(c net.Conn) {
 			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(Silence / time.Millisecond)},
 		} {
 			_ = unix.SetsockoptInt(int(fd), o.level, o.name, o.value) // a Unix socket has none of TCP's, and needs none
+		}
+	})
+	spare(raw, false)
+}
+
+// unanswered is how many probes of a full receiver may have no answer.
+const unanswered = 3
+
+// spare has the kernel wait for a receiver that is full, until the connection is
+// closed: it counts the time without room as silence, though its probes are answered.
+func spare(raw syscall.RawConn, was bool) {
+	time.AfterFunc(Silence/6, func() {
+		var full bool
+		var err error
+		closed := raw.Control(func(fd uintptr) {
+			var i *unix.TCPInfo
+			if i, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err != nil {
+				return
+			}
+			full = i.Unacked == 0 && i.Notsent_bytes > 0 && i.Probes < unanswered
+			if full != was {
+				timeout := int(Silence / time.Millisecond)
+				if full {
+					timeout = 0
+				}
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, timeout)
+			}
+		})
+		if closed == nil && err == nil {
+			spare(raw, full)
 		}
 	})
 }
