@@ -161,19 +161,17 @@ func statusOf(err error) int {
 
 func refuse(w http.ResponseWriter, err error) {
 	code := statusOf(err)
-	switch code {
-	case http.StatusServiceUnavailable:
+	if code == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "1")
-	case http.StatusUnauthorized, http.StatusForbidden:
-		// Nobody known: neither the rest of a body nor another request is waited for.
-		w.Header().Set("Connection", "close")
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()}) // who left needs no answer
 }
 
-// answer knows whether it has begun.
+// answer knows whether it has begun. One that refuses a caller ends its connection:
+// neither the rest of a body nor another request is waited for, so that who was
+// removed holds none.
 type answer struct {
 	http.ResponseWriter
 	begun bool
@@ -181,6 +179,9 @@ type answer struct {
 
 func (a *answer) WriteHeader(code int) {
 	a.begun = a.begun || code >= 200
+	if code == http.StatusUnauthorized || code == http.StatusForbidden {
+		a.Header().Set("Connection", "close")
+	}
 	a.ResponseWriter.WriteHeader(code)
 }
 

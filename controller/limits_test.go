@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/controller/bootstrap"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -86,6 +87,37 @@ func TestASlowBodyIsNotWaitedFor(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d", c.what, resp.StatusCode, b, c.code)
 		}
 		closes(t, conn, r, long)
+	}
+}
+
+// Who is refused for who it is holds no connection: certificates of those who were
+// removed are good for handshakes for a year.
+func TestWhoIsRefusedHoldsNoConnection(t *testing.T) {
+	noLeaks(t)
+	all, _ := fleet(t, 2)
+	lead, others := split(t, all)
+	removed := lead.identity(pki.KindUser, "removed")
+	lead.eventually(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: removed.Principal.URI, Roles: []string{pki.KindUser}, Revoked: true}}}})
+	for who, files := range map[string]*pki.Files{
+		"a user who was removed": removed, "an unknown user": lead.identity(pki.KindUser, "stranger"), "a stranger": nil,
+		"a node that asks for more than it may": lead.files(bootstrap.AgentPKI(lead.data)),
+	} {
+		for where, h := range map[string]*host{"the leader": lead, "a follower": others[0]} {
+			conn := h.connect(files, "http/1.1")
+			_, _ = io.WriteString(conn, "GET /info HTTP/1.1\r\nHost: x\r\n\r\n")
+			_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+			r := bufio.NewReader(conn)
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil || resp.StatusCode != http.StatusForbidden && resp.StatusCode != http.StatusUnauthorized {
+				t.Errorf("%s at %s: %v %v", who, where, resp, err)
+				continue
+			}
+			if !resp.Close {
+				t.Errorf("%s at %s may ask again on its connection", who, where)
+				continue
+			}
+			closes(t, conn, r, 20*time.Second)
+		}
 	}
 }
 
