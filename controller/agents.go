@@ -124,7 +124,9 @@ func (g granted) change(n *dv1.Node) (less []string) {
 }
 
 // revocations ends connections of identities that were just revoked, and of users who
-// were granted more before. It is called within a commit and never blocks.
+// were granted more before: a controller's after it had the time to be told that it was
+// removed, which may have been asked through it; what else it asks meanwhile is
+// refused. It is called within a commit and never blocks.
 func (c *controller) revocations(effects []*dv1.Effect) {
 	for _, e := range effects {
 		if n := e.GetNode(); n != nil {
@@ -138,9 +140,17 @@ func (c *controller) revocations(effects []*dv1.Effect) {
 		if !id.GetRevoked() {
 			continue
 		}
-		for _, v := range []*visitors{c.requests, c.sessions, c.layer.conns} {
-			v.expel(id.GetUri())
+		uri := id.GetUri()
+		expel := func() {
+			c.requests.expel(uri)
+			c.sessions.expel(uri)
 		}
+		if p, err := pki.FromURI(uri); err == nil && p.Kind == pki.KindController {
+			time.AfterFunc(parting, expel)
+		} else {
+			expel()
+		}
+		c.layer.conns.expel(uri)
 		select {
 		case c.revoked <- struct{}{}:
 		default:

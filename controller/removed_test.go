@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -55,6 +56,33 @@ func TestAControllerThatWasRemovedWhileOffLearnsIt(t *testing.T) {
 	if r := lead.local("GET", "/containers/json", ""); r.code != 200 {
 		t.Errorf("the others answer %v", r)
 	}
+}
+
+// Whoever removes a controller at its own socket is told that it is done. It passes on
+// nothing more.
+func TestAControllerThatIsRemovedAtItsOwnSocketAnswers(t *testing.T) {
+	noLeaks(t)
+	all, _ := fleet(t, 3)
+	lead, others := split(t, all)
+	self := others[0]
+	files := self.files(bootstrap.ControllerPKI(self.data))
+	rt, done := lead.over(files, relay.CallersALPN, "", true)
+	defer done()
+	admin := lead.files(bootstrap.AdminPKI(lead.data)).Principal.URI
+	tokens := func() response {
+		return send(t, rt, http.MethodGet, "/drover/v1/tokens", http.Header{"Drover-Principal": {admin}}, nil)
+	}
+	if r := tokens(); r.code != http.StatusOK {
+		t.Fatalf("as a controller it gets %v", r)
+	}
+	if r := self.local(http.MethodDelete, "/drover/v1/controllers/"+self.id(), ""); r.code != http.StatusOK {
+		t.Errorf("removing it: %v", r)
+	}
+	if r := tokens(); r.code == http.StatusOK {
+		t.Errorf("on a connection from before it still gets %v", r)
+	}
+	self.gone()
+	until(t, "two voters", func() bool { return len(lead.voters()) == 2 })
 }
 
 // Who is no longer answered by anybody was not removed by that.

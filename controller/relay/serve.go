@@ -115,6 +115,10 @@ func (f *Fleet) Callers(api, sessions http.Handler) http.Handler {
 			http.Error(w, "not the leader", http.StatusMisdirectedRequest)
 			return
 		}
+		if _, err := access.Known(f.o.Log.Snapshot(), by.URI); errors.Is(err, pki.ErrRevoked) {
+			http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+			return
+		}
 		rt, h := f.o.Match(r), api
 		if r.Method == SessionRoute.Method && r.URL.Path == SessionRoute.Pattern {
 			rt, h = SessionRoute, sessions
