@@ -157,7 +157,7 @@ func (m *members) spare(ctx context.Context, name string) error {
 			left = append(left, c)
 		}
 	}
-	if !voted {
+	if !voted || len(left) == 0 { // that one is the only one is said where it is decided
 		return nil
 	}
 	silent := make([]string, len(left))

@@ -85,6 +85,15 @@ func TestAControllerThatIsRemovedAtItsOwnSocketAnswers(t *testing.T) {
 	until(t, "two voters", func() bool { return len(lead.voters()) == 2 })
 }
 
+func TestTheOnlyControllerStays(t *testing.T) {
+	noLeaks(t)
+	h := newHost(t)
+	h.up()
+	if r := h.local(http.MethodDelete, "/drover/v1/controllers/"+h.id(), ""); r.code != http.StatusConflict || !strings.Contains(r.body, "is the only controller") {
+		t.Errorf("removing it: %v", r)
+	}
+}
+
 // Who is no longer answered by anybody was not removed by that.
 func TestAControllerAloneWasNotRemoved(t *testing.T) {
 	noLeaks(t)

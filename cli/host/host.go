@@ -18,6 +18,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
 
 	"github.com/drover/drover/agent"
@@ -91,7 +92,7 @@ func Commands(version string) []*cobra.Command {
 }
 
 func controllerCommand(version string) *cobra.Command {
-	cmd := &cobra.Command{Use: "controller", Short: "Run this host's controller in the foreground", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "controller", Short: "Run this host's controller in the foreground", Args: cli.NoArgs}
 	f := addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := f.load(cmd)
@@ -111,7 +112,7 @@ func controllerCommand(version string) *cobra.Command {
 }
 
 func agentCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "agent", Short: "Run this host's agent in the foreground", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "agent", Short: "Run this host's agent in the foreground", Args: cli.NoArgs}
 	f := addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := f.load(cmd)
@@ -182,7 +183,7 @@ func remote(dir string, controllers []string) (*trace.Remote, error) {
 }
 
 func configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Show this host's configuration, and where each value came from", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "config", Short: "Show this host's configuration, and where each value came from", Args: cli.NoArgs}
 	f := addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := f.load(cmd)

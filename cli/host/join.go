@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
 
 	"github.com/drover/drover/agent"
@@ -21,7 +22,7 @@ const joinWithin = 30 * time.Second
 
 func joinCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "join ADDR --token TOKEN", Short: "Make this host part of a fleet, and bring drover up", Args: cobra.ExactArgs(1),
+		Use: "join ADDR --token TOKEN", Short: "Make this host part of a fleet, and bring drover up", Args: cli.ExactArgs(1),
 		Long: "Make this host part of the fleet that a controller at ADDR (host[:port]) belongs to, and bring drover up.\nWhat the host becomes is the token's role: a controller with an agent, or an agent only (drover token create).",
 	}
 	f := addFlags(cmd)

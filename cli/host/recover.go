@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
 
 	"github.com/drover/drover/agent"
@@ -17,7 +18,7 @@ import (
 
 func recoverCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "recover", Short: "Make this host's controller the only one, where most controllers are lost for good", Args: cobra.NoArgs,
+		Use: "recover", Short: "Make this host's controller the only one, where most controllers are lost for good", Args: cli.NoArgs,
 		Long: `Make this host's controller the only one of its fleet, with what its log holds.
 
 This is the way back when a majority of the controllers is lost for good: the fleet

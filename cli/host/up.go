@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker/cli/cli"
 	"github.com/moby/moby/api/types/system"
 	"github.com/spf13/cobra"
 
@@ -45,7 +46,7 @@ const (
 
 func upCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "up", Short: "Bring drover up on this host: controller, agent and containerd", Args: cobra.NoArgs,
+		Use: "up", Short: "Bring drover up on this host: controller, agent and containerd", Args: cli.NoArgs,
 		Long: "Bring drover up on this host. The first time it makes a fleet of one host, with its own certificate authority.\nStopping it leaves containers running; the next drover up takes them over.",
 	}
 	f := addFlags(cmd)

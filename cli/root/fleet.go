@@ -14,6 +14,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/docker/cli/cli"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
@@ -84,7 +85,7 @@ func parent(use, short string, subs ...*cobra.Command) *cobra.Command {
 }
 
 func (a *app) nodeCommand() *cobra.Command {
-	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List the nodes of this fleet", Args: cobra.NoArgs}
+	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List the nodes of this fleet", Args: cli.NoArgs}
 	quiet := ls.Flags().BoolP("quiet", "q", false, "Names only")
 	ls.RunE = func(cmd *cobra.Command, _ []string) error {
 		var all []fleetapi.Node
@@ -111,7 +112,7 @@ func (a *app) nodeCommand() *cobra.Command {
 			}
 		})
 	}
-	inspect := &cobra.Command{Use: "inspect NODE...", Short: "Show all about nodes", Args: cobra.MinimumNArgs(1)}
+	inspect := &cobra.Command{Use: "inspect NODE...", Short: "Show all about nodes", Args: cli.RequiresMinArgs(1)}
 	inspect.RunE = func(cmd *cobra.Command, args []string) error {
 		out := []fleetapi.Node{}
 		for _, name := range args {
@@ -126,7 +127,7 @@ func (a *app) nodeCommand() *cobra.Command {
 		return e.Encode(out)
 	}
 	update := func(use, short string, change func(args []string) (fleetapi.UpdateNode, []string, error)) *cobra.Command {
-		c := &cobra.Command{Use: use, Short: short, Args: cobra.MinimumNArgs(1)}
+		c := &cobra.Command{Use: use, Short: short, Args: cli.RequiresMinArgs(1)}
 		c.RunE = func(cmd *cobra.Command, args []string) error {
 			u, names, err := change(args)
 			if err != nil {
@@ -174,7 +175,7 @@ func (a *app) nodeCommand() *cobra.Command {
 	grant.Long = "Say what a user of a host without a controller may do through its socket. The role user makes containers, and reaches those, that are not root on their host: without binds, privileges, devices, added capabilities or the host's namespaces. The role admin may do everything, and so is root on every host of the fleet."
 	grant.Flags().IntVar(&uid, "uid", 0, "User id on that host")
 	grant.Flags().StringVar(&role, "role", "user", "user, admin, or \"\" for none")
-	rm := &cobra.Command{Use: "rm NODE...", Aliases: []string{"remove"}, Short: "Forget nodes that are gone, and revoke their identities", Args: cobra.MinimumNArgs(1)}
+	rm := &cobra.Command{Use: "rm NODE...", Aliases: []string{"remove"}, Short: "Forget nodes that are gone, and revoke their identities", Args: cli.RequiresMinArgs(1)}
 	force := rm.Flags().BoolP("force", "f", false, "Also if the node is up, or has containers, which are forgotten")
 	rm.RunE = func(cmd *cobra.Command, args []string) error {
 		for _, name := range args {
@@ -195,7 +196,7 @@ func (a *app) nodeCommand() *cobra.Command {
 // poolCommand shows and extends where nodes' subnets come from.
 func (a *app) poolCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "pool", Short: "List the address pools that nodes' subnets come from", Args: cobra.NoArgs,
+		Use: "pool", Short: "List the address pools that nodes' subnets come from", Args: cli.NoArgs,
 		Long: "List the address pools that nodes' subnets come from. Each node owns a /24, which it keeps; a pool is used when those before it are used up.",
 	}
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -209,7 +210,7 @@ func (a *app) poolCommand() *cobra.Command {
 			}
 		})
 	}
-	add := &cobra.Command{Use: "add NETWORK", Short: "Let more nodes join: add an address pool, such as 10.224.0.0/12", Args: cobra.ExactArgs(1)}
+	add := &cobra.Command{Use: "add NETWORK", Short: "Let more nodes join: add an address pool, such as 10.224.0.0/12", Args: cli.ExactArgs(1)}
 	add.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := a.call(cmd, http.MethodPost, "pools", fleetapi.Pool{Pool: args[0]}, nil); err != nil {
 			return err
@@ -231,7 +232,7 @@ func pairs(m map[string]string) string {
 
 // controllerCommands are ls, rm and timing, beside the command that runs one.
 func (a *app) controllerCommands() []*cobra.Command {
-	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List the controllers of this fleet", Args: cobra.NoArgs}
+	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List the controllers of this fleet", Args: cli.NoArgs}
 	ls.RunE = func(cmd *cobra.Command, _ []string) error {
 		var all []fleetapi.Member
 		if err := a.call(cmd, http.MethodGet, "controllers", nil, &all); err != nil {
@@ -243,7 +244,7 @@ func (a *app) controllerCommands() []*cobra.Command {
 			}
 		})
 	}
-	rm := &cobra.Command{Use: "rm CONTROLLER...", Short: "Take controllers out of the quorum, and revoke their identities", Args: cobra.MinimumNArgs(1)}
+	rm := &cobra.Command{Use: "rm CONTROLLER...", Short: "Take controllers out of the quorum, and revoke their identities", Args: cli.RequiresMinArgs(1)}
 	rm.RunE = func(cmd *cobra.Command, args []string) error {
 		for _, name := range args {
 			if err := a.call(cmd, http.MethodDelete, "controllers/"+url.PathEscape(name), nil, nil); err != nil {
@@ -254,7 +255,7 @@ func (a *app) controllerCommands() []*cobra.Command {
 		return nil
 	}
 	timing := &cobra.Command{
-		Use: "timing [lan|wan|HEARTBEAT/ELECTION/LEASE]", Short: "Show or set how fast the controllers notice that their leader is gone", Args: cobra.MaximumNArgs(1),
+		Use: "timing [lan|wan|HEARTBEAT/ELECTION/LEASE]", Short: "Show or set how fast the controllers notice that their leader is gone", Args: cli.RequiresMaxArgs(1),
 		Long: "Show or set raft's timeouts, one set for all controllers of the fleet.\n" +
 			"lan is 150ms/150ms/100ms; wan is 2s/2s/1.5s, for controllers that are far apart or on busy machines.\n" +
 			"HEARTBEAT: a follower that hears nothing for as long begins an election. ELECTION: one without a winner begins anew after as long.\n" +
@@ -281,7 +282,7 @@ func (a *app) controllerCommands() []*cobra.Command {
 }
 
 func (a *app) tokenCommand() *cobra.Command {
-	create := &cobra.Command{Use: "create", Short: "Make a token that hosts join with; it is shown once", Args: cobra.NoArgs}
+	create := &cobra.Command{Use: "create", Short: "Make a token that hosts join with; it is shown once", Args: cli.NoArgs}
 	n := fleetapi.NewToken{}
 	create.Flags().StringVar(&n.Role, "role", "agent", "What the hosts become: controller (with an agent), or agent")
 	create.Flags().StringVar(&n.SocketRole, "socket-role", "", "What root may do through the socket of a host without a controller: user or admin (nothing if empty)")
@@ -305,7 +306,7 @@ func (a *app) tokenCommand() *cobra.Command {
 		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "The token is good for %s; drover token revoke %s ends it.\n", time.Duration(t.Expires-t.Created).Round(time.Second), t.ID)
 		return nil
 	}
-	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List tokens, without their secrets", Args: cobra.NoArgs}
+	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List tokens, without their secrets", Args: cli.NoArgs}
 	ls.RunE = func(cmd *cobra.Command, _ []string) error {
 		var all []fleetapi.TokenInfo
 		if err := a.call(cmd, http.MethodGet, "tokens", nil, &all); err != nil {
@@ -326,7 +327,7 @@ func (a *app) tokenCommand() *cobra.Command {
 			}
 		})
 	}
-	revoke := &cobra.Command{Use: "revoke ID...", Aliases: []string{"rm"}, Short: "Have tokens admit nobody any more", Args: cobra.MinimumNArgs(1)}
+	revoke := &cobra.Command{Use: "revoke ID...", Aliases: []string{"rm"}, Short: "Have tokens admit nobody any more", Args: cli.RequiresMinArgs(1)}
 	revoke.RunE = func(cmd *cobra.Command, args []string) error {
 		for _, id := range args {
 			if err := a.call(cmd, http.MethodDelete, "tokens/"+url.PathEscape(id), nil, nil); err != nil {

@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/docker/cli/cli"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
@@ -17,7 +18,7 @@ import (
 )
 
 func (a *app) traceCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "trace [last|ID]", Short: "Show where the time of an operation went", Args: cobra.MaximumNArgs(1),
+	cmd := &cobra.Command{Use: "trace [last|ID]", Short: "Show where the time of an operation went", Args: cli.RequiresMaxArgs(1),
 		Long: "Show where the time of an operation went, from the command to the container's process.\nWithout an argument it lists the latest operations."}
 	raw := cmd.Flags().Bool("json", false, "Print the spans as JSON")
 	limit := cmd.Flags().IntP("limit", "n", 20, "How many operations to list")

@@ -177,6 +177,17 @@ func TestDataPins(t *testing.T) {
 	}
 }
 
+func TestARoleIsAUsers(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a")
+	grant := func(uid string) *dv1.Command {
+		return &dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "a", Roles: map[string]string{uid: "user"}}}}
+	}
+	f.ok(grant("0"))
+	for _, uid := range []string{"-3", "", "root", "4294967296"} {
+		f.no(grant(uid), "invalid", "is no uid")
+	}
+}
+
 // An auto-removed task's end stays known, wherever it is asked for, and old or
 // foreign reports change nothing.
 func TestReports(t *testing.T) {

@@ -3,6 +3,7 @@ package command
 import (
 	"bytes"
 	"slices"
+	"strconv"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -127,6 +128,9 @@ func (d *decision) updateNode(c *dv1.UpdateNode) *dv1.Error {
 		delete(n.SetLabels, k)
 	}
 	for uid, role := range c.Roles {
+		if _, err := strconv.ParseUint(uid, 10, 32); err != nil {
+			return refuse("invalid", "%q is no uid", uid)
+		}
 		switch role {
 		case "":
 			delete(n.Roles, uid)
