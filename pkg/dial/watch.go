@@ -39,12 +39,17 @@ func Watch(c net.Conn) {
 			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1},
 			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int(Silence / time.Second)},
 			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(Silence / time.Millisecond)},
+			{unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, int(tryWithin / time.Millisecond)},
 		} {
 			_ = unix.SetsockoptInt(int(fd), o.level, o.name, o.value) // a Unix socket has none of TCP's, and needs none
 		}
 	})
 	spare(raw, false)
 }
+
+// tryWithin bounds the pause between two tries, of probes of a full receiver too: it
+// doubles otherwise, up to minutes. Kernels before 6.15 can't be told.
+const tryWithin = time.Second
 
 // unanswered is how many probes of a full receiver may have no answer.
 const unanswered = 3
