@@ -56,13 +56,16 @@ func (m *member) change(f func()) {
 
 func (m *member) leads(id string) { m.change(func() { m.leader = id }) }
 
-func (m *member) apply(e ...*dv1.Effect) {
+func (m *member) apply(e ...*dv1.Effect) { m.catchUp(m.leader, e...) }
+
+// catchUp has a leader and what it committed come at once.
+func (m *member) catchUp(leader string, e ...*dv1.Effect) {
 	m.change(func() {
 		txn := state.NewTxn(m.snap)
 		if err := txn.Apply(e...); err != nil {
 			panic(err)
 		}
-		m.snap = txn.View()
+		m.snap, m.leader = txn.View(), leader
 	})
 }
 
@@ -166,7 +169,7 @@ func TestBeforeSomethingIsSaidNotToExistALeaderIsWaitedFor(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := newMember()
 				h := api(t, m)
-				time.AfterFunc(3*time.Second, func() { m.apply(web()...); m.leads("me") })
+				time.AfterFunc(3*time.Second, func() { m.catchUp("me", web()...) })
 				w, took := ask(h, l.method, l.url)
 				if w.Code == http.StatusNotFound || w.Header().Get(engineapi.HeaderStale) != "" || took < 3*time.Second {
 					t.Errorf("after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(engineapi.HeaderStale))
