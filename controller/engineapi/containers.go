@@ -74,13 +74,16 @@ func (s *server) start(w http.ResponseWriter, r *http.Request) error {
 	if !res.Changed {
 		return &apiError{http.StatusNotModified, ""}
 	}
-	return s.started(w, r, t, res.Attempt, "start")
+	return s.started(w, r, snap, t, res.Attempt, "start")
 }
 
 // started waits until the attempt runs, ran, or is known not to be able to.
-func (s *server) started(w http.ResponseWriter, r *http.Request, t *dv1.Task, attempt int32, verb string) error {
-	if err := s.answering(t, verb); err != nil {
-		return err
+func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Snapshot, t *dv1.Task, attempt int32, verb string) error {
+	// One that was asked for before may have begun: then nobody is waited for.
+	if t.Attempt < attempt || t.Started == 0 && t.Exit.GetAttempt() < attempt && t.Failed == "" {
+		if err := s.answering(snap, t, verb); err != nil {
+			return err
+		}
 	}
 	why := ""
 	err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
@@ -112,9 +115,13 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, t *dv1.Task, at
 	return nil
 }
 
-func (s *server) answering(t *dv1.Task, verb string) error {
+func (s *server) answering(snap *state.Snapshot, t *dv1.Task, verb string) error {
 	if since, is := s.silent(t.NodeId); is {
-		return refuse(http.StatusServiceUnavailable, "recorded: node %s, silent for %s, will %s %s when it answers", t.NodeId, since, verb, t.Name)
+		node := t.NodeId
+		if n := snap.Node(node); n != nil {
+			node = n.Name
+		}
+		return refuse(http.StatusServiceUnavailable, "recorded: node %s, silent for %s, will %s %s when it answers", node, since, verb, t.Name)
 	}
 	return nil
 }
@@ -148,7 +155,7 @@ func (s *server) stop(w http.ResponseWriter, r *http.Request) error {
 	if !res.Changed {
 		return &apiError{http.StatusNotModified, ""}
 	}
-	if err := s.answering(t, "stop"); err != nil {
+	if err := s.answering(snap, t, "stop"); err != nil {
 		return err
 	}
 	if err := s.ended(r, t, max(res.Attempt, t.Attempt)); err != nil {
@@ -182,7 +189,7 @@ func (s *server) restart(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.started(w, r, t, max(res.Attempt, t.Attempt+1), "restart")
+	return s.started(w, r, snap, t, max(res.Attempt, t.Attempt+1), "restart")
 }
 
 // killedWithin bounds how long a kill waits to be recorded as one by hand.
