@@ -37,16 +37,17 @@ func execIn(t *testing.T, e task.Engine, id, script string, attach bool) (execID
 // rest reads a stream to its end.
 func rest(t *testing.T, st io.Reader) (out string, exit *dv1.Exit) {
 	t.Helper()
+	var said strings.Builder
 	for fr := bulk.NewFrameReader(st); ; {
 		kind, p, err := fr.Next()
 		if errors.Is(err, io.EOF) {
-			return out, exit
+			return said.String(), exit
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		if kind != bulk.FrameExit {
-			out += string(p)
+			said.Write(p)
 			continue
 		}
 		exit = &dv1.Exit{}

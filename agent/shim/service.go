@@ -30,6 +30,10 @@ import (
 // that left the container's namespace may hold its pipes open for ever.
 const outputWithin = 3 * time.Second
 
+// maxBehind bounds, in bytes, what an exec that ended may still have in its pipes and
+// on the way: 64 KiB a pipe, and room for two that take turns.
+const maxBehind = 1 << 20
+
 // Pauses between tries to record an exit.
 const (
 	minPause = 50 * time.Millisecond

@@ -294,6 +294,10 @@ type execIO struct {
 	in    *stdin
 	out   sync.WaitGroup
 	slow  stopwatch // runs while a client is waited for
+	sent  atomic.Int64
+	most  atomic.Int64  // that is to be sent; 0: no end is known yet
+	full  chan struct{} // closed when most was sent
+	fill  sync.Once
 	clos  sync.Once
 	gone  chan struct{}
 	begun chan struct{} // closed when its process runs
@@ -309,7 +313,7 @@ type execIO struct {
 }
 
 func newExecIO(a shimapi.ExecIO, dir string, closeIO func()) (*execIO, error) {
-	e := &execIO{fifos: fifos{dir: dir, stdin: a.Stdin, tty: a.TTY}, first: make(chan struct{}), gone: make(chan struct{}),
+	e := &execIO{fifos: fifos{dir: dir, stdin: a.Stdin, tty: a.TTY}, first: make(chan struct{}), gone: make(chan struct{}), full: make(chan struct{}),
 		begun: make(chan struct{}), over: make(chan struct{}), exited: make(chan struct{})}
 	if err := e.make(); err != nil {
 		return nil, err
@@ -371,6 +375,9 @@ func (e *execIO) send(kind byte, p []byte) {
 	defer e.mu.Unlock()
 	e.slow.start()
 	defer e.slow.stop()
+	if most := e.most.Load(); e.sent.Add(int64(len(p))) > most && most != 0 {
+		e.fill.Do(func() { close(e.full) })
+	}
 	if e.client != nil {
 		_ = bulk.WriteFrame(e.client, kind, p) // a client that left: the process goes on unheard
 	}
@@ -411,10 +418,11 @@ func (e *execIO) finish() {
 	_ = e.l.Close()
 }
 
-// waitOutput returns when all output was sent, or there was time to: what the process
-// left behind may hold the pipes open, and write to them, for ever. The time that a
-// client reads slowly doesn't count.
+// waitOutput returns when all output was sent, or more than its pipes held when the
+// process ended, or there was time to: what the process left behind may hold them open,
+// and write to them, for ever. The time that a client reads slowly doesn't count.
 func (e *execIO) waitOutput() {
+	e.most.Store(e.sent.Load() + maxBehind)
 	done := make(chan struct{})
 	go func() { e.out.Wait(); close(done) }()
 	began, before := time.Now(), e.slow.total()
@@ -423,6 +431,8 @@ func (e *execIO) waitOutput() {
 		case <-done:
 			return
 		case <-e.gone:
+			return
+		case <-e.full:
 			return
 		case <-time.After(max(left, outputWithin/10)):
 		}
