@@ -128,7 +128,9 @@ func frames(r io.Reader) (string, error) {
 		if err != nil {
 			return out.String(), err
 		}
-		out.Write(p)
+		if kind != bulk.FramePos {
+			out.Write(p)
+		}
 	}
 }
 
