@@ -31,7 +31,6 @@ func TestFleet(t *testing.T) {
 
 // Every run ends with its output and code, exactly once, though the leader dies.
 func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
-	before := fleet.Cgroups()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -61,7 +60,7 @@ func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
 		t.Fatalf("left behind: %s", left)
 	}
 	for _, h := range f.Hosts {
-		nothingLeft(t, f, h, before)
+		nothingLeft(t, f, h)
 	}
 }
 
@@ -280,7 +279,6 @@ func TestTheQuorumIsLost(t *testing.T) {
 
 // Everything is killed at once, everywhere, and started in some order.
 func TestAllHostsDieAtOnce(t *testing.T) {
-	before := fleet.Cgroups()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -324,7 +322,7 @@ func TestAllHostsDieAtOnce(t *testing.T) {
 		}
 	}
 	for _, h := range f.Hosts {
-		nothingLeft(t, f, h, before)
+		nothingLeft(t, f, h)
 	}
 }
 

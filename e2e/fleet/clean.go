@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/drover/drover/controller/bootstrap"
 )
 
 // Kill sends SIGKILL to the host's processes whose command line holds all the
@@ -66,11 +68,16 @@ func (f *Fleet) Mounts() []string {
 	return m
 }
 
-// Cgroups gives the control groups below drover's in any hierarchy.
-func Cgroups() []string {
+// Cgroups are the control groups of the host's containers, of all controllers. The
+// machine has others: those of other hosts, and of other tests.
+func (h *Host) Cgroups() []string {
+	id, err := bootstrap.LoadIdentity(bootstrap.IdentityFile(h.Dir + "/data"))
+	if err != nil {
+		return []string{"unknown: " + err.Error()}
+	}
 	var all []string
-	for _, p := range []string{"/sys/fs/cgroup/*/drover/*/*", "/sys/fs/cgroup/drover/*/*"} {
-		m, _ := filepath.Glob(p)
+	for _, p := range []string{"/sys/fs/cgroup/*/drover/", "/sys/fs/cgroup/drover/"} {
+		m, _ := filepath.Glob(p + id.Node + "/*")
 		for _, d := range m {
 			if st, err := os.Stat(d); err == nil && st.IsDir() {
 				all = append(all, d)
