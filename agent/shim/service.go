@@ -31,8 +31,8 @@ import (
 const outputWithin = 3 * time.Second
 
 // maxBehind bounds, in bytes, what an exec that ended may still have in its pipes and
-// on the way: 64 KiB a pipe, and room for two that take turns.
-const maxBehind = 1 << 20
+// on the way: two that hold 1 MiB each, as a program may ask for, and take turns.
+const maxBehind = 4 << 20
 
 // Pauses between tries to record an exit.
 const (
