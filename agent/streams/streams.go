@@ -222,17 +222,7 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, st task.Stream, r
 			break
 		}
 	}
-	select {
-	case <-c.Acknowledged():
-		return true
-	case <-c.Context().Done():
-	}
-	select { // one that left behind its acknowledgement
-	case <-c.Acknowledged():
-		return true
-	default:
-		return false
-	}
+	return c.WaitAcknowledged()
 }
 
 func (s *server) logs(w http.ResponseWriter, r *http.Request) {

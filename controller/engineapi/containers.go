@@ -18,6 +18,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
 	"github.com/moby/moby/api/types/container"
 )
 
@@ -230,7 +231,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 		// Afterwards and without the caller's key: a signal needs no quorum.
 		ctx, cancel := context.WithTimeout(r.Context(), killedWithin)
 		defer cancel()
-		p, _ := s.Principal(r.Context())
+		p, _ := pki.PrincipalFrom(r.Context())
 		_, err := s.Fleet.Propose(ctx, &dv1.Command{Principal: p.URI, Of: &dv1.Command_Killed{Killed: &dv1.Killed{TaskId: t.Id, Attempt: t.Attempt}}})
 		if err != nil {
 			s.Logger.Warn("recording a kill by hand", "task", hexID(t), "error", err)

@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 )
 
@@ -89,7 +90,7 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 // within refuses a caller who may not be root the inside of a container that could
 // be root on its host.
 func (s *server) within(r *http.Request, h *container.HostConfig) error {
-	if p, _ := s.Principal(r.Context()); !route.Admin.Has(p) {
+	if p, _ := pki.PrincipalFrom(r.Context()); !route.Admin.Has(p) {
 		if field := command.Rootly(h); field != "" {
 			return refuse(http.StatusForbidden, "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
 		}

@@ -65,8 +65,6 @@ type Options struct {
 	Version  string       // of drover
 	// Grant lets a node read an image's content from others; nil: none does.
 	Grant func(node, digest string) ([]byte, error)
-	// Principal finds the caller; nil is pki.PrincipalFrom.
-	Principal func(context.Context) (pki.Principal, bool)
 }
 
 type server struct {
@@ -154,9 +152,6 @@ func New(o Options) http.Handler {
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	if o.Principal == nil {
-		o.Principal = pki.PrincipalFrom
-	}
 	s := &server{Options: o}
 	s.routes = s.surface()
 	return http.HandlerFunc(s.serve)
@@ -191,7 +186,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 		r.URL = &u
 	}
 	i, values := Routes.Match(r.Method, r.URL.Path)
-	p, ok := s.Principal(r.Context())
+	p, ok := pki.PrincipalFrom(r.Context())
 	switch {
 	case !ok:
 		s.fail(w, r, refuse(http.StatusUnauthorized, "%s", pki.ErrNoPrincipal))
@@ -297,7 +292,7 @@ func (s *server) stateWith(w http.ResponseWriter, r *http.Request, enough func(*
 // propose has a command decided in the caller's name. body is what the client
 // sent, so that a key is not taken for another request.
 func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c *dv1.Command) (*dv1.CommandResult, error) {
-	if p, ok := s.Principal(r.Context()); ok {
+	if p, ok := pki.PrincipalFrom(r.Context()); ok {
 		c.Principal = p.URI
 	}
 	if c.Key = r.Header.Get(HeaderKey); c.Key != "" {

@@ -342,15 +342,5 @@ func (c framedViewer) end() bool {
 	if c.WriteFrame(bulk.FrameExit, nil) != nil {
 		return false
 	}
-	select {
-	case <-c.Acknowledged():
-		return true
-	case <-c.Context().Done():
-	}
-	select { // one that left behind its acknowledgement
-	case <-c.Acknowledged():
-		return true
-	default:
-		return false
-	}
+	return c.WaitAcknowledged()
 }

@@ -95,7 +95,6 @@ type Relay struct {
 
 	mu    sync.Mutex // guards the fields below
 	peers map[string]*peer
-	shut  bool
 	turn  chan struct{} // closed when another controller leads
 }
 
@@ -133,11 +132,15 @@ func New(o Options) *Relay { return &Relay{o: o, peers: map[string]*peer{}, turn
 func (r *Relay) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.shut = true
 	for _, p := range r.peers {
-		for _, c := range p.http {
-			c.CloseIdleConnections()
-		}
+		p.close()
+	}
+}
+
+// close ends the connections on which nothing goes on.
+func (p *peer) close() {
+	for _, c := range p.http {
+		c.CloseIdleConnections()
 	}
 }
 
@@ -226,6 +229,9 @@ func (r *Relay) peer(id, addr string) *peer {
 	defer r.mu.Unlock()
 	if p := r.peers[id]; p != nil && p.addr == addr {
 		return p
+	}
+	if p := r.peers[id]; p != nil { // the controller moved
+		p.close()
 	}
 	p := &peer{addr: addr}
 	for l := range p.http {

@@ -316,6 +316,22 @@ func (s *ServerConn) WriteFrame(kind byte, p []byte) error {
 // Acknowledged is closed when the peer has taken all frames up to the end.
 func (s *ServerConn) Acknowledged() <-chan struct{} { return s.acked }
 
+// WaitAcknowledged blocks until that, or until the peer is gone, and reports whether
+// it has taken all: it may have left behind its acknowledgement.
+func (s *ServerConn) WaitAcknowledged() bool {
+	select {
+	case <-s.acked:
+		return true
+	case <-s.ctx.Done():
+	}
+	select {
+	case <-s.acked:
+		return true
+	default:
+		return false
+	}
+}
+
 // Context ends when the peer is gone or Close was called.
 func (s *ServerConn) Context() context.Context { return s.ctx }
 
