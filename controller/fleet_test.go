@@ -11,10 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/hashicorp/raft"
 )
 
 // Fleets of several controllers in one process, each with a port that it keeps.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/command"
@@ -15,7 +16,6 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/pki"
-	"google.golang.org/protobuf/proto"
 )
 
 // Recovered is what Recover did.

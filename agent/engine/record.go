@@ -9,11 +9,10 @@ import (
 	"path/filepath"
 	"time"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
-
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 )
 

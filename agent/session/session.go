@@ -17,10 +17,11 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/net/http2"
+
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/pki"
-	"golang.org/x/net/http2"
 )
 
 // ALPN is the session's protocol name on a controller's port.

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.uber.org/goleak"
+	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/proto"
+
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
-	"go.uber.org/goleak"
-	"golang.org/x/net/http2"
-	"google.golang.org/protobuf/proto"
 )
 
 // controller is the other end: each session is handed to the test.

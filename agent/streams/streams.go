@@ -17,13 +17,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
+	"google.golang.org/protobuf/encoding/protojson"
+
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
-	"github.com/moby/moby/api/types/container"
-	"google.golang.org/protobuf/encoding/protojson"
 )
 
 // maxBody bounds a request's body: an exec's environment, a pull's token.

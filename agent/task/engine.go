@@ -8,8 +8,9 @@ import (
 	"io"
 	"time"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/moby/moby/api/types/container"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // Spec is all that an Engine needs to know of a task. Labels of the container

@@ -10,9 +10,10 @@ import (
 	"sync"
 	"time"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // Reporter takes what the reconciler has to say, without blocking.

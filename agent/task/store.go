@@ -8,9 +8,10 @@ import (
 	"sync"
 	"time"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // storeVersion is the format of the store's bytes. The one before had a spec in each

@@ -9,10 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/drover/drover/pkg/bulk"
 )

@@ -21,13 +21,14 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/drover/drover/controller/command"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/subnet"
 	"github.com/drover/drover/pkg/timing"
-	"google.golang.org/protobuf/proto"
 )
 
 // Options of a first host.

@@ -10,6 +10,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
@@ -19,8 +22,6 @@ import (
 	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/subnet"
 	"github.com/drover/drover/pkg/timing"
-	"github.com/moby/moby/api/types/container"
-	"google.golang.org/protobuf/proto"
 )
 
 const (

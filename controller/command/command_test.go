@@ -6,10 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
-	"google.golang.org/protobuf/proto"
 )
 
 // fleet is a state that commands are decided on, one entry each.

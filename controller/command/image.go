@@ -7,8 +7,9 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 var hexID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{1,64}$`)

@@ -5,11 +5,12 @@ import (
 	"slices"
 	"strconv"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
-	"google.golang.org/protobuf/proto"
 )
 
 // Roles of tokens.

@@ -3,8 +3,9 @@ package command
 import (
 	"strings"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // Names of what is sealed. The data key is there once for each controller, as

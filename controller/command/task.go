@@ -8,12 +8,13 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/drover/drover/controller/scheduler"
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/scheduler"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)

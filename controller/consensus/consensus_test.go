@@ -14,12 +14,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/controller/access/accesstest"
-	"github.com/drover/drover/controller/state"
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/access/accesstest"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -7,9 +7,10 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
-	"github.com/hashicorp/raft"
 )
 
 // fsm puts state.Store behind raft's interface. raft calls Apply, Snapshot

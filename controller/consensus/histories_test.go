@@ -14,9 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // memory is a log on a disk that survives its member.

@@ -10,12 +10,13 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/hashicorp/raft"
-	"google.golang.org/protobuf/proto"
 )
 
 const (

@@ -14,12 +14,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/moby/moby/api/types/container"
 )
 
 // find looks a container up as docker does: full id, name, unique id prefix.

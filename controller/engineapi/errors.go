@@ -10,8 +10,9 @@ import (
 	"strings"
 	"time"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/moby/moby/api/types/common"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // ErrNoLeader says that a Fleet found no controller that decides. Asking again

@@ -4,9 +4,8 @@ import (
 	"context"
 	"net/http"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
-
 	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // Fleet is what this package needs of the control plane. It is implemented by

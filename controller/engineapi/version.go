@@ -6,8 +6,9 @@ import (
 	"runtime"
 	"strconv"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/moby/moby/api/types/system"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 func (s *server) ping(w http.ResponseWriter, r *http.Request) error {

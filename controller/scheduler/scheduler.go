@@ -11,9 +11,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/container"
+
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
-	"github.com/moby/moby/api/types/container"
 )
 
 // Group is Count tasks that want the same of a node.

@@ -11,8 +11,9 @@ import (
 	"io"
 	"iter"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // A snapshot file is the magic, then sections: name (1 byte length), count

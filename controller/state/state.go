@@ -11,9 +11,10 @@ import (
 	"strings"
 	"sync"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/tidwall/btree"
 	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // FeatureLevel is the highest level of entries that this build can apply.

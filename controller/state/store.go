@@ -6,8 +6,9 @@ import (
 	"io"
 	"sync/atomic"
 
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"google.golang.org/protobuf/proto"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // Format and EntryEffects are what this build writes into entries.

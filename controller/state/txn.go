@@ -4,9 +4,10 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/subnet"
-	"google.golang.org/protobuf/proto"
 )
 
 // Txn is a private, writable copy of a Snapshot: what a batch of commands is

@@ -15,8 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/pkg/pki"
 	"go.uber.org/goleak"
+
+	"github.com/drover/drover/pkg/pki"
 )
 
 type world struct {

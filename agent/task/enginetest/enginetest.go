@@ -15,12 +15,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/agent/task"
-	"github.com/drover/drover/pkg/bulk"
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
 )
 
 // Subject is an engine under test.

@@ -13,10 +13,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/drover/drover/agent/task"
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // Engine holds tasks in memory. Its programs, by the first word of the command:

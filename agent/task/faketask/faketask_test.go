@@ -3,9 +3,10 @@ package faketask_test
 import (
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/drover/drover/agent/task/enginetest"
 	"github.com/drover/drover/agent/task/faketask"
-	"go.uber.org/goleak"
 )
 
 func TestConformance(t *testing.T) {

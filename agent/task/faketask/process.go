@@ -9,9 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
+
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/pkg/bulk"
-	"github.com/moby/moby/api/types/container"
 )
 
 // process is what a program runs in.

@@ -7,13 +7,13 @@ import (
 	"io"
 	"time"
 
-	"github.com/drover/drover/agent/task"
-	"github.com/drover/drover/pkg/bulk"
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
 )
 
 type record struct {
