@@ -26,22 +26,22 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/drover/drover/agent/containerd"
-	"github.com/drover/drover/agent/door"
 	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/agent/mirror"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/payload"
 	"github.com/drover/drover/agent/session"
+	"github.com/drover/drover/agent/socketproxy"
 	"github.com/drover/drover/agent/streams"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/logfile"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
-	"github.com/drover/drover/pkg/relaysock"
 )
 
 // DefaultListen is the agent's own port on every address.
@@ -164,8 +164,8 @@ func (a *agent) run(ctx context.Context) error {
 	a.parts.Go(func() error { return serveStatus(a.ctx, a.RunDir, a.daemon, &a.status) })
 	if a.Socket != "" {
 		a.parts.Go(func() error {
-			return door.Run(a.ctx, door.Options{Path: a.Socket, Controllers: a.controllers, Log: a.Logger,
-				Conns: &a.fleet.visited, TLS: a.toController(relaysock.ALPN)})
+			return socketproxy.Run(a.ctx, socketproxy.Options{Path: a.Socket, Controllers: a.controllers, Log: a.Logger,
+				Conns: &a.fleet.visited, TLS: a.toController(wire.ALPNSocket)})
 		})
 	}
 	containerdLog := filepath.Join(a.DataDir, "containerd.log")
@@ -197,7 +197,7 @@ func (a *agent) run(ctx context.Context) error {
 		}
 		return session.Run(a.ctx, session.Options{
 			Controllers: a.controllers, Agent: a, Outbox: &a.box, Status: &a.status, Log: a.Logger,
-			Conns: &a.fleet.visited, TLS: a.toController(session.ALPN),
+			Conns: &a.fleet.visited, TLS: a.toController(wire.ALPNSession),
 		})
 	})
 	return a.parts.Wait()
@@ -206,7 +206,7 @@ func (a *agent) run(ctx context.Context) error {
 // listen gives the bulk connections of the port: of the fleet's members only.
 func (a *agent) listen(port *mux.Mux) net.Listener {
 	members := pki.All(pki.Kinds(pki.KindController, pki.KindNode), a.fleet.known)
-	return a.fleet.guests.Listen(port.Handle(pki.PeerServerTLS(a.files, members), bulk.ALPN))
+	return a.fleet.guests.Listen(port.Handle(pki.PeerServerTLS(a.files, members), wire.ALPNBulk))
 }
 
 // toController dials any controller that was not removed.
@@ -306,7 +306,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 func (a *agent) probe(ctx context.Context, node, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
-	conf := pki.PeerClientTLS(a.files, bulk.ALPN, pki.All(pki.Kinds(pki.KindNode), a.fleet.notRevoked, func(p pki.Principal) error {
+	conf := pki.PeerClientTLS(a.files, wire.ALPNBulk, pki.All(pki.Kinds(pki.KindNode), a.fleet.notRevoked, func(p pki.Principal) error {
 		if p.ID != node {
 			return fmt.Errorf("%s is node %s, not %s", addr, p.ID, node)
 		}
@@ -327,7 +327,7 @@ func (a *agent) event(taskID, action string, attributes map[string]string) {
 	if err != nil {
 		return
 	}
-	a.box.Event(&dv1.Happening{TaskId: id, Action: action, TimeNano: time.Now().UnixNano(), Attributes: attributes})
+	a.box.Event(&dv1.Event{TaskId: id, Action: action, TimeNano: time.Now().UnixNano(), Attributes: attributes})
 }
 
 func (a *agent) close() {

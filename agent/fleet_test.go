@@ -12,6 +12,7 @@ import (
 	"time"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
@@ -76,7 +77,7 @@ func port(t *testing.T, f *fleet, files *pki.Files, h http.Handler) string {
 }
 
 func dialer(files *pki.Files, addr string) *bulk.Client {
-	conf := pki.PeerClientTLS(files, bulk.ALPN, pki.Kinds(pki.KindNode))
+	conf := pki.PeerClientTLS(files, wire.ALPNBulk, pki.Kinds(pki.KindNode))
 	return bulk.NewClient(func(ctx context.Context) (net.Conn, error) {
 		return (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", addr)
 	})

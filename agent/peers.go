@@ -22,6 +22,7 @@ import (
 	"github.com/drover/drover/agent/mirror"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/grant"
@@ -105,7 +106,7 @@ func (p *peers) may(e images) func(*http.Request, digest.Digest) error {
 			return err
 		}
 		who, _ := pki.PrincipalFrom(r.Context())
-		b, err := base64.StdEncoding.DecodeString(r.Header.Get(grant.Header))
+		b, err := base64.StdEncoding.DecodeString(r.Header.Get(wire.HeaderGrant))
 		if err != nil || len(b) == 0 {
 			return fmt.Errorf("%s has no grant for this", who.URI)
 		}
@@ -134,7 +135,7 @@ type granted struct {
 
 func (g granted) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
-	r.Header.Set(grant.Header, g.grant)
+	r.Header.Set(wire.HeaderGrant, g.grant)
 	return g.RoundTripper.RoundTrip(r)
 }
 
@@ -167,7 +168,7 @@ func (p *peers) to(addr string) *bulk.Client {
 	if c := p.open[addr]; c != nil {
 		return c
 	}
-	conf := pki.PeerClientTLS(p.a.files, bulk.ALPN, pki.All(pki.Kinds(pki.KindNode), p.a.fleet.known, func(q pki.Principal) error {
+	conf := pki.PeerClientTLS(p.a.files, wire.ALPNBulk, pki.All(pki.Kinds(pki.KindNode), p.a.fleet.known, func(q pki.Principal) error {
 		if at := p.a.fleet.now.Load().Addr(q.URI); at != addr {
 			return fmt.Errorf("%s is at %s, not at %s", q.URI, at, addr)
 		}

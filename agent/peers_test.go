@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/grant"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -56,7 +57,7 @@ func TestANodeReadsOnlyWhatItWasGranted(t *testing.T) {
 	ask := func(g, blob string) error {
 		r := httptest.NewRequestWithContext(pki.WithPrincipal(t.Context(), pki.Principal{Kind: pki.KindNode, ID: "n1"}), http.MethodGet, "/v2/x/blobs/"+of(blob), nil)
 		if g != "" {
-			r.Header.Set(grant.Header, g)
+			r.Header.Set(wire.HeaderGrant, g)
 		}
 		return may(r, digest.FromString(blob))
 	}
@@ -92,7 +93,7 @@ func TestAPullShowsItsGrant(t *testing.T) {
 	saw := make(chan string, 1)
 	there := openFleet(t.TempDir(), cluster, nilLog())
 	there.take(&dv1.Roster{Full: true, Members: []*dv1.Member{{Uri: self.Principal.URI}}})
-	addr := port(t, there, other, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { saw <- r.Header.Get(grant.Header) }))
+	addr := port(t, there, other, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { saw <- r.Header.Get(wire.HeaderGrant) }))
 	f := openFleet(t.TempDir(), cluster, nilLog())
 	f.take(&dv1.Roster{Full: true, Members: []*dv1.Member{{Uri: other.Principal.URI, Addr: addr}}})
 	p := newPeers(&agent{files: self, fleet: f})

@@ -20,10 +20,9 @@ import (
 
 	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/bootstrap"
-	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/relaysock"
 )
 
 // dialAs opens a connection to the controller's port with one ALPN name, as files
@@ -119,9 +118,9 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 			"a user":         {user, "http/1.1", ""},
 			"a user's door":  {node, "drover-door/1", "{\"UID\":7}\n"},
 			"nobody's door":  {node, "drover-door/1", "{\"UID\":8}\n"},
-			"a node as peer": {node, relay.ALPN, ""},
+			"a node as peer": {node, wire.ALPNPeer, ""},
 		} {
-			rt, done := at.over(c.files, c.alpn, c.first, c.alpn == relay.ALPN)
+			rt, done := at.over(c.files, c.alpn, c.first, c.alpn == wire.ALPNPeer)
 			for _, principal := range []string{"", node.Principal.URI, controller} {
 				for _, forged := range []string{"", controller, `{"Kind":"controller"}`} {
 					header := http.Header{}
@@ -143,7 +142,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 	}
 	// A controller is no other one, and may not ask as its callers for what is its own.
 	follower := others[0].files(bootstrap.ControllerPKI(others[0].data))
-	rt, done := lead.over(follower, relay.ALPN, "", true)
+	rt, done := lead.over(follower, wire.ALPNPeer, "", true)
 	for _, principal := range []string{"", node.Principal.URI, controller} {
 		var res dv1.CommandResult
 		r := send(t, rt, "POST", "/peer/v1/propose", nil, promote(principal))
@@ -162,7 +161,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 		follower.Principal.URI: 403, follower.Principal.URI + "/uid/0": 200, node.Principal.URI + "/uid/7": 403} {
 		until(t, "an answer of who leads", func() bool { // which may be another one by now
 			lead, _ = split(t, all)
-			rt, done := lead.over(follower, relay.CallersALPN, "", true)
+			rt, done := lead.over(follower, wire.ALPNRelay, "", true)
 			defer done()
 			r := send(t, rt, "GET", "/drover/v1/tokens", http.Header{"Drover-Principal": {whose}}, nil)
 			if r.code != want && r.code != http.StatusMisdirectedRequest && r.err == nil {
@@ -171,7 +170,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 			return r.code == want || t.Failed()
 		})
 	}
-	rt, done = lead.over(follower, relay.CallersALPN, "", true)
+	rt, done = lead.over(follower, wire.ALPNRelay, "", true)
 	if r := send(t, rt, "GET", "/peer/v1/status", http.Header{"Drover-Principal": {controller}}, nil); r.code == 200 {
 		t.Errorf("a question among callers' requests: %v", r)
 	}
@@ -262,7 +261,7 @@ func TestADoorGetsNoVerdictFromAControllerWithoutItsLog(t *testing.T) {
 	}
 	start(all[0])
 	ask := func() response {
-		rt, done := all[0].over(node, relaysock.ALPN, "{\"UID\":7}\n", false)
+		rt, done := all[0].over(node, wire.ALPNSocket, "{\"UID\":7}\n", false)
 		defer done()
 		return send(t, rt, "GET", "/containers/json", nil, nil)
 	}
@@ -293,7 +292,7 @@ func TestRefusedDoorsFillNoLog(t *testing.T) {
 	node := h.identity(pki.KindNode, "d")
 	knock := func(from, first string) {
 		c, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}, "tcp", h.addr,
-			pki.PeerClientTLS(node, relaysock.ALPN, pki.Kinds(pki.KindController)))
+			pki.PeerClientTLS(node, wire.ALPNSocket, pki.Kinds(pki.KindController)))
 		if err != nil {
 			t.Fatal(err)
 		}

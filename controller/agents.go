@@ -12,6 +12,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -60,7 +61,7 @@ func (a *agents) client(n *dv1.Node) (*http.Client, error) {
 }
 
 func (a *agents) dialer(id, addr string) *bulk.Client {
-	config := pki.PeerClientTLS(a.files, bulk.ALPN, pki.All(pki.Kinds(pki.KindNode), func(p pki.Principal) error {
+	config := pki.PeerClientTLS(a.files, wire.ALPNBulk, pki.All(pki.Kinds(pki.KindNode), func(p pki.Principal) error {
 		if p.ID != id {
 			return fmt.Errorf("%s is node %s, not %s", addr, p.ID, id)
 		}

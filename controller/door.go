@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/relaysock"
 )
 
 // doors are connections that agents pass through from the sockets of hosts
@@ -81,7 +81,7 @@ func (d *doors) greet(conn net.Conn) {
 	_ = conn.SetReadDeadline(time.Now().Add(doorWithin))
 	r := bufio.NewReaderSize(conn, 16<<10)
 	line, err := r.ReadSlice('\n')
-	var hello relaysock.Hello
+	var hello wire.SocketHello
 	if err == nil && json.Unmarshal(line, &hello) != nil {
 		err = errors.New("its first line does not say for whom it is")
 	}

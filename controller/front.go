@@ -13,7 +13,7 @@ import (
 
 	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/consensus"
-	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -72,8 +72,8 @@ func (c *controller) front(w http.ResponseWriter, r *http.Request) {
 		refuse(out, &refusal{http.StatusServiceUnavailable, "this controller is starting: its log is not ready yet"})
 		return
 	}
-	if k := r.Header.Get(engineapi.HeaderKey); len(k) > maxKey {
-		refuse(out, &refusal{http.StatusBadRequest, fmt.Sprintf("header %s has %d bytes, more than the %d allowed", engineapi.HeaderKey, len(k), maxKey)})
+	if k := r.Header.Get(wire.HeaderKey); len(k) > maxKey {
+		refuse(out, &refusal{http.StatusBadRequest, fmt.Sprintf("header %s has %d bytes, more than the %d allowed", wire.HeaderKey, len(k), maxKey)})
 		return
 	}
 	// What it may do is asked after enter: a revocation that this misses ends the
@@ -102,7 +102,7 @@ func (c *controller) served(ctx context.Context) *serving {
 // caller is who sent a request, as far as connections tell.
 func (c *controller) caller(r *http.Request) (pki.Principal, error) {
 	if d, ok := r.Context().Value(doorKey{}).(*doorConn); ok {
-		r.Header.Set(engineapi.HeaderContact, d.node.ID)
+		r.Header.Set(wire.HeaderContact, d.node.ID)
 		return d.who, nil
 	}
 	if local, ok := r.Context().Value(peerKey{}).(peerResult); ok {

@@ -24,9 +24,9 @@ import (
 
 	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/bootstrap"
-	"github.com/drover/drover/controller/dispatch"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/unixsock"
@@ -260,7 +260,7 @@ type peerNode struct {
 func (h *host) open(files *pki.Files, number uint64, addr string) (*peerNode, error) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	config := pki.PeerClientTLS(files, dispatch.ALPN, pki.Kinds(pki.KindController))
+	config := pki.PeerClientTLS(files, wire.ALPNSession, pki.Kinds(pki.KindController))
 	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
 		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", h.addr)
 	}}
@@ -317,7 +317,7 @@ func (a *peerNode) status(s ...*dv1.TaskStatus) {
 func (h *host) bulkPort(files *pki.Files, handler http.Handler) (addr string) {
 	h.t.Helper()
 	config := pki.PeerServerTLS(files, pki.Kinds(pki.KindController))
-	config.NextProtos = []string{bulk.ALPN}
+	config.NextProtos = []string{wire.ALPNBulk}
 	l, err := tls.Listen("tcp", "127.0.0.1:0", config)
 	if err != nil {
 		h.t.Fatal(err)

@@ -17,9 +17,9 @@ import (
 
 	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/relaysock"
 	"github.com/drover/drover/pkg/roster"
 )
 
@@ -104,7 +104,7 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 		t.Errorf("a node's certificate on the API: %v", r)
 	}
 	knock := func(first string) string {
-		conn, err := tls.Dial("tcp", h.addr, pki.PeerClientTLS(files, relaysock.ALPN, pki.Kinds(pki.KindController)))
+		conn, err := tls.Dial("tcp", h.addr, pki.PeerClientTLS(files, wire.ALPNSocket, pki.Kinds(pki.KindController)))
 		if err != nil {
 			return err.Error()
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -71,7 +72,7 @@ func TestASlowBodyIsNotWaitedFor(t *testing.T) {
 		{"a stranger", "", "/containers/create", nil, http.StatusUnauthorized},
 		{"an unknown user", "http/1.1", "/containers/create", h.identity(pki.KindUser, "stranger"), http.StatusForbidden},
 		{"an admin", "http/1.1", "/containers/create", h.files(bootstrap.AdminPKI(h.data)), http.StatusBadRequest},
-		{"a stranger who joins", join.ALPN, join.Path, nil, http.StatusBadRequest},
+		{"a stranger who joins", wire.ALPNJoin, join.Path, nil, http.StatusBadRequest},
 	} {
 		conn := h.connect(c.files, c.proto)
 		_, _ = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{\"a\"", c.path)

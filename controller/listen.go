@@ -17,18 +17,12 @@ import (
 	"github.com/hashicorp/raft"
 	"golang.org/x/net/http2"
 
-	"github.com/drover/drover/controller/dispatch"
 	"github.com/drover/drover/controller/engineapi"
-	"github.com/drover/drover/controller/relay"
-	"github.com/drover/drover/pkg/join"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/relaysock"
 	"github.com/drover/drover/pkg/unixsock"
 )
-
-// RaftALPN is the protocol among controllers.
-const RaftALPN = "drover-raft/1"
 
 // grace is what requests in progress get when the controller stops.
 const grace = 500 * time.Millisecond
@@ -54,11 +48,11 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	api := c.mux.Handle(config, "h2", "http/1.1", "")
 	// Who was revoked is let in by sessions and peers to be told so: a refused
 	// handshake has no words.
-	sessions := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), dispatch.ALPN)
+	sessions := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), wire.ALPNSession)
 	c.layer = &raftLayer{
-		Listener: c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), RaftALPN),
+		Listener: c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), wire.ALPNRaft),
 		addr:     advertised(c.Advertise),
-		config:   pki.PeerClientTLS(c.files, RaftALPN, pki.All(pki.Kinds(pki.KindController), c.notRevoked)),
+		config:   pki.PeerClientTLS(c.files, wire.ALPNRaft, pki.All(pki.Kinds(pki.KindController), c.notRevoked)),
 		verify:   c.notRevoked,
 		conns:    newVisitors(),
 	}
@@ -66,10 +60,10 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	whole := c.files.Cert // with its root, for the pin to be found
 	whole.Certificate = append(slices.Clone(whole.Certificate[:1]), c.files.Bundle[0].Raw)
 	admitting.Certificates = []tls.Certificate{whole}
-	joins := c.mux.Handle(admitting, join.ALPN)
-	peers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindController)), relay.ALPN)
-	callers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindController)), relay.CallersALPN)
-	through := newDoors(c, c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), relaysock.ALPN))
+	joins := c.mux.Handle(admitting, wire.ALPNJoin)
+	peers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindController)), wire.ALPNPeer)
+	callers := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindController)), wire.ALPNRelay)
+	through := newDoors(c, c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), wire.ALPNSocket))
 	return func() func() {
 		base, cancel := context.WithCancel(context.Background())
 		onPort, onSocket := c.server(base, withConn), c.server(base, c.withPeer(path))
@@ -232,7 +226,7 @@ func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, ha
 			code = http.StatusMisdirectedRequest // for its requests: no leader
 		}
 		(&http2.Server{IdleTimeout: refusedFor}).ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set(headerRemoved, strconv.FormatBool(errors.Is(err, pki.ErrRevoked)))
+			w.Header().Set(wire.HeaderRemoved, strconv.FormatBool(errors.Is(err, pki.ErrRevoked)))
 			http.Error(w, err.Error(), code)
 		})})
 		return
@@ -255,7 +249,7 @@ func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, ha
 	})
 }
 
-// raftLayer is raft's network: the port's connections that speak RaftALPN.
+// raftLayer is raft's network: the port's connections that speak wire.ALPNRaft.
 type raftLayer struct {
 	net.Listener
 	addr   advertised

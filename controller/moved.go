@@ -15,6 +15,7 @@ import (
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -72,7 +73,7 @@ func loopback(addr string) bool {
 func (c *controller) answersAt(ctx context.Context, addr string) bool {
 	ctx, cancel := context.WithTimeout(ctx, toldWithin)
 	defer cancel()
-	conn, err := (&tls.Dialer{Config: pki.PeerClientTLS(c.files, relay.ALPN, func(p pki.Principal) error {
+	conn, err := (&tls.Dialer{Config: pki.PeerClientTLS(c.files, wire.ALPNPeer, func(p pki.Principal) error {
 		if p.URI != c.files.Principal.URI {
 			return fmt.Errorf("%s is not this controller", p.URI)
 		}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -24,9 +25,9 @@ func TestRaftTakesNoConnectionOfWhoWasJustRemoved(t *testing.T) {
 	in := shaken{c: make(chan net.Conn, 2)}
 	for _, who := range []*pki.Files{gone, stays} {
 		near, far := net.Pipe()
-		client := tls.Client(near, pki.PeerClientTLS(who, RaftALPN, nil))
+		client := tls.Client(near, pki.PeerClientTLS(who, wire.ALPNRaft, nil))
 		conf := pki.PeerServerTLS(stays, nil)
-		conf.NextProtos = []string{RaftALPN}
+		conf.NextProtos = []string{wire.ALPNRaft}
 		server := tls.Server(far, conf)
 		t.Cleanup(func() { _, _ = near.Close(), far.Close() })
 		shaken := make(chan error, 1)

@@ -16,15 +16,13 @@ import (
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 )
 
 // ErrRemoved: this controller was taken out of its fleet. Its files were moved
 // aside: the host goes on as an agent.
 var ErrRemoved = errors.New("this controller was removed from its fleet")
-
-// headerRemoved is "true" in answers to a controller whose identity is revoked.
-const headerRemoved = "Drover-Removed"
 
 // Times of a removal.
 const (
@@ -128,7 +126,7 @@ func (c *controller) others(node *consensus.Node) map[string]bool {
 // cut off together, would vouch for each other for ever.
 func (c *controller) askPlace(ctx context.Context, addr string) (known, gone bool) {
 	a, err := c.ask(ctx, addr, http.MethodGet, relay.StatusPath, nil)
-	return err == nil && a.code == http.StatusOK && a.header.Get(relay.HeaderLeader) != "", err == nil && a.header.Get(headerRemoved) == "true"
+	return err == nil && a.code == http.StatusOK && a.header.Get(wire.HeaderLeader) != "", err == nil && a.header.Get(wire.HeaderRemoved) == "true"
 }
 
 // answered is another controller's answer, read whole.
@@ -140,7 +138,7 @@ type answered struct {
 
 // ask puts one request to a controller that is known by its address only.
 func (c *controller) ask(ctx context.Context, addr, method, path string, body []byte) (*answered, error) {
-	config := pki.PeerClientTLS(c.files, relay.ALPN, pki.All(pki.Kinds(pki.KindController), c.notRevoked))
+	config := pki.PeerClientTLS(c.files, wire.ALPNPeer, pki.All(pki.Kinds(pki.KindController), c.notRevoked))
 	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
 		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
 	}}

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/drover/drover/controller/bootstrap"
-	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 )
 
 // gone waits for a controller to end as removed.
@@ -66,7 +66,7 @@ func TestAControllerThatIsRemovedAtItsOwnSocketAnswers(t *testing.T) {
 	lead, others := split(t, all)
 	self := others[0]
 	files := self.files(bootstrap.ControllerPKI(self.data))
-	rt, done := lead.over(files, relay.CallersALPN, "", true)
+	rt, done := lead.over(files, wire.ALPNRelay, "", true)
 	defer done()
 	admin := lead.files(bootstrap.AdminPKI(lead.data)).Principal.URI
 	tokens := func() response {

@@ -22,15 +22,13 @@ import (
 
 	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/bootstrap"
-	"github.com/drover/drover/controller/dispatch"
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
-	"github.com/drover/drover/pkg/join"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/relaysock"
 	"github.com/drover/drover/pkg/route"
 )
 
@@ -138,12 +136,12 @@ func TestWhoMayDoWhat(t *testing.T) {
 	passed["controller"], passed["revoked"] = behalf(who(pki.KindController, "other", pki.KindController, false, now).Principal.URI), behalf(gone.Principal.URI)
 	listeners := []listener{
 		{"API", "http/1.1", false, api, with(people(pki.KindUser, pki.RoleAdmin))},
-		{"door", relaysock.ALPN, false, api, doors},
-		{"join", join.ALPN, false, joinRoutes, with(people(pki.KindUser, pki.RoleAdmin))},
-		{"session", dispatch.ALPN, true, route.Table{relay.SessionRoute}, with(people(pki.KindNode, pki.KindNode))},
-		{"raft", RaftALPN, true, nil, with(people(pki.KindController, pki.KindController))},
-		{"peer", relay.ALPN, true, relay.Routes, with(people(pki.KindController, pki.KindController))},
-		{"relay", relay.CallersALPN, true, slices.Concat(api, route.Table{relay.SessionRoute}), passed},
+		{"door", wire.ALPNSocket, false, api, doors},
+		{"join", wire.ALPNJoin, false, joinRoutes, with(people(pki.KindUser, pki.RoleAdmin))},
+		{"session", wire.ALPNSession, true, route.Table{relay.SessionRoute}, with(people(pki.KindNode, pki.KindNode))},
+		{"raft", wire.ALPNRaft, true, nil, with(people(pki.KindController, pki.KindController))},
+		{"peer", wire.ALPNPeer, true, relay.Routes, with(people(pki.KindController, pki.KindController))},
+		{"relay", wire.ALPNRelay, true, slices.Concat(api, route.Table{relay.SessionRoute}), passed},
 	}
 	rows := map[string][]row{}
 	var order []string
@@ -216,7 +214,7 @@ func (h *host) asks(l listener, r route.Route, a asking) string {
 	}
 	_ = resp.Body.Close()
 	switch code := resp.StatusCode; {
-	case code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusMisdirectedRequest && resp.Header.Get(headerRemoved) != "":
+	case code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusMisdirectedRequest && resp.Header.Get(wire.HeaderRemoved) != "":
 		return strconv.Itoa(code)
 	case code == http.StatusServiceUnavailable, code == http.StatusMisdirectedRequest:
 		h.t.Errorf("%s: %s is answered with %s", l.name, r, resp.Status)

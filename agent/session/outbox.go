@@ -30,7 +30,7 @@ type Outbox struct {
 	tasks     map[string]*dv1.TaskStatus
 	images    map[string]*dv1.ImageStatus
 	gone      map[string]struct{}
-	events    []*dv1.Happening
+	events    []*dv1.Event
 	bytes     int // of events
 	dropped   int // events, since losses was called
 	shortened int
@@ -77,7 +77,7 @@ func (o *Outbox) ImageGone(digest string) {
 }
 
 // Event reports something that only the agent knows of.
-func (o *Outbox) Event(h *dv1.Happening) {
+func (o *Outbox) Event(h *dv1.Event) {
 	short := shortEvent(h)
 	o.change(func() {
 		if short != h {
@@ -221,7 +221,7 @@ func (o *Outbox) putBack(msgs []*dv1.FromAgent) {
 			for _, e := range obs.GetEvents() {
 				o.bytes += proto.Size(e)
 			}
-			o.events = append(append([]*dv1.Happening(nil), obs.GetEvents()...), o.events...)
+			o.events = append(append([]*dv1.Event(nil), obs.GetEvents()...), o.events...)
 			o.bound()
 			o.acked = max(o.acked, m.GetAcks().GetIndex())
 			for _, id := range m.GetAcks().GetRemoved() {
@@ -270,7 +270,7 @@ func shortStatus(s *dv1.TaskStatus) *dv1.TaskStatus {
 }
 
 // shortEvent bounds an event. Its caller's is not changed.
-func shortEvent(h *dv1.Happening) *dv1.Happening {
+func shortEvent(h *dv1.Event) *dv1.Event {
 	if proto.Size(h) <= maxEvent && sendable(h) {
 		return h
 	}
@@ -286,7 +286,7 @@ func shortEvent(h *dv1.Happening) *dv1.Happening {
 }
 
 // sendable reports whether protobuf encodes an event's texts.
-func sendable(h *dv1.Happening) bool {
+func sendable(h *dv1.Event) bool {
 	for k, v := range h.GetAttributes() {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
 			return false

@@ -24,9 +24,6 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// ALPN is the session's protocol name on a controller's port.
-const ALPN = "drover-session/1"
-
 // Times of the session. A controller that says nothing for Silence is given up:
 // three beats, so that a node is heard elsewhere before it is called silent.
 const (

@@ -19,6 +19,7 @@ import (
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -151,7 +152,7 @@ func startAgent(t *testing.T, a *fakeAgent) (*controller, *fakeAgent, *Outbox) {
 	}
 	log := slog.New(slog.DiscardHandler)
 	m := mux.New(l, log)
-	sl := m.Handle(pki.PeerServerTLS(files(pki.KindController), pki.Kinds(pki.KindNode)), ALPN)
+	sl := m.Handle(pki.PeerServerTLS(files(pki.KindController), pki.Kinds(pki.KindNode)), wire.ALPNSession)
 	c := &controller{sessions: make(chan *peer)}
 	_, h := dv1connect.NewSessionHandler(c)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -176,7 +177,7 @@ func startAgent(t *testing.T, a *fakeAgent) (*controller, *fakeAgent, *Outbox) {
 	c.stop, c.stopped, c.status = stop, make(chan struct{}), &Status{}
 	wg.Go(func() {
 		defer close(c.stopped)
-		_ = Run(agent, Options{Controllers: func() []string { return []string{l.Addr().String()} }, TLS: pki.PeerClientTLS(files(pki.KindNode), ALPN, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Status: c.status, Log: log})
+		_ = Run(agent, Options{Controllers: func() []string { return []string{l.Addr().String()} }, TLS: pki.PeerClientTLS(files(pki.KindNode), wire.ALPNSession, pki.Kinds(pki.KindController)), Agent: a, Outbox: out, Status: c.status, Log: log})
 	})
 	t.Cleanup(func() { stop(); cancel(); wg.Wait(); goleak.VerifyNone(t) })
 	return c, a, out
@@ -324,9 +325,9 @@ func TestNothingThatAnAgentSaysIsTooLongForItsSession(t *testing.T) {
 	}
 	c, _, out := startAgent(t, &fakeAgent{tasks: tasks})
 	out.Status(&dv1.TaskStatus{Id: []byte("task-0000"), Attempt: 1, Why: "runc said \xff" + strings.Repeat("y", 17<<20)})
-	out.Event(&dv1.Happening{Action: "exec_create: " + strings.Repeat("x", 17<<20), Attributes: map[string]string{"execID": "e"}})
+	out.Event(&dv1.Event{Action: "exec_create: " + strings.Repeat("x", 17<<20), Attributes: map[string]string{"execID": "e"}})
 	for range 92 {
-		out.Event(&dv1.Happening{Action: "die"})
+		out.Event(&dv1.Event{Action: "die"})
 	}
 	p := c.session(t)
 	defer close(p.end)
@@ -365,7 +366,7 @@ func TestNothingThatAnAgentSaysIsTooLongForItsSession(t *testing.T) {
 func TestWhatWaitsForAControllerIsBoundedInBytes(t *testing.T) {
 	var o Outbox
 	for i := range 300 {
-		o.Event(&dv1.Happening{Action: fmt.Sprint(i), Attributes: map[string]string{"of": strings.Repeat("x", 10<<10)}})
+		o.Event(&dv1.Event{Action: fmt.Sprint(i), Attributes: map[string]string{"of": strings.Repeat("x", 10<<10)}})
 	}
 	msgs, _ := o.take()
 	o.putBack(msgs) // nothing is counted twice

@@ -20,6 +20,7 @@ import (
 	"github.com/moby/moby/client"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 )
 
@@ -55,9 +56,9 @@ func TestAStartIsAskedAgainWithItsKeyUntilThereIsALeader(t *testing.T) {
 		if !strings.HasSuffix(r.URL.Path, "/start") {
 			return
 		}
-		if keys = append(keys, r.Header.Get("Drover-Idempotency-Key")); len(keys) < 3 {
+		if keys = append(keys, r.Header.Get(wire.HeaderKey)); len(keys) < 3 {
 			w.Header().Set("Retry-After", "1")
-			w.Header().Set("Drover-Undecided", "1")
+			w.Header().Set(wire.HeaderUndecided, "1")
 			http.Error(w, `{"message":"the controllers have no leader"}`, http.StatusServiceUnavailable)
 			return
 		}
@@ -83,7 +84,7 @@ func TestACommandThatHasBegunIsNotGivenUpForLackOfALeader(t *testing.T) {
 			http.Error(w, `{"message":"the controllers have no leader"}`, http.StatusServiceUnavailable)
 			return
 		}
-		w.Header().Set("Drover-Index", "7")
+		w.Header().Set(wire.HeaderIndex, "7")
 		_, _ = w.Write([]byte("{}"))
 	})
 	if _, err := c.ContainerStart(t.Context(), "web", client.ContainerStartOptions{}); err == nil || asked["start"] != 1 {

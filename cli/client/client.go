@@ -30,6 +30,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/pki"
@@ -215,22 +216,22 @@ var seen atomic.Uint64
 
 func note(r *http.Response) {
 	if c, ok := r.Request.Context().Value(keyKey{}).(*call); ok && r.StatusCode == http.StatusServiceUnavailable && r.Header.Get("Retry-After") != "" {
-		c.later.Store(r.Header.Get("Drover-Undecided") != "" || seen.Load() > 0)
+		c.later.Store(r.Header.Get(wire.HeaderUndecided) != "" || seen.Load() > 0)
 	}
 	if taken, ok := r.Request.Context().Value(underway{}).(*atomic.Bool); ok && r.StatusCode == http.StatusOK {
 		taken.Store(true)
 	}
-	i, err := strconv.ParseUint(r.Header.Get("Drover-Index"), 10, 64)
+	i, err := strconv.ParseUint(r.Header.Get(wire.HeaderIndex), 10, 64)
 	for err == nil {
 		old := seen.Load()
 		if i <= old || seen.CompareAndSwap(old, i) {
 			break
 		}
 	}
-	if w := r.Header.Get("Drover-Warning"); w != "" {
+	if w := r.Header.Get(wire.HeaderWarning); w != "" {
 		toStderr(w)
 	}
-	if r.Header.Get("Drover-Stale") != "" {
+	if r.Header.Get(wire.HeaderStale) != "" {
 		staleOnce()
 	}
 }
@@ -247,25 +248,25 @@ func (t Target) mark(r *http.Request) error {
 		if c, ok := r.Context().Value(keyKey{}).(*call); ok {
 			k = c.key
 		}
-		r.Header.Set("Drover-Idempotency-Key", k)
+		r.Header.Set(wire.HeaderKey, k)
 	}
 	if i := seen.Load(); i > 0 {
-		r.Header.Set("Drover-Index", strconv.FormatUint(i, 10))
+		r.Header.Set(wire.HeaderIndex, strconv.FormatUint(i, 10))
 	}
 	if i, ok := r.Context().Value(afterKey{}).(uint64); ok {
-		r.Header.Set("Drover-After", strconv.FormatUint(i, 10))
+		r.Header.Set(wire.HeaderAfter, strconv.FormatUint(i, 10))
 	}
 	if on := os.Getenv(EnvOn); on != "" {
-		r.Header.Set("Drover-On", on)
+		r.Header.Set(wire.HeaderOn, on)
 	}
 	if t.contact != "" {
-		r.Header.Set("Drover-Contact", t.contact)
+		r.Header.Set(wire.HeaderContact, t.contact)
 	}
 	if from, ok := r.Context().Value(fromKey{}).(string); ok && from != "" {
-		r.Header.Set("Drover-From", from)
+		r.Header.Set(wire.HeaderFrom, from)
 	}
 	if strings.HasSuffix(r.URL.Path, "/attach") || strings.HasSuffix(r.URL.Path, "/logs") || strings.Contains(r.URL.Path, "/exec/") && strings.HasSuffix(r.URL.Path, "/start") {
-		r.Header.Set("Drover-Frames", "1")
+		r.Header.Set(wire.HeaderFrames, "1")
 	}
 	return nil
 }

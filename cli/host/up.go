@@ -26,6 +26,7 @@ import (
 	"github.com/drover/drover/controller"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/logfile"
@@ -201,7 +202,7 @@ func ready(ctx context.Context, c *config.Config) error {
 	}
 	code, header, i, ierr := info(ctx, c)
 	switch {
-	case ierr == nil && header.Get(engineapi.HeaderStale) != "":
+	case ierr == nil && header.Get(wire.HeaderStale) != "":
 		return fmt.Errorf("%w: %w", errElsewhere, engineapi.ErrNoLeader)
 	case err != nil && ierr == nil && code == http.StatusServiceUnavailable:
 		// A log without a snapshot is read with a leader only.
@@ -212,7 +213,7 @@ func ready(ctx context.Context, c *config.Config) error {
 		return ierr
 	case code == http.StatusForbidden && !bootstrap.HasController(c.DataDir):
 		return nil // a controller answered: this host's users just have no role
-	case code != http.StatusOK || i.NCPU == 0 || missingHere(header.Get("Drover-Missing"), c.NodeName):
+	case code != http.StatusOK || i.NCPU == 0 || missingHere(header.Get(wire.HeaderMissing), c.NodeName):
 		return errors.New("the agent has not reached the controller yet")
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/unixsock"
 )
@@ -58,12 +59,12 @@ func TestAHostIsUpOnceItsAgentAndTheLeaderSaySo(t *testing.T) {
 		want        string // of the reason; "": it is up
 	}{
 		{"its session is not open, though the fleet knows the node", "no session with a controller yet", nil, 200, "no session"},
-		{"the leader does not hear it", "", http.Header{"Drover-Missing": {"db-1 (silent), web-1 (silent for 3s)"}}, 200, "not reached"},
-		{"no leader", "", http.Header{"Drover-Stale": {"1"}}, 200, "no leader"},
+		{"the leader does not hear it", "", http.Header{wire.HeaderMissing: {"db-1 (silent), web-1 (silent for 3s)"}}, 200, "not reached"},
+		{"no leader", "", http.Header{wire.HeaderStale: {"1"}}, 200, "no leader"},
 		{"the controller starts", "", nil, 503, "not reached"},
 		{"its users have no role, and its agent is not there yet", "containerd does not answer yet", nil, 403, "containerd"},
 		{"its users have no role", "", nil, 403, ""},
-		{"another node is silent", "", http.Header{"Drover-Missing": {"db-1 (silent)"}}, 200, ""},
+		{"another node is silent", "", http.Header{wire.HeaderMissing: {"db-1 (silent)"}}, 200, ""},
 		{"up", "", nil, 200, ""},
 	} {
 		agent, header, code = tc.agent, tc.header, tc.code
@@ -93,7 +94,7 @@ func TestAHostIsUpOnceItsAgentAndTheLeaderSaySo(t *testing.T) {
 	if err := ready(t.Context(), c); !errors.Is(err, errElsewhere) {
 		t.Errorf("without a session and with a controller that waits: %v", err)
 	}
-	header, code = http.Header{"Drover-Stale": {"1"}}, 200
+	header, code = http.Header{wire.HeaderStale: {"1"}}, 200
 	if err := waitReady(t.Context(), c, nil, 0); !errors.Is(err, errElsewhere) {
 		t.Errorf("waiting for the rest of the fleet ended with %v", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -36,7 +37,7 @@ func answering(t *testing.T, change func(*join.Answer)) (addr string, token pki.
 		return der
 	}
 	mine := tls.Certificate{Certificate: [][]byte{issue(pki.KindController, "first", key.Public()), ca.Cert.Raw}, PrivateKey: key}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{mine}, NextProtos: []string{join.ALPN}})
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{mine}, NextProtos: []string{wire.ALPNJoin}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ type Core struct {
 	waiters map[string]map[chan struct{}]bool
 	seen    map[string]*dv1.Task
 	tags    map[string]string // digest by reference
-	ring    []*dv1.Happening
+	ring    []*dv1.Event
 	subs    map[chan struct{}]bool
 	last    uint64 // number of the newest event
 	gone    map[string]*buried
@@ -129,7 +129,7 @@ func shownRef(i *dv1.Image) string {
 
 // image makes an image's event, with mu held: one without a task.
 func (c *Core) image(action, digest, ref string, at int64) {
-	c.publish(&dv1.Happening{Action: action, TimeNano: at, Attributes: map[string]string{"id": digest, "name": ref}})
+	c.publish(&dv1.Event{Action: action, TimeNano: at, Attributes: map[string]string{"id": digest, "name": ref}})
 }
 
 // changes makes the events between two versions of a task, with mu held.
@@ -172,11 +172,11 @@ func (c *Core) event(t *dv1.Task, action string, at int64, kv ...string) {
 	for i := 0; i+1 < len(kv); i += 2 {
 		a[kv[i]] = kv[i+1]
 	}
-	c.publish(&dv1.Happening{TaskId: t.Id, Action: action, TimeNano: at, Attributes: a})
+	c.publish(&dv1.Event{TaskId: t.Id, Action: action, TimeNano: at, Attributes: a})
 }
 
 // publish is called with mu held.
-func (c *Core) publish(h *dv1.Happening) {
+func (c *Core) publish(h *dv1.Event) {
 	c.last++
 	c.ring = append(c.ring, h)
 	if len(c.ring) > Kept {
@@ -215,7 +215,7 @@ func (c *Core) Status(taskID string) {
 }
 
 // Happened is dispatch's OnEvent. What the log tells too comes from there.
-func (c *Core) Happened(h *dv1.Happening) {
+func (c *Core) Happened(h *dv1.Event) {
 	switch h.Action {
 	case "create", "start", "die", "destroy", "rename":
 		return
@@ -316,8 +316,8 @@ func (c *Core) Agent(nodeID string) (*http.Client, error) {
 
 // Events implements engineapi.Fleet. A reader slower than Kept events misses
 // the oldest; it never slows a commit. The channel closes when ctx ends.
-func (c *Core) Events(ctx context.Context, since int64) <-chan *dv1.Happening {
-	out := make(chan *dv1.Happening)
+func (c *Core) Events(ctx context.Context, since int64) <-chan *dv1.Event {
+	out := make(chan *dv1.Event)
 	w := make(chan struct{}, 1)
 	c.mu.Lock()
 	next := c.last + 1
@@ -337,7 +337,7 @@ func (c *Core) Events(ctx context.Context, since int64) <-chan *dv1.Happening {
 			c.mu.Lock()
 			first := c.last - uint64(len(c.ring)) + 1
 			next = max(next, first)
-			batch := append([]*dv1.Happening(nil), c.ring[next-first:]...)
+			batch := append([]*dv1.Event(nil), c.ring[next-first:]...)
 			next = c.last + 1
 			c.mu.Unlock()
 			for _, h := range batch {

@@ -39,7 +39,7 @@ type Options struct {
 	Logger   *slog.Logger
 	Now      func() time.Time // nil: time.Now
 	OnStatus func(taskID string)
-	OnEvent  func(*dv1.Happening)
+	OnEvent  func(*dv1.Event)
 }
 
 // Hub is every session of this controller and what the agents said last.
@@ -70,7 +70,7 @@ func New(o Options) *Hub {
 		o.OnStatus = func(string) {}
 	}
 	if o.OnEvent == nil {
-		o.OnEvent = func(*dv1.Happening) {}
+		o.OnEvent = func(*dv1.Event) {}
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -146,7 +146,7 @@ func own(snap *state.Snapshot, node string, id []byte) bool {
 func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport) {
 	snap := h.o.Log.Snapshot()
 	left := 0 // out, for lack of room
-	var events []*dv1.Happening
+	var events []*dv1.Event
 	for _, e := range o.Events {
 		switch {
 		case proto.Size(e) > maxEvent:

@@ -21,7 +21,7 @@ func TestANodeSpeaksOfItsOwnTasksOnly(t *testing.T) {
 	var statuses, events []string
 	f.hub = New(Options{Log: f, Logger: slog.New(slog.DiscardHandler),
 		OnStatus: func(id string) { statuses = append(statuses, id[:2]) },
-		OnEvent:  func(e *dv1.Happening) { events = append(events, string(e.TaskId[:1])+" "+e.Action) }})
+		OnEvent:  func(e *dv1.Event) { events = append(events, string(e.TaskId[:1])+" "+e.Action) }})
 	f.hub.lead(true)
 	id := func(c byte) []byte { return slices.Repeat([]byte{c}, 32) }
 	task := func(c byte, node string) *dv1.Effect {
@@ -39,7 +39,7 @@ func TestANodeSpeaksOfItsOwnTasksOnly(t *testing.T) {
 	honest, liar := enter("honest"), enter("liar")
 	f.hub.take(honest, &dv1.Observation{
 		Tasks:  []*dv1.TaskStatus{{Id: id('a'), Attempt: 1, Pid: 7}, {Id: id('c'), Attempt: 1, Pid: 8}},
-		Events: []*dv1.Happening{{TaskId: id('a'), Action: "exec_start"}, {TaskId: id('c'), Action: "kill"}},
+		Events: []*dv1.Event{{TaskId: id('a'), Action: "exec_start"}, {TaskId: id('c'), Action: "kill"}},
 	})
 	if want := []string{"a exec_start", "c kill"}; !slices.Equal(events, want) || !slices.Equal(statuses, []string{"61", "63"}) {
 		t.Fatalf("a node's own tasks: events %v, statuses %v", events, statuses)
@@ -49,7 +49,7 @@ func TestANodeSpeaksOfItsOwnTasksOnly(t *testing.T) {
 		f.hub.take(liar, &dv1.Observation{
 			Tasks: []*dv1.TaskStatus{{Id: id('a'), Attempt: 1, Gone: gone, Exit: &dv1.Exit{Attempt: 1}}, {Id: id('c'), Attempt: 1, Gone: gone},
 				{Id: id('x'), Attempt: 1, Gone: gone}, {Id: id('b'), Attempt: 1, Pid: 9}},
-			Events: []*dv1.Happening{{TaskId: id('a'), Action: "oom"}, {TaskId: id('c'), Action: "oom"}, {TaskId: id('x'), Action: "oom"}, {TaskId: nil, Action: "pull"}},
+			Events: []*dv1.Event{{TaskId: id('a'), Action: "oom"}, {TaskId: id('c'), Action: "oom"}, {TaskId: id('x'), Action: "oom"}, {TaskId: nil, Action: "pull"}},
 		})
 	}
 	if len(events) > 0 || !slices.Equal(statuses, []string{"62", "62"}) {
@@ -154,7 +154,7 @@ func TestARemovedNodeIsForgotten(t *testing.T) {
 func TestANodeFillsNoControllersMemory(t *testing.T) {
 	f := quietHub()
 	events := 0
-	f.hub.o.OnEvent = func(*dv1.Happening) { events++ }
+	f.hub.o.OnEvent = func(*dv1.Event) { events++ }
 	f.hub.lead(true)
 	f.put(aNode("honest"), aNode("liar"))
 	for i, node := range []string{"liar", "liar", "liar", "honest"} {
@@ -169,10 +169,10 @@ func TestANodeFillsNoControllersMemory(t *testing.T) {
 	long := strings.Repeat("x", maxTold/2)
 	for i := range 4 {
 		f.hub.take(liar, &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(i % 3), Attempt: 1, Why: long, Exit: &dv1.Exit{Attempt: 1}}},
-			Images: []*dv1.ImageStatus{{Digest: fmt.Sprint(i, long)}}, Events: []*dv1.Happening{{TaskId: tid(0), Action: long}}})
+			Images: []*dv1.ImageStatus{{Digest: fmt.Sprint(i, long)}}, Events: []*dv1.Event{{TaskId: tid(0), Action: long}}})
 	}
 	f.hub.take(honest, &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(3), Attempt: 1, Pid: 7}}, Images: []*dv1.ImageStatus{{Digest: "sha256:d"}},
-		Events: []*dv1.Happening{{TaskId: tid(3), Action: "exec_start"}}})
+		Events: []*dv1.Event{{TaskId: tid(3), Action: "exec_start"}}})
 	kept := 0
 	for _, o := range f.hub.tasks {
 		kept += proto.Size(o.status)

@@ -17,9 +17,6 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// ALPN is the protocol of sessions on the controller's port.
-const ALPN = "drover-session/1"
-
 const maxMessage = 16 << 20
 
 // session is one agent's stream. Its maps and flags are guarded by Hub.mu.

@@ -12,6 +12,7 @@ import (
 	"strconv"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 )
 
@@ -57,7 +58,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	if t.Attempt == 0 {
 		q.Set("logs", "1") // all there will be; an attach that arrives late must lose nothing
 	}
-	at := r.Header.Get(HeaderFrom) // of a stream that broke, which waits for its node
+	at := r.Header.Get(wire.HeaderFrom) // of a stream that broke, which waits for its node
 	if since, is := s.silent(t.NodeId); is && at == "" {
 		return refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", t.NodeId, since)
 	}
@@ -135,7 +136,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 	if q.Get("stdout")+q.Get("stderr") == "" {
 		return refuse(http.StatusBadRequest, "Bad parameters: you must choose at least one stream")
 	}
-	st := stream{tty: request(snap, t).Tty, node: t.NodeId, task: hexID(t), from: r.Header.Get(HeaderFrom), again: true}
+	st := stream{tty: request(snap, t).Tty, node: t.NodeId, task: hexID(t), from: r.Header.Get(wire.HeaderFrom), again: true}
 	open := func(from string) (*http.Response, error) {
 		if from != "" {
 			q.Set("from", from)
@@ -156,7 +157,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/vnd.docker."+kind)
 	w.WriteHeader(http.StatusOK)
-	v := &page{flusher: flusher{w, http.NewResponseController(w)}, tty: st.tty, framed: r.Header.Get(HeaderFrames) != ""}
+	v := &page{flusher: flusher{w, http.NewResponseController(w)}, tty: st.tty, framed: r.Header.Get(wire.HeaderFrames) != ""}
 	v.begin()
 	var at bulk.Progress
 	at.At(st.from)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -208,7 +209,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 	if !running(t) {
 		return refuse(http.StatusConflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), hexID(t))
 	}
-	q := url.Values{"signal": {sig}, "key": {r.Header.Get(HeaderKey)}, "attempt": {strconv.Itoa(int(t.Attempt))}}
+	q := url.Values{"signal": {sig}, "key": {r.Header.Get(wire.HeaderKey)}, "attempt": {strconv.Itoa(int(t.Attempt))}}
 	resp, err := s.agent(r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/kill?"+q.Encode(), nil)
 	if err != nil {
 		return err
@@ -332,7 +333,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(w).Flush()
-	if after, err := strconv.ParseUint(r.Header.Get(HeaderAfter), 10, 64); err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
+	if after, err := strconv.ParseUint(r.Header.Get(wire.HeaderAfter), 10, 64); err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
 		cond = container.WaitConditionNotRunning // the exit that was waited for has been
 	}
 	before, last, failed, attempt := t.Exit.GetAttempt(), t.Exit, "", t.Attempt

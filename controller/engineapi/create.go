@@ -17,6 +17,7 @@ import (
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/securityopt"
 )
 
@@ -75,7 +76,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 		AutoRemove: req.HostConfig != nil && req.HostConfig.AutoRemove,
 		Spec:       &dv1.Spec{Id: sum[:], Body: body, Image: req.Image, Digest: digest},
 	}
-	c.On = append(scheduler.Split(req.Labels[labelOn]), scheduler.Split(r.Header.Get(HeaderOn))...)
+	c.On = append(scheduler.Split(req.Labels[labelOn]), scheduler.Split(r.Header.Get(wire.HeaderOn))...)
 	res, err := s.propose(w, r, sent, &dv1.Command{Of: &dv1.Command_Create{Create: c}})
 	if err != nil {
 		return err
@@ -137,7 +138,7 @@ func (s *server) feasible(r *http.Request, req *container.CreateRequest) (warnin
 		}
 	}
 	for _, src := range sources {
-		if s.contact(r) == "" && req.Labels[labelOn] == "" && r.Header.Get(HeaderOn) == "" && command.Pins(src) {
+		if s.contact(r) == "" && req.Labels[labelOn] == "" && r.Header.Get(wire.HeaderOn) == "" && command.Pins(src) {
 			return nil, refuse(http.StatusBadRequest, "bind source %s: say which node has it (label %s=node==NAME)", src, labelOn)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/common"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 )
 
 // ErrNoLeader says that a Fleet found no controller that decides. Asking again
@@ -64,7 +65,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		code = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", "1")
 		if errors.Is(err, ErrUndecided) {
-			w.Header().Set(HeaderUndecided, "1")
+			w.Header().Set(wire.HeaderUndecided, "1")
 		}
 	case r.Context().Err() != nil:
 		return // nobody reads it

@@ -31,8 +31,8 @@ type Fleet interface {
 	Silent() map[string]int64
 	// Agent is an HTTP client whose requests (http://agent/v1/…, pkg/bulk) reach the node.
 	Agent(nodeID string) (*http.Client, error)
-	// Events delivers happenings from now on, after those kept since since (Unix ns, 0: none).
-	Events(ctx context.Context, since int64) <-chan *dv1.Happening
+	// Events delivers events from now on, after those kept since since (Unix ns, 0: none).
+	Events(ctx context.Context, since int64) <-chan *dv1.Event
 	// Leaderless says whether no controller leads that this one can reach.
 	Leaderless() bool
 	// Contact is this controller's own node, "" if its host runs no agent.

@@ -22,6 +22,7 @@ import (
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/registry"
 )
@@ -140,7 +141,7 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	node, err := s.puller(snap, digest, s.contact(r), scheduler.Split(r.Header.Get(HeaderOn)))
+	node, err := s.puller(snap, digest, s.contact(r), scheduler.Split(r.Header.Get(wire.HeaderOn)))
 	if err != nil {
 		return err
 	}

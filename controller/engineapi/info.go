@@ -198,7 +198,7 @@ type oldMessage struct {
 	events.Message
 }
 
-func (s *server) event(r *http.Request, h *dv1.Happening) oldMessage {
+func (s *server) event(r *http.Request, h *dv1.Event) oldMessage {
 	m := events.Message{Type: events.ContainerEventType, Action: events.Action(h.Action), Scope: "local", Time: h.TimeNano / 1e9, TimeNano: h.TimeNano}
 	if len(h.TaskId) == 0 {
 		m.Type = events.ImageEventType

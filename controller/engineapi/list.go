@@ -16,6 +16,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 )
 
 func sha(s string) [32]byte { return sha256.Sum256([]byte(s)) }
@@ -129,7 +130,7 @@ func (s *server) missing(w http.ResponseWriter) {
 	}
 	if len(silent) > 0 {
 		slices.Sort(silent)
-		w.Header().Set(HeaderMissing, strings.Join(silent, ","))
+		w.Header().Set(wire.HeaderMissing, strings.Join(silent, ","))
 	}
 }
 

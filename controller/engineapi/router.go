@@ -26,25 +26,10 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
 	"github.com/drover/drover/pkg/route"
-)
-
-// Headers beyond docker's.
-const (
-	HeaderIndex     = "Drover-Index"   // in: the least raft index to answer from; out: the one answered from
-	HeaderMissing   = "Drover-Missing" // out: nodes that did not take part
-	HeaderStale     = "Drover-Stale"   // out: no controller leads; this is what the one that answered knew last
-	HeaderKey       = "Drover-Idempotency-Key"
-	HeaderOn        = "Drover-On" // in: placement constraints, comma separated
-	HeaderTrace     = "Drover-Trace"
-	HeaderContact   = "Drover-Contact"   // in: id of the node whose host the client believes it talks to
-	HeaderFrames    = "Drover-Frames"    // in: attached streams and logs come in frames, with their begin and end
-	HeaderFrom      = "Drover-From"      // in: a stream of output is taken up at this position
-	HeaderUndecided = "Drover-Undecided" // out: the change may have been made; the same key tells, once there is a leader
-	HeaderAfter     = "Drover-After"     // in: a wait is taken up that began at this raft index
-	HeaderWarning   = "Drover-Warning"   // out: what the client should know
 )
 
 // Range of API versions, and docker's engine version that it goes with.
@@ -205,7 +190,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 	span.SetAttributes(attribute.String("principal", p.URI))
 	defer span.End()
 	if sc := span.SpanContext(); sc.IsValid() {
-		h.Set(HeaderTrace, sc.TraceID().String())
+		h.Set(wire.HeaderTrace, sc.TraceID().String())
 	}
 	r = r.WithContext(context.WithValue(ctx, versionKey{}, version))
 	if err := s.routes[i].do(w, r); err != nil {
@@ -226,7 +211,7 @@ func spanName(path string) string {
 
 // contact is the node that the client believes it talks to, "" for none.
 func (s *server) contact(r *http.Request) string {
-	if c := r.Header.Get(HeaderContact); c != "" {
+	if c := r.Header.Get(wire.HeaderContact); c != "" {
 		return c
 	}
 	return s.Fleet.Contact()
@@ -234,7 +219,7 @@ func (s *server) contact(r *http.Request) string {
 
 // before is the answer that a request with the same key got already, nil if none.
 func (s *server) before(r *http.Request, snap *state.Snapshot) *dv1.CommandResult {
-	k := r.Header.Get(HeaderKey)
+	k := r.Header.Get(wire.HeaderKey)
 	if k == "" {
 		return nil
 	}
@@ -273,10 +258,10 @@ func (s *server) state(w http.ResponseWriter, r *http.Request) (*state.Snapshot,
 // of, a leader is waited for.
 func (s *server) stateWith(w http.ResponseWriter, r *http.Request, enough func(*state.Snapshot) bool) (*state.Snapshot, error) {
 	var least uint64
-	if v := r.Header.Get(HeaderIndex); v != "" {
+	if v := r.Header.Get(wire.HeaderIndex); v != "" {
 		var err error
 		if least, err = strconv.ParseUint(v, 10, 64); err != nil {
-			return nil, refuse(http.StatusBadRequest, "header %s: %q is no raft index", HeaderIndex, v)
+			return nil, refuse(http.StatusBadRequest, "header %s: %q is no raft index", wire.HeaderIndex, v)
 		}
 	}
 	snap, fresh, err := s.Fleet.Find(r.Context(), least, enough)
@@ -284,9 +269,9 @@ func (s *server) stateWith(w http.ResponseWriter, r *http.Request, enough func(*
 		return nil, refuse(http.StatusServiceUnavailable, "reading the fleet's state: %v", err)
 	}
 	if !fresh {
-		w.Header().Set(HeaderStale, "1")
+		w.Header().Set(wire.HeaderStale, "1")
 	}
-	w.Header().Set(HeaderIndex, strconv.FormatUint(snap.Index(), 10))
+	w.Header().Set(wire.HeaderIndex, strconv.FormatUint(snap.Index(), 10))
 	return snap, nil
 }
 
@@ -296,7 +281,7 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c 
 	if p, ok := pki.PrincipalFrom(r.Context()); ok {
 		c.Principal = p.URI
 	}
-	if c.Key = r.Header.Get(HeaderKey); c.Key != "" {
+	if c.Key = r.Header.Get(wire.HeaderKey); c.Key != "" {
 		c.Hash = digest(r, body)
 	}
 	carrier := propagation.MapCarrier{}
@@ -306,7 +291,7 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c 
 	if err != nil {
 		return nil, fmt.Errorf("recording the request: %w", err)
 	}
-	w.Header().Set(HeaderIndex, strconv.FormatUint(res.Index, 10))
+	w.Header().Set(wire.HeaderIndex, strconv.FormatUint(res.Index, 10))
 	if res.Error != nil {
 		return nil, decided(res.Error)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/moby/term"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 )
 
@@ -46,7 +47,7 @@ func (s stream) escape(in io.Reader) (io.Reader, error) {
 // hijack answers first and opens the stream with the node then, so that an attach
 // never gates the start that its client sends next.
 func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open opener) error {
-	framed := r.Header.Get(HeaderFrames) != ""
+	framed := r.Header.Get(wire.HeaderFrames) != ""
 	if _, err := st.escape(nil); err != nil {
 		return err
 	}

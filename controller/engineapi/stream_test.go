@@ -16,6 +16,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 )
 
@@ -91,7 +92,7 @@ func attach(t *testing.T, a *agent, framed bool) net.Conn {
 	t.Cleanup(func() { _ = c.Close() })
 	header := ""
 	if framed {
-		header = HeaderFrames + ": 1\r\n"
+		header = wire.HeaderFrames + ": 1\r\n"
 	}
 	_, _ = fmt.Fprintf(c, "POST /attach HTTP/1.1\r\nHost: drover\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n%s\r\n", header)
 	// The answer's head, to the byte: what follows is the stream.
@@ -223,7 +224,7 @@ func TestAKilledClientIsSeenBehindUnreadStdin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _ = fmt.Fprintf(c, "POST /attach HTTP/1.1\r\nHost: drover\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n%s: 1\r\n\r\n", HeaderFrames)
+	_, _ = fmt.Fprintf(c, "POST /attach HTTP/1.1\r\nHost: drover\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n%s: 1\r\n\r\n", wire.HeaderFrames)
 	br := bufio.NewReader(c)
 	if _, err := http.ReadResponse(br, nil); err != nil {
 		t.Fatal(err)

@@ -10,10 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/timing"
 )
@@ -180,7 +180,7 @@ func (s *server) removeNode(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		left = more.Left
-		w.Header().Set(engineapi.HeaderIndex, fmt.Sprint(more.Index))
+		w.Header().Set(wire.HeaderIndex, fmt.Sprint(more.Index))
 	}
 	answer(w, http.StatusOK, map[string]any{"Name": res.Name, "ID": res.NodeId, "Changed": res.Changed})
 }
@@ -267,7 +267,7 @@ func (s *server) newToken(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
 	m := &dv1.Token{Id: t.ID, Hash: t.Hash(), Role: n.Role, SocketRole: n.SocketRole, Created: now.UnixNano(), Expires: now.Add(n.TTL).UnixNano()}
 	// A token can't be asked for again under the same key: its text is nowhere.
-	r.Header.Del(engineapi.HeaderKey)
+	r.Header.Del(wire.HeaderKey)
 	if _, ok := s.propose(w, r, &dv1.Command{Of: &dv1.Command_PutToken{PutToken: &dv1.PutToken{Token: m}}}); ok {
 		i := info(m)
 		i.Text = t.String()
@@ -347,7 +347,7 @@ func (s *server) do(w http.ResponseWriter, r *http.Request, c *dv1.Command) {
 func (s *server) propose(w http.ResponseWriter, r *http.Request, c *dv1.Command) (*dv1.CommandResult, bool) {
 	p, _ := pki.PrincipalFrom(r.Context())
 	c.Principal = p.URI
-	if c.Key = r.Header.Get(engineapi.HeaderKey); c.Key != "" {
+	if c.Key = r.Header.Get(wire.HeaderKey); c.Key != "" {
 		c.Key = "fleet-" + c.Key
 	}
 	res, err := s.o.Fleet.Propose(r.Context(), c)
@@ -355,7 +355,7 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, c *dv1.Command)
 		refuse(w, http.StatusServiceUnavailable, err.Error())
 		return nil, false
 	}
-	w.Header().Set(engineapi.HeaderIndex, fmt.Sprint(res.Index))
+	w.Header().Set(wire.HeaderIndex, fmt.Sprint(res.Index))
 	if e := res.GetError(); e != nil {
 		code := map[string]int{"not_found": http.StatusNotFound, "conflict": http.StatusConflict, "invalid": http.StatusBadRequest, "forbidden": http.StatusForbidden}[e.Kind]
 		if code == 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/drover/drover/controller/engineapi"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -42,7 +43,7 @@ func TestARemovalIsAnsweredWhenAllOfItIsDone(t *testing.T) {
 		f := &inParts{left: c.left}
 		s := &server{o: Options{Fleet: f}}
 		r := httptest.NewRequest(http.MethodDelete, Prefix+"nodes/a?force=1", nil)
-		r.Header.Set(engineapi.HeaderKey, "k")
+		r.Header.Set(wire.HeaderKey, "k")
 		w := httptest.NewRecorder()
 		s.removeNode(w, r.WithContext(pki.WithPrincipal(r.Context(), pki.Principal{Kind: pki.KindUser})))
 		if w.Code != http.StatusOK || !slices.Equal(f.keys, c.keys) {

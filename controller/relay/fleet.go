@@ -274,7 +274,7 @@ func (f *Fleet) Agent(nodeID string) (*http.Client, error) { return f.Core.Agent
 
 // Events implements engineapi.Fleet: those that this controller knows. Requests
 // for events go to the leader.
-func (f *Fleet) Events(ctx context.Context, since int64) <-chan *dv1.Happening {
+func (f *Fleet) Events(ctx context.Context, since int64) <-chan *dv1.Event {
 	return f.Core.Events(ctx, since)
 }
 

@@ -24,29 +24,19 @@ import (
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 )
 
-// Protocols among controllers, beside raft's. What a controller asks for itself and
-// what it passes on for its callers never share a connection.
-const (
-	ALPN        = "drover-peer/1"
-	CallersALPN = "drover-relay/1"
-)
+// What a controller asks for itself (wire.ALPNPeer) and what it passes on for its
+// callers (wire.ALPNRelay) never share a connection.
 
-// headerPrincipal is for whom a controller asks, by its URI, over CallersALPN.
-const headerPrincipal = "Drover-Principal"
-
-// prefix of paths of ALPN.
+// prefix of paths of wire.ALPNPeer.
 const prefix = "/peer/v1/"
 
 // StatusPath answers any controller with how far this one is, in raft's index.
 const StatusPath = prefix + "status"
-
-// HeaderLeader of that answer is the id of the leader that this one follows, or is
-// itself; none while it knows of none.
-const HeaderLeader = "Drover-Leader"
 
 // ProposePath has the leader decide a command.
 const ProposePath = prefix + "propose"
@@ -114,9 +104,9 @@ const (
 // alpn is the protocol that a lane's connection speaks.
 func (l lane) alpn() string {
 	if l == laneSession || l == laneForward {
-		return CallersALPN
+		return wire.ALPNRelay
 	}
-	return ALPN
+	return wire.ALPNPeer
 }
 
 // peer is another controller.

@@ -20,6 +20,7 @@ import (
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -171,8 +172,8 @@ func TestBeforeSomethingIsSaidNotToExistALeaderIsWaitedFor(t *testing.T) {
 				h := api(t, m)
 				time.AfterFunc(3*time.Second, func() { m.catchUp("me", web()...) })
 				w, took := ask(h, l.method, l.url)
-				if w.Code == http.StatusNotFound || w.Header().Get(engineapi.HeaderStale) != "" || took < 3*time.Second {
-					t.Errorf("after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(engineapi.HeaderStale))
+				if w.Code == http.StatusNotFound || w.Header().Get(wire.HeaderStale) != "" || took < 3*time.Second {
+					t.Errorf("after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(wire.HeaderStale))
 				}
 			})
 		})
@@ -186,8 +187,8 @@ func TestAnAnswerWithoutALeaderSaysSo(t *testing.T) {
 				h := api(t, newMember())
 				for _, least := range []time.Duration{patience, 0} { // it is waited for once
 					w, took := ask(h, l.method, l.url)
-					if w.Code != http.StatusNotFound || w.Header().Get(engineapi.HeaderStale) == "" || took < least || took > least+time.Second {
-						t.Errorf("not there, after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(engineapi.HeaderStale))
+					if w.Code != http.StatusNotFound || w.Header().Get(wire.HeaderStale) == "" || took < least || took > least+time.Second {
+						t.Errorf("not there, after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(wire.HeaderStale))
 					}
 				}
 			})
@@ -196,8 +197,8 @@ func TestAnAnswerWithoutALeaderSaysSo(t *testing.T) {
 				m.apply(web()...)
 				h := api(t, m)
 				w, took := ask(h, l.method, l.url)
-				if w.Code == http.StatusNotFound || w.Header().Get(engineapi.HeaderStale) == "" || took > electionWait+time.Second {
-					t.Errorf("there, after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(engineapi.HeaderStale))
+				if w.Code == http.StatusNotFound || w.Header().Get(wire.HeaderStale) == "" || took > electionWait+time.Second {
+					t.Errorf("there, after %v: %d %s, stale %q", took, w.Code, w.Body, w.Header().Get(wire.HeaderStale))
 				}
 			})
 		})
@@ -210,8 +211,8 @@ func TestALeaderThatIsGoneForGoodIsWaitedForOnce(t *testing.T) {
 		h := api(t, newMember())
 		for _, least := range []time.Duration{patience, 0} {
 			w, took := ask(h, "GET", "/containers/json")
-			if w.Code != http.StatusOK || w.Header().Get(engineapi.HeaderStale) == "" || took < least || took > least+time.Second {
-				t.Errorf("after %v: %d, stale %q", took, w.Code, w.Header().Get(engineapi.HeaderStale))
+			if w.Code != http.StatusOK || w.Header().Get(wire.HeaderStale) == "" || took < least || took > least+time.Second {
+				t.Errorf("after %v: %d, stale %q", took, w.Code, w.Header().Get(wire.HeaderStale))
 			}
 		}
 	})
@@ -377,7 +378,7 @@ func asPeer(r *http.Request, url string) *http.Request {
 	if err != nil {
 		panic(err)
 	}
-	out.Header.Set(headerPrincipal, caller)
+	out.Header.Set(wire.HeaderPrincipal, caller)
 	return out
 }
 
@@ -399,7 +400,7 @@ func TestAChangeWithoutALeaderIsToBeAskedAgain(t *testing.T) {
 				m.leads("me")
 				m.refuses = tc.refuses
 				w, took := ask(api(t, m), "POST", "/containers/web/rename?name=other")
-				if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || took < patience || (w.Header().Get(engineapi.HeaderUndecided) != "") != tc.unsure {
+				if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || took < patience || (w.Header().Get(wire.HeaderUndecided) != "") != tc.unsure {
 					t.Errorf("after %v: %d %s", took, w.Code, w.Body)
 				}
 			})
@@ -414,11 +415,11 @@ func TestALeaderThatIsLostWithARequestMayHaveDoneIt(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	})
 	w, _ := ask(api(t, m), "POST", "/containers/web/start")
-	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || w.Header().Get(engineapi.HeaderUndecided) == "" {
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || w.Header().Get(wire.HeaderUndecided) == "" {
 		t.Errorf("the answer is %d %s", w.Code, w.Body)
 	}
 	w, _ = ask(api(t, m), "POST", "/containers/web/start")
-	if w.Code != http.StatusServiceUnavailable || w.Header().Get(engineapi.HeaderUndecided) != "" {
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get(wire.HeaderUndecided) != "" {
 		t.Errorf("a request that reached nobody: %d %s", w.Code, w.Body)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/drover/drover/controller/engineapi"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/trace"
@@ -41,7 +42,7 @@ func (f *Fleet) surface(spans *trace.Store) []answered {
 		{"GET", prefix + "tasks/{id}", f.view},
 		{"GET", StatusPath, func(w http.ResponseWriter, _ *http.Request) {
 			if _, id := f.o.Log.Leader(); id != "" {
-				w.Header().Set(HeaderLeader, id)
+				w.Header().Set(wire.HeaderLeader, id)
 			}
 			_, _ = fmt.Fprint(w, f.o.Log.Applied())
 		}},
@@ -67,11 +68,11 @@ func table(surface []answered) (t route.Table) {
 	return t
 }
 
-// Routes are what other controllers ask, over ALPN.
+// Routes are what other controllers ask, over wire.ALPNPeer.
 var Routes = table((&Fleet{}).surface(nil))
 
 // SessionRoute is a node's session, over the sessions' own protocol or passed on
-// over CallersALPN.
+// over wire.ALPNRelay.
 var SessionRoute = route.Route{Method: http.MethodPost, Pattern: dv1connect.SessionOpenProcedure, At: route.Leader, Who: route.Node, Body: 16 << 20}
 
 // Peers answers other controllers: their commands and questions. The one that asks
@@ -81,7 +82,7 @@ func (f *Fleet) Peers(spans *trace.Store) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		i, values := Routes.Match(r.Method, r.URL.Path)
 		switch {
-		case len(r.Header[headerPrincipal]) > 0:
+		case len(r.Header[wire.HeaderPrincipal]) > 0:
 			http.Error(w, "a controller asks this for itself only", http.StatusForbidden)
 			return
 		case i < 0:
@@ -105,8 +106,8 @@ func (f *Fleet) Peers(spans *trace.Store) http.Handler {
 func (f *Fleet) Callers(api, sessions http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		by, _ := pki.PrincipalFrom(r.Context())
-		whose := r.Header.Get(headerPrincipal)
-		r.Header.Del(headerPrincipal)
+		whose := r.Header.Get(wire.HeaderPrincipal)
+		r.Header.Del(wire.HeaderPrincipal)
 		if err := access.Speaks(by.URI, whose); err != nil {
 			refuse(w, http.StatusForbidden, err.Error())
 			return
@@ -280,13 +281,6 @@ func (r *Relay) Status(ctx context.Context, id, addr string) (uint64, error) {
 	return strconv.ParseUint(string(b), 10, 64)
 }
 
-// Headers beyond the Engine API's own.
-const (
-	headerIndex   = "Drover-Index"
-	headerKey     = "Drover-Idempotency-Key"
-	headerContact = "Drover-Contact"
-)
-
 // API answers callers of this controller, who may do what they ask for: local has
 // what needs no leader, or is the leader's own.
 func (f *Fleet) API(local http.Handler) http.Handler {
@@ -296,11 +290,11 @@ func (f *Fleet) API(local http.Handler) http.Handler {
 			return
 		}
 		change := r.Method != http.MethodGet && r.Method != http.MethodHead
-		if change && r.Header.Get(headerKey) == "" {
-			r.Header.Set(headerKey, newKey()) // what a deposed leader left open can be asked again
+		if change && r.Header.Get(wire.HeaderKey) == "" {
+			r.Header.Set(wire.HeaderKey, newKey()) // what a deposed leader left open can be asked again
 		}
-		if r.Header.Get(headerContact) == "" {
-			r.Header.Set(headerContact, f.Contact())
+		if r.Header.Get(wire.HeaderContact) == "" {
+			r.Header.Set(wire.HeaderContact, f.Contact())
 		}
 		if f.Leads() || rt.At != route.Leader {
 			local.ServeHTTP(w, r)
@@ -350,14 +344,14 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, rt route.Route, 
 				w.Header().Set("Retry-After", "1")
 				msg := ErrNoLeader.Error()
 				if asked {
-					w.Header().Set(engineapi.HeaderUndecided, "1")
+					w.Header().Set(wire.HeaderUndecided, "1")
 					msg += "; " + engineapi.ErrUndecided.Error()
 				}
 				refuse(w, http.StatusServiceUnavailable, msg)
 				return
 			}
 			again(r, body)
-			w.Header().Set(engineapi.HeaderStale, "1")
+			w.Header().Set(wire.HeaderStale, "1")
 			local.ServeHTTP(w, r)
 			return
 		case <-r.Context().Done():
@@ -390,9 +384,9 @@ func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, b
 	for _, h := range hop {
 		req.Header.Del(h)
 	}
-	req.Header.Set(headerPrincipal, p.URI)
-	if f.seen.Load() > 0 && req.Header.Get(headerIndex) == "" {
-		req.Header.Set(headerIndex, strconv.FormatUint(f.seen.Load(), 10))
+	req.Header.Set(wire.HeaderPrincipal, p.URI)
+	if f.seen.Load() > 0 && req.Header.Get(wire.HeaderIndex) == "" {
+		req.Header.Set(wire.HeaderIndex, strconv.FormatUint(f.seen.Load(), 10))
 	}
 	resp, err := l.http[laneForward].Do(req)
 	if err != nil {
@@ -419,7 +413,7 @@ func (f *Fleet) to(w http.ResponseWriter, r *http.Request, l *peer, id string, b
 	for _, h := range hop {
 		w.Header().Del(h)
 	}
-	if i, err := strconv.ParseUint(resp.Header.Get(headerIndex), 10, 64); err == nil {
+	if i, err := strconv.ParseUint(resp.Header.Get(wire.HeaderIndex), 10, 64); err == nil {
 		f.Saw(i)
 	}
 	w.WriteHeader(resp.StatusCode)
@@ -493,7 +487,7 @@ func (f *Fleet) session(w http.ResponseWriter, r *http.Request, l *peer, id stri
 	}
 	req.ContentLength = -1
 	req.Header = r.Header.Clone()
-	req.Header.Set(headerPrincipal, p.URI)
+	req.Header.Set(wire.HeaderPrincipal, p.URI)
 	rc := http.NewResponseController(w)
 	_ = rc.EnableFullDuplex() // HTTP/2 is so anyway
 	resp, err := l.http[laneSession].Do(req)

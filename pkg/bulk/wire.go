@@ -9,9 +9,6 @@ import (
 	"io"
 )
 
-// ALPN is the protocol name on an agent's port.
-const ALPN = "drover-bulk/1"
-
 // Paths on the agent. {id} is a task id in hex.
 //
 //	POST   /v1/tasks/{id}/attach?stdin&stdout&stderr&logs&stream&from=P   101, frames both ways

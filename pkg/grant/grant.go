@@ -16,9 +16,6 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Header carries a grant, in base64.
-const Header = "Drover-Grant"
-
 const (
 	lasts   = time.Hour
 	purpose = "drover-grant/1"

@@ -19,11 +19,9 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 )
-
-// ALPN is the protocol's name on a controller's port.
-const ALPN = "drover-join/1"
 
 // Path of the only request: POST Request, 200 Answer, or a status with a message.
 const Path = "/v1/join"
@@ -124,7 +122,7 @@ func (e *Refusal) Error() string { return e.Message }
 // pins is talked to.
 func Ask(ctx context.Context, addr string, token pki.Token, req *Request) (*Answer, error) {
 	conf := &tls.Config{
-		MinVersion: tls.VersionTLS12, NextProtos: []string{ALPN},
+		MinVersion: tls.VersionTLS12, NextProtos: []string{wire.ALPNJoin},
 		InsecureSkipVerify: true, // the pin is checked below
 		VerifyConnection:   func(cs tls.ConnectionState) error { return verify(cs, token.Pin) },
 	}

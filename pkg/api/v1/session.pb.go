@@ -1029,7 +1029,7 @@ type Observation struct {
 	Images        []*ImageStatus         `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"`
 	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"` // replaces what was observed before; the next ones add to it
 	ImagesGone    []string               `protobuf:"bytes,4,rep,name=images_gone,json=imagesGone,proto3" json:"images_gone,omitempty"`
-	Events        []*Happening           `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`
+	Events        []*Event               `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1092,7 +1092,7 @@ func (x *Observation) GetImagesGone() []string {
 	return nil
 }
 
-func (x *Observation) GetEvents() []*Happening {
+func (x *Observation) GetEvents() []*Event {
 	if x != nil {
 		return x.Events
 	}
@@ -1323,8 +1323,8 @@ func (x *ImageStatus) GetSize() int64 {
 	return 0
 }
 
-// Happening is an event that only the agent knows of: exec_start, die, …
-type Happening struct {
+// Event is an event that only the agent knows of: exec_start, die, …
+type Event struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        []byte                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
@@ -1334,20 +1334,20 @@ type Happening struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Happening) Reset() {
-	*x = Happening{}
+func (x *Event) Reset() {
+	*x = Event{}
 	mi := &file_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Happening) String() string {
+func (x *Event) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Happening) ProtoMessage() {}
+func (*Event) ProtoMessage() {}
 
-func (x *Happening) ProtoReflect() protoreflect.Message {
+func (x *Event) ProtoReflect() protoreflect.Message {
 	mi := &file_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1359,33 +1359,33 @@ func (x *Happening) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Happening.ProtoReflect.Descriptor instead.
-func (*Happening) Descriptor() ([]byte, []int) {
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
 	return file_session_proto_rawDescGZIP(), []int{16}
 }
 
-func (x *Happening) GetTaskId() []byte {
+func (x *Event) GetTaskId() []byte {
 	if x != nil {
 		return x.TaskId
 	}
 	return nil
 }
 
-func (x *Happening) GetAction() string {
+func (x *Event) GetAction() string {
 	if x != nil {
 		return x.Action
 	}
 	return ""
 }
 
-func (x *Happening) GetTimeNano() int64 {
+func (x *Event) GetTimeNano() int64 {
 	if x != nil {
 		return x.TimeNano
 	}
 	return 0
 }
 
-func (x *Happening) GetAttributes() map[string]string {
+func (x *Event) GetAttributes() map[string]string {
 	if x != nil {
 		return x.Attributes
 	}
@@ -1803,14 +1803,14 @@ const file_session_proto_rawDesc = "" +
 	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecR\x04specJ\x04\b\x03\x10\x04\"6\n" +
 	"\x04Acks\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
-	"\aremoved\x18\x02 \x03(\fR\aremoved\"\xcd\x01\n" +
+	"\aremoved\x18\x02 \x03(\fR\aremoved\"\xc9\x01\n" +
 	"\vObservation\x12+\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x15.drover.v1.TaskStatusR\x05tasks\x12.\n" +
 	"\x06images\x18\x02 \x03(\v2\x16.drover.v1.ImageStatusR\x06images\x12\x12\n" +
 	"\x04full\x18\x03 \x01(\bR\x04full\x12\x1f\n" +
 	"\vimages_gone\x18\x04 \x03(\tR\n" +
-	"imagesGone\x12,\n" +
-	"\x06events\x18\x05 \x03(\v2\x14.drover.v1.HappeningR\x06events\"\xb2\x03\n" +
+	"imagesGone\x12(\n" +
+	"\x06events\x18\x05 \x03(\v2\x10.drover.v1.EventR\x06events\"\xb2\x03\n" +
 	"\n" +
 	"TaskStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
@@ -1834,13 +1834,13 @@ const file_session_proto_rawDesc = "" +
 	"\blog_path\x18\x11 \x01(\tR\alogPath\"9\n" +
 	"\vImageStatus\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\xde\x01\n" +
-	"\tHappening\x12\x17\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\xd6\x01\n" +
+	"\x05Event\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x1b\n" +
-	"\ttime_nano\x18\x03 \x01(\x03R\btimeNano\x12D\n" +
+	"\ttime_nano\x18\x03 \x01(\x03R\btimeNano\x12@\n" +
 	"\n" +
-	"attributes\x18\x04 \x03(\v2$.drover.v1.Happening.AttributesEntryR\n" +
+	"attributes\x18\x04 \x03(\v2 .drover.v1.Event.AttributesEntryR\n" +
 	"attributes\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -1901,14 +1901,14 @@ var file_session_proto_goTypes = []any{
 	(*Observation)(nil), // 13: drover.v1.Observation
 	(*TaskStatus)(nil),  // 14: drover.v1.TaskStatus
 	(*ImageStatus)(nil), // 15: drover.v1.ImageStatus
-	(*Happening)(nil),   // 16: drover.v1.Happening
+	(*Event)(nil),       // 16: drover.v1.Event
 	(*Holding)(nil),     // 17: drover.v1.Holding
 	(*Held)(nil),        // 18: drover.v1.Held
 	(*Holdings)(nil),    // 19: drover.v1.Holdings
 	(*TaskView)(nil),    // 20: drover.v1.TaskView
 	(*Digest)(nil),      // 21: drover.v1.Digest
 	(*Holders)(nil),     // 22: drover.v1.Holders
-	nil,                 // 23: drover.v1.Happening.AttributesEntry
+	nil,                 // 23: drover.v1.Event.AttributesEntry
 	nil,                 // 24: drover.v1.Digest.SilentEntry
 	(*Node)(nil),        // 25: drover.v1.Node
 	(*Tombstone)(nil),   // 26: drover.v1.Tombstone
@@ -1939,11 +1939,11 @@ var file_session_proto_depIdxs = []int32{
 	27, // 17: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
 	14, // 18: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
 	15, // 19: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
-	16, // 20: drover.v1.Observation.events:type_name -> drover.v1.Happening
+	16, // 20: drover.v1.Observation.events:type_name -> drover.v1.Event
 	29, // 21: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
 	30, // 22: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
 	31, // 23: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	23, // 24: drover.v1.Happening.attributes:type_name -> drover.v1.Happening.AttributesEntry
+	23, // 24: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
 	17, // 25: drover.v1.Holdings.all:type_name -> drover.v1.Holding
 	28, // 26: drover.v1.TaskView.task:type_name -> drover.v1.Task
 	14, // 27: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus

@@ -1,6 +1,6 @@
-// Package door is the socket of a host that has no controller: what comes in goes
+// Package socketproxy is the socket of a host that has no controller: what comes in goes
 // to a controller as it is, with who sent it. What they may do is decided there.
-package door
+package socketproxy
 
 import (
 	"context"
@@ -17,14 +17,14 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/relaysock"
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// Options of Run. TLS is pki.PeerClientTLS for relaysock.ALPN; Controllers gives
+// Options of Run. TLS is pki.PeerClientTLS for wire.ALPNSocket; Controllers gives
 // host:port of each, the preferred one first.
 type Options struct {
 	Path        string
@@ -126,7 +126,7 @@ func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 	}
 	stop := context.AfterFunc(ctx, func() { _, _ = c.Close(), t.NetConn().Close() })
 	defer stop()
-	hello, err := json.Marshal(relaysock.Hello{UID: uid})
+	hello, err := json.Marshal(wire.SocketHello{UID: uid})
 	if err != nil {
 		return
 	}
