@@ -19,9 +19,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/access/accesstest"
-	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -96,7 +96,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 	noLeaks(t)
 	all, _ := fleet(t, 3)
 	lead, others := split(t, all)
-	node := others[0].files(bootstrap.AgentPKI(others[0].data))
+	node := others[0].files(identity.AgentPKI(others[0].data))
 	user := lead.identity(pki.KindUser, "mallory")
 	lead.eventually(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: user.Principal.URI, Roles: []string{pki.KindUser}}}}})
 	lead.eventually(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: node.Principal.ID, Roles: map[string]string{"7": "user"}}}})
@@ -108,7 +108,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 		}
 		return b
 	}
-	controller := lead.files(bootstrap.ControllerPKI(lead.data)).Principal.URI
+	controller := lead.files(identity.ControllerPKI(lead.data)).Principal.URI
 	for what, at := range map[string]*host{"the leader": lead, "a follower": others[0]} {
 		for who, c := range map[string]struct {
 			files       *pki.Files
@@ -141,7 +141,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 		}
 	}
 	// A controller is no other one, and may not ask as its callers for what is its own.
-	follower := others[0].files(bootstrap.ControllerPKI(others[0].data))
+	follower := others[0].files(identity.ControllerPKI(others[0].data))
 	rt, done := lead.over(follower, wire.ALPNPeer, "", true)
 	for _, principal := range []string{"", node.Principal.URI, controller} {
 		var res dv1.CommandResult

@@ -9,10 +9,10 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -23,7 +23,7 @@ const sharedAdmin = "admin"
 // ownAdmin gives this host an admin's identity of its own where it has the shared one,
 // or the half of a new one that a crash left.
 func (c *controller) ownAdmin(ctx context.Context, way *relay.Relay, seals *seals) error {
-	dir := bootstrap.AdminPKI(c.DataDir)
+	dir := identity.AdminPKI(c.DataDir)
 	has, err := pki.LoadFiles(dir)
 	if err == nil && has.Principal.ID == pki.AdminOf(c.files.Principal.ID) || errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -26,7 +26,7 @@ func TestTheSharedAdminOfAnOldFleetGoes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(bootstrap.AdminPKI(stays.data), name), b, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(identity.AdminPKI(stays.data), name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -34,7 +34,7 @@ func TestTheSharedAdminOfAnOldFleetGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	own := func() string {
-		f, err := pki.LoadFiles(bootstrap.AdminPKI(stays.data))
+		f, err := pki.LoadFiles(identity.AdminPKI(stays.data))
 		if err != nil {
 			return ""
 		}
@@ -49,21 +49,21 @@ func TestTheSharedAdminOfAnOldFleetGoes(t *testing.T) {
 		r := lead.remote(shared, "/containers/json")
 		return r.code == 403 && strings.Contains(r.body, "revoked")
 	})
-	if r := lead.remote(stays.files(bootstrap.AdminPKI(stays.data)), "/containers/json"); r.code != 200 {
+	if r := lead.remote(stays.files(identity.AdminPKI(stays.data)), "/containers/json"); r.code != 200 {
 		t.Errorf("the admin of a host that stays: %v", r)
 	}
 	gone.gone()
 
 	// A crash between a new key and its certificate is made good.
 	stays.off()
-	if err := os.Remove(filepath.Join(bootstrap.AdminPKI(stays.data), "cert.pem")); err != nil {
+	if err := os.Remove(filepath.Join(identity.AdminPKI(stays.data), "cert.pem")); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(filepath.Join(shared.Dir, "cert.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(bootstrap.AdminPKI(stays.data), "cert.pem"), b, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(identity.AdminPKI(stays.data), "cert.pem"), b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := stays.on(); err != nil {

@@ -13,10 +13,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/grant"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -54,7 +54,7 @@ func TestALyingNodeDecidesNoTag(t *testing.T) {
 	reg, manifest, config := upstream(t)
 	evil := []byte(`{"config":{"Cmd":["mine"]}}`)
 	answer := make(chan bulk.PullLine, 1)
-	files := h.files(bootstrap.AgentPKI(h.data))
+	files := h.files(identity.AgentPKI(h.data))
 	addr := h.bulkPort(files, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var p bulk.PullRequest
 		if err := json.NewDecoder(r.Body).Decode(&p); err != nil || !p.Public {
@@ -111,7 +111,7 @@ func TestALyingNodeDecidesNoTag(t *testing.T) {
 func TestANodeLearnsOnlyOfTheImagesItNeeds(t *testing.T) {
 	h := newHost(t)
 	h.up()
-	files := h.files(bootstrap.AgentPKI(h.data))
+	files := h.files(identity.AgentPKI(h.data))
 	put := func(name string, public bool) string {
 		t.Helper()
 		d := digest.FromString(name).String()

@@ -38,6 +38,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/grant"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
@@ -141,7 +142,7 @@ func Run(ctx context.Context, cfg Config) error {
 // end moves a removed controller's files aside.
 func (c *controller) end(err error) error {
 	if errors.Is(err, ErrRemoved) {
-		return errors.Join(err, bootstrap.Removed(c.DataDir))
+		return errors.Join(err, identity.RemoveController(c.DataDir))
 	}
 	return err
 }
@@ -167,14 +168,14 @@ func load(cfg Config) (_ *controller, err error) {
 			c.unlock()
 		}
 	}()
-	if c.files, err = pki.LoadFiles(bootstrap.ControllerPKI(c.DataDir)); err != nil {
+	if c.files, err = pki.LoadFiles(identity.ControllerPKI(c.DataDir)); err != nil {
 		return nil, fmt.Errorf("this host has no controller's identity, or a damaged one: %w", err)
 	}
 	c.grants = grant.NewMaker(c.files)
 	if c.registry, err = registry.New(c.Registries); err != nil {
 		return nil, fmt.Errorf("configuring registries: %w", err)
 	}
-	id, err := bootstrap.LoadIdentity(bootstrap.IdentityFile(c.DataDir))
+	id, err := identity.Load(c.DataDir)
 	if err == nil {
 		c.contact = id.Node
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -204,7 +205,7 @@ func (c *controller) run(ctx context.Context) error {
 	node, err := consensus.Open(consensus.Options{
 		ID: c.files.Principal.ID, Dir: filepath.Join(c.dir, "raft"), Addr: raft.ServerAddress(c.Advertise), Layer: c.layer,
 		Logger: c.Logger, Version: c.Version, OnCommit: c.commits.committed, OnRestore: c.commits.restore, Believe: c.believe.Load,
-		Timing: timing.FromProto(first.GetInit().GetCluster().GetTiming()), TimingFile: bootstrap.TimingFile(c.DataDir),
+		Timing: timing.FromProto(first.GetInit().GetCluster().GetTiming()), TimingFile: identity.TimingFile(c.DataDir),
 	})
 	if err != nil {
 		return err

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/unixsock"
 )
@@ -25,7 +25,7 @@ func TestWhoIsThereDecidesWhatIsAnswered(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
-	admin := h.files(bootstrap.AdminPKI(h.data))
+	admin := h.files(identity.AdminPKI(h.data))
 	if r := h.local("GET", "/_ping", ""); r.code != 200 || r.body != "OK" {
 		t.Fatalf("over the socket: %v", r)
 	}
@@ -42,7 +42,7 @@ func TestWhoIsThereDecidesWhatIsAnswered(t *testing.T) {
 	if r := h.remote(h.identity(pki.KindUser, "stranger"), "/_ping"); r.code != 403 || !strings.Contains(r.body, "not known") {
 		t.Fatalf("an identity that was never committed: %v", r)
 	}
-	if r := h.remote(h.files(bootstrap.AgentPKI(h.data)), "/_ping"); r.code != 403 || !strings.Contains(r.body, "role") {
+	if r := h.remote(h.files(identity.AgentPKI(h.data)), "/_ping"); r.code != 403 || !strings.Contains(r.body, "role") {
 		t.Fatalf("a node at the engine's API: %v", r)
 	}
 	h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{
@@ -161,7 +161,7 @@ func TestARunGoesThroughARealSession(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
-	files := h.files(bootstrap.AgentPKI(h.data))
+	files := h.files(identity.AgentPKI(h.data))
 	logs := http.NewServeMux()
 	logs.HandleFunc("GET /v1/tasks/{id}/logs", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(200)
@@ -218,10 +218,10 @@ func TestOnlyTheClustersOwnNodesGetSessions(t *testing.T) {
 	if _, err := h.open(h.identity(pki.KindNode, "stranger"), 1, ""); err == nil {
 		t.Fatal("a node that was never committed has a session")
 	}
-	if _, err := h.open(h.files(bootstrap.AdminPKI(h.data)), 1, ""); err == nil {
+	if _, err := h.open(h.files(identity.AdminPKI(h.data)), 1, ""); err == nil {
 		t.Fatal("a user has a session")
 	}
-	files := h.files(bootstrap.AgentPKI(h.data))
+	files := h.files(identity.AgentPKI(h.data))
 	a, err := h.open(files, 1, "")
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestARestartKeepsStateAndEndsHijackedConnections(t *testing.T) {
 	if n := strings.Count(h.stdout.String(), "recovery key: DROVER-RECOVERY-"); n != 1 {
 		t.Fatalf("the first start shows the recovery key %d times: %q", n, h.stdout)
 	}
-	if _, err := h.open(h.files(bootstrap.AgentPKI(h.data)), 1, ""); err != nil {
+	if _, err := h.open(h.files(identity.AgentPKI(h.data)), 1, ""); err != nil {
 		t.Fatal(err)
 	}
 	image(h)
@@ -281,7 +281,7 @@ func TestARestartKeepsStateAndEndsHijackedConnections(t *testing.T) {
 	if k := snap.TaskByName("kept"); k == nil || hex.EncodeToString(k.GetId()) != id || snap.Node(h.nodeID()).GetSubnet() != "10.210.0.0/24" {
 		t.Fatalf("after the restart: %v %v", k, snap.Node(h.nodeID()))
 	}
-	a, err := h.open(h.files(bootstrap.AgentPKI(h.data)), 2, "")
+	a, err := h.open(h.files(identity.AgentPKI(h.data)), 2, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +355,7 @@ func TestStartingAnswers503AndPanicsAnswer500(t *testing.T) {
 	defer c.start("port", c.mux.Run)()
 	defer begin()()
 	h.addr = c.port.Addr().String()
-	for _, r := range []response{h.local("GET", "/_ping", ""), h.remote(h.files(bootstrap.AdminPKI(h.data)), "/_ping")} {
+	for _, r := range []response{h.local("GET", "/_ping", ""), h.remote(h.files(identity.AdminPKI(h.data)), "/_ping")} {
 		if r.code != 503 || !strings.Contains(r.body, "starting") || r.header.Get("Retry-After") == "" {
 			t.Fatalf("before the log is ready: %v", r)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -82,7 +83,7 @@ func (h *host) off() {
 	}
 }
 
-func (h *host) id() string { return h.files(bootstrap.AgentPKI(h.data)).Principal.ID }
+func (h *host) id() string { return h.files(identity.AgentPKI(h.data)).Principal.ID }
 
 // token admits controllers.
 func (h *host) token() pki.Token {
@@ -95,8 +96,8 @@ func (h *host) token() pki.Token {
 	return tk
 }
 
-func (h *host) joining(to *host, tk pki.Token, name string) bootstrap.Joining {
-	return bootstrap.Joining{DataDir: h.data, Token: tk, Addr: to.addr, NodeName: name, Hosts: []string{"127.0.0.1"}, Agent: "127.0.0.1:1", Controller: h.addr, Now: time.Now()}
+func (h *host) joining(to *host, tk pki.Token, name string) identity.JoinOptions {
+	return identity.JoinOptions{DataDir: h.data, Token: tk, Addr: to.addr, NodeName: name, Hosts: []string{"127.0.0.1"}, Agent: "127.0.0.1:1", Controller: h.addr, Now: time.Now()}
 }
 
 // fleet is n controllers; one, three or five of them vote.
@@ -115,7 +116,7 @@ func fleet(t *testing.T, n int) (all []*host, tk pki.Token) {
 	for i := range n - 1 {
 		h := machine(t)
 		h.ca = first.ca
-		if err := bootstrap.Join(t.Context(), h.joining(first, tk, string(rune('b'+i)))); err != nil {
+		if err := identity.Join(t.Context(), h.joining(first, tk, string(rune('b'+i)))); err != nil {
 			t.Fatal(err)
 		}
 		if err := h.on(); err != nil {

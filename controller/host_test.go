@@ -28,6 +28,7 @@ import (
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/unixsock"
 )
@@ -79,7 +80,7 @@ func newHost(t *testing.T, how ...func(*bootstrap.Options)) *host {
 // authority opens the cluster's own, as it is before the cluster is committed.
 func authority(t *testing.T, data string) *pki.Authority {
 	t.Helper()
-	files, err := pki.LoadFiles(bootstrap.ControllerPKI(data))
+	files, err := pki.LoadFiles(identity.ControllerPKI(data))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,8 +185,8 @@ func (h *host) files(dir string) *pki.Files {
 	return f
 }
 
-func (h *host) cluster() string { return h.files(bootstrap.AgentPKI(h.data)).Principal.Cluster }
-func (h *host) nodeID() string  { return h.files(bootstrap.AgentPKI(h.data)).Principal.ID }
+func (h *host) cluster() string { return h.files(identity.AgentPKI(h.data)).Principal.Cluster }
+func (h *host) nodeID() string  { return h.files(identity.AgentPKI(h.data)).Principal.ID }
 
 func (h *host) propose(cmd *dv1.Command) {
 	h.t.Helper()
@@ -239,7 +240,7 @@ func (h *host) local(method, path, body string) response {
 // remote asks over the port, as files say or as nobody; protos are the ALPN names offered.
 func (h *host) remote(files *pki.Files, path string, protos ...string) response {
 	h.t.Helper()
-	config := &tls.Config{RootCAs: h.files(bootstrap.AgentPKI(h.data)).Pool(), NextProtos: protos}
+	config := &tls.Config{RootCAs: h.files(identity.AgentPKI(h.data)).Pool(), NextProtos: protos}
 	if files != nil {
 		config.Certificates = []tls.Certificate{files.Cert}
 	}

@@ -3,8 +3,6 @@ package controller
 import (
 	"context"
 	"crypto"
-	"crypto/ecdh"
-	"crypto/hpke"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -15,11 +13,11 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/pki"
@@ -97,7 +95,7 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 	if req.Name == "" || req.Agent == "" {
 		return nil, &refusal{http.StatusBadRequest, "a host joins with a name and its agent's address"}
 	}
-	id, err := bootstrap.NewID()
+	id, err := identity.NewID()
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +105,7 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 		Identities: []*dv1.Identity{{Uri: uri(pki.KindNode, id), Roles: []string{pki.KindNode}}}}
 	wrapped := func() error { return nil }
 	if req.Controller != "" {
-		pub, err := hpke.DHKEM(ecdh.X25519()).NewPublicKey(req.SealPublic)
+		pub, err := pki.SealingKEM().NewPublicKey(req.SealPublic)
 		if err != nil {
 			return nil, &refusal{http.StatusBadRequest, "reading the sealing key: " + err.Error()}
 		}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -17,10 +17,10 @@ func TestControllersJoinThroughAFollower(t *testing.T) {
 	for i := range 8 {
 		h := machine(t)
 		o := h.joining(followers[i%2], tk, fmt.Sprint("d", i))
-		if err := bootstrap.Join(t.Context(), o); err != nil {
+		if err := identity.Join(t.Context(), o); err != nil {
 			t.Fatalf("join %d: %v", i, err)
 		}
-		for _, dir := range []string{bootstrap.ControllerPKI(h.data), bootstrap.AdminPKI(h.data), bootstrap.AgentPKI(h.data)} {
+		for _, dir := range []string{identity.ControllerPKI(h.data), identity.AdminPKI(h.data), identity.AgentPKI(h.data)} {
 			if _, err := pki.LoadFiles(dir); err != nil {
 				t.Errorf("join %d: %v", i, err)
 			}

@@ -3,8 +3,6 @@ package controller
 import (
 	"bytes"
 	"context"
-	"crypto/ecdh"
-	"crypto/hpke"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -15,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/roster"
@@ -84,7 +82,7 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 		t.Error("an agent got more than an agent's identity")
 	}
 	// The agent's answer is none for who asks again to be a controller.
-	seal, err := hpke.DHKEM(ecdh.X25519()).GenerateKey()
+	seal, err := pki.SealingKEM().GenerateKey()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +139,7 @@ func TestARemovalIsToldToNodesAndEndsTheGossipsKey(t *testing.T) {
 	h.up()
 	h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: pki.URI(h.cluster(), pki.KindNode, "b"), Roles: []string{pki.KindNode}}}}})
 	h.propose(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "b", Name: "b", Addr: "10.0.0.2:7444"}}}})
-	st, err := h.open(h.files(bootstrap.AgentPKI(h.data)), 1, "127.0.0.1:7444")
+	st, err := h.open(h.files(identity.AgentPKI(h.data)), 1, "127.0.0.1:7444")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -25,7 +25,7 @@ func (k keyed) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (h *host) keyed(files *pki.Files, key, path, body string) response {
 	h.t.Helper()
-	config := &tls.Config{RootCAs: h.files(bootstrap.AgentPKI(h.data)).Pool(), Certificates: []tls.Certificate{files.Cert}}
+	config := &tls.Config{RootCAs: h.files(identity.AgentPKI(h.data)).Pool(), Certificates: []tls.Certificate{files.Cert}}
 	return h.do(&http.Client{Transport: keyed{&http.Transport{TLSClientConfig: config}, key}}, http.MethodPost, "https://"+h.addr+path, body)
 }
 
@@ -35,11 +35,11 @@ func TestAKeyIsItsCallers(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
-	if _, err := h.open(h.files(bootstrap.AgentPKI(h.data)), 1, "127.0.0.1:7444"); err != nil {
+	if _, err := h.open(h.files(identity.AgentPKI(h.data)), 1, "127.0.0.1:7444"); err != nil {
 		t.Fatal(err)
 	}
 	image(h)
-	admin, user := h.files(bootstrap.AdminPKI(h.data)), h.identity(pki.KindUser, "eve")
+	admin, user := h.files(identity.AdminPKI(h.data)), h.identity(pki.KindUser, "eve")
 	h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: user.Principal.URI, Roles: []string{pki.KindUser}}}}})
 	const path, body = "/v1.44/containers/create?name=x", `{"Image":"busybox","Cmd":["true"]}`
 	id := func(r response) string {

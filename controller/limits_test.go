@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -71,7 +71,7 @@ func TestASlowBodyIsNotWaitedFor(t *testing.T) {
 	}{
 		{"a stranger", "", "/containers/create", nil, http.StatusUnauthorized},
 		{"an unknown user", "http/1.1", "/containers/create", h.identity(pki.KindUser, "stranger"), http.StatusForbidden},
-		{"an admin", "http/1.1", "/containers/create", h.files(bootstrap.AdminPKI(h.data)), http.StatusBadRequest},
+		{"an admin", "http/1.1", "/containers/create", h.files(identity.AdminPKI(h.data)), http.StatusBadRequest},
 		{"a stranger who joins", wire.ALPNJoin, join.Path, nil, http.StatusBadRequest},
 	} {
 		conn := h.connect(c.files, c.proto)
@@ -101,7 +101,7 @@ func TestWhoIsRefusedHoldsNoConnection(t *testing.T) {
 	lead.eventually(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: removed.Principal.URI, Roles: []string{pki.KindUser}, Revoked: true}}}})
 	for who, files := range map[string]*pki.Files{
 		"a user who was removed": removed, "an unknown user": lead.identity(pki.KindUser, "stranger"), "a stranger": nil,
-		"a node that asks for more than it may": lead.files(bootstrap.AgentPKI(lead.data)),
+		"a node that asks for more than it may": lead.files(identity.AgentPKI(lead.data)),
 	} {
 		for where, h := range map[string]*host{"the leader": lead, "a follower": others[0]} {
 			conn := h.connect(files, "http/1.1")
@@ -130,7 +130,7 @@ func TestABodyThatComesIsRead(t *testing.T) {
 	h := newHost(t)
 	h.up()
 	body := `{"Image":"` + strings.Repeat("x", 64<<10) + `"}`
-	conn := h.connect(h.files(bootstrap.AdminPKI(h.data)), "http/1.1")
+	conn := h.connect(h.files(identity.AdminPKI(h.data)), "http/1.1")
 	r := bufio.NewReader(conn)
 	for range 2 {
 		_, _ = fmt.Fprintf(conn, "POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", len(body))

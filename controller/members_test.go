@@ -11,6 +11,7 @@ import (
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/command"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -25,8 +26,8 @@ func TestARemovedControllersHostKnowsNothingThatCounts(t *testing.T) {
 	all, tk := fleet(t, 4)
 	lead, others := split(t, all)
 	gone := others[0]
-	admin, ctl := gone.files(bootstrap.AdminPKI(gone.data)), gone.files(bootstrap.ControllerPKI(gone.data))
-	mine := lead.files(bootstrap.AdminPKI(lead.data))
+	admin, ctl := gone.files(identity.AdminPKI(gone.data)), gone.files(identity.ControllerPKI(gone.data))
+	mine := lead.files(identity.AdminPKI(lead.data))
 	if admin.Principal.URI == mine.Principal.URI {
 		t.Fatalf("two hosts share the identity %s", mine.Principal.URI)
 	}
@@ -63,7 +64,7 @@ func TestARemovedControllersHostKnowsNothingThatCounts(t *testing.T) {
 	}
 	for i, at := range []*host{lead, other, others[2]} {
 		h := machine(t)
-		if err := bootstrap.Join(t.Context(), h.joining(at, tk, string(rune('x'+i)))); err != nil {
+		if err := identity.Join(t.Context(), h.joining(at, tk, string(rune('x'+i)))); err != nil {
 			t.Errorf("a join after the data key was replaced: %v", err)
 		}
 	}

@@ -4,14 +4,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/identity"
 )
 
 func TestPoolsAreListedAndAdded(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
-	if _, err := h.open(h.files(bootstrap.AgentPKI(h.data)), 1, "127.0.0.1:7444"); err != nil {
+	if _, err := h.open(h.files(identity.AgentPKI(h.data)), 1, "127.0.0.1:7444"); err != nil {
 		t.Fatal(err)
 	}
 	if r := h.local("POST", "/drover/v1/pools", `{"Pool":"10.210.4.0/24"}`); r.code != 409 || !strings.Contains(r.body, "overlaps") {

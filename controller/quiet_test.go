@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/controller/bootstrap"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/unixsock"
 )
 
@@ -37,7 +37,7 @@ func TestAQuietStreamEndsWithItsClientAndItsController(t *testing.T) {
 				_ = c.Close()
 				ended <- true
 			})
-			a, err := h.open(h.files(bootstrap.AgentPKI(h.data)), 1, h.bulkPort(h.files(bootstrap.AgentPKI(h.data)), agent))
+			a, err := h.open(h.files(identity.AgentPKI(h.data)), 1, h.bulkPort(h.files(identity.AgentPKI(h.data)), agent))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -9,12 +9,12 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -32,7 +32,7 @@ type Recovered struct {
 // where others dial it.
 func Recover(dataDir, advertise string, log *slog.Logger) (*Recovered, error) {
 	dir := filepath.Join(dataDir, "controller")
-	if !bootstrap.HasController(dataDir) {
+	if !identity.HasController(dataDir) {
 		return nil, errors.New("this host is no controller of a fleet")
 	}
 	unlock, err := durable.Lock(dir)
@@ -40,7 +40,7 @@ func Recover(dataDir, advertise string, log *slog.Logger) (*Recovered, error) {
 		return nil, fmt.Errorf("the controller of this host runs: stop drover here first: %w", err)
 	}
 	defer unlock()
-	files, err := pki.LoadFiles(bootstrap.ControllerPKI(dataDir))
+	files, err := pki.LoadFiles(identity.ControllerPKI(dataDir))
 	if err != nil {
 		return nil, fmt.Errorf("reading this controller's identity: %w", err)
 	}

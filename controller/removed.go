@@ -12,11 +12,11 @@ import (
 
 	"golang.org/x/net/http2"
 
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -110,7 +110,7 @@ func (c *controller) others(node *consensus.Node) map[string]bool {
 			addrs[string(s.Address)] = true
 		}
 	}
-	if id, err := bootstrap.LoadIdentity(bootstrap.IdentityFile(c.DataDir)); err == nil {
+	if id, err := identity.Load(c.DataDir); err == nil {
 		for _, a := range id.Controllers {
 			addrs[a] = true
 		}

@@ -9,10 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/identity"
 )
 
 // gone waits for a controller to end as removed.
@@ -27,13 +27,13 @@ func (h *host) gone() {
 	case <-time.After(20 * time.Second):
 		h.t.Fatal("it still runs after 20 s")
 	}
-	if bootstrap.HasController(h.data) {
+	if identity.HasController(h.data) {
 		h.t.Error("its files are still in place")
 	}
-	if _, err := os.Stat(bootstrap.AdminPKI(h.data)); err == nil {
+	if _, err := os.Stat(identity.AdminPKI(h.data)); err == nil {
 		h.t.Error("it still has an admin's identity")
 	}
-	if !bootstrap.IsMember(h.data) {
+	if !identity.IsMember(h.data) {
 		h.t.Error("its agent's identity is gone")
 	}
 }
@@ -65,10 +65,10 @@ func TestAControllerThatIsRemovedAtItsOwnSocketAnswers(t *testing.T) {
 	all, _ := fleet(t, 3)
 	lead, others := split(t, all)
 	self := others[0]
-	files := self.files(bootstrap.ControllerPKI(self.data))
+	files := self.files(identity.ControllerPKI(self.data))
 	rt, done := lead.over(files, wire.ALPNRelay, "", true)
 	defer done()
-	admin := lead.files(bootstrap.AdminPKI(lead.data)).Principal.URI
+	admin := lead.files(identity.AdminPKI(lead.data)).Principal.URI
 	tokens := func() response {
 		return send(t, rt, http.MethodGet, "/drover/v1/tokens", http.Header{"Drover-Principal": {admin}}, nil)
 	}

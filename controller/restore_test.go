@@ -9,9 +9,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/access/accesstest"
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
 )
 
 // install makes every follower take a snapshot in which effects were done, instead of
@@ -45,7 +45,7 @@ func TestASnapshotIsAsGoodAsTheEntriesThatItHolds(t *testing.T) {
 	until(t, "the container at a follower", func() bool { return at.c.node.Load().Snapshot().TaskByName("old") != nil })
 	snap := lead.c.node.Load().Snapshot()
 
-	admin := at.files(bootstrap.AdminPKI(gone.data))
+	admin := at.files(identity.AdminPKI(gone.data))
 	cut := make(chan response, 1)
 	go func() { cut <- at.remote(admin, "/events") }()
 	until(t, "the request of an admin", func() bool {

@@ -21,13 +21,13 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/drover/drover/controller/access"
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 )
@@ -97,7 +97,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 		h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: f.Principal.URI, Roles: []string{role}, Revoked: revoked}}}})
 		return f
 	}
-	node, controller := h.files(bootstrap.AgentPKI(h.data)), h.files(bootstrap.ControllerPKI(h.data))
+	node, controller := h.files(identity.AgentPKI(h.data)), h.files(identity.ControllerPKI(h.data))
 	people := func(kind string, roles ...string) map[string]asking {
 		all := map[string]asking{
 			"none":     {},

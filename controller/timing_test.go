@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/timing"
 )
 
@@ -20,7 +21,7 @@ func TestTheTimingIsSetForAllControllers(t *testing.T) {
 	if r := others[0].local("POST", "/drover/v1/timing", `{"Timing":"300/300/400"}`); r.code != 400 || !strings.Contains(r.body, "longer than the heartbeat timeout") {
 		t.Fatalf("a lease that is too long: %v", r)
 	}
-	node := lead.files(bootstrap.AgentPKI(lead.data))
+	node := lead.files(identity.AgentPKI(lead.data))
 	if r := lead.remote(node, "/drover/v1/timing"); r.code != http.StatusForbidden {
 		t.Errorf("a node asks for it: %v", r)
 	}
@@ -35,10 +36,10 @@ func TestTheTimingIsSetForAllControllers(t *testing.T) {
 		t.Fatalf("shown then: %v", r)
 	}
 	h := machine(t)
-	if err := bootstrap.Join(t.Context(), h.joining(all[0], tk, "late")); err != nil {
+	if err := identity.Join(t.Context(), h.joining(all[0], tk, "late")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := timing.Load(bootstrap.TimingFile(h.data), timing.LAN); err != nil || got.String() != want {
+	if got, err := timing.Load(identity.TimingFile(h.data), timing.LAN); err != nil || got.String() != want {
 		t.Errorf("who joins begins with %v, %v", got, err)
 	}
 }

@@ -25,10 +25,10 @@ import (
 	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/cli/client"
 	"github.com/drover/drover/controller"
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/trace"
 	"github.com/drover/drover/pkg/unixsock"
@@ -119,11 +119,11 @@ func agentCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		id, err := bootstrap.LoadIdentity(bootstrap.IdentityFile(c.DataDir))
+		id, err := identity.Load(c.DataDir)
 		if err != nil {
 			return fmt.Errorf("this host is in no fleet: drover up makes one, drover join enters one: %w", err)
 		}
-		sink, err := remote(bootstrap.AgentPKI(c.DataDir), id.Controllers)
+		sink, err := remote(identity.AgentPKI(c.DataDir), id.Controllers)
 		if err != nil {
 			return err
 		}
@@ -137,16 +137,16 @@ func agentCommand() *cobra.Command {
 			return err
 		}
 		preferred, socket := "", unixsock.File(c.RunDir)
-		if bootstrap.HasController(c.DataDir) {
+		if identity.HasController(c.DataDir) {
 			preferred, socket = net.JoinHostPort(c.Advertise, fmt.Sprint(agent.Port(c.ControllerListen))), ""
 		}
 		return agent.Run(cmd.Context(), agent.Config{
 			Preferred: preferred, Socket: socket,
 			SaveControllers: func(all []string) error {
-				return errors.Join(bootstrap.SaveControllers(bootstrap.IdentityFile(c.DataDir), all), hint(c, id.Node, all))
+				return errors.Join(identity.SaveControllers(c.DataDir, all), hint(c, id.Node, all))
 			},
 			DataDir: c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
-			PKI: bootstrap.AgentPKI(c.DataDir), Listen: c.AgentListen, Advertise: c.Advertise, Bridge: c.Bridge, Labels: c.Labels,
+			PKI: identity.AgentPKI(c.DataDir), Listen: c.AgentListen, Advertise: c.Advertise, Bridge: c.Bridge, Labels: c.Labels,
 			Reserved: []uint16{agent.Port(c.ControllerListen), agent.Port(c.AgentListen), agent.Port(c.GossipListen), agent.Port(c.MirrorListen)},
 			Gossip:   c.GossipListen, Mirror: c.MirrorListen,
 			Registries: c.Mirrors(), Logger: logger(c, "agent"), Tracer: tp.Tracer("drover"),
@@ -158,7 +158,7 @@ func agentCommand() *cobra.Command {
 // hint tells this host's clients where the fleet is, should the socket not answer.
 func hint(c *config.Config, node string, controllers []string) error {
 	h := client.Hints{Node: node, Controllers: controllers}
-	if dir := bootstrap.AdminPKI(c.DataDir); bootstrap.HasController(c.DataDir) {
+	if dir := identity.AdminPKI(c.DataDir); identity.HasController(c.DataDir) {
 		h.Identity = dir
 	}
 	b, err := json.Marshal(h)

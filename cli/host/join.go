@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/drover/drover/agent"
-	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -51,7 +51,7 @@ func joinCommand() *cobra.Command {
 		if _, _, err := net.SplitHostPort(addr); err != nil {
 			addr = net.JoinHostPort(addr, "7443")
 		}
-		o := bootstrap.Joining{
+		o := identity.JoinOptions{
 			DataDir: c.DataDir, Token: token, Addr: addr, NodeName: c.NodeName, Labels: c.Labels, Now: time.Now(),
 			Hosts:      []string{c.Advertise, c.NodeName, "127.0.0.1", "localhost"},
 			Agent:      net.JoinHostPort(c.Advertise, fmt.Sprint(agent.Port(c.AgentListen))),
@@ -72,16 +72,16 @@ func joinCommand() *cobra.Command {
 }
 
 // enter joins, and joins as an agent only where that is all that a token gives.
-func enter(ctx context.Context, o bootstrap.Joining) error {
+func enter(ctx context.Context, o identity.JoinOptions) error {
 	ctx, cancel := context.WithTimeout(ctx, joinWithin)
 	defer cancel()
 	for {
-		err := bootstrap.Join(ctx, o)
+		err := identity.Join(ctx, o)
 		var no *join.Refusal
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, bootstrap.ErrMember):
+		case errors.Is(err, identity.ErrMember):
 			return errors.New("this host is in a fleet already: drover up brings it up; to join another, remove its data folder first")
 		case errors.As(err, &no) && no.Code == join.AgentsOnly && o.Controller != "":
 			o.Controller = ""

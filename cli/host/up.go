@@ -29,6 +29,7 @@ import (
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/logfile"
 	"github.com/drover/drover/pkg/timing"
 	"github.com/drover/drover/pkg/unixsock"
@@ -194,7 +195,7 @@ func ready(ctx context.Context, c *config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	err := agent.Ready(ctx, c.RunDir)
-	if errors.Is(err, agent.ErrNoSession) && !bootstrap.HasController(c.DataDir) {
+	if errors.Is(err, agent.ErrNoSession) && !identity.HasController(c.DataDir) {
 		return fmt.Errorf("%w: %w", errElsewhere, err)
 	}
 	if err != nil && !errors.Is(err, agent.ErrNoSession) {
@@ -211,7 +212,7 @@ func ready(ctx context.Context, c *config.Config) error {
 		return err
 	case ierr != nil:
 		return ierr
-	case code == http.StatusForbidden && !bootstrap.HasController(c.DataDir):
+	case code == http.StatusForbidden && !identity.HasController(c.DataDir):
 		return nil // a controller answered: this host's users just have no role
 	case code != http.StatusOK || i.NCPU == 0 || missingHere(header.Get(wire.HeaderMissing), c.NodeName):
 		return errors.New("the agent has not reached the controller yet")
@@ -278,7 +279,7 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	if err != nil {
 		return fmt.Errorf("raft-timing: %w", err)
 	}
-	member := bootstrap.IsMember(c.DataDir) && !bootstrap.HasController(c.DataDir)
+	member := identity.IsMember(c.DataDir) && !identity.HasController(c.DataDir)
 	if member {
 	} else if _, err := bootstrap.Up(bootstrap.Options{
 		DataDir: c.DataDir, ClusterName: name, NodeName: c.NodeName, Hosts: []string{c.Advertise, c.NodeName, "127.0.0.1", "localhost"},
@@ -339,7 +340,7 @@ func keep(ctx context.Context, verb string, c *config.Config, file string) {
 		if ctx.Err() != nil {
 			return
 		}
-		if verb == "controller" && !bootstrap.HasController(c.DataDir) {
+		if verb == "controller" && !identity.HasController(c.DataDir) {
 			log.Warn("this host is no controller of its fleet any more, and goes on as an agent", "err", err)
 			return
 		}

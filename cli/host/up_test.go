@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/config"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/unixsock"
 )
 
@@ -80,10 +80,10 @@ func TestAHostIsUpOnceItsAgentAndTheLeaderSaySo(t *testing.T) {
 		}
 	}
 	// This host's own controller may be what is missing.
-	if err := os.MkdirAll(bootstrap.ControllerPKI(c.DataDir), 0o700); err != nil {
+	if err := os.MkdirAll(identity.ControllerPKI(c.DataDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(bootstrap.ControllerPKI(c.DataDir), "cert.pem"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(identity.ControllerPKI(c.DataDir), "cert.pem"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	agent, header, code = "no session with a controller yet", nil, 500

@@ -9,10 +9,7 @@ package bootstrap
 
 import (
 	"crypto/hpke"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,6 +23,7 @@ import (
 	"github.com/drover/drover/controller/command"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/subnet"
 	"github.com/drover/drover/pkg/timing"
@@ -43,32 +41,12 @@ type Options struct {
 	Now         time.Time
 }
 
-// Identity is identity.json: who this host's agent is, and whom it dials.
-type Identity struct {
-	Version     int      `json:"version"`
-	Cluster     string   `json:"cluster"`
-	Node        string   `json:"node"`
-	Name        string   `json:"name"`
-	Controllers []string `json:"controllers"`
-}
-
-// Folders and files below DataDir.
+// Files of a bootstrap that is being made, below DataDir, and in it.
 const (
 	staging  = "bootstrap.tmp"
-	decided  = "bootstrap"
 	initFile = "init.pb"
+	hostFile = "identity.json"
 )
-
-// ControllerPKI, AgentPKI and AdminPKI are where identities live.
-func ControllerPKI(dataDir string) string { return filepath.Join(dataDir, "controller", "pki") }
-func AgentPKI(dataDir string) string      { return filepath.Join(dataDir, "agent", "pki") }
-func AdminPKI(dataDir string) string      { return filepath.Join(dataDir, "admin") }
-
-// IdentityFile is where the agent's Identity lives.
-func IdentityFile(dataDir string) string { return filepath.Join(dataDir, "agent", "identity.json") }
-
-// TimingFile is where a controller keeps raft's timing for its next start.
-func TimingFile(dataDir string) string { return filepath.Join(dataDir, "controller", "timing") }
 
 // Up makes sure that this host has identities: it makes a new cluster where
 // there is none, ends an Up that was cut short, and else does nothing.
@@ -76,9 +54,9 @@ func Up(o Options) (created bool, err error) {
 	if err := os.MkdirAll(o.DataDir, 0o711); err != nil {
 		return false, fmt.Errorf("making the data folder: %w", err)
 	}
-	src := filepath.Join(o.DataDir, decided)
+	src := identity.BootstrapDir(o.DataDir)
 	if !exists(src) {
-		if exists(filepath.Join(ControllerPKI(o.DataDir), "cert.pem")) {
+		if identity.HasController(o.DataDir) {
 			return false, nil
 		}
 		tmp := filepath.Join(o.DataDir, staging)
@@ -102,7 +80,7 @@ func Up(o Options) (created bool, err error) {
 // Pending is the Init command of a cluster that is not committed yet, nil if
 // there is none.
 func Pending(dataDir string) (*dv1.Command, error) {
-	b, err := os.ReadFile(filepath.Join(dataDir, decided, initFile))
+	b, err := os.ReadFile(filepath.Join(identity.BootstrapDir(dataDir), initFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -118,37 +96,21 @@ func Pending(dataDir string) (*dv1.Command, error) {
 
 // Done removes the scratch after Init was committed.
 func Done(dataDir string) error {
-	if err := os.RemoveAll(filepath.Join(dataDir, decided)); err != nil {
+	if err := os.RemoveAll(identity.BootstrapDir(dataDir)); err != nil {
 		return fmt.Errorf("removing the bootstrap's scratch: %w", err)
 	}
 	return durable.SyncDir(dataDir)
-}
-
-// LoadIdentity reads identity.json.
-func LoadIdentity(path string) (*Identity, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading this host's identity: %w", err)
-	}
-	id := new(Identity)
-	if err := json.Unmarshal(b, id); err != nil {
-		return nil, fmt.Errorf("reading this host's identity in %s: %w", path, err)
-	}
-	if id.Version != 1 || id.Cluster == "" || id.Node == "" {
-		return nil, fmt.Errorf("%s is not an identity of version 1", path)
-	}
-	return id, nil
 }
 
 func generate(dir string, o Options) error {
 	if _, err := subnet.ParsePool(o.Pool); err != nil {
 		return err
 	}
-	cluster, err := NewID()
+	cluster, err := identity.NewID()
 	if err != nil {
 		return err
 	}
-	host, err := NewID()
+	host, err := identity.NewID()
 	if err != nil {
 		return err
 	}
@@ -156,7 +118,7 @@ func generate(dir string, o Options) error {
 	if err != nil {
 		return err
 	}
-	seal, err := hpke.DHKEM(curve()).GenerateKey()
+	seal, err := pki.SealingKEM().GenerateKey()
 	if err != nil {
 		return fmt.Errorf("making the sealing key: %w", err)
 	}
@@ -198,11 +160,7 @@ func generate(dir string, o Options) error {
 	if err := durable.WriteFile(filepath.Join(dir, initFile), b, 0o600); err != nil {
 		return err
 	}
-	id, err := json.MarshalIndent(Identity{Version: 1, Cluster: cluster, Node: host, Name: o.NodeName, Controllers: []string{o.Controller}}, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encoding this host's identity: %w", err)
-	}
-	return durable.WriteFile(filepath.Join(dir, "identity.json"), append(id, '\n'), 0o600)
+	return identity.WriteFile(filepath.Join(dir, hostFile), identity.Host{Cluster: cluster, Node: host, Name: o.NodeName, Controllers: []string{o.Controller}})
 }
 
 func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o Options) (*dv1.Command, error) {
@@ -251,7 +209,7 @@ func install(src, dataDir string) error {
 	if !exists(src) {
 		return nil
 	}
-	for sub, dst := range map[string]string{"controller": ControllerPKI(dataDir), "agent": AgentPKI(dataDir), "admin": AdminPKI(dataDir)} {
+	for sub, dst := range map[string]string{"controller": identity.ControllerPKI(dataDir), "agent": identity.AgentPKI(dataDir), "admin": identity.AdminPKI(dataDir)} {
 		if err := os.MkdirAll(dst, 0o700); err != nil {
 			return fmt.Errorf("installing identities: %w", err)
 		}
@@ -261,7 +219,7 @@ func install(src, dataDir string) error {
 			}
 		}
 	}
-	return copyFile(filepath.Join(src, "identity.json"), IdentityFile(dataDir))
+	return copyFile(filepath.Join(src, hostFile), identity.HostFile(dataDir))
 }
 
 func copyFile(from, to string) error {
@@ -273,15 +231,6 @@ func copyFile(from, to string) error {
 		return fmt.Errorf("installing identities: %w", err)
 	}
 	return durable.WriteFile(to, b, 0o600)
-}
-
-// NewID makes an id of a cluster or a host: 32 hex digits.
-func NewID() (string, error) {
-	b := make([]byte, 16)
-	if _, err := rand.Read(b); err != nil {
-		return "", fmt.Errorf("making an id: %w", err)
-	}
-	return hex.EncodeToString(b), nil
 }
 
 func exists(path string) bool { _, err := os.Lstat(path); return err == nil }

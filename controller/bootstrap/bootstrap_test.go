@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -20,11 +21,11 @@ func TestUpMakesIdentitiesThatBelongTogether(t *testing.T) {
 	if err != nil || !created {
 		t.Fatalf("Up: created=%v err=%v", created, err)
 	}
-	ctl, err := pki.LoadFiles(ControllerPKI(dir))
+	ctl, err := pki.LoadFiles(identity.ControllerPKI(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := LoadIdentity(IdentityFile(dir))
+	id, err := identity.Load(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,18 +56,18 @@ func TestUpResumesAfterACrash(t *testing.T) {
 	if _, err := Up(options(dir)); err != nil {
 		t.Fatal(err)
 	}
-	want, err := os.ReadFile(IdentityFile(dir))
+	want, err := os.ReadFile(identity.HostFile(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, lost := range []string{IdentityFile(dir), filepath.Join(ControllerPKI(dir), "cert.pem"), AgentPKI(dir)} {
+	for _, lost := range []string{identity.HostFile(dir), filepath.Join(identity.ControllerPKI(dir), "cert.pem"), identity.AgentPKI(dir)} {
 		if err := os.RemoveAll(lost); err != nil {
 			t.Fatal(err)
 		}
 		if created, err := Up(options(dir)); err != nil || created {
 			t.Fatalf("Up again without %s: created=%v err=%v", lost, created, err)
 		}
-		got, err := os.ReadFile(IdentityFile(dir))
+		got, err := os.ReadFile(identity.HostFile(dir))
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("identity changed after losing %s: %s (%v)", lost, got, err)
 		}
@@ -94,7 +95,7 @@ func TestUpStartsOverBeforeTheDecision(t *testing.T) {
 	if created, err := Up(options(dir)); err != nil || !created {
 		t.Fatalf("Up: created=%v err=%v", created, err)
 	}
-	if _, err := pki.LoadFiles(ControllerPKI(dir)); err != nil {
+	if _, err := pki.LoadFiles(identity.ControllerPKI(dir)); err != nil {
 		t.Fatal(err)
 	}
 }

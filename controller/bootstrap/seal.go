@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/ecdh"
 	"crypto/hpke"
 	"crypto/rand"
 	"crypto/x509"
@@ -16,6 +15,8 @@ import (
 
 	"github.com/drover/drover/controller/command"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/identity"
+	"github.com/drover/drover/pkg/pki"
 )
 
 // DataKey seals every secret in raft. It is itself there wrapped for each
@@ -28,7 +29,7 @@ type DataKey struct {
 
 // NewDataKey makes a data key.
 func NewDataKey() (*DataKey, error) {
-	id, err := NewID()
+	id, err := identity.NewID()
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,7 @@ func (d *DataKey) Rotate(all iter.Seq[*dv1.Sealed], controllers map[string][]byt
 	}
 	out := &dv1.RotateDataKey{From: d.ID}
 	wrap := func(name string, recipient []byte) error {
-		pk, err := hpke.DHKEM(curve()).NewPublicKey(recipient)
+		pk, err := pki.SealingKEM().NewPublicKey(recipient)
 		if err != nil {
 			return fmt.Errorf("wrapping the data key as %s: %w", name, err)
 		}
@@ -123,7 +124,7 @@ func (d *DataKey) Rotate(all iter.Seq[*dv1.Sealed], controllers map[string][]byt
 
 // Unwrap opens a data key that WrapFor wrapped, with the raw HPKE private key.
 func Unwrap(s *dv1.Sealed, rawKey []byte) (*DataKey, error) {
-	sk, err := hpke.DHKEM(curve()).NewPrivateKey(rawKey)
+	sk, err := pki.SealingKEM().NewPrivateKey(rawKey)
 	if err != nil {
 		return nil, fmt.Errorf("reading the sealing key: %w", err)
 	}
@@ -141,7 +142,7 @@ const RecoveryName = command.RecoveryName
 // it, and only then gives the key as text, to be shown once. A crash in between
 // loses a key that nobody saw; doing it again replaces the wrap.
 func Recovery(ctx context.Context, d *DataKey, propose func(context.Context, *dv1.Command) (*dv1.CommandResult, error)) (string, error) {
-	sk, err := hpke.DHKEM(curve()).GenerateKey()
+	sk, err := pki.SealingKEM().GenerateKey()
 	if err != nil {
 		return "", fmt.Errorf("making the recovery key: %w", err)
 	}
@@ -174,8 +175,6 @@ func (d *DataKey) gcm() (cipher.AEAD, error) {
 	}
 	return g, nil
 }
-
-func curve() ecdh.Curve { return ecdh.X25519() }
 
 func marshalKey(k crypto.Signer) ([]byte, error) {
 	b, err := x509.MarshalPKCS8PrivateKey(k)

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/pkg/identity"
 )
 
 // Kill sends SIGKILL to the host's processes whose command line holds all the
@@ -71,7 +71,7 @@ func (f *Fleet) Mounts() []string {
 // Cgroups are the control groups of the host's containers, of all controllers. The
 // machine has others: those of other hosts, and of other tests.
 func (h *Host) Cgroups() []string {
-	id, err := bootstrap.LoadIdentity(bootstrap.IdentityFile(h.Dir + "/data"))
+	id, err := identity.Load(h.Dir + "/data")
 	if err != nil {
 		return []string{"unknown: " + err.Error()}
 	}

@@ -2,6 +2,8 @@ package pki
 
 import (
 	"crypto"
+	"crypto/ecdh"
+	"crypto/hpke"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -23,6 +25,9 @@ type Files struct {
 	Principal Principal
 	Seal      []byte // raw HPKE private key; nil where there is none
 }
+
+// SealingKEM is the algorithm of controllers' sealing keys and of the recovery key.
+func SealingKEM() hpke.KEM { return hpke.DHKEM(ecdh.X25519()) }
 
 // WriteFiles writes an identity, key first, certificate last, so that a
 // certificate on disk always has its key. Each file is durable.

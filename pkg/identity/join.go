@@ -1,11 +1,10 @@
-package bootstrap
+package identity
 
 import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/hpke"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -24,11 +23,11 @@ import (
 // that was cut short is the same one when it is asked again.
 const joinKeys = "join.tmp"
 
-// ErrMember: this host is in a fleet already.
+// ErrMember reports that this host is in a fleet already.
 var ErrMember = errors.New("this host is in a fleet already")
 
-// Joining is what a host joins with.
-type Joining struct {
+// JoinOptions of Join.
+type JoinOptions struct {
 	DataDir    string
 	Token      pki.Token
 	Addr       string // of a controller of the fleet
@@ -40,17 +39,10 @@ type Joining struct {
 	Now        time.Time
 }
 
-// IsMember says whether this host has an identity.
-func IsMember(dataDir string) bool { return exists(filepath.Join(AgentPKI(dataDir), "cert.pem")) }
-
-// HasController says whether this host is one of the fleet's controllers.
-func HasController(dataDir string) bool {
-	return exists(filepath.Join(ControllerPKI(dataDir), "cert.pem"))
-}
-
-// Join gets this host its identities from a fleet.
-func Join(ctx context.Context, o Joining) error {
-	if IsMember(o.DataDir) || exists(filepath.Join(o.DataDir, decided)) {
+// Join gets this host its identities from a fleet. One that was cut short is repeated
+// with the same keys; ErrMember if the host has an identity.
+func Join(ctx context.Context, o JoinOptions) error {
+	if IsMember(o.DataDir) || exists(BootstrapDir(o.DataDir)) {
 		return ErrMember
 	}
 	dir := filepath.Join(o.DataDir, joinKeys)
@@ -86,14 +78,10 @@ func Join(ctx context.Context, o Joining) error {
 	if err := whole(a, o.Controller != "", keys); err != nil {
 		return fmt.Errorf("the answer of the controller at %s is of no use (joining again is the same join): %w", o.Addr, err)
 	}
-	id, err := json.MarshalIndent(Identity{Version: 1, Cluster: a.Cluster, Node: a.Node, Name: o.NodeName, Controllers: a.Controllers}, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encoding this host's identity: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(IdentityFile(o.DataDir)), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(HostFile(o.DataDir)), 0o700); err != nil {
 		return fmt.Errorf("making the agent's folder: %w", err)
 	}
-	if err := durable.WriteFile(IdentityFile(o.DataDir), append(id, '\n'), 0o600); err != nil {
+	if err := WriteFile(HostFile(o.DataDir), Host{Cluster: a.Cluster, Node: a.Node, Name: o.NodeName, Controllers: a.Controllers}); err != nil {
 		return err
 	}
 	if o.Controller != "" {
@@ -160,21 +148,6 @@ func whole(a *join.Answer, controller bool, keys map[string]*ecdsa.PrivateKey) e
 	return nil
 }
 
-// Removed moves a controller's files aside, and takes the admin's identity away.
-func Removed(dataDir string) error {
-	from := filepath.Dir(ControllerPKI(dataDir))
-	if err := os.RemoveAll(from + ".removed"); err != nil {
-		return fmt.Errorf("moving a removed controller's files aside: %w", err)
-	}
-	if err := os.Rename(from, from+".removed"); err != nil {
-		return fmt.Errorf("moving a removed controller's files aside: %w", err)
-	}
-	if err := os.RemoveAll(AdminPKI(dataDir)); err != nil {
-		return fmt.Errorf("removing the admin's identity: %w", err)
-	}
-	return durable.SyncDir(dataDir)
-}
-
 func keptKey(path string) (*ecdsa.PrivateKey, error) {
 	b, err := os.ReadFile(path)
 	if err == nil {
@@ -199,11 +172,11 @@ func keptKey(path string) (*ecdsa.PrivateKey, error) {
 
 func keptSeal(path string) (hpke.PrivateKey, error) {
 	if b, err := os.ReadFile(path); err == nil {
-		if k, err := hpke.DHKEM(curve()).NewPrivateKey(b); err == nil {
+		if k, err := pki.SealingKEM().NewPrivateKey(b); err == nil {
 			return k, nil
 		}
 	}
-	k, err := hpke.DHKEM(curve()).GenerateKey()
+	k, err := pki.SealingKEM().GenerateKey()
 	if err != nil {
 		return nil, fmt.Errorf("making the sealing key: %w", err)
 	}
@@ -212,18 +185,4 @@ func keptSeal(path string) (hpke.PrivateKey, error) {
 		return nil, fmt.Errorf("encoding the sealing key: %w", err)
 	}
 	return k, durable.WriteFile(path, b, 0o600)
-}
-
-// SaveControllers keeps where the fleet's controllers are.
-func SaveControllers(path string, controllers []string) error {
-	id, err := LoadIdentity(path)
-	if err != nil {
-		return err
-	}
-	id.Controllers = controllers
-	b, err := json.MarshalIndent(id, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encoding this host's identity: %w", err)
-	}
-	return durable.WriteFile(path, append(b, '\n'), 0o600)
 }

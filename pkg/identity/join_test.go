@@ -1,4 +1,4 @@
-package bootstrap
+package identity
 
 import (
 	"crypto"
@@ -97,7 +97,7 @@ func TestAnAnswerThatLacksWhatWasAskedForInstallsNothing(t *testing.T) {
 			}
 		})
 		dir := t.TempDir()
-		o := Joining{DataDir: dir, Token: token, Addr: addr, NodeName: "b", Agent: "127.0.0.1:1", Controller: "127.0.0.1:2", Now: time.Now()}
+		o := JoinOptions{DataDir: dir, Token: token, Addr: addr, NodeName: "b", Agent: "127.0.0.1:1", Controller: "127.0.0.1:2", Now: time.Now()}
 		if err := Join(t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Fatalf("want %q: %v", want, err)
 		}
