@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -21,12 +20,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/mirror"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/payload"
@@ -80,19 +81,22 @@ type agent struct {
 	addr   string // host:port of our own port
 	parts  *errgroup.Group
 	ctx    context.Context // of parts
-	daemon chan struct{}   // closed when containerd answered first
+	alive  chan struct{}   // closed when containerd answered first
 
 	fleet *fleet
 	peers *peers
 	known atomic.Pointer[dv1.Welcome] // what the last welcome, or news, said
 
-	mu   sync.Mutex // guards what is brought up once the subnet is known
-	up   bool
-	net  *network.Network
-	eng  *reporting
-	rec  *task.Reconciler
 	port *mux.Mux
-	bulk net.Listener
+	bulk net.Listener // of port
+
+	mu     sync.Mutex // guards what is brought up once the subnet is known
+	up     bool
+	daemon *client.Client
+	net    *network.Network
+	eng    *engine.Engine
+	images *reporting
+	rec    *task.Reconciler
 }
 
 // Run is an agent from start to end: it returns when ctx ended, with nil, or
@@ -132,7 +136,7 @@ func load(c Config) (*agent, error) {
 	if c.Bridge == "" {
 		c.Bridge = "drover0"
 	}
-	a := &agent{Config: c, daemon: make(chan struct{}), fleet: openFleet(filepath.Join(c.DataDir, "agent"), c.ClusterID, c.Logger)}
+	a := &agent{Config: c, alive: make(chan struct{}), fleet: openFleet(filepath.Join(c.DataDir, "agent"), c.ClusterID, c.Logger)}
 	a.peers = newPeers(a)
 	var err error
 	if a.files, err = pki.LoadFiles(c.PKI); err != nil {
@@ -161,7 +165,7 @@ func (a *agent) run(ctx context.Context) error {
 	a.bulk = a.listen(a.port)
 	a.parts, a.ctx = errgroup.WithContext(ctx)
 	a.parts.Go(func() error { return ended(a.ctx, "the port "+a.addr, a.port.Run(a.ctx)) })
-	a.parts.Go(func() error { return serveStatus(a.ctx, a.RunDir, a.daemon, &a.status) })
+	a.parts.Go(func() error { return serveStatus(a.ctx, a.RunDir, a.alive, &a.status) })
 	if a.Socket != "" {
 		a.parts.Go(func() error {
 			return socketproxy.Run(a.ctx, socketproxy.Options{Path: a.Socket, Controllers: a.controllers, Log: a.Logger,
@@ -176,7 +180,7 @@ func (a *agent) run(ctx context.Context) error {
 		return a.ctx.Err()
 	})
 	a.parts.Go(func() error {
-		first := sync.OnceFunc(func() { close(a.daemon) })
+		first := sync.OnceFunc(func() { close(a.alive) })
 		return containerd.Supervise(a.ctx, containerd.Options{
 			Binary: a.paths.Containerd, Root: filepath.Join(a.DataDir, "containerd"), State: filepath.Join(a.RunDir, "containerd"),
 			Socket: a.socket(), LogTo: containerdLog, Log: a.Logger,
@@ -184,7 +188,7 @@ func (a *agent) run(ctx context.Context) error {
 	})
 	a.parts.Go(func() error {
 		select {
-		case <-a.daemon:
+		case <-a.alive:
 		case <-a.ctx.Done():
 			return a.ctx.Err()
 		}
@@ -233,17 +237,6 @@ func (a *agent) controllers() []string {
 	return all
 }
 
-// Changed implements session.Agent.
-func (a *agent) Changed(w *dv1.Welcome) {
-	a.fleet.take(w.Roster)
-	a.peers.news(a, w)
-	if old := a.known.Swap(w); len(w.Controllers) > 0 && a.SaveControllers != nil && (old == nil || !slices.Equal(old.Controllers, w.Controllers)) {
-		if err := a.SaveControllers(w.Controllers); err != nil {
-			a.Logger.Warn("the controllers' addresses could not be kept", "err", err)
-		}
-	}
-}
-
 func (a *agent) socket() string { return filepath.Join(a.RunDir, "containerd.sock") }
 
 func ended(ctx context.Context, what string, err error) error {
@@ -276,25 +269,29 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	if err != nil {
 		return fmt.Errorf("opening the node's network: %w", err)
 	}
-	e, err := engine.Open(ctx, engine.Options{
+	if a.daemon, err = containerd.Connect(a.socket()); err != nil {
+		return err
+	}
+	store := images.New(images.Options{Containerd: a.daemon, Registry: a.reg, Peers: a.peers.clients, Public: a.peers.public, Log: a.Logger})
+	a.eng, err = engine.Open(engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
-		ContainerdSocket: a.socket(), ShimPath: a.paths.Shim, Network: a.net, Registry: a.reg, Peers: a.peers.clients, Public: a.peers.public, Event: a.event, Log: a.Logger,
+		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: store, Event: a.event, Log: a.Logger,
 	})
 	if err != nil {
 		return err
 	}
-	a.peers.have.Store(e)
-	a.eng = &reporting{Engine: e, close: e.Close, box: &a.box, told: a.peers.tell}
-	if err := a.serveMirror(e); err != nil {
+	a.peers.have.Store(store)
+	a.images = &reporting{Store: store, box: &a.box, told: a.peers.tell}
+	if err := a.serveMirror(store); err != nil {
 		return err
 	}
-	a.rec = task.New(task.Options{Engine: a.eng, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
+	a.rec = task.New(task.Options{Runtime: a.eng, Images: a.images, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
-		h := streams.Handler(a.eng, streams.Options{
-			Log: a.Logger, Probe: a.probe, Pull: a.peers.pull, Calls: a.store, Read: e.Manifest,
+		h := streams.Handler(a.eng, a.images, streams.Options{
+			Log: a.Logger, Probe: a.probe, Pull: a.peers.pull, Calls: a.store,
 			Reading: func(id string) streams.Reader { return a.rec.Reading(id) },
-			Peers:   mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, May: a.peers.may(e)}),
+			Peers:   mirror.New(mirror.Options{Store: store.Content(), Log: a.Logger, May: a.peers.may(store)}),
 		})
 		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))
 	})
@@ -322,14 +319,6 @@ func (a *agent) probe(ctx context.Context, node, addr string) error {
 // probeWithin bounds a direct probe.
 const probeWithin = 300 * time.Millisecond
 
-func (a *agent) event(taskID, action string, attributes map[string]string) {
-	id, err := hex.DecodeString(taskID)
-	if err != nil {
-		return
-	}
-	a.box.Event(&dv1.Event{TaskId: id, Action: action, TimeNano: time.Now().UnixNano(), Attributes: attributes})
-}
-
 func (a *agent) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -339,111 +328,17 @@ func (a *agent) close() {
 
 // shut closes what bring opened. It is called with mu held.
 func (a *agent) shut() {
+	a.peers.have.Store(nil)
 	if a.eng != nil {
-		a.peers.have.Store(nil)
-		_ = a.eng.close()
+		_ = a.eng.Close()
+	}
+	if a.daemon != nil {
+		_ = a.daemon.Close()
 	}
 	if a.net != nil {
 		_ = a.net.Close()
 	}
-	a.eng, a.net = nil, nil
-}
-
-// Hello implements session.Agent. A node without subnet never ran anything.
-func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
-	n, err := a.store.NextSession()
-	if err != nil {
-		return nil, err
-	}
-	at, err := a.store.Last()
-	if err != nil {
-		return nil, err
-	}
-	h := &dv1.Hello{Roster: a.fleet.now.Load().Sum(), Number: n, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Inventory: &dv1.Observation{Full: true},
-		Node: &dv1.Node{Id: a.NodeID, Name: a.Name, Addr: a.addr, Labels: a.Labels}}
-	for _, p := range a.Reserved {
-		h.Node.ReservedPorts = append(h.Node.ReservedPorts, uint32(p))
-	}
-	if h.Node.Subnet, err = a.store.Subnet(); err != nil {
-		return nil, err
-	}
-	h.Node.Capacity = engine.Host(ctx)
-	a.mu.Lock()
-	up := a.up
-	a.mu.Unlock()
-	if !up {
-		return h, nil
-	}
-	select {
-	case <-a.rec.Ready():
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if h.Inventory.Images, err = a.eng.Images(ctx); err != nil {
-		return nil, err
-	}
-	h.Inventory.Tasks = a.rec.Statuses()
-	return h, nil
-}
-
-// Welcome implements session.Agent.
-func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
-	if w.ClusterId != a.ClusterID {
-		return fmt.Errorf("the controller is of cluster %s, this node of %s", w.ClusterId, a.ClusterID)
-	}
-	a.Changed(w)
-	have, err := a.store.Subnet()
-	if err != nil {
-		return err
-	}
-	switch have {
-	case w.Subnet:
-	case "":
-		if err := a.store.SetSubnet(w.Subnet); err != nil {
-			return err
-		}
-	default:
-		return fmt.Errorf("the control plane says that this node's subnet is %s, containers here have %s", w.Subnet, have)
-	}
-	// Not under ctx: what is half open when a session breaks can't be opened again.
-	return a.bring(a.ctx, w.Subnet)
-}
-
-// Take implements session.Agent.
-func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
-	for _, x := range y.Sources {
-		a.peers.named(x.Digest, source{holders: x.Holders, grant: x.Grant, public: x.Public})
-	}
-	err := a.rec.Take(ctx, y)
-	if errors.Is(err, task.ErrStale) {
-		return fmt.Errorf("%w: %w", session.ErrStale, err)
-	}
-	return err
-}
-
-// reporting tells of images.
-type reporting struct {
-	task.Engine
-	close func() error
-	box   *session.Outbox
-	told  func() // that there is another image
-}
-
-func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
-	i, err := r.Engine.Pull(ctx, ref, digest, auth, progress)
-	if err == nil {
-		r.box.Image(&dv1.ImageStatus{Digest: i.Digest, Size: i.Size})
-		r.told()
-	}
-	return i, err
-}
-
-func (r *reporting) RemoveImage(ctx context.Context, digest string) error {
-	err := r.Engine.RemoveImage(ctx, digest)
-	if err == nil {
-		r.box.ImageGone(digest)
-	}
-	return err
+	a.eng, a.daemon, a.net = nil, nil, nil
 }
 
 // Port is the number in a host:port, 0 if there is none.

@@ -17,8 +17,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/agent/gossip"
+	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/mirror"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -41,19 +41,19 @@ const (
 // peers are the other nodes, as places to pull from.
 type peers struct {
 	a    *agent
-	have atomic.Pointer[engine.Engine] // nil before there is one
+	have atomic.Pointer[images.Store] // nil before there is one
 
-	mu     sync.Mutex // guards the fields below
-	open   map[string]*bulk.Client
-	images map[string]source // by digest, as assignments and pulls name them
-	order  []string
-	gossip *gossip.Gossip
-	failed time.Time
-	closed bool
+	mu      sync.Mutex // guards the fields below
+	open    map[string]*bulk.Client
+	sources map[string]source // by digest, as assignments and pulls name them
+	order   []string
+	gossip  *gossip.Gossip
+	failed  time.Time
+	closed  bool
 }
 
 func newPeers(a *agent) *peers {
-	return &peers{a: a, open: map[string]*bulk.Client{}, images: map[string]source{}}
+	return &peers{a: a, open: map[string]*bulk.Client{}, sources: map[string]source{}}
 }
 
 // source is what the control plane said of an image that this node is to have.
@@ -70,10 +70,10 @@ func (p *peers) named(digest string, s source) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old, ok := p.images[digest]
+	old, ok := p.sources[digest]
 	if !ok {
 		if p.order = append(p.order, digest); len(p.order) > maxNamed {
-			delete(p.images, p.order[0])
+			delete(p.sources, p.order[0])
 			p.order = p.order[1:]
 		}
 	}
@@ -84,7 +84,7 @@ func (p *peers) named(digest string, s source) {
 		s.grant = old.grant
 	}
 	s.public = s.public || old.public
-	p.images[digest] = s
+	p.sources[digest] = s
 }
 
 // pull keeps what a controller says with a pull.
@@ -95,12 +95,12 @@ func (p *peers) pull(r bulk.PullRequest) {
 func (p *peers) public(digest string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.images[digest].public
+	return p.sources[digest].public
 }
 
 // may says whether another node may read what this one has: what is public, and
 // what it was granted.
-func (p *peers) may(e images) func(*http.Request, digest.Digest) error {
+func (p *peers) may(e blobs) func(*http.Request, digest.Digest) error {
 	return func(r *http.Request, d digest.Digest) error {
 		if ok, err := e.Public(r.Context(), d.String()); ok || err != nil {
 			return err
@@ -121,8 +121,8 @@ func (p *peers) may(e images) func(*http.Request, digest.Digest) error {
 	}
 }
 
-// images is what may must know of the engine's.
-type images interface {
+// blobs is what may must know of the node's images.
+type blobs interface {
 	Public(ctx context.Context, blob string) (bool, error)
 	Within(ctx context.Context, image, blob string) bool
 }
@@ -143,7 +143,7 @@ func (g granted) RoundTrip(r *http.Request) (*http.Response, error) {
 func (p *peers) clients(digest string) (out []*http.Client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	from := p.images[digest]
+	from := p.sources[digest]
 	addrs := slices.Clone(from.holders)
 	if p.gossip != nil {
 		for _, id := range p.gossip.Holders(digest) {
@@ -270,7 +270,7 @@ func (p *peers) digests() (out []string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), peerWithin)
 	defer cancel()
-	all, err := e.Images(ctx)
+	all, err := e.List(ctx)
 	if err != nil {
 		return nil
 	}
@@ -295,12 +295,12 @@ func (p *peers) close() {
 
 // serveMirror answers tools of this host. A port that somebody else has is no
 // reason not to run containers.
-func (a *agent) serveMirror(e *engine.Engine) error {
+func (a *agent) serveMirror(e *images.Store) error {
 	if a.Mirror == "" {
 		return nil
 	}
 	m := mirror.New(mirror.Options{Store: e.Content(), Log: a.Logger, Tag: a.peers.tag, Missing: func(ctx context.Context, ref string, d digest.Digest) error {
-		_, err := a.eng.Pull(ctx, ref, d.String(), nil, func(task.Progress) {})
+		_, err := a.images.Pull(ctx, ref, d.String(), nil, func(task.Progress) {})
 		return err
 	}, May: func(r *http.Request, d digest.Digest) error {
 		ok, err := e.Public(r.Context(), d.String())

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -24,6 +25,21 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 )
+
+// Namespace holds drover's images and containers in its daemon.
+const Namespace = "drover"
+
+// connectWithin bounds one attempt to connect, and the pause before the next.
+const connectWithin = 20 * time.Second
+
+// Connect returns a client of the daemon on socket, which may come up later.
+func Connect(socket string) (*client.Client, error) {
+	c, err := client.New(socket, client.WithDefaultNamespace(Namespace), client.WithTimeout(connectWithin))
+	if err != nil {
+		return nil, fmt.Errorf("reaching containerd on %s: %w", socket, err)
+	}
+	return c, nil
+}
 
 // Options of a daemon. Socket must be short: it is a unix socket's path.
 type Options struct {

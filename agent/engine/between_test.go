@@ -31,7 +31,7 @@ func (w *world) between(t *testing.T, at func(moment) error) (socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := "unix:" + w.o.ContainerdSocket
+	target := "unix:" + w.socket
 	s := grpc.NewServer(grpc.ForceServerCodec(asItIs{}), grpc.UnknownServiceHandler(func(_ any, in grpc.ServerStream) error {
 		method, _ := grpc.MethodFromServerStream(in)
 		return pass(in, target, method, at)

@@ -13,26 +13,18 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	"golang.org/x/sys/unix"
 
+	"github.com/drover/drover/agent/images"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // Version is this build's, set by the linker.
 var Version = "dev"
 
-// Capacity implements task.Engine.
-func (e *Engine) Capacity(ctx context.Context) (*dv1.Capacity, error) {
-	c := Host(ctx)
-	if v, err := e.c.Version(e.ctx(ctx)); err == nil {
-		c.Containerd = v.Version
-	}
-	return c, nil
-}
-
 // Host is what is known of this host without containerd.
 func Host(ctx context.Context) *dv1.Capacity {
 	c := &dv1.Capacity{
 		NanoCpus: int64(runtime.NumCPU()) * 1e9, Memory: memTotal(), Arch: runtime.GOARCH, Os: runtime.GOOS,
-		OsName: osName(), CgroupDriver: "cgroupfs", CgroupVersion: "1", Drover: Version, Runc: runcVersion(ctx), Storage: snapshotter,
+		OsName: osName(), CgroupDriver: "cgroupfs", CgroupVersion: "1", Drover: Version, Runc: runcVersion(ctx), Storage: images.Snapshotter,
 		Containerd: version.Version,
 	}
 	var u unix.Utsname

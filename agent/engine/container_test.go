@@ -24,12 +24,12 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/drover/drover/agent/task"
-	"github.com/drover/drover/deploy/images"
+	testimages "github.com/drover/drover/deploy/images"
 	"github.com/drover/drover/pkg/bulk"
 )
 
 // layered pulls busybox with one more layer of these files into w's engine.
-func (w *world) layered(e task.Engine, tag string, files ...tar.Header) (ref, digest string) {
+func (w *world) layered(e *node, tag string, files ...tar.Header) (ref, digest string) {
 	w.t.Helper()
 	fatal := func(err error) {
 		if err != nil {
@@ -50,7 +50,7 @@ func (w *world) layered(e task.Engine, tag string, files ...tar.Header) (ref, di
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
 	fatal(err)
 	var img v1.Image
-	img, err = images.Busybox(w.t.Context())
+	img, err = testimages.Busybox(w.t.Context())
 	fatal(err)
 	img, err = mutate.AppendLayers(img, layer)
 	fatal(err)
@@ -60,7 +60,7 @@ func (w *world) layered(e task.Engine, tag string, files ...tar.Header) (ref, di
 	fatal(remote.Write(r, img))
 	h, err := img.Digest()
 	fatal(err)
-	_, err = e.Pull(w.t.Context(), r.String(), h.String(), nil, func(task.Progress) {})
+	_, err = e.images.Pull(w.t.Context(), r.String(), h.String(), nil, func(task.Progress) {})
 	fatal(err)
 	return r.String(), h.String()
 }
@@ -71,7 +71,7 @@ func text(name, body string) tar.Header {
 }
 
 // made prepares a container, removed with the test.
-func (w *world) made(ctx context.Context, e task.Engine, ref, digest string, change func(*container.CreateRequest), cmd ...string) (string, error) {
+func (w *world) made(ctx context.Context, e *node, ref, digest string, change func(*container.CreateRequest), cmd ...string) (string, error) {
 	w.t.Helper()
 	var raw [32]byte
 	for i := range raw {
@@ -92,7 +92,7 @@ func (w *world) made(ctx context.Context, e task.Engine, ref, digest string, cha
 }
 
 // said runs a container to its end and gives its output.
-func (w *world) said(e task.Engine, ref, digest string, change func(*container.CreateRequest), cmd ...string) (string, error) {
+func (w *world) said(e *node, ref, digest string, change func(*container.CreateRequest), cmd ...string) (string, error) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
 	defer cancel()
@@ -109,7 +109,7 @@ func (w *world) said(e task.Engine, ref, digest string, change func(*container.C
 	return w.output(ctx, e, id)
 }
 
-func (w *world) output(ctx context.Context, e task.Engine, id string) (string, error) {
+func (w *world) output(ctx context.Context, e *node, id string) (string, error) {
 	st, err := e.Logs(ctx, id, task.LogOptions{Stdout: true, Stderr: true, Tail: -1})
 	if err != nil {
 		return "", err
@@ -204,7 +204,7 @@ func TestAFIFOForUsersHoldsNothingUp(t *testing.T) {
 func TestAFIFOOfTheLastAttemptIsRefused(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)
-	if _, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
+	if _, err := e.images.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -1,6 +1,6 @@
-// Package engine runs containers through containerd: it implements task.Engine.
-// When a task should run is the reconciler's; what its shim does with output is
-// the shim's.
+// Package engine runs containers through containerd: it implements task.Runtime
+// and task.Streams. When a task should run is the reconciler's, images are
+// agent/images', and what its shim does with output is the shim's.
 package engine
 
 import (
@@ -8,24 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
+	"github.com/drover/drover/agent/containerd"
+	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/task"
-	"github.com/drover/drover/pkg/registry"
 )
-
-// namespace holds drover's containers in its containerd.
-const namespace = "drover"
 
 // Labels of a container in containerd, from which a lost store is rebuilt.
 const (
@@ -40,18 +36,16 @@ type Options struct {
 	DataDir, RunDir  string
 	NodeID, HostName string
 	ClusterID        string
-	ContainerdSocket string
+	Containerd       *client.Client
 	ShimPath         string
 	Network          *network.Network
-	Registry         *registry.Registry
-	Peers            func(digest string) []*http.Client // nodes to ask before the registry; may be nil
-	Public           func(digest string) bool           // whether anybody may pull it from its registry; nil: nothing is
-	// Event hears of what only the engine sees; nil: nobody.
+	Images           *images.Store
+	// Event is called with what only the engine sees; nil: nobody is told.
 	Event func(taskID, action string, attributes map[string]string)
 	Log   *slog.Logger
 }
 
-// Engine implements task.Engine on containerd. Safe for concurrent use.
+// Engine implements task.Runtime and task.Streams. Safe for concurrent use.
 type Engine struct {
 	o      Options
 	c      *client.Client
@@ -59,9 +53,6 @@ type Engine struct {
 
 	boot         string
 	recordWithin time.Duration
-	pulls        keyed
-	swept        atomic.Bool // by sweepPulls
-	images       imageCache
 	facts        func() facts
 
 	life context.Context // until Close
@@ -72,11 +63,14 @@ type Engine struct {
 	execs map[string]*execution
 }
 
-var _ task.Engine = (*Engine)(nil)
+var (
+	_ task.Runtime = (*Engine)(nil)
+	_ task.Streams = (*Engine)(nil)
+)
 
-// Open connects to containerd, which may come up later. Close ends what follows
-// logs; containers go on.
-func Open(_ context.Context, o Options) (*Engine, error) {
+// Open returns the engine of o.Containerd, which need not answer yet. Close ends
+// what follows logs; containers go on.
+func Open(o Options) (*Engine, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -88,15 +82,11 @@ func Open(_ context.Context, o Options) (*Engine, error) {
 			return nil, fmt.Errorf("opening the engine: %w", err)
 		}
 	}
-	c, err := client.New(o.ContainerdSocket, client.WithDefaultNamespace(namespace), client.WithTimeout(20*time.Second))
-	if err != nil {
-		return nil, fmt.Errorf("reaching containerd on %s: %w", o.ContainerdSocket, err)
-	}
 	f, err := newFollower()
 	if err != nil {
-		return nil, errors.Join(err, c.Close())
+		return nil, err
 	}
-	e := &Engine{o: o, c: c, follow: f, boot: bootID(), recordWithin: recordWithin, facts: sync.OnceValue(readFacts), execs: map[string]*execution{}}
+	e := &Engine{o: o, c: o.Containerd, follow: f, boot: bootID(), recordWithin: recordWithin, facts: sync.OnceValue(readFacts), execs: map[string]*execution{}}
 	e.life, e.end = context.WithCancel(context.Background())
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
@@ -128,15 +118,15 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// Close lets go of execs, which go on, and of containerd.
+// Close stops following logs and execs, which go on.
 func (e *Engine) Close() error {
 	e.end()
 	e.wg.Wait()
-	return errors.Join(e.follow.Close(), e.c.Close())
+	return e.follow.Close()
 }
 
 func (e *Engine) ctx(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, namespace)
+	return namespaces.WithNamespace(ctx, containerd.Namespace)
 }
 
 func (o Options) tasks() string { return filepath.Join(o.DataDir, "tasks") }

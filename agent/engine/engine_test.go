@@ -20,10 +20,11 @@ import (
 
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/agent/task/enginetest"
-	"github.com/drover/drover/deploy/images"
+	testimages "github.com/drover/drover/deploy/images"
 	upstream "github.com/drover/drover/pkg/registry"
 )
 
@@ -31,7 +32,9 @@ import (
 type world struct {
 	t         *testing.T
 	dir, run  string
+	socket    string // of containerd
 	o         engine.Options
+	images    images.Options
 	ref, dgst string
 	ready     chan struct{} // gets a token each time that containerd is up
 }
@@ -93,13 +96,14 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.o = engine.Options{DataDir: w.dir, RunDir: run, NodeID: "enginetest" + strconv.Itoa(seq), HostName: "h", ClusterID: "c",
-		ContainerdSocket: co.Socket, ShimPath: w.dir + "/drover-shim", Network: net, Registry: reg}
+		ShimPath: w.dir + "/drover-shim", Network: net}
+	w.socket, w.images.Registry = co.Socket, reg
 	return w
 }
 
 func pushBusybox(t *testing.T, host string) (ref, dgst string) {
 	t.Helper()
-	img, err := images.Busybox(t.Context())
+	img, err := testimages.Busybox(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,21 +151,35 @@ func (w *world) unmount() {
 	}
 }
 
-func (w *world) open(t *testing.T) task.Engine {
+// node is what an agent has of its node: an engine and its images.
+type node struct {
+	*engine.Engine
+	images *images.Store
+}
+
+func (w *world) open(t *testing.T) *node {
 	t.Helper()
-	e, err := engine.Open(t.Context(), w.o)
+	c, err := containerd.Connect(w.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	from, o := w.images, w.o
+	from.Containerd, o.Containerd = c, c
+	o.Images = images.New(from)
+	e, err := engine.Open(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = e.Close() })
-	return e
+	return &node{Engine: e, images: o.Images}
 }
 
 func TestConformance(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)
 	var said []string
-	img, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(p task.Progress) { said = append(said, p.Status) })
+	img, err := e.images.Pull(t.Context(), w.ref, w.dgst, nil, func(p task.Progress) { said = append(said, p.Status) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,17 +189,20 @@ func TestConformance(t *testing.T) {
 	if s := strings.Join(said, ","); !strings.HasPrefix(s, "Pulling fs layer,") || !strings.HasSuffix(s, "Pull complete") {
 		t.Fatalf("progress was %s", s)
 	}
-	enginetest.Run(t, func(t *testing.T) enginetest.Subject {
+	subject := func(t *testing.T) enginetest.Subject {
 		e := w.open(t)
-		return enginetest.Subject{Engine: e, Image: w.ref, Digest: w.dgst, Reopen: func() task.Engine { return w.open(t) }}
-	})
+		return enginetest.Subject{Runtime: e, Streams: e, Images: e.images, Image: w.ref, Digest: w.dgst, Reopen: func() task.Runtime { return w.open(t) }}
+	}
+	enginetest.Runtime(t, subject)
+	enginetest.Streams(t, subject)
+	enginetest.Images(t, subject)
 	if left, err := e.List(t.Context()); err != nil || len(left) != 0 {
 		t.Fatalf("left: %v, %v", left, err)
 	}
-	if err := e.RemoveImage(t.Context(), w.dgst); err != nil {
+	if err := e.images.Remove(t.Context(), w.dgst); err != nil {
 		t.Fatal(err)
 	}
-	if all, err := e.Images(t.Context()); err != nil || len(all) != 0 {
+	if all, err := e.images.List(t.Context()); err != nil || len(all) != 0 {
 		t.Fatalf("images left: %v, %v", all, err)
 	}
 }

@@ -43,7 +43,7 @@ type execution struct {
 	code    *int
 }
 
-// ExecCreate implements task.Engine.
+// ExecCreate implements task.Streams.
 func (e *Engine) ExecCreate(ctx context.Context, id, execID string, o container.ExecCreateRequest) error {
 	if err := e.mustRun(ctx, id); err != nil {
 		return err
@@ -105,7 +105,7 @@ func (e *Engine) forgetExecs(id string) {
 	}
 }
 
-// ExecStart implements task.Engine.
+// ExecStart implements task.Streams.
 func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, width, height uint32) (task.Stream, error) {
 	x, err := e.execution(id, execID)
 	if err != nil {
@@ -304,7 +304,7 @@ func (s *execStream) Close() error {
 	return s.PipeReader.Close()
 }
 
-// ExecResize implements task.Engine.
+// ExecResize implements task.Streams.
 func (e *Engine) ExecResize(ctx context.Context, id, execID string, width, height uint32) error {
 	x, err := e.execution(id, execID)
 	if err != nil {
@@ -322,7 +322,7 @@ func (e *Engine) ExecResize(ctx context.Context, id, execID string, width, heigh
 	return nil
 }
 
-// ExecInspect implements task.Engine.
+// ExecInspect implements task.Streams.
 func (e *Engine) ExecInspect(_ context.Context, id, execID string) (task.ExecState, error) {
 	x, err := e.execution(id, execID)
 	if err != nil {

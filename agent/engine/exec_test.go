@@ -17,7 +17,7 @@ import (
 )
 
 // execIn starts sh in a task; with attach its stream is given.
-func execIn(t *testing.T, e task.Engine, id, script string, attach bool) (execID string, st task.Stream) {
+func execIn(t *testing.T, e *node, id, script string, attach bool) (execID string, st task.Stream) {
 	t.Helper()
 	execID = "e" + rand.Text()
 	o := container.ExecCreateRequest{Cmd: []string{"sh", "-c", script}, AttachStdin: attach, AttachStdout: attach, AttachStderr: attach}
@@ -58,7 +58,7 @@ func rest(t *testing.T, st io.Reader) (out string, exit *dv1.Exit) {
 }
 
 // world with one task that runs, and who hears of its execs' ends.
-func withExecs(t *testing.T) (w *world, e task.Engine, id string, died chan map[string]string) {
+func withExecs(t *testing.T) (w *world, e *node, id string, died chan map[string]string) {
 	w, died = newWorld(t), make(chan map[string]string, 16)
 	w.o.Event = func(_, action string, attributes map[string]string) {
 		if action == "exec_die" {

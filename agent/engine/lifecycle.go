@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/signal"
 
+	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/shim/shimapi"
@@ -33,14 +34,14 @@ const (
 	lostCode   = 255 // its host went down
 )
 
-// Prepare implements task.Engine.
+// Prepare implements task.Runtime.
 func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	ctx = e.ctx(ctx)
-	img, err := e.image(ctx, s.Digest)
+	img, err := e.o.Images.Image(ctx, s.Digest)
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
-	opts, err := e.ociSpec(s, &img.config)
+	opts, err := e.ociSpec(s, &img.Config)
 	if err != nil {
 		return err
 	}
@@ -51,14 +52,14 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 		return err
 	}
 	_, err = e.c.NewContainer(ctx, s.ID,
-		client.WithSnapshotter(snapshotter), client.WithNewSnapshot(s.ID, img.Image),
+		client.WithSnapshotter(images.Snapshotter), client.WithNewSnapshot(s.ID, img.Image),
 		client.WithRuntime(e.o.ShimPath, &options.Options{Root: filepath.Join(e.o.RunDir, "runc")}),
 		client.WithContainerLabels(map[string]string{labelCluster: e.o.ClusterID, labelTask: s.ID, labelName: s.Name, labelSpec: s.SpecHash}),
 		client.WithNewSpec(opts...))
 	if errdefs.IsAlreadyExists(err) {
 		// A snapshot without container is what a crash between the two left.
 		if _, lerr := e.c.LoadContainer(ctx, s.ID); errdefs.IsNotFound(lerr) {
-			if rerr := e.c.SnapshotService(snapshotter).Remove(ctx, s.ID); rerr != nil && !errdefs.IsNotFound(rerr) {
+			if rerr := e.c.SnapshotService(images.Snapshotter).Remove(ctx, s.ID); rerr != nil && !errdefs.IsNotFound(rerr) {
 				return fmt.Errorf("preparing %s: %w", short(s.ID), rerr)
 			}
 			return e.Prepare(ctx, s)
@@ -82,7 +83,7 @@ func (stdio) Cancel()              {}
 func (stdio) Wait()                {}
 func (stdio) Close() error         { return nil }
 
-// Start implements task.Engine.
+// Start implements task.Runtime.
 func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Port) (task.Attempt, error) {
 	ctx = e.ctx(ctx)
 	s, err := e.readSpec(id)
@@ -290,297 +291,14 @@ func (e *Engine) deleteShim(ctx context.Context, id string) error {
 	return nil
 }
 
-// startError puts a refusal of the runtime into docker's words, with docker's exit
-// codes. What else went wrong (containerd away, a layer lost) is not the user's,
-// and is passed on as it is.
-func startError(step, command string, err error) error {
-	m := err.Error()
-	_, why, ok := strings.Cut(m, "OCI runtime "+step+" failed: ")
-	if !ok {
-		return fmt.Errorf("%s of a task: %w", step, err)
-	}
-	has := func(s string) bool { return strings.Contains(m, s) }
-	named := command != "" && has(command) // else it speaks of some other file, such as a mount
-	code := 125
-	switch {
-	case named && (has("executable file not found") || has("no such file or directory")):
-		code = 127
-	case has("permission denied"), named && (has("is a directory") || has("exec format error")):
-		code = 126
-	case has("not a directory"):
-		code = 127
-		why += ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
-	}
-	why = "OCI runtime " + step + " failed: " + why
-	if step == "exec" {
-		return &task.StartError{Code: code, Message: why}
-	}
-	return &task.StartError{Code: code, Message: "failed to create task for container: failed to create shim task: " + why}
-}
-
-// command is what a container runs, "" where containerd does not say.
-func command(ctx context.Context, ctr client.Container) string {
-	if s, err := ctr.Spec(ctx); err == nil && s.Process != nil && len(s.Process.Args) > 0 {
-		return s.Process.Args[0]
-	}
-	return ""
-}
-
 func (e *Engine) stopSignal(ctx context.Context, s task.Spec) string {
-	if i, err := e.image(ctx, s.Digest); err == nil {
-		return i.config.Config.StopSignal
+	if i, err := e.o.Images.Image(ctx, s.Digest); err == nil {
+		return i.Config.Config.StopSignal
 	}
 	return ""
 }
 
-// Wait implements task.Engine. The exit file is what counts; containerd is asked
-// on the side, for shims that were killed before they wrote one.
-func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error) {
-	ch, stop, err := e.follow.listen(e.o.dir(id))
-	if err != nil {
-		if _, serr := e.readSpec(id); serr != nil {
-			return nil, serr
-		}
-		return nil, err
-	}
-	defer stop()
-	late := time.NewTimer(2 * time.Second)
-	defer late.Stop()
-	for {
-		if x, err := e.readExit(id, n); x != nil || err != nil {
-			return x, err
-		}
-		a, err := e.readAttempt(id)
-		if err != nil {
-			return nil, err
-		}
-		if a.Number > n {
-			return nil, fmt.Errorf("attempt %d of %s: %w", n, short(id), task.ErrNotFound)
-		}
-		select {
-		case <-ch:
-		case <-late.C:
-			if a.Number == n {
-				if x := e.settleWhenDead(ctx, id, a); x != nil {
-					return x, nil
-				}
-			}
-			late.Reset(2 * time.Second)
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// settleWhenDead gives the exit of an attempt that runs no more though its shim
-// has not recorded one; nil where it may go on.
-func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) *dv1.Exit {
-	p, err := e.process(e.ctx(ctx), id)
-	if err != nil || p != nil && p.Status != tasktypes.Status_STOPPED {
-		return nil // where containerd is away, it comes back
-	}
-	x, err := e.settle(ctx, id, a, p)
-	if err != nil && ctx.Err() == nil {
-		e.o.Log.Error("an exit could not be recorded", "task", short(id), "err", err)
-	}
-	return x
-}
-
-// recordWithin is how long after its process the record of a shim may come: the
-// shim waits for the last output first.
-const recordWithin = 5 * time.Second
-
-// settle gives the exit of an attempt that runs no more; p is its stopped
-// process, nil where its shim is gone. nil: it never began.
-func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
-	if x, err := e.readExit(id, a.Number); x != nil || err != nil {
-		return x, err
-	}
-	began, err := e.mayHaveBegun(id, a)
-	if err != nil || !began {
-		return nil, err
-	}
-	if p != nil {
-		return e.stopped(ctx, id, a, p)
-	}
-	x := shimapi.Exit{Attempt: a.Number, Code: killedCode, At: time.Now(), Started: a.At}
-	if a.Boot != e.boot {
-		x.Code = lostCode
-	}
-	if x.LogEnd, err = logs.End(e.o.logDir(id)); err != nil {
-		return nil, err
-	}
-	if err := shimapi.WriteExit(e.o.recordFile(id, a), x); err != nil {
-		return nil, err
-	}
-	return e.readExit(id, a.Number)
-}
-
-// stopped gives the exit of a process whose shim lives, and so is the one to
-// record it. Where the shim can't for long (a full disk), its word is taken.
-func (e *Engine) stopped(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
-	ch, stop, err := e.follow.listen(e.o.dir(id))
-	if err != nil {
-		return nil, err
-	}
-	defer stop()
-	late := time.NewTimer(e.recordWithin)
-	defer late.Stop()
-	for {
-		if x, err := e.readExit(id, a.Number); x != nil || err != nil {
-			return x, err
-		}
-		select {
-		case <-ch:
-		case <-late.C:
-			end, err := logs.End(e.o.logDir(id))
-			return &dv1.Exit{Attempt: a.Number, Code: int32(p.ExitStatus), At: p.ExitedAt.AsTime().UnixNano(), Started: a.At.UnixNano(), LogEnd: end}, err
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// mayHaveBegun says whether a try's process may have run.
-func (e *Engine) mayHaveBegun(id string, a attempt) (bool, error) {
-	if a.Boot != e.boot {
-		return true, nil // begunFile need not have lasted
-	}
-	_, err := os.Stat(e.begunFile(id, a))
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// process gives a task's process, nil if containerd has none.
-func (e *Engine) process(ctx context.Context, id string) (*tasktypes.Process, error) {
-	r, err := e.c.TaskService().Get(ctx, &taskspb.GetRequest{ContainerID: id})
-	if err != nil {
-		if notFound(err) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("asking for the process of %s: %w", short(id), err)
-	}
-	return r.Process, nil
-}
-
-func notFound(err error) bool {
-	return errdefs.IsNotFound(err) || strings.Contains(err.Error(), "NotFound") || strings.Contains(err.Error(), "not found")
-}
-
-// found is a task as it is now. p is its process, looked up if nil. With an error,
-// the task it gives has neither ended nor is it said to run.
-func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes.Process) (task.Found, error) {
-	f := task.Found{Spec: s, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
-	if a.Number == 0 {
-		return f, nil
-	}
-	place(&f.Attempt, e.o.Network.Get(s.ID))
-	f.Attempt.Started = a.At
-	x, err := e.readExit(s.ID, a.Number)
-	if err != nil {
-		return f, err
-	}
-	if x == nil {
-		began, err := e.mayHaveBegun(s.ID, a)
-		if err != nil {
-			return f, err
-		}
-		if !began {
-			return e.neverBegan(f)
-		}
-		if p == nil {
-			if p, err = e.process(ctx, s.ID); err != nil {
-				return f, err
-			}
-		}
-		if p != nil && p.Status == tasktypes.Status_UNKNOWN {
-			return f, fmt.Errorf("asking for the process of %s: its shim gives no state", short(s.ID))
-		}
-		if p == nil || p.Status == tasktypes.Status_STOPPED {
-			if x, err = e.settle(ctx, s.ID, a, p); err != nil {
-				return f, err
-			}
-		}
-	}
-	if x != nil {
-		f.Attempt.Exit = x
-		if x.Started > 0 {
-			f.Attempt.Started = time.Unix(0, x.Started)
-		}
-		return f, nil
-	}
-	if p == nil || p.Status == tasktypes.Status_STOPPED || p.Status == tasktypes.Status_CREATED {
-		return e.neverBegan(f)
-	}
-	f.Running, f.Paused, f.Attempt.Pid = true, p.Status == tasktypes.Status_PAUSED, int(p.Pid)
-	return f, nil
-}
-
-// neverBegan makes of a found task what it was before its last start, which was
-// cut short before any process ran.
-func (e *Engine) neverBegan(f task.Found) (task.Found, error) {
-	id := f.Spec.ID
-	for n := f.Attempt.Number - 1; n > 0; n-- {
-		x, err := e.readExit(id, n)
-		if err != nil {
-			return f, err
-		}
-		if x != nil {
-			f.Attempt = task.Attempt{Number: n, Exit: x, StopSignal: f.Attempt.StopSignal, Started: time.Unix(0, x.Started)}
-			return f, nil
-		}
-	}
-	f.Attempt = task.Attempt{StopSignal: f.Attempt.StopSignal}
-	return f, nil
-}
-
-// List implements task.Engine. Tasks whose container is gone from containerd
-// are no tasks any more. What is wrong with one keeps no other from being listed:
-// one that can't be looked at is waited on, one whose files are damaged is left
-// out, and found when it is prepared and started again.
-func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
-	ctx = e.ctx(ctx)
-	dirs, err := os.ReadDir(e.o.tasks())
-	if err != nil {
-		return nil, fmt.Errorf("listing tasks: %w", err)
-	}
-	r, err := e.c.TaskService().List(ctx, &taskspb.ListTasksRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("listing tasks: %w", err)
-	}
-	running := map[string]*tasktypes.Process{}
-	for _, p := range r.Tasks {
-		running[p.ID] = p
-	}
-	var out []task.Found
-	for _, d := range dirs {
-		s, err := e.readSpec(d.Name())
-		if errors.Is(err, task.ErrNotFound) {
-			continue
-		}
-		var a attempt
-		if err == nil {
-			a, err = e.readAttempt(s.ID)
-		}
-		if err != nil {
-			e.o.Log.Error("a task's files are damaged", "task", short(d.Name()), "err", err)
-			continue
-		}
-		f, err := e.found(ctx, s, a, running[s.ID])
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if err != nil {
-			e.o.Log.Error("it is not known whether a task runs", "task", short(s.ID), "err", err)
-		}
-		out = append(out, f)
-	}
-	return out, nil
-}
-
-// Signal implements task.Engine.
+// Signal implements task.Runtime.
 func (e *Engine) Signal(ctx context.Context, id, name string) error {
 	ctx = e.ctx(ctx)
 	sig, err := parseSignal(name)
@@ -626,7 +344,7 @@ func parseSignal(name string) (syscall.Signal, error) {
 	return sig, nil
 }
 
-// Release implements task.Engine. A shim that has an exit still to record is kept
+// Release implements task.Runtime. A shim that has an exit still to record is kept
 // until it did: nobody else knows that exit.
 func (e *Engine) Release(ctx context.Context, id string) error {
 	r, err := e.process(e.ctx(ctx), id)
@@ -637,19 +355,6 @@ func (e *Engine) Release(ctx context.Context, id string) error {
 		return fmt.Errorf("releasing %s: its shim has not recorded its exit yet", short(id))
 	}
 	return e.release(ctx, id, r)
-}
-
-// unrecorded says whether the exit of a stopped process is still to be recorded.
-func (e *Engine) unrecorded(id string) bool {
-	a, err := e.readAttempt(id)
-	if err != nil || a.Number == 0 {
-		return false
-	}
-	if began, err := e.mayHaveBegun(id, a); err != nil || !began {
-		return false
-	}
-	x, err := e.readExit(id, a.Number)
-	return x == nil && err == nil
 }
 
 func (e *Engine) release(ctx context.Context, id string, r *tasktypes.Process) error {
@@ -676,7 +381,7 @@ func (e *Engine) release(ctx context.Context, id string, r *tasktypes.Process) e
 	return e.o.Network.Detach(ctx, id)
 }
 
-// Remove implements task.Engine.
+// Remove implements task.Runtime.
 func (e *Engine) Remove(ctx context.Context, id string) error {
 	ctx = e.ctx(ctx)
 	r, err := e.process(ctx, id)
@@ -699,7 +404,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	return nil
 }
 
-// Resize implements task.Engine.
+// Resize implements task.Streams.
 func (e *Engine) Resize(ctx context.Context, id string, width, height uint32) error {
 	_, err := e.c.TaskService().ResizePty(e.ctx(ctx), &taskspb.ResizePtyRequest{ContainerID: id, Width: width, Height: height})
 	if err != nil {

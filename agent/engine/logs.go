@@ -60,7 +60,7 @@ func (l *lines) each(r logs.Record, f func(at int, piece []byte, first bool)) {
 	}
 }
 
-// Logs implements task.Engine.
+// Logs implements task.Streams.
 func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.LogReader, error) {
 	if _, err := e.readSpec(id); err != nil {
 		return nil, err

@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/agent/task"
 )
 
@@ -79,7 +78,7 @@ func TestLyingNodesDontStopAPull(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	}
 	var peers []*http.Client
-	w.o.Peers = func(string) []*http.Client { return peers }
+	w.images.Peers = func(string) []*http.Client { return peers }
 	e := w.open(t)
 	for _, c := range []struct {
 		name string
@@ -96,16 +95,16 @@ func TestLyingNodesDontStopAPull(t *testing.T) {
 			peers = append(peers, peer(t, h))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
-		if _, err := e.Pull(ctx, w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
+		if _, err := e.images.Pull(ctx, w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
 		cancel()
-		if err := e.RemoveImage(t.Context(), w.dgst); err != nil {
+		if err := e.images.Remove(t.Context(), w.dgst); err != nil {
 			t.Fatal(err)
 		}
 	}
 	peers = []*http.Client{peer(t, honest)}
-	if _, err := e.Pull(t.Context(), "gone.invalid/box:1", w.dgst, nil, func(task.Progress) {}); err != nil {
+	if _, err := e.images.Pull(t.Context(), "gone.invalid/box:1", w.dgst, nil, func(task.Progress) {}); err != nil {
 		t.Errorf("from an honest node alone: %v", err)
 	}
 }
@@ -115,10 +114,10 @@ func TestLyingNodesDontStopAPull(t *testing.T) {
 func TestAPullThatWasCutOffPinsNothing(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)
-	if _, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
+	if _, err := e.images.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
 		t.Fatal(err)
 	}
-	c, err := client.New(w.o.ContainerdSocket)
+	c, err := client.New(w.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,12 +130,8 @@ func TestAPullThatWasCutOffPinsNothing(t *testing.T) {
 	if _, err := c.ImageService().Create(ctx, images.Image{Name: w.ref + "@" + w.dgst, Target: whole.Target}); err != nil {
 		t.Fatal(err)
 	}
-	again, err := engine.Open(t.Context(), w.o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = again.Close() }()
-	if all, err := again.Images(t.Context()); err != nil || len(all) != 1 {
+	again := w.open(t)
+	if all, err := again.images.List(t.Context()); err != nil || len(all) != 1 {
 		t.Fatalf("images: %v (%v)", all, err)
 	}
 	left, err := c.ImageService().List(ctx)
@@ -150,26 +145,22 @@ func TestAPullThatWasCutOffPinsNothing(t *testing.T) {
 func TestAnImageIsPrivateUnlessItIsKnownToBePublic(t *testing.T) {
 	w := newWorld(t)
 	public := false
-	w.o.Public = func(string) bool { return public }
-	e, err := engine.Open(t.Context(), w.o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = e.Close() }()
+	w.images.Public = func(string) bool { return public }
+	e := w.open(t)
 	pull := func() {
 		t.Helper()
-		if _, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
+		if _, err := e.images.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	is := func(what, blob string, want bool) {
 		t.Helper()
-		if got, err := e.Public(t.Context(), blob); err != nil || got != want {
+		if got, err := e.images.Public(t.Context(), blob); err != nil || got != want {
 			t.Errorf("%s is public: %v (%v)", what, got, err)
 		}
 	}
 	pull()
-	raw, err := e.Manifest(t.Context(), w.dgst)
+	raw, err := e.images.Manifest(t.Context(), w.dgst)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,11 +172,11 @@ func TestAnImageIsPrivateUnlessItIsKnownToBePublic(t *testing.T) {
 	is("an image of which nothing is known", w.dgst, false)
 	is("its layer", layer, false)
 	for _, b := range []string{w.dgst, layer, config} {
-		if !e.Within(t.Context(), w.dgst, b) {
+		if !e.images.Within(t.Context(), w.dgst, b) {
 			t.Errorf("%s is not part of the image", b)
 		}
 	}
-	if other := "sha256:" + strings.Repeat("1", 64); e.Within(t.Context(), w.dgst, other) || e.Within(t.Context(), other, w.dgst) {
+	if other := "sha256:" + strings.Repeat("1", 64); e.images.Within(t.Context(), w.dgst, other) || e.images.Within(t.Context(), other, w.dgst) {
 		t.Error("what isn't here is part of something")
 	}
 	public = true
@@ -193,7 +184,7 @@ func TestAnImageIsPrivateUnlessItIsKnownToBePublic(t *testing.T) {
 	is("an image that turned out to be public", w.dgst, true)
 	is("its layer", layer, true)
 	is("its configuration", config, true)
-	if err := e.RemoveImage(t.Context(), w.dgst); err != nil {
+	if err := e.images.Remove(t.Context(), w.dgst); err != nil {
 		t.Fatal(err)
 	}
 	is("an image that is gone", w.dgst, false)

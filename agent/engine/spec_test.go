@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/task"
 )
@@ -36,7 +37,7 @@ func planned(t *testing.T, f facts, change func(*container.CreateRequest)) (*spe
 		return nil, err
 	}
 	root := oci.WithRootFSPath(rootOf(t, map[string]string{"etc/passwd": passwdText, "etc/group": groupText}))
-	ctx := namespaces.WithNamespace(context.Background(), namespace)
+	ctx := namespaces.WithNamespace(context.Background(), containerd.Namespace)
 	return oci.GenerateSpec(ctx, nil, &containers.Container{ID: "c"}, slices.Insert(opts, 0, root)...)
 }
 

@@ -37,9 +37,9 @@ const (
 // waits says that it began, and ends with 7 when it is told to.
 const waits = "trap 'exit 7' TERM; echo began; sleep 1000 & wait"
 
-func (w *world) pulled(t *testing.T, e task.Engine) {
+func (w *world) pulled(t *testing.T, e *node) {
 	t.Helper()
-	if _, err := e.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
+	if _, err := e.images.Pull(t.Context(), w.ref, w.dgst, nil, func(task.Progress) {}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -53,14 +53,14 @@ func (w *world) spec(script string) task.Spec {
 }
 
 // prepared makes a task that runs script; it goes with the test.
-func (w *world) prepared(t *testing.T, e task.Engine, script string) (id string) {
+func (w *world) prepared(t *testing.T, e *node, script string) (id string) {
 	t.Helper()
 	s := w.spec(script)
 	w.prepare(t, e, s)
 	return s.ID
 }
 
-func (w *world) prepare(t *testing.T, e task.Engine, s task.Spec) {
+func (w *world) prepare(t *testing.T, e *node, s task.Spec) {
 	t.Helper()
 	if err := e.Prepare(t.Context(), s); err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func (w *world) prepare(t *testing.T, e task.Engine, s task.Spec) {
 
 // ends waits until the process has begun, tells it to end, and checks that the
 // exit is its own and that it ran once.
-func ends(t *testing.T, e task.Engine, id string) {
+func ends(t *testing.T, e *node, id string) {
 	t.Helper()
 	r, err := e.Logs(t.Context(), id, task.LogOptions{Stdout: true, Follow: true, Tail: -1})
 	if err != nil {
@@ -106,7 +106,7 @@ func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
 	w := newWorld(t)
 	reached, dead := make(chan struct{}), make(chan struct{})
 	var died atomic.Bool
-	w.o.ContainerdSocket = w.between(t, func(m moment) error {
+	w.socket = w.between(t, func(m moment) error {
 		if m != (moment{startTask, false}) || died.Swap(true) {
 			return nil
 		}
@@ -134,7 +134,7 @@ func TestAStartThatArrivesLateRunsOnce(t *testing.T) {
 	reached, late, arrived := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	var asked, answered atomic.Bool
 	arrive := sync.OnceFunc(func() { close(late); <-arrived })
-	w.o.ContainerdSocket = w.between(t, func(m moment) error {
+	w.socket = w.between(t, func(m moment) error {
 		switch m {
 		case moment{startTask, false}:
 			if !asked.Swap(true) {
@@ -172,7 +172,7 @@ func TestAStartThatArrivesLateRunsOnce(t *testing.T) {
 func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 	w := newWorld(t)
 	var at atomic.Pointer[func(moment) error]
-	w.o.ContainerdSocket = w.between(t, func(m moment) error {
+	w.socket = w.between(t, func(m moment) error {
 		if f := at.Load(); f != nil {
 			return (*f)(m)
 		}

@@ -180,7 +180,7 @@ type attached struct {
 	in *input // nil: none
 }
 
-// Attach implements task.Engine. To a task that doesn't run it waits for the
+// Attach implements task.Streams. To a task that doesn't run it waits for the
 // next attempt, unless the last one's log is asked for.
 func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (task.Stream, error) {
 	s, err := e.readSpec(id)

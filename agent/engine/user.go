@@ -17,6 +17,8 @@ import (
 	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/agent/images"
 )
 
 // withUser sets the user that a container's process has, as docker finds it.
@@ -39,7 +41,7 @@ func withUser(name string, groups []string) oci.SpecOpts {
 
 // startable refuses a container whose files would block runc.
 func (e *Engine) startable(ctx context.Context, id string) error {
-	mounts, err := e.c.SnapshotService(snapshotter).Mounts(ctx, id)
+	mounts, err := e.c.SnapshotService(images.Snapshotter).Mounts(ctx, id)
 	if err != nil {
 		return fmt.Errorf("looking at the files of %s: %w", short(id), err)
 	}

@@ -16,9 +16,9 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// attachable is an engine with one stream for who attaches.
+// attachable has one stream for who attaches.
 type attachable struct {
-	task.Engine
+	task.Streams
 	st func() task.Stream
 }
 
@@ -26,15 +26,15 @@ func (a attachable) Attach(context.Context, string, task.AttachOptions) (task.St
 	return a.st(), nil
 }
 
-// serve answers a controller over e, and gives a client of it.
-func serve(t *testing.T, e task.Engine, o Options) *http.Client {
+// serve answers a controller over tasks, and returns a client of it.
+func serve(t *testing.T, tasks task.Streams, o Options) *http.Client {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	o.Log = slog.New(slog.DiscardHandler)
-	h := Handler(e, o)
+	h := Handler(tasks, nil, o)
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r.WithContext(pki.WithPrincipal(r.Context(), pki.Principal{Kind: pki.KindController})))
 	})}

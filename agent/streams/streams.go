@@ -1,6 +1,6 @@
 // Package streams is what an agent answers on its own port: attach, logs, exec,
 // signals, pulls and probes, as pkg/bulk lays them out. What they do to
-// containers is the engine's; who may call was decided by the connection.
+// containers is task.Streams'; who may call was decided by the connection.
 package streams
 
 import (
@@ -35,16 +35,23 @@ const pullQuiet = 100 * time.Millisecond
 
 // Options of Handler. Probe asks another node whether it is there. Peers answers
 // other nodes, which may use nothing else here; nil refuses them. Pull is told what
-// is to be pulled, and may be nil. Read gives a manifest that was pulled. Reading
-// is told that a reader of a task's output came; it may be nil.
+// is to be pulled, and may be nil. Reading is told that a reader of a task's output
+// came; it may be nil.
 type Options struct {
 	Log     *slog.Logger
 	Probe   func(ctx context.Context, node, addr string) error
 	Peers   http.Handler
 	Calls   Calls
 	Pull    func(bulk.PullRequest)
-	Read    func(ctx context.Context, digest string) ([]byte, error)
 	Reading func(taskID string) Reader
+}
+
+// Images is the node's image store, as controllers use it.
+type Images interface {
+	task.Puller
+	Remove(ctx context.Context, digest string) error
+	// Manifest returns a manifest, or an index, that was pulled.
+	Manifest(ctx context.Context, digest string) ([]byte, error)
 }
 
 // Reader is told of one who reads a task's output: which attempt's, and when it
@@ -100,9 +107,10 @@ func table(surface []answered) (t route.Table) {
 // Routes are what Handler answers.
 var Routes = table((&server{}).surface())
 
-// Handler answers Routes over e. Callers are in a request's context.
-func Handler(e task.Engine, o Options) http.Handler {
-	s := &server{e: e, log: o.Log, told: o.Pull, calls: o.Calls, read: o.Read, reading: o.Reading, probe: o.Probe, peers: o.Peers}
+// Handler answers Routes over the node's tasks and images. Callers are in a
+// request's context.
+func Handler(tasks task.Streams, images Images, o Options) http.Handler {
+	s := &server{tasks: tasks, images: images, log: o.Log, told: o.Pull, calls: o.Calls, reading: o.Reading, probe: o.Probe, peers: o.Peers}
 	if s.reading == nil {
 		s.reading = func(string) Reader { return &task.Reader{} }
 	}
@@ -131,10 +139,10 @@ func Handler(e task.Engine, o Options) http.Handler {
 }
 
 type server struct {
-	e       task.Engine
+	tasks   task.Streams
+	images  Images
 	log     *slog.Logger
 	told    func(bulk.PullRequest)
-	read    func(context.Context, string) ([]byte, error)
 	calls   Calls
 	reading func(string) Reader
 	probe   func(ctx context.Context, node, addr string) error
@@ -169,7 +177,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	}
 	reader := s.reading(r.PathValue("id"))
 	defer func() { reader.Left(read) }()
-	st, err := s.e.Attach(r.Context(), r.PathValue("id"), task.AttachOptions{
+	st, err := s.tasks.Attach(r.Context(), r.PathValue("id"), task.AttachOptions{
 		Stdin: flag(q.Get("stdin")), Stdout: flag(q.Get("stdout")), Stderr: flag(q.Get("stderr")),
 		FromStart: flag(q.Get("logs")), Stream: flag(q.Get("stream")), From: from,
 	})
@@ -252,7 +260,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.reading(r.PathValue("id")).Left(false) // whose reader tells nobody how far it got
-	lr, err := s.e.Logs(r.Context(), r.PathValue("id"), task.LogOptions{
+	lr, err := s.tasks.Logs(r.Context(), r.PathValue("id"), task.LogOptions{
 		Stdout: flag(q.Get("stdout")), Stderr: flag(q.Get("stderr")), Follow: flag(q.Get("follow")),
 		Timestamps: flag(q.Get("timestamps")), Since: since, Until: until, Tail: tail, From: from,
 	})
@@ -278,7 +286,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	x, err := s.e.Wait(r.Context(), r.PathValue("id"), int32(n))
+	x, err := s.tasks.Wait(r.Context(), r.PathValue("id"), int32(n))
 	if err != nil {
 		refuse(w, err)
 		return
@@ -308,7 +316,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if err := s.e.Signal(r.Context(), id, q.Get("signal")); err != nil {
+	if err := s.tasks.Signal(r.Context(), id, q.Get("signal")); err != nil {
 		if key != "" {
 			err = errors.Join(err, s.calls.Undo(key)) // asked again, it fails again
 		}
@@ -321,7 +329,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) {
 func (s *server) resize(w http.ResponseWriter, r *http.Request) {
 	width, height, err := size(r)
 	if err == nil {
-		err = s.e.Resize(r.Context(), r.PathValue("id"), width, height)
+		err = s.tasks.Resize(r.Context(), r.PathValue("id"), width, height)
 	}
 	if err != nil {
 		refuse(w, err)
@@ -341,7 +349,7 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) {
 		refuse(w, badRequest("id of the exec is missing"))
 		return
 	}
-	if err := s.e.ExecCreate(r.Context(), id, eid, o); err != nil {
+	if err := s.tasks.ExecCreate(r.Context(), id, eid, o); err != nil {
 		refuse(w, err)
 		return
 	}
@@ -358,7 +366,7 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	attach := flag(r.URL.Query().Get("attach"))
-	st, err := s.e.ExecStart(r.Context(), taskOf(r), r.PathValue("id"), attach, width, height)
+	st, err := s.tasks.ExecStart(r.Context(), taskOf(r), r.PathValue("id"), attach, width, height)
 	if err != nil {
 		refuse(w, err)
 		return
@@ -376,7 +384,7 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) {
 func (s *server) execResize(w http.ResponseWriter, r *http.Request) {
 	width, height, err := size(r)
 	if err == nil {
-		err = s.e.ExecResize(r.Context(), taskOf(r), r.PathValue("id"), width, height)
+		err = s.tasks.ExecResize(r.Context(), taskOf(r), r.PathValue("id"), width, height)
 	}
 	if err != nil {
 		refuse(w, err)
@@ -386,7 +394,7 @@ func (s *server) execResize(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) execInspect(w http.ResponseWriter, r *http.Request) {
-	st, err := s.e.ExecInspect(r.Context(), taskOf(r), r.PathValue("id"))
+	st, err := s.tasks.ExecInspect(r.Context(), taskOf(r), r.PathValue("id"))
 	if err != nil {
 		refuse(w, err)
 		return
@@ -418,7 +426,7 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 		_ = enc.Encode(l)
 		_ = rc.Flush()
 	}
-	img, err := s.e.Pull(r.Context(), p.Ref, p.Digest, auth, func(g task.Progress) {
+	img, err := s.images.Pull(r.Context(), p.Ref, p.Digest, auth, func(g task.Progress) {
 		mu.Lock()
 		defer mu.Unlock()
 		if last[g.ID].Status == g.Status && (last[g.ID] == g || time.Since(at[g.ID]) < pullQuiet) {
@@ -449,7 +457,7 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 // names.
 func (s *server) manifests(ctx context.Context, img *dv1.Image) (out [][]byte, err error) {
 	for _, d := range slices.Compact([]string{img.Digest, img.Manifest}) {
-		b, err := s.read(ctx, d)
+		b, err := s.images.Manifest(ctx, d)
 		if err != nil {
 			return nil, fmt.Errorf("reading manifest %s: %w", d, err)
 		}
@@ -459,7 +467,7 @@ func (s *server) manifests(ctx context.Context, img *dv1.Image) (out [][]byte, e
 }
 
 func (s *server) removeImage(w http.ResponseWriter, r *http.Request) {
-	if err := s.e.RemoveImage(r.Context(), r.PathValue("digest")); err != nil {
+	if err := s.images.Remove(r.Context(), r.PathValue("digest")); err != nil {
 		refuse(w, err)
 		return
 	}

@@ -44,7 +44,8 @@ func TestRoutesAreForControllersAndContentForNodes(t *testing.T) {
 // route is there for nobody, and to strangers not even that is told.
 func TestOnlyWhomTheTableNamesIsAnswered(t *testing.T) {
 	content := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "content") })
-	h := Handler(faketask.New(), Options{Log: slog.New(slog.DiscardHandler), Peers: content})
+	e := faketask.New()
+	h := Handler(e, e.Images, Options{Log: slog.New(slog.DiscardHandler), Peers: content})
 	ask := func(kind, method, path string, body int64) int {
 		r := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(strings.Repeat("x", int(body))))
 		if kind != "" {

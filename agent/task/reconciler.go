@@ -25,7 +25,8 @@ type Reporter interface {
 
 // Options of a Reconciler.
 type Options struct {
-	Engine   Engine
+	Runtime  Runtime
+	Images   Puller // of what a task needs and the node lacks
 	Store    *Store
 	Reporter Reporter
 	Log      *slog.Logger
@@ -63,7 +64,7 @@ func New(o Options) *Reconciler {
 func (r *Reconciler) Run(ctx context.Context) error {
 	var found []Found
 	err := again(ctx, func() (err error) {
-		if found, err = r.o.Engine.List(ctx); err != nil {
+		if found, err = r.o.Runtime.List(ctx); err != nil {
 			r.o.Log.Warn("the engine does not list its tasks, trying again", "err", err)
 		}
 		return err

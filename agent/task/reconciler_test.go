@@ -55,7 +55,7 @@ func open(t *testing.T, e *faketask.Engine, path string) *node {
 		t.Fatal(err)
 	}
 	n := &node{t: t, engine: e, store: store, box: &box{changed: make(chan struct{}), last: map[string]*dv1.TaskStatus{}}}
-	n.Reconciler = task.New(task.Options{Engine: e, Store: store, Reporter: n.box, Log: slog.New(slog.DiscardHandler)})
+	n.Reconciler = task.New(task.Options{Runtime: e, Images: e.Images, Store: store, Reporter: n.box, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = n.Run(ctx) }()
@@ -68,7 +68,7 @@ func open(t *testing.T, e *faketask.Engine, path string) *node {
 func begin(t *testing.T) (*node, string) {
 	t.Helper()
 	e := faketask.New()
-	e.AddImage("sha256:busybox")
+	e.Images.Add("sha256:busybox")
 	t.Cleanup(e.Close)
 	path := filepath.Join(t.TempDir(), "tasks.db")
 	return open(t, e, path), path
@@ -240,7 +240,7 @@ func TestWhatIsNotWantedAnyMoreIsNotStartedAfterItsPull(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := faketask.New()
-			e.AddRemote("sha256:busybox")
+			e.Images.AddRemote("sha256:busybox")
 			t.Cleanup(e.Close)
 			n := open(t, e, filepath.Join(t.TempDir(), "tasks.db"))
 			taken := make(chan struct{})

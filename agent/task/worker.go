@@ -254,14 +254,14 @@ func (w *worker) made(ctx context.Context, x want, attempt int32) error {
 	if err != nil {
 		return err
 	}
-	err = w.r.o.Engine.Prepare(ctx, spec)
+	err = w.r.o.Runtime.Prepare(ctx, spec)
 	if errors.Is(err, ErrNoImage) {
 		w.phase(x, attempt, dv1.Phase_PULLING)
 		if err := w.pulled(ctx, spec, attempt); err != nil {
 			return err
 		}
 		w.phase(x, attempt, dv1.Phase_PREPARING)
-		err = w.r.o.Engine.Prepare(ctx, spec)
+		err = w.r.o.Runtime.Prepare(ctx, spec)
 	}
 	if err != nil {
 		return err
@@ -283,7 +283,7 @@ func (w *worker) pulled(ctx context.Context, s Spec, attempt int32) error {
 		end()
 	}
 	w.mu.Unlock()
-	_, err := w.r.o.Engine.Pull(ctx, s.Image, s.Digest, nil, func(Progress) {})
+	_, err := w.r.o.Images.Pull(ctx, s.Image, s.Digest, nil, func(Progress) {})
 	w.mu.Lock()
 	w.pull = nil
 	w.mu.Unlock()
@@ -334,7 +334,7 @@ func (w *worker) release(ctx context.Context) {
 		if next(x, w.have) != release {
 			return nil
 		}
-		err := w.say("releasing", w.r.o.Engine.Release(ctx, w.id))
+		err := w.say("releasing", w.r.o.Runtime.Release(ctx, w.id))
 		w.have.held = err != nil && !errors.Is(err, ErrNotFound)
 		return err
 	}, ErrNotFound)
@@ -411,7 +411,7 @@ func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
 	if !w.wants(n) {
 		return Attempt{}, errUnwanted
 	}
-	return w.r.o.Engine.Start(ctx, w.id, n, x.task.Ports)
+	return w.r.o.Runtime.Start(ctx, w.id, n, x.task.Ports)
 }
 
 // fail records that the wanted attempt never ran.
@@ -430,7 +430,7 @@ func (w *worker) watch(ctx context.Context, n int32) {
 	w.exit = ch
 	w.r.wg.Go(func() {
 		var x *dv1.Exit
-		err := again(ctx, func() (err error) { x, err = w.r.o.Engine.Wait(ctx, w.id, n); return err }, ErrNotFound, ErrNotRunning)
+		err := again(ctx, func() (err error) { x, err = w.r.o.Runtime.Wait(ctx, w.id, n); return err }, ErrNotFound, ErrNotRunning)
 		if ctx.Err() != nil {
 			return
 		}
@@ -476,20 +476,20 @@ func (w *worker) stop(ctx context.Context, x want) {
 	if sig == "" {
 		sig = "SIGTERM"
 	}
-	err := w.r.o.Engine.Signal(ctx, w.id, sig)
+	err := w.r.o.Runtime.Signal(ctx, w.id, sig)
 	if err = w.say("stopping", err); err != nil && !errors.Is(err, ErrNotRunning) {
 		w.timer.Reset(killAgain) // a signal that did not arrive is not waited for
 	}
 }
 
 func (w *worker) kill(ctx context.Context) {
-	_ = w.say("killing", w.r.o.Engine.Signal(ctx, w.id, "SIGKILL"))
+	_ = w.say("killing", w.r.o.Runtime.Signal(ctx, w.id, "SIGKILL"))
 	w.timer.Reset(killAgain)
 }
 
 func (w *worker) remove(ctx context.Context) (done bool) {
 	err := again(ctx, func() error {
-		if err := w.say("removing", w.r.o.Engine.Remove(ctx, w.id)); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := w.say("removing", w.r.o.Runtime.Remove(ctx, w.id)); err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
 		return w.say("forgetting", w.r.gone(w))

@@ -1,6 +1,6 @@
-// Package faketask is a task.Engine in memory, for tests and for simulated
+// Package faketask is a task.Runtime, a task.Streams and a task.Images in memory, for tests and for simulated
 // agents by the thousand. It runs a few small programs instead of containers;
-// what real containers do beyond the Engine's contract is not its to show.
+// what real containers do beyond these contracts is not its to show.
 package faketask
 
 import (
@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -25,20 +24,23 @@ import (
 // every signal but SIGKILL), trap CODE (waits for SIGTERM, or SIGQUIT, and
 // ends with CODE), and sh -c "exit N". Any other word is docker's 127.
 type Engine struct {
-	wg sync.WaitGroup // programs
+	// Images is the store that its tasks need.
+	Images *Images
+
+	steps *steps
+	wg    sync.WaitGroup // programs
 
 	mu     sync.Mutex // guards the fields below
 	tasks  map[string]*container_
 	execs  map[string]*exec
-	images map[string]*dv1.Image
-	remote map[string]*dv1.Image // what Pull finds
-	calls  []string
-	hook   func(ctx context.Context, call, id string) error
 	ports  map[string]string // held, by proto/port
 	nextIP byte
 }
 
-var _ task.Engine = (*Engine)(nil)
+var (
+	_ task.Runtime = (*Engine)(nil)
+	_ task.Streams = (*Engine)(nil)
+)
 
 type container_ struct {
 	spec    task.Spec
@@ -52,34 +54,8 @@ type container_ struct {
 
 // New makes an Engine without tasks and images.
 func New() *Engine {
-	return &Engine{tasks: map[string]*container_{}, execs: map[string]*exec{}, images: map[string]*dv1.Image{},
-		remote: map[string]*dv1.Image{}, ports: map[string]string{}}
-}
-
-// AddImage puts an image into the store; AddRemote lets Pull find one.
-func (e *Engine) AddImage(digest string)  { e.add(e.images, digest) }
-func (e *Engine) AddRemote(digest string) { e.add(e.remote, digest) }
-
-func (e *Engine) add(to map[string]*dv1.Image, digest string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	to[digest] = &dv1.Image{Digest: digest, Manifest: digest, Config: []byte("{}"), Size: 1}
-}
-
-// Hook is called before each step ("prepare", "start", "signal SIGTERM", "release",
-// "remove", and "list" and "pull", which are of no task) with the step's context;
-// its error is the step's. It may block.
-func (e *Engine) Hook(f func(ctx context.Context, call, id string) error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.hook = f
-}
-
-// Calls gives the steps so far, as "CALL ID" with the id's first two digits.
-func (e *Engine) Calls() []string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return slices.Clone(e.calls)
+	s := &steps{}
+	return &Engine{Images: newImages(s), steps: s, tasks: map[string]*container_{}, execs: map[string]*exec{}, ports: map[string]string{}}
 }
 
 // Close kills every program and waits for them.
@@ -99,27 +75,13 @@ func (e *Engine) Close() {
 	e.wg.Wait()
 }
 
-func (e *Engine) call(ctx context.Context, what, id string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	e.mu.Lock()
-	e.calls = append(e.calls, strings.TrimSpace(what+" "+id[:min(2, len(id))]))
-	h := e.hook
-	e.mu.Unlock()
-	if h == nil {
-		return nil
-	}
-	return h(ctx, what, id)
-}
-
 func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
-	if err := e.call(ctx, "prepare", s.ID); err != nil {
+	if err := e.steps.take(ctx, "prepare", s.ID); err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.images[s.Digest] == nil {
+	if !e.Images.has(s.Digest) {
 		return fmt.Errorf("preparing %s: %s: %w", s.Name, s.Digest, task.ErrNoImage)
 	}
 	if e.tasks[s.ID] == nil {
@@ -129,7 +91,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 }
 
 func (e *Engine) Start(ctx context.Context, id string, n int32, _ []*dv1.Port) (task.Attempt, error) {
-	if err := e.call(ctx, "start", id); err != nil {
+	if err := e.steps.take(ctx, "start", id); err != nil {
 		return task.Attempt{}, err
 	}
 	e.mu.Lock()
@@ -232,7 +194,7 @@ func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error
 }
 
 func (e *Engine) Signal(ctx context.Context, id, sig string) error {
-	if err := e.call(ctx, "signal "+sig, id); err != nil {
+	if err := e.steps.take(ctx, "signal "+sig, id); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -248,7 +210,7 @@ func (e *Engine) Signal(ctx context.Context, id, sig string) error {
 }
 
 func (e *Engine) Release(ctx context.Context, id string) error {
-	if err := e.call(ctx, "release", id); err != nil {
+	if err := e.steps.take(ctx, "release", id); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -261,7 +223,7 @@ func (e *Engine) Release(ctx context.Context, id string) error {
 }
 
 func (e *Engine) Remove(ctx context.Context, id string) error {
-	if err := e.call(ctx, "remove", id); err != nil {
+	if err := e.steps.take(ctx, "remove", id); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -279,7 +241,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 }
 
 func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
-	if err := e.call(ctx, "list", ""); err != nil {
+	if err := e.steps.take(ctx, "list", ""); err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
@@ -290,47 +252,6 @@ func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
 		out = append(out, task.Found{Spec: t.spec, Attempt: t.view(), Running: t.p != nil})
 	}
 	return out, nil
-}
-
-func (e *Engine) Pull(ctx context.Context, ref, digest string, _ *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
-	if err := e.call(ctx, "pull", ""); err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	i := e.images[digest]
-	if i == nil {
-		i = e.remote[digest]
-	}
-	if i != nil {
-		e.images[digest] = i
-	}
-	e.mu.Unlock()
-	if i == nil {
-		return nil, fmt.Errorf("%s@%s: %w", ref, digest, task.ErrNotFound)
-	}
-	progress(task.Progress{ID: "layer", Status: "Pull complete"})
-	return i, nil
-}
-
-func (e *Engine) Images(context.Context) ([]*dv1.ImageStatus, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var out []*dv1.ImageStatus
-	for _, d := range slices.Sorted(maps.Keys(e.images)) {
-		out = append(out, &dv1.ImageStatus{Digest: d, Size: e.images[d].Size})
-	}
-	return out, nil
-}
-
-func (e *Engine) RemoveImage(_ context.Context, digest string) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.images, digest)
-	return nil
-}
-
-func (e *Engine) Capacity(context.Context) (*dv1.Capacity, error) {
-	return &dv1.Capacity{NanoCpus: 4e9, Memory: 8 << 30, Arch: "amd64", Os: "linux"}, nil
 }
 
 func notFound(id string) error { return fmt.Errorf("task %s: %w", id, task.ErrNotFound) }

@@ -10,10 +10,13 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	enginetest.Run(t, func(t *testing.T) enginetest.Subject {
+	subject := func(t *testing.T) enginetest.Subject {
 		e := faketask.New()
-		e.AddImage("sha256:busybox")
+		e.Images.Add("sha256:busybox")
 		t.Cleanup(func() { e.Close(); goleak.VerifyNone(t) })
-		return enginetest.Subject{Engine: e, Image: "busybox", Digest: "sha256:busybox"}
-	})
+		return enginetest.Subject{Runtime: e, Streams: e, Images: e.Images, Image: "busybox", Digest: "sha256:busybox"}
+	}
+	enginetest.Runtime(t, subject)
+	enginetest.Streams(t, subject)
+	enginetest.Images(t, subject)
 }

@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+
+	"github.com/drover/drover/agent/task"
+)
+
+// process gives a task's process, nil if containerd has none.
+func (e *Engine) process(ctx context.Context, id string) (*tasktypes.Process, error) {
+	r, err := e.c.TaskService().Get(ctx, &taskspb.GetRequest{ContainerID: id})
+	if err != nil {
+		if notFound(err) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("asking for the process of %s: %w", short(id), err)
+	}
+	return r.Process, nil
+}
+
+func notFound(err error) bool {
+	return errdefs.IsNotFound(err) || strings.Contains(err.Error(), "NotFound") || strings.Contains(err.Error(), "not found")
+}
+
+// found is a task as it is now. p is its process, looked up if nil. With an error,
+// the task it gives has neither ended nor is it said to run.
+func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes.Process) (task.Found, error) {
+	f := task.Found{Spec: s, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
+	if a.Number == 0 {
+		return f, nil
+	}
+	place(&f.Attempt, e.o.Network.Get(s.ID))
+	f.Attempt.Started = a.At
+	x, err := e.readExit(s.ID, a.Number)
+	if err != nil {
+		return f, err
+	}
+	if x == nil {
+		began, err := e.mayHaveBegun(s.ID, a)
+		if err != nil {
+			return f, err
+		}
+		if !began {
+			return e.neverBegan(f)
+		}
+		if p == nil {
+			if p, err = e.process(ctx, s.ID); err != nil {
+				return f, err
+			}
+		}
+		if p != nil && p.Status == tasktypes.Status_UNKNOWN {
+			return f, fmt.Errorf("asking for the process of %s: its shim gives no state", short(s.ID))
+		}
+		if p == nil || p.Status == tasktypes.Status_STOPPED {
+			if x, err = e.settle(ctx, s.ID, a, p); err != nil {
+				return f, err
+			}
+		}
+	}
+	if x != nil {
+		f.Attempt.Exit = x
+		if x.Started > 0 {
+			f.Attempt.Started = time.Unix(0, x.Started)
+		}
+		return f, nil
+	}
+	if p == nil || p.Status == tasktypes.Status_STOPPED || p.Status == tasktypes.Status_CREATED {
+		return e.neverBegan(f)
+	}
+	f.Running, f.Paused, f.Attempt.Pid = true, p.Status == tasktypes.Status_PAUSED, int(p.Pid)
+	return f, nil
+}
+
+// neverBegan makes of a found task what it was before its last start, which was
+// cut short before any process ran.
+func (e *Engine) neverBegan(f task.Found) (task.Found, error) {
+	id := f.Spec.ID
+	for n := f.Attempt.Number - 1; n > 0; n-- {
+		x, err := e.readExit(id, n)
+		if err != nil {
+			return f, err
+		}
+		if x != nil {
+			f.Attempt = task.Attempt{Number: n, Exit: x, StopSignal: f.Attempt.StopSignal, Started: time.Unix(0, x.Started)}
+			return f, nil
+		}
+	}
+	f.Attempt = task.Attempt{StopSignal: f.Attempt.StopSignal}
+	return f, nil
+}
+
+// List implements task.Runtime. Tasks whose container is gone from containerd
+// are no tasks any more. What is wrong with one keeps no other from being listed:
+// one that can't be looked at is waited on, one whose files are damaged is left
+// out, and found when it is prepared and started again.
+func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
+	ctx = e.ctx(ctx)
+	dirs, err := os.ReadDir(e.o.tasks())
+	if err != nil {
+		return nil, fmt.Errorf("listing tasks: %w", err)
+	}
+	r, err := e.c.TaskService().List(ctx, &taskspb.ListTasksRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("listing tasks: %w", err)
+	}
+	running := map[string]*tasktypes.Process{}
+	for _, p := range r.Tasks {
+		running[p.ID] = p
+	}
+	var out []task.Found
+	for _, d := range dirs {
+		s, err := e.readSpec(d.Name())
+		if errors.Is(err, task.ErrNotFound) {
+			continue
+		}
+		var a attempt
+		if err == nil {
+			a, err = e.readAttempt(s.ID)
+		}
+		if err != nil {
+			e.o.Log.Error("a task's files are damaged", "task", short(d.Name()), "err", err)
+			continue
+		}
+		f, err := e.found(ctx, s, a, running[s.ID])
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			e.o.Log.Error("it is not known whether a task runs", "task", short(s.ID), "err", err)
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}

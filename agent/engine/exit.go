@@ -1,0 +1,149 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	tasktypes "github.com/containerd/containerd/api/types/task"
+
+	"github.com/drover/drover/agent/logs"
+	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Wait implements task.Runtime. The exit file is what counts; containerd is asked
+// on the side, for shims that were killed before they wrote one.
+func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error) {
+	ch, stop, err := e.follow.listen(e.o.dir(id))
+	if err != nil {
+		if _, serr := e.readSpec(id); serr != nil {
+			return nil, serr
+		}
+		return nil, err
+	}
+	defer stop()
+	late := time.NewTimer(2 * time.Second)
+	defer late.Stop()
+	for {
+		if x, err := e.readExit(id, n); x != nil || err != nil {
+			return x, err
+		}
+		a, err := e.readAttempt(id)
+		if err != nil {
+			return nil, err
+		}
+		if a.Number > n {
+			return nil, fmt.Errorf("attempt %d of %s: %w", n, short(id), task.ErrNotFound)
+		}
+		select {
+		case <-ch:
+		case <-late.C:
+			if a.Number == n {
+				if x := e.settleWhenDead(ctx, id, a); x != nil {
+					return x, nil
+				}
+			}
+			late.Reset(2 * time.Second)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// settleWhenDead gives the exit of an attempt that runs no more though its shim
+// has not recorded one; nil where it may go on.
+func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) *dv1.Exit {
+	p, err := e.process(e.ctx(ctx), id)
+	if err != nil || p != nil && p.Status != tasktypes.Status_STOPPED {
+		return nil // where containerd is away, it comes back
+	}
+	x, err := e.settle(ctx, id, a, p)
+	if err != nil && ctx.Err() == nil {
+		e.o.Log.Error("an exit could not be recorded", "task", short(id), "err", err)
+	}
+	return x
+}
+
+// recordWithin is how long after its process the record of a shim may come: the
+// shim waits for the last output first.
+const recordWithin = 5 * time.Second
+
+// settle gives the exit of an attempt that runs no more; p is its stopped
+// process, nil where its shim is gone. nil: it never began.
+func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
+	if x, err := e.readExit(id, a.Number); x != nil || err != nil {
+		return x, err
+	}
+	began, err := e.mayHaveBegun(id, a)
+	if err != nil || !began {
+		return nil, err
+	}
+	if p != nil {
+		return e.stopped(ctx, id, a, p)
+	}
+	x := shimapi.Exit{Attempt: a.Number, Code: killedCode, At: time.Now(), Started: a.At}
+	if a.Boot != e.boot {
+		x.Code = lostCode
+	}
+	if x.LogEnd, err = logs.End(e.o.logDir(id)); err != nil {
+		return nil, err
+	}
+	if err := shimapi.WriteExit(e.o.recordFile(id, a), x); err != nil {
+		return nil, err
+	}
+	return e.readExit(id, a.Number)
+}
+
+// stopped gives the exit of a process whose shim lives, and so is the one to
+// record it. Where the shim can't for long (a full disk), its word is taken.
+func (e *Engine) stopped(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
+	ch, stop, err := e.follow.listen(e.o.dir(id))
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	late := time.NewTimer(e.recordWithin)
+	defer late.Stop()
+	for {
+		if x, err := e.readExit(id, a.Number); x != nil || err != nil {
+			return x, err
+		}
+		select {
+		case <-ch:
+		case <-late.C:
+			end, err := logs.End(e.o.logDir(id))
+			return &dv1.Exit{Attempt: a.Number, Code: int32(p.ExitStatus), At: p.ExitedAt.AsTime().UnixNano(), Started: a.At.UnixNano(), LogEnd: end}, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// mayHaveBegun says whether a try's process may have run.
+func (e *Engine) mayHaveBegun(id string, a attempt) (bool, error) {
+	if a.Boot != e.boot {
+		return true, nil // begunFile need not have lasted
+	}
+	_, err := os.Stat(e.begunFile(id, a))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// unrecorded says whether the exit of a stopped process is still to be recorded.
+func (e *Engine) unrecorded(id string) bool {
+	a, err := e.readAttempt(id)
+	if err != nil || a.Number == 0 {
+		return false
+	}
+	if began, err := e.mayHaveBegun(id, a); err != nil || !began {
+		return false
+	}
+	x, err := e.readExit(id, a.Number)
+	return x == nil && err == nil
+}

@@ -1,0 +1,47 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/containerd/v2/client"
+
+	"github.com/drover/drover/agent/task"
+)
+
+// startError puts a refusal of the runtime into docker's words, with docker's exit
+// codes. What else went wrong (containerd away, a layer lost) is not the user's,
+// and is passed on as it is.
+func startError(step, command string, err error) error {
+	m := err.Error()
+	_, why, ok := strings.Cut(m, "OCI runtime "+step+" failed: ")
+	if !ok {
+		return fmt.Errorf("%s of a task: %w", step, err)
+	}
+	has := func(s string) bool { return strings.Contains(m, s) }
+	named := command != "" && has(command) // else it speaks of some other file, such as a mount
+	code := 125
+	switch {
+	case named && (has("executable file not found") || has("no such file or directory")):
+		code = 127
+	case has("permission denied"), named && (has("is a directory") || has("exec format error")):
+		code = 126
+	case has("not a directory"):
+		code = 127
+		why += ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
+	}
+	why = "OCI runtime " + step + " failed: " + why
+	if step == "exec" {
+		return &task.StartError{Code: code, Message: why}
+	}
+	return &task.StartError{Code: code, Message: "failed to create task for container: failed to create shim task: " + why}
+}
+
+// command is what a container runs, "" where containerd does not say.
+func command(ctx context.Context, ctr client.Container) string {
+	if s, err := ctr.Spec(ctx); err == nil && s.Process != nil && len(s.Process.Args) > 0 {
+		return s.Process.Args[0]
+	}
+	return ""
+}

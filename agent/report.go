@@ -1,0 +1,133 @@
+package agent
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/agent/images"
+	"github.com/drover/drover/agent/session"
+	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Hello implements session.Agent. A node without subnet never ran anything.
+func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
+	n, err := a.store.NextSession()
+	if err != nil {
+		return nil, err
+	}
+	at, err := a.store.Last()
+	if err != nil {
+		return nil, err
+	}
+	h := &dv1.Hello{Roster: a.fleet.now.Load().Sum(), Number: n, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Inventory: &dv1.Observation{Full: true},
+		Node: &dv1.Node{Id: a.NodeID, Name: a.Name, Addr: a.addr, Labels: a.Labels}}
+	for _, p := range a.Reserved {
+		h.Node.ReservedPorts = append(h.Node.ReservedPorts, uint32(p))
+	}
+	if h.Node.Subnet, err = a.store.Subnet(); err != nil {
+		return nil, err
+	}
+	h.Node.Capacity = engine.Host(ctx)
+	a.mu.Lock()
+	up := a.up
+	a.mu.Unlock()
+	if !up {
+		return h, nil
+	}
+	select {
+	case <-a.rec.Ready():
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if h.Inventory.Images, err = a.images.List(ctx); err != nil {
+		return nil, err
+	}
+	h.Inventory.Tasks = a.rec.Statuses()
+	return h, nil
+}
+
+// Welcome implements session.Agent.
+func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
+	if w.ClusterId != a.ClusterID {
+		return fmt.Errorf("the controller is of cluster %s, this node of %s", w.ClusterId, a.ClusterID)
+	}
+	a.Changed(w)
+	have, err := a.store.Subnet()
+	if err != nil {
+		return err
+	}
+	switch have {
+	case w.Subnet:
+	case "":
+		if err := a.store.SetSubnet(w.Subnet); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("the control plane says that this node's subnet is %s, containers here have %s", w.Subnet, have)
+	}
+	// Not under ctx: what is half open when a session breaks can't be opened again.
+	return a.bring(a.ctx, w.Subnet)
+}
+
+// Take implements session.Agent.
+func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
+	for _, x := range y.Sources {
+		a.peers.named(x.Digest, source{holders: x.Holders, grant: x.Grant, public: x.Public})
+	}
+	err := a.rec.Take(ctx, y)
+	if errors.Is(err, task.ErrStale) {
+		return fmt.Errorf("%w: %w", session.ErrStale, err)
+	}
+	return err
+}
+
+// Changed implements session.Agent.
+func (a *agent) Changed(w *dv1.Welcome) {
+	a.fleet.take(w.Roster)
+	a.peers.news(a, w)
+	if old := a.known.Swap(w); len(w.Controllers) > 0 && a.SaveControllers != nil && (old == nil || !slices.Equal(old.Controllers, w.Controllers)) {
+		if err := a.SaveControllers(w.Controllers); err != nil {
+			a.Logger.Warn("the controllers' addresses could not be kept", "err", err)
+		}
+	}
+}
+
+func (a *agent) event(taskID, action string, attributes map[string]string) {
+	id, err := hex.DecodeString(taskID)
+	if err != nil {
+		return
+	}
+	a.box.Event(&dv1.Event{TaskId: id, Action: action, TimeNano: time.Now().UnixNano(), Attributes: attributes})
+}
+
+// reporting is the image store, which reports what changes in it.
+type reporting struct {
+	*images.Store
+	box  *session.Outbox
+	told func() // that there is another image
+}
+
+// Pull implements task.Puller.
+func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
+	i, err := r.Store.Pull(ctx, ref, digest, auth, progress)
+	if err == nil {
+		r.box.Image(&dv1.ImageStatus{Digest: i.Digest, Size: i.Size})
+		r.told()
+	}
+	return i, err
+}
+
+// Remove implements task.Images.
+func (r *reporting) Remove(ctx context.Context, digest string) error {
+	err := r.Store.Remove(ctx, digest)
+	if err == nil {
+		r.box.ImageGone(digest)
+	}
+	return err
+}

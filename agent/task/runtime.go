@@ -1,0 +1,94 @@
+// Package task keeps a node's tasks as they should be: a durable store of what
+// was assigned, and a reconciler that brings a Runtime there one step at a time.
+// Running containers is the Runtime's, talking to controllers the session's.
+package task
+
+import (
+	"context"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Spec is all that a Runtime needs to know of a task. Labels of the container
+// in the engine hold cluster, task, attempt and spec hash, so that a lost
+// agent store can be rebuilt.
+type Spec struct {
+	ID         string // 64 hex characters
+	Name       string
+	Image      string // as the user wrote it
+	Digest     string // what to run; its content is in the engine's store
+	SpecHash   string
+	Create     container.CreateRequest // docker's own, decoded
+	AutoRemove bool
+}
+
+// Attempt is one life of a task's process, as the engine sees it.
+type Attempt struct {
+	Number    int32
+	Pid       int
+	Started   time.Time
+	IP        string
+	Gateway   string
+	MAC       string
+	PrefixLen int
+	Ports     []*dv1.Port
+	Exit      *dv1.Exit // nil while it runs
+	// StopSignal is the image's, "" if it names none.
+	StopSignal string
+	Timings    []Timing // of this start, for traces
+}
+
+// Timing is a step inside the engine or the shim, for a span made later.
+type Timing struct {
+	Name       string
+	Start, End time.Time
+}
+
+// Found is a task that the engine holds.
+type Found struct {
+	Spec    Spec
+	Attempt Attempt // Number 0: never started
+	Running bool
+	Paused  bool
+}
+
+// Runtime runs containers. The reconciler drives it one step at a time; every
+// step is idempotent, so that it can be repeated after a crash at any point.
+// Implementations: containerd (agent/engine) and an in-memory fake
+// (agent/task/faketask); both pass enginetest.Runtime. Safe for concurrent use on
+// different tasks; calls on one task are the caller's to order, but Signal, and
+// those of Streams, may come at any time.
+type Runtime interface {
+	// Prepare makes snapshot and container for s, not its network. Its image
+	// must be in the store (ErrNoImage otherwise).
+	Prepare(ctx context.Context, s Spec) error
+	// Start connects the task to its network, binds ports (host 0: any) and starts
+	// attempt n. If attempt n runs already, Start returns that; if it has ended, it
+	// returns it with its exit.
+	// Errors: *StartError where the user's words are at fault.
+	Start(ctx context.Context, id string, n int32, ports []*dv1.Port) (Attempt, error)
+	// Wait blocks until attempt n has ended and returns its durable exit record.
+	Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error)
+	// Signal sends sig ("SIGTERM", "15") to the running attempt's process.
+	Signal(ctx context.Context, id string, sig string) error
+	// Release frees what an ended attempt holds: shim, network, ports. The
+	// writable layer, logs and exit record stay.
+	Release(ctx context.Context, id string) error
+	// Remove frees everything, logs too. Removing what isn't there is no error.
+	Remove(ctx context.Context, id string) error
+	// List returns every task that the runtime holds, with shims that outlived
+	// an agent or containerd adopted.
+	List(ctx context.Context) ([]Found, error)
+}
+
+// StartError is a start that docker refuses with words and an exit code:
+// 125 for the engine's side (ports), 126 not executable, 127 not found.
+type StartError struct {
+	Code    int
+	Message string
+}
+
+func (e *StartError) Error() string { return e.Message }
