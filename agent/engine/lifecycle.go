@@ -409,6 +409,9 @@ func (e *Engine) Resize(ctx context.Context, id string, width, height uint32) er
 	_, err := e.c.TaskService().ResizePty(e.ctx(ctx), &taskspb.ResizePtyRequest{ContainerID: id, Width: width, Height: height})
 	if err != nil {
 		if notFound(err) {
+			if _, err := e.readSpec(id); err != nil {
+				return err
+			}
 			return fmt.Errorf("%s: %w", short(id), task.ErrNotRunning)
 		}
 		return fmt.Errorf("resizing the terminal of %s: %w", short(id), err)
