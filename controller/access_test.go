@@ -146,7 +146,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 	for _, principal := range []string{"", node.Principal.URI, controller} {
 		var res dv1.CommandResult
 		r := send(t, rt, "POST", "/peer/v1/propose", nil, promote(principal))
-		if err := proto.Unmarshal([]byte(r.body), &res); r.code == 200 && (err != nil || res.GetError().GetKind() != "forbidden") {
+		if err := proto.Unmarshal([]byte(r.body), &res); r.code == 200 && (err != nil || res.GetError().GetKind() != dv1.Error_FORBIDDEN) {
 			t.Errorf("a controller has a command of %q decided: %v", principal, r)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/limit"
@@ -135,7 +136,7 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 			return nil, fmt.Errorf("wrapping the data key: %w", err)
 		}
 		res, err = j.way.Propose(ctx, &dv1.Command{Key: "join-" + hex.EncodeToString(key[:]), Hash: hash, Principal: pki.TokenURI(req.TokenID), Of: &dv1.Command_Join{Join: cmd}})
-		if err != nil || res.GetError().GetKind() != command.StaleKey {
+		if err != nil || res.GetError().GetKind() != dv1.Error_STALE_KEY {
 			break
 		}
 	}
@@ -146,11 +147,7 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 		return nil, &refusal{http.StatusServiceUnavailable, "the join could not be recorded: " + err.Error()}
 	}
 	if e := res.GetError(); e != nil {
-		code := map[string]int{"forbidden": http.StatusForbidden, "conflict": http.StatusConflict, "invalid": http.StatusBadRequest, "agents_only": join.AgentsOnly}[e.Kind]
-		if code == 0 {
-			code = http.StatusServiceUnavailable
-		}
-		return nil, &refusal{code, e.Message}
+		return nil, &refusal{wire.Status(e.Kind), e.Message}
 	}
 	id = res.NodeId // of the first time, when it was asked again
 	return j.sign(cluster, id, req)

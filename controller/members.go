@@ -216,7 +216,7 @@ func (m *members) dataKey(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, memberWait)
 	defer cancel()
 	res, err := m.node.Propose(ctx, &dv1.Command{Principal: m.c.files.Principal.URI, Of: &dv1.Command_RotateDataKey{RotateDataKey: c}})
-	if err == nil && res.GetError() != nil && res.Error.Kind != command.StaleKey { // else again, from what there is now
+	if err == nil && res.GetError() != nil && res.Error.Kind != dv1.Error_STALE_KEY { // else again, from what there is now
 		err = errors.New(res.Error.Message)
 	}
 	if err != nil {

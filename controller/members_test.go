@@ -125,7 +125,7 @@ func TestAJoinMeetsANewDataKey(t *testing.T) {
 		"a value of the old key": {Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: old}}},
 		"the same rotation":      {Of: &dv1.Command_RotateDataKey{RotateDataKey: rotate}},
 	} {
-		if r, err := h.c.node.Load().Propose(ctx, accesstest.Named(h.c.node.Load().Snapshot(), c)); err != nil || r.GetError().GetKind() != command.StaleKey {
+		if r, err := h.c.node.Load().Propose(ctx, accesstest.Named(h.c.node.Load().Snapshot(), c)); err != nil || r.GetError().GetKind() != dv1.Error_STALE_KEY {
 			t.Errorf("%s: %v %v", what, r, err)
 		}
 	}

@@ -28,7 +28,7 @@ func (c *controller) probe(log *tracedLog) func(context.Context, string) bool {
 		defer cancel()
 		var others []*dv1.Node
 		for n := range snap.Nodes() {
-			if n.Id != id && n.Liveness == "ready" {
+			if n.Id != id && n.Liveness == dv1.Node_READY {
 				others = append(others, n)
 			}
 		}

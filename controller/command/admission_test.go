@@ -66,12 +66,12 @@ func TestARoleThatMayNotBeRootIsNotRootByACreate(t *testing.T) {
 		}
 		for _, use := range uses {
 			for _, who := range users {
-				if e := try(who, use); e.GetKind() != "forbidden" || !strings.Contains(e.GetMessage(), "HostConfig."+field) || !strings.Contains(e.GetMessage(), "the role user") {
+				if e := try(who, use); e.GetKind() != dv1.Error_FORBIDDEN || !strings.Contains(e.GetMessage(), "HostConfig."+field) || !strings.Contains(e.GetMessage(), "the role user") {
 					t.Errorf("%s with %s: %v", who, use, e)
 				}
 			}
 			for _, who := range admins {
-				if e := try(who, use); e.GetKind() == "forbidden" {
+				if e := try(who, use); e.GetKind() == dv1.Error_FORBIDDEN {
 					t.Errorf("%s with %s: %v", who, use, e)
 				}
 			}

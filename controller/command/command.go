@@ -48,7 +48,7 @@ func Decide(view *state.Txn, cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.C
 	d := &decision{Snapshot: view.View(), cmd: cmd, now: now, gone: map[string]int{}, res: &dv1.CommandResult{}}
 	var err error
 	if d.who, err = access.Allowed(d.Snapshot, cmd.GetPrincipal(), access.Command(cmd)); err != nil {
-		return nil, &dv1.CommandResult{Error: refuse("forbidden", "%v", err)}
+		return nil, &dv1.CommandResult{Error: refuse(dv1.Error_FORBIDDEN, "%v", err)}
 	}
 	if e := d.decide(); e != nil {
 		return nil, &dv1.CommandResult{Error: e}
@@ -99,7 +99,7 @@ func (d *decision) decide() *dv1.Error {
 	case *dv1.Command_SetLiveness:
 		n := d.Node(c.SetLiveness.NodeId)
 		if n == nil {
-			return refuse("not_found", "No such node: %s", c.SetLiveness.NodeId)
+			return refuse(dv1.Error_NOT_FOUND, "No such node: %s", c.SetLiveness.NodeId)
 		}
 		if n.Liveness != c.SetLiveness.Liveness {
 			n = proto.CloneOf(n)
@@ -143,12 +143,12 @@ func (d *decision) decide() *dv1.Error {
 			d.put(t)
 		}
 	default:
-		return refuse("invalid", "unknown command %T", c)
+		return refuse(dv1.Error_INVALID, "unknown command %T", c)
 	}
 	return nil
 }
 
-func refuse(kind, format string, a ...any) *dv1.Error {
+func refuse(kind dv1.Error_Kind, format string, a ...any) *dv1.Error {
 	return &dv1.Error{Kind: kind, Message: fmt.Sprintf(format, a...)}
 }
 func (d *decision) add(e ...*dv1.Effect) { d.effects = append(d.effects, e...) }
@@ -189,10 +189,10 @@ func (d *decision) init(c *dv1.Init) *dv1.Error {
 		if old.Id == c.Cluster.GetId() {
 			return nil
 		}
-		return refuse("conflict", "this controller belongs to cluster %s", old.Id)
+		return refuse(dv1.Error_CONFLICT, "this controller belongs to cluster %s", old.Id)
 	}
 	if c.Cluster.GetId() == "" {
-		return refuse("invalid", "a cluster needs an id")
+		return refuse(dv1.Error_INVALID, "a cluster needs an id")
 	}
 	d.add(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: c.Cluster}})
 	for _, i := range c.Identities {
@@ -209,10 +209,10 @@ func (d *decision) init(c *dv1.Init) *dv1.Error {
 
 func (d *decision) setTiming(t *dv1.Timing) *dv1.Error {
 	if d.Cluster() == nil {
-		return refuse("unavailable", "there is no fleet yet")
+		return refuse(dv1.Error_UNAVAILABLE, "there is no fleet yet")
 	}
 	if err := timing.FromProto(t).Validate(); err != nil {
-		return refuse("invalid", "%v", err)
+		return refuse(dv1.Error_INVALID, "%v", err)
 	}
 	if timing.FromProto(d.Cluster().Timing) != timing.FromProto(t) {
 		c := proto.CloneOf(d.Cluster())
@@ -224,17 +224,17 @@ func (d *decision) setTiming(t *dv1.Timing) *dv1.Error {
 
 func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	if c.Mode != "" && c.Mode != "one" {
-		return refuse("invalid", "run mode %q is not supported here", c.Mode)
+		return refuse(dv1.Error_INVALID, "run mode %q is not supported here", c.Mode)
 	}
 	if len(c.TaskIds) != 1 || len(c.TaskIds[0]) != 32 || len(c.RunId) != 32 || d.Task(c.TaskIds[0]) != nil || d.Run(c.RunId) != nil {
-		return refuse("invalid", "a run needs one new task id and a new run id, of 32 bytes each")
+		return refuse(dv1.Error_INVALID, "a run needs one new task id and a new run id, of 32 bytes each")
 	}
 	var r container.CreateRequest
 	if err := json.Unmarshal(c.Spec.GetBody(), &r); err != nil {
-		return refuse("invalid", "invalid container spec: %v", err)
+		return refuse(dv1.Error_INVALID, "invalid container spec: %v", err)
 	}
 	if field := Rootly(r.HostConfig); field != "" && !route.Admin.Has(d.who) {
-		return refuse("forbidden", "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
+		return refuse(dv1.Error_FORBIDDEN, "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
 	}
 	id := c.TaskIds[0]
 	name, e := d.chooseName(id, c.Name, c.NameCandidates)
@@ -258,12 +258,12 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	}
 	for _, on := range c.On {
 		if err := scheduler.CheckConstraint(on); err != nil {
-			return refuse("invalid", "%v", err)
+			return refuse(dv1.Error_INVALID, "%v", err)
 		}
 	}
 	place := scheduler.Place(d.Snapshot, []scheduler.Group{g})[0]
 	if len(place.Nodes) == 0 {
-		return refuse("unavailable", "%s", place.Reason())
+		return refuse(dv1.Error_UNAVAILABLE, "%s", place.Reason())
 	}
 	// The digest is part of the id: the same request may meet a moved tag.
 	sum := sha256.Sum256(append(append(slices.Clone(c.Spec.Body), 0), digest...))
@@ -280,10 +280,10 @@ func (d *decision) register(n *dv1.Node) *dv1.Error {
 	n = proto.CloneOf(n)
 	old := d.Node(n.GetId())
 	if len(n.ReservedPorts) > maxReserved {
-		return refuse("invalid", "node %s reserves %d ports; %d at most", n.GetName(), len(n.ReservedPorts), maxReserved)
+		return refuse(dv1.Error_INVALID, "node %s reserves %d ports; %d at most", n.GetName(), len(n.ReservedPorts), maxReserved)
 	}
 	if err := fresh(n, old).Validate(); err != nil {
-		return refuse("invalid", "node %.12s: %v", n.GetId(), err)
+		return refuse(dv1.Error_INVALID, "node %.12s: %v", n.GetId(), err)
 	}
 	if old != nil {
 		n.Joined, n.Subnet, n.Availability, n.Revision, n.Roles = old.Joined, old.Subnet, old.Availability, old.Revision, old.Roles
@@ -327,17 +327,17 @@ func labels(old, n *dv1.Node) map[string]string {
 // admit gives a node its place: a name of its own, and a subnet.
 func (d *decision) admit(n, old *dv1.Node) *dv1.Error {
 	if n.GetId() == "" {
-		return refuse("invalid", "a node needs an id")
+		return refuse(dv1.Error_INVALID, "a node needs an id")
 	}
-	n.Liveness = "ready"
+	n.Liveness = dv1.Node_READY
 	if n.Joined == 0 {
 		n.Joined = d.now
 	}
-	if n.Availability == "" {
-		n.Availability = "active"
+	if n.Availability == dv1.Node_AVAILABILITY_UNSPECIFIED {
+		n.Availability = dv1.Node_ACTIVE
 	}
 	if o := d.NodeNamed(n.Name); o != nil && o.Id != n.Id {
-		return refuse("conflict", "node name %q is taken by node %.12s: give this host another with --node-name", n.Name, o.Id)
+		return refuse(dv1.Error_CONFLICT, "node name %q is taken by node %.12s: give this host another with --node-name", n.Name, o.Id)
 	}
 	if n.Subnet == "" {
 		p, e := d.freeSubnet()
@@ -346,7 +346,7 @@ func (d *decision) admit(n, old *dv1.Node) *dv1.Error {
 		}
 		n.Subnet = p.String()
 	} else if p, ok := subnet.Of(n.Subnet); !ok || d.NodeOfSubnet(subnet.Number(p)) != nil && d.NodeOfSubnet(subnet.Number(p)).Id != n.Id {
-		return refuse("conflict", "subnet %s is malformed or taken", n.Subnet)
+		return refuse(dv1.Error_CONFLICT, "subnet %s is malformed or taken", n.Subnet)
 	}
 	d.res.NodeId, d.res.Name = n.Id, n.Name
 	if !proto.Equal(old, n) {

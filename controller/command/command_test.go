@@ -75,7 +75,7 @@ func (f *fleet) ok(c *dv1.Command) *dv1.CommandResult {
 	return r
 }
 
-func (f *fleet) no(c *dv1.Command, kind, words string) {
+func (f *fleet) no(c *dv1.Command, kind dv1.Error_Kind, words string) {
 	f.t.Helper()
 	r := f.do(c)
 	if r.Error == nil || r.Error.Kind != kind || !strings.Contains(r.Error.Message, words) {
@@ -112,9 +112,9 @@ func TestNamesAndPortsAreTakenOnce(t *testing.T) {
 	}
 	same := create("other", web)
 	same.GetCreate().Name = "one"
-	f.no(same, "name_taken", "already in use")
+	f.no(same, dv1.Error_NAME_TAKEN, "already in use")
 	f.ok(create("three", web))
-	f.no(start("three"), "port_taken", "port is already allocated on 2 of 2 nodes: a (by one), b (by two)")
+	f.no(start("three"), dv1.Error_PORT_TAKEN, "port is already allocated on 2 of 2 nodes: a (by one), b (by two)")
 	f.ok(&dv1.Command{Of: &dv1.Command_Stop{Stop: &dv1.Stop{TaskId: id("one"), Timeout: -2}}})
 	f.report("n0", &dv1.TaskReport{TaskId: id("one"), Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1, Code: 3}})
 	if n := f.store.Snapshot().Task(id("three")).NodeId; n == "n0" {
@@ -137,18 +137,18 @@ func TestDroversOwnPortsAreNotPublished(t *testing.T) {
 	for _, n := range []string{"n0", "n1"} {
 		reserve(n, 7443, 7444, 7946, 5000)
 	}
-	f.no(start("early"), "port_taken", "Bind for 0.0.0.0:7443 failed: port 7443 is reserved for drover")
-	f.no(create("late", publish("7946")), "unavailable", "0 of 2 nodes fit: 2 reserve port 7946 for drover")
+	f.no(start("early"), dv1.Error_PORT_TAKEN, "Bind for 0.0.0.0:7443 failed: port 7443 is reserved for drover")
+	f.no(create("late", publish("7946")), dv1.Error_UNAVAILABLE, "0 of 2 nodes fit: 2 reserve port 7946 for drover")
 	udp := strings.Replace(publish("7946"), "tcp", "udp", 1)
-	f.no(create("udp", udp), "unavailable", "2 reserve port 7946 for drover")
+	f.no(create("udp", udp), dv1.Error_UNAVAILABLE, "2 reserve port 7946 for drover")
 	one := strings.Replace(publish("5000"), `{"HostPort"`, `{"HostIp":"127.0.0.1","HostPort"`, 1)
-	f.no(create("loopback", one), "unavailable", "2 reserve port 5000 for drover")
+	f.no(create("loopback", one), dv1.Error_UNAVAILABLE, "2 reserve port 5000 for drover")
 	f.ok(create("range", publish("7443-7446")))
 	f.ok(start("range"))
 	if got := f.store.Snapshot().Task(id("range")).Ports[0].Host; got != 7445 {
 		t.Errorf("of 7443-7446 it has %d", got)
 	}
-	f.no(create("narrow", publish("7443-7444")), "unavailable", "reserve port 7444 for drover")
+	f.no(create("narrow", publish("7443-7444")), dv1.Error_UNAVAILABLE, "reserve port 7444 for drover")
 	reserve("n1", 7943) // another configuration
 	if r := f.ok(create("fits", publish("7946"))); r.NodeId != "n1" {
 		t.Errorf("it is on %s, where the port is reserved", r.NodeId)
@@ -156,7 +156,7 @@ func TestDroversOwnPortsAreNotPublished(t *testing.T) {
 	f.ok(start("fits"))
 	many := proto.CloneOf(f.store.Snapshot().Node("n0"))
 	many.ReservedPorts = make([]uint32, 1000)
-	f.no(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: many}}}, "invalid", "reserves 1000 ports")
+	f.no(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: many}}}, dv1.Error_INVALID, "reserves 1000 ports")
 }
 
 // Rule 6: what has a bind stays where its path is, or says why it can't.
@@ -171,8 +171,8 @@ func TestDataPins(t *testing.T) {
 	if r := f.ok(create("clock", `{"Image":"alpine","HostConfig":{"Binds":["/etc/localtime:/etc/localtime:ro"]}}`)); r.NodeId != "n1" {
 		t.Errorf("a path that is everywhere pinned to %s", r.NodeId)
 	}
-	f.ok(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "a", Availability: "drain"}}})
-	f.no(create("pinned", bind), "unavailable", "0 of 2 nodes fit: 1 drained, 1 lack the bind's source")
+	f.ok(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "a", Availability: dv1.Node_DRAIN}}})
+	f.no(create("pinned", bind), dv1.Error_UNAVAILABLE, "0 of 2 nodes fit: 1 drained, 1 lack the bind's source")
 	if r := f.ok(create("free", `{"Image":"alpine"}`)); r.NodeId != "n1" {
 		t.Errorf("with a drained it went to %s", r.NodeId)
 	}
@@ -185,7 +185,7 @@ func TestARoleIsAUsers(t *testing.T) {
 	}
 	f.ok(grant("0"))
 	for _, uid := range []string{"-3", "", "root", "4294967296"} {
-		f.no(grant(uid), "invalid", "is no uid")
+		f.no(grant(uid), dv1.Error_INVALID, "is no uid")
 	}
 }
 
@@ -240,27 +240,27 @@ func TestJoins(t *testing.T) {
 		return &dv1.Command{Of: &dv1.Command_Join{Join: &dv1.Join{TokenId: token, SecretHash: h, Node: &dv1.Node{Id: "id-" + node, Name: node}, Controller: c,
 			Identities: []*dv1.Identity{{Uri: "spiffe://fleet/node/id-" + node, Roles: []string{"node"}}}}}}
 	}
-	f.no(join("nobody", "b", nil, hash), "forbidden", "not one of this fleet's")
-	f.no(join("agents", "b", nil, []byte("another secret, of 32 bytes too.")), "forbidden", "not one of this fleet's")
-	f.no(join("old", "b", nil, hash), "forbidden", "expired")
-	f.no(join("gone", "b", nil, hash), "forbidden", "revoked")
-	f.no(join("agents", "b", &dv1.Controller{Id: "id-b"}, hash), "agents_only", "admits agents only")
-	f.no(join("agents", "a", nil, hash), "conflict", `node name "a" is taken`)
+	f.no(join("nobody", "b", nil, hash), dv1.Error_FORBIDDEN, "not one of this fleet's")
+	f.no(join("agents", "b", nil, []byte("another secret, of 32 bytes too.")), dv1.Error_FORBIDDEN, "not one of this fleet's")
+	f.no(join("old", "b", nil, hash), dv1.Error_FORBIDDEN, "expired")
+	f.no(join("gone", "b", nil, hash), dv1.Error_FORBIDDEN, "revoked")
+	f.no(join("agents", "b", &dv1.Controller{Id: "id-b"}, hash), dv1.Error_AGENTS_ONLY, "admits agents only")
+	f.no(join("agents", "a", nil, hash), dv1.Error_CONFLICT, `node name "a" is taken`)
 	f.ok(join("agents", "b", nil, hash))
 	if n := f.store.Snapshot().NodeByName("b"); n.Subnet != "10.210.1.0/24" || n.Roles["0"] != "user" {
 		t.Errorf("b is %v", n)
 	}
-	f.no(join("ctl", "c", &dv1.Controller{Id: "id-c"}, hash), "unavailable", "no node's subnet is left in 10.210.0.0/23")
-	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b"}}}, "conflict", "is up")
+	f.no(join("ctl", "c", &dv1.Controller{Id: "id-c"}, hash), dv1.Error_UNAVAILABLE, "no node's subnet is left in 10.210.0.0/23")
+	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b"}}}, dv1.Error_CONFLICT, "is up")
 	f.ok(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}})
 	if i := f.store.Snapshot().Identity("spiffe://fleet/node/id-b"); !i.GetRevoked() {
 		t.Error("a removed node's identity is good")
 	}
-	f.no(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "id-b", Name: "b"}}}}, "forbidden", "revoked")
+	f.no(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "id-b", Name: "b"}}}}, dv1.Error_FORBIDDEN, "revoked")
 	f.ok(join("ctl", "c", &dv1.Controller{Id: "id-c", Name: "c", Addr: "10.0.0.3:7443"}, hash))
-	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "c", Force: true}}}, "conflict", "is a controller too")
+	f.no(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "c", Force: true}}}, dv1.Error_CONFLICT, "is a controller too")
 	f.ok(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: "c"}}})
-	f.no(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: "ctl"}}}, "conflict", "only controller")
+	f.no(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: "ctl"}}}, dv1.Error_CONFLICT, "only controller")
 }
 
 // Everything is sealed anew at once, or nothing is: no value stays with a key that
@@ -284,14 +284,14 @@ func TestADataKeyIsReplacedWhole(t *testing.T) {
 		return &dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: &dv1.RotateDataKey{From: from, Sealed: s}}}
 	}
 	all := []string{"ca-key", "data-key/k2/c1", "data-key/k2/n0", "recovery", "secret"}
-	f.no(rotate("k0", sealed("k2", all...)), StaleKey, "is k1 by now")
-	f.no(rotate("k1", sealed("k1", all...)), "invalid", "new data key")
-	f.no(rotate("k1", sealed("k2", all[1:]...)), "invalid", "new data key")
+	f.no(rotate("k0", sealed("k2", all...)), dv1.Error_STALE_KEY, "is k1 by now")
+	f.no(rotate("k1", sealed("k1", all...)), dv1.Error_INVALID, "new data key")
+	f.no(rotate("k1", sealed("k2", all[1:]...)), dv1.Error_INVALID, "new data key")
 	for i := range all[1:] {
-		f.no(rotate("k1", sealed("k2", append(slices.Clone(all[:i+1]), all[i+2:]...)...)), StaleKey, "would be left")
+		f.no(rotate("k1", sealed("k2", append(slices.Clone(all[:i+1]), all[i+2:]...)...)), dv1.Error_STALE_KEY, "would be left")
 	}
-	f.no(rotate("k1", sealed("k2", append(slices.Clone(all), "data-key/k2/removed")...)), StaleKey, "not among")
-	f.no(rotate("k1", append(sealed("k2", all[:4]...), sealed("k1", "secret")...)), StaleKey, "not with data key k2")
+	f.no(rotate("k1", sealed("k2", append(slices.Clone(all), "data-key/k2/removed")...)), dv1.Error_STALE_KEY, "not among")
+	f.no(rotate("k1", append(sealed("k2", all[:4]...), sealed("k1", "secret")...)), dv1.Error_STALE_KEY, "not with data key k2")
 	f.ok(rotate("k1", sealed("k2", all...)))
 	var names []string
 	for s := range f.store.Snapshot().SealedAll() {
@@ -303,7 +303,7 @@ func TestADataKeyIsReplacedWhole(t *testing.T) {
 	if !slices.Equal(names, all) {
 		t.Errorf("there is %v, want %v", names, all)
 	}
-	f.no(put(sealed("k1", "late")[0]), StaleKey, "is k2 by now")
+	f.no(put(sealed("k1", "late")[0]), dv1.Error_STALE_KEY, "is k2 by now")
 	f.ok(put(sealed("k2", "late")[0]))
 }
 
@@ -394,8 +394,8 @@ func TestLargeCommandsGoOnInFurtherEntries(t *testing.T) {
 	}
 	rm := &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}}
 	parts(rm, func(uint32) *dv1.Command {
-		f.no(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "b", Availability: "active"}}}, "conflict", "is being removed")
-		f.no(create("late", `{"Image":"alpine"}`, "node==b"), "unavailable", "drained")
+		f.no(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "b", Availability: dv1.Node_ACTIVE}}}, dv1.Error_CONFLICT, "is being removed")
+		f.no(create("late", `{"Image":"alpine"}`, "node==b"), dv1.Error_UNAVAILABLE, "drained")
 		return &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "n1"}}}
 	})
 	s := f.store.Snapshot()
@@ -428,9 +428,9 @@ func TestAControllerMoves(t *testing.T) {
 		return &dv1.Command{Of: &dv1.Command_PutController{PutController: &dv1.PutController{Controller: &dv1.Controller{Id: id, Addr: addr}}}}
 	}
 	f.ok(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: "spiffe://fleet/controller/c2", Roles: []string{"controller"}}}}})
-	f.no(move("c2", "10.0.0.3:7443"), "not_found", "No such controller")
-	f.no(move("c1", "10.0.0.1:7443"), "conflict", "controller ctl is at")
-	f.no(move("c1", ""), "invalid", "needs an address")
+	f.no(move("c2", "10.0.0.3:7443"), dv1.Error_NOT_FOUND, "No such controller")
+	f.no(move("c1", "10.0.0.1:7443"), dv1.Error_CONFLICT, "controller ctl is at")
+	f.no(move("c1", ""), dv1.Error_INVALID, "needs an address")
 	f.ok(move("c1", "10.0.0.3:7443"))
 	if c := f.store.Snapshot().Controller("c1"); c.Addr != "10.0.0.3:7443" || c.Name != "c" || c.Joined == 0 {
 		t.Errorf("it is %v", c)

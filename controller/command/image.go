@@ -17,7 +17,7 @@ var hexID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{1,64}$`)
 func normalize(s string) (reference.Named, *dv1.Error) {
 	r, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
-		return nil, refuse("invalid", "invalid reference format: %q", s)
+		return nil, refuse(dv1.Error_INVALID, "invalid reference format: %q", s)
 	}
 	return reference.TagNameOnly(r), nil
 }
@@ -38,26 +38,26 @@ func (d *decision) resolve(s string) (string, *dv1.Error) {
 		return c.Digest().String(), nil
 	}
 	if hexID.MatchString(s) {
-		if digest, e := d.byID(s); e == nil || e.Kind == "invalid" {
+		if digest, e := d.byID(s); e == nil || e.Kind == dv1.Error_INVALID {
 			return digest, e
 		}
 	}
-	return "", refuse("no_image", "No such image: %s", reference.FamiliarString(n))
+	return "", refuse(dv1.Error_NO_IMAGE, "No such image: %s", reference.FamiliarString(n))
 }
 
 func (d *decision) byID(s string) (string, *dv1.Error) {
 	switch found := d.ImagesByPrefix(s); len(found) {
 	case 0:
-		return "", refuse("no_image", "No such image: %s", s)
+		return "", refuse(dv1.Error_NO_IMAGE, "No such image: %s", s)
 	case 1:
 		return found[0].Digest, nil
 	}
-	return "", refuse("invalid", "image id prefix %s is ambiguous", s)
+	return "", refuse(dv1.Error_INVALID, "image id prefix %s is ambiguous", s)
 }
 
 func (d *decision) commitImage(c *dv1.CommitImage) *dv1.Error {
 	if c.Image.GetDigest() == "" {
-		return refuse("invalid", "an image needs a digest")
+		return refuse(dv1.Error_INVALID, "an image needs a digest")
 	}
 	img := proto.CloneOf(c.Image)
 	if old := d.Image(img.Digest); old != nil {
@@ -96,7 +96,7 @@ func (d *decision) putTag(c *dv1.PutTag) *dv1.Error {
 		return e
 	}
 	if strings.Contains(c.Ref, "@") {
-		return refuse("invalid", "refusing to create a tag with a digest reference")
+		return refuse(dv1.Error_INVALID, "refusing to create a tag with a digest reference")
 	}
 	return d.tag(c.Ref, digest)
 }
@@ -145,7 +145,7 @@ func (d *decision) inUse(c *dv1.Untag, digest, shown string, byRef, last bool) *
 		return nil
 	}
 	conflict := func(how, why string, a ...any) *dv1.Error {
-		return refuse("conflict", "conflict: unable to delete %s ("+how+") - "+why, append([]any{shown}, a...)...)
+		return refuse(dv1.Error_CONFLICT, "conflict: unable to delete %s ("+how+") - "+why, append([]any{shown}, a...)...)
 	}
 	var user *dv1.Task
 	for t := range d.TasksOfImage(digest) {

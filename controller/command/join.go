@@ -9,6 +9,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 )
@@ -23,11 +24,11 @@ const (
 func CheckToken(t *dv1.Token, hash []byte, now int64) *dv1.Error {
 	switch {
 	case t == nil || !bytes.Equal(t.Hash, hash):
-		return refuse("forbidden", "this token is not one of this fleet's: drover token create makes one")
+		return refuse(dv1.Error_FORBIDDEN, "this token is not one of this fleet's: drover token create makes one")
 	case t.Revoked:
-		return refuse("forbidden", "this token was revoked: drover token create makes another")
+		return refuse(dv1.Error_FORBIDDEN, "this token was revoked: drover token create makes another")
 	case t.Expires != 0 && now > t.Expires:
-		return refuse("forbidden", "this token has expired: drover token create makes another")
+		return refuse(dv1.Error_FORBIDDEN, "this token has expired: drover token create makes another")
 	}
 	return nil
 }
@@ -38,7 +39,7 @@ func (d *decision) join(c *dv1.Join) *dv1.Error {
 		return e
 	}
 	if c.Controller != nil && t.Role != TokenController {
-		return refuse("agents_only", "this token admits agents only: drover token create --role controller makes one for controllers")
+		return refuse(dv1.Error_AGENTS_ONLY, "this token admits agents only: drover token create --role controller makes one for controllers")
 	}
 	n := proto.CloneOf(c.GetNode())
 	if t.SocketRole != "" {
@@ -49,7 +50,7 @@ func (d *decision) join(c *dv1.Join) *dv1.Error {
 	}
 	for _, i := range c.Identities {
 		if old := d.Identity(i.Uri); old != nil && !proto.Equal(old, i) {
-			return refuse("conflict", "%s is known already", i.Uri)
+			return refuse(dv1.Error_CONFLICT, "%s is known already", i.Uri)
 		}
 		d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
 	}
@@ -72,13 +73,13 @@ func (d *decision) join(c *dv1.Join) *dv1.Error {
 func (d *decision) putToken(t *dv1.Token) *dv1.Error {
 	switch {
 	case t.GetId() == "" || len(t.GetHash()) != 32:
-		return refuse("invalid", "a token needs an id and a secret")
+		return refuse(dv1.Error_INVALID, "a token needs an id and a secret")
 	case t.Role != TokenController && t.Role != TokenAgent:
-		return refuse("invalid", "a token's role is controller or agent, not %q", t.Role)
+		return refuse(dv1.Error_INVALID, "a token's role is controller or agent, not %q", t.Role)
 	case t.SocketRole != "" && t.SocketRole != pki.KindUser && t.SocketRole != pki.RoleAdmin:
-		return refuse("invalid", "a socket's role is user or admin, not %q", t.SocketRole)
+		return refuse(dv1.Error_INVALID, "a socket's role is user or admin, not %q", t.SocketRole)
 	case d.Token(t.Id) != nil:
-		return refuse("conflict", "token %s is there already", t.Id)
+		return refuse(dv1.Error_CONFLICT, "token %s is there already", t.Id)
 	}
 	t = proto.CloneOf(t)
 	t.Created = d.now
@@ -89,7 +90,7 @@ func (d *decision) putToken(t *dv1.Token) *dv1.Error {
 func (d *decision) revokeToken(id string) *dv1.Error {
 	t := d.Token(id)
 	if t == nil {
-		return refuse("not_found", "No such token: %s", id)
+		return refuse(dv1.Error_NOT_FOUND, "No such token: %s", id)
 	}
 	if !t.Revoked {
 		t = proto.CloneOf(t)
@@ -102,35 +103,35 @@ func (d *decision) revokeToken(id string) *dv1.Error {
 func (d *decision) updateNode(c *dv1.UpdateNode) *dv1.Error {
 	old := d.NodeByName(c.NodeId)
 	if old == nil {
-		return refuse("not_found", "No such node: %s", c.NodeId)
+		return refuse(dv1.Error_NOT_FOUND, "No such node: %s", c.NodeId)
 	}
 	n := proto.CloneOf(old)
-	if old.Availability == Removing {
-		return refuse("conflict", "node %s is being removed", n.Name)
+	if old.Availability == dv1.Node_REMOVING {
+		return refuse(dv1.Error_CONFLICT, "node %s is being removed", n.Name)
 	}
 	switch c.Availability {
-	case "":
-	case "active", "drain":
+	case dv1.Node_AVAILABILITY_UNSPECIFIED:
+	case dv1.Node_ACTIVE, dv1.Node_DRAIN:
 		n.Availability = c.Availability
 	default:
-		return refuse("invalid", "a node's availability is active or drain, not %q", c.Availability)
+		return refuse(dv1.Error_INVALID, "a node's availability is active or drain, not %s", wire.Word(c.Availability))
 	}
 	for k, v := range c.SetLabels {
 		if k == "" {
-			return refuse("invalid", "a label needs a name")
+			return refuse(dv1.Error_INVALID, "a label needs a name")
 		}
 		n.Labels, n.SetLabels = with(n.Labels, k, v), with(n.SetLabels, k, v)
 	}
 	for _, k := range c.DropLabels {
 		if _, ok := n.SetLabels[k]; !ok {
-			return refuse("not_found", "node %s has no label %s that was set here", n.Name, k)
+			return refuse(dv1.Error_NOT_FOUND, "node %s has no label %s that was set here", n.Name, k)
 		}
 		delete(n.Labels, k)
 		delete(n.SetLabels, k)
 	}
 	for uid, role := range c.Roles {
 		if _, err := strconv.ParseUint(uid, 10, 32); err != nil {
-			return refuse("invalid", "%q is no uid", uid)
+			return refuse(dv1.Error_INVALID, "%q is no uid", uid)
 		}
 		switch role {
 		case "":
@@ -138,7 +139,7 @@ func (d *decision) updateNode(c *dv1.UpdateNode) *dv1.Error {
 		case pki.KindUser, pki.RoleAdmin:
 			n.Roles = with(n.Roles, uid, role)
 		default:
-			return refuse("invalid", "a role is user or admin, not %q", role)
+			return refuse(dv1.Error_INVALID, "a role is user or admin, not %q", role)
 		}
 	}
 	d.res.NodeId, d.res.Name = n.Id, n.Name
@@ -158,31 +159,27 @@ func with(m map[string]string, k, v string) map[string]string {
 	return out
 }
 
-// Removing is a node's availability once its removal has begun, which nothing
-// takes back: with many tasks it goes on over several entries.
-const Removing = "removing"
-
 // removeNode forgets a node and revokes its identity. Its tasks go with it,
 // without tombstones: nobody is left who could acknowledge them. What does not
 // fit one entry is left, to be proposed again by whoever leads.
 func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	n := d.NodeByName(c.NodeId)
 	if n == nil {
-		return refuse("not_found", "No such node: %s", c.NodeId)
+		return refuse(dv1.Error_NOT_FOUND, "No such node: %s", c.NodeId)
 	}
 	if d.Controller(n.Id) != nil {
-		return refuse("conflict", "node %s is a controller too: drover controller rm %s first", n.Name, n.Name)
+		return refuse(dv1.Error_CONFLICT, "node %s is a controller too: drover controller rm %s first", n.Name, n.Name)
 	}
-	if !route.Admin.Has(d.who) && n.Availability != Removing {
-		return refuse("forbidden", "%s is no admin of this fleet", d.who.URI)
+	if !route.Admin.Has(d.who) && n.Availability != dv1.Node_REMOVING {
+		return refuse(dv1.Error_FORBIDDEN, "%s is no admin of this fleet", d.who.URI)
 	}
 	tasks := slices.Collect(d.TasksOfNode(n.Id))
-	if !c.Force && n.Availability != Removing {
-		if n.Liveness == "ready" {
-			return refuse("conflict", "node %s is up: stop drover there first, or force it", n.Name)
+	if !c.Force && n.Availability != dv1.Node_REMOVING {
+		if n.Liveness == dv1.Node_READY {
+			return refuse(dv1.Error_CONFLICT, "node %s is up: stop drover there first, or force it", n.Name)
 		}
 		if len(tasks) > 0 {
-			return refuse("conflict", "node %s has %d containers, which would be forgotten: remove them first, or force it", n.Name, len(tasks))
+			return refuse(dv1.Error_CONFLICT, "node %s has %d containers, which would be forgotten: remove them first, or force it", n.Name, len(tasks))
 		}
 	}
 	d.add(revoke(d.Snapshot, pki.KindNode, n.Id)...)
@@ -198,9 +195,9 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	d.res.NodeId, d.res.Name, d.res.Left = n.Id, n.Name, uint32(left)
 	if left == 0 {
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: n.Id}})
-	} else if n.Availability != Removing {
+	} else if n.Availability != dv1.Node_REMOVING {
 		n = proto.CloneOf(n)
-		n.Availability = Removing
+		n.Availability = dv1.Node_REMOVING
 		d.add(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
 	}
 	return nil
@@ -211,13 +208,13 @@ func (d *decision) moveController(m *dv1.Controller) *dv1.Error {
 	old := d.Controller(m.GetId())
 	switch {
 	case old == nil:
-		return refuse("not_found", "No such controller: %s", m.GetId())
+		return refuse(dv1.Error_NOT_FOUND, "No such controller: %s", m.GetId())
 	case m.Addr == "":
-		return refuse("invalid", "a controller needs an address")
+		return refuse(dv1.Error_INVALID, "a controller needs an address")
 	case old.Addr != m.Addr:
 		for o := range d.Controllers() {
 			if o.Addr == m.Addr {
-				return refuse("conflict", "controller %s is at %s", o.Name, o.Addr)
+				return refuse(dv1.Error_CONFLICT, "controller %s is at %s", o.Name, o.Addr)
 			}
 		}
 		n := proto.CloneOf(old)
@@ -235,14 +232,14 @@ func (d *decision) removeController(id string) *dv1.Error {
 		}
 	}
 	if m == nil {
-		return refuse("not_found", "No such controller: %s", id)
+		return refuse(dv1.Error_NOT_FOUND, "No such controller: %s", id)
 	}
 	others := 0
 	for range d.Controllers() {
 		others++
 	}
 	if others == 1 {
-		return refuse("conflict", "%s is the only controller", m.Name)
+		return refuse(dv1.Error_CONFLICT, "%s is the only controller", m.Name)
 	}
 	d.add(Expel(d.Snapshot, m.Id)...)
 	d.res.NodeId, d.res.Name = m.Id, m.Name

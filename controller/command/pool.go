@@ -25,7 +25,7 @@ func Pools(c *dv1.Cluster) (out []netip.Prefix) {
 func (d *decision) freeSubnet() (netip.Prefix, *dv1.Error) {
 	pools := Pools(d.Cluster())
 	if len(pools) == 0 {
-		return netip.Prefix{}, refuse("unavailable", "the cluster has no address pool: drover node pool add makes one")
+		return netip.Prefix{}, refuse(dv1.Error_UNAVAILABLE, "the cluster has no address pool: drover node pool add makes one")
 	}
 	var names []string
 	for _, pool := range pools {
@@ -34,23 +34,23 @@ func (d *decision) freeSubnet() (netip.Prefix, *dv1.Error) {
 		}
 		names = append(names, pool.String())
 	}
-	return netip.Prefix{}, refuse("unavailable", "no node's subnet is left in %s: each node takes a /24; add a pool (drover node pool add), or remove a node that is gone (drover node rm)", strings.Join(names, " and "))
+	return netip.Prefix{}, refuse(dv1.Error_UNAVAILABLE, "no node's subnet is left in %s: each node takes a /24; add a pool (drover node pool add), or remove a node that is gone (drover node rm)", strings.Join(names, " and "))
 }
 
 func (d *decision) addPool(s string) *dv1.Error {
 	if d.Cluster() == nil {
-		return refuse("unavailable", "there is no fleet yet")
+		return refuse(dv1.Error_UNAVAILABLE, "there is no fleet yet")
 	}
 	pool, err := subnet.ParsePool(s)
 	if err != nil {
-		return refuse("invalid", "%v", err)
+		return refuse(dv1.Error_INVALID, "%v", err)
 	}
 	for _, p := range Pools(d.Cluster()) {
 		if p == pool {
 			return nil
 		}
 		if p.Overlaps(pool) {
-			return refuse("conflict", "address pool %s overlaps %s", pool, p)
+			return refuse(dv1.Error_CONFLICT, "address pool %s overlaps %s", pool, p)
 		}
 	}
 	c := proto.CloneOf(d.Cluster())

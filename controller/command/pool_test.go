@@ -21,15 +21,15 @@ func addPool(p string) *dv1.Command {
 // what a removed node had is given again.
 func TestAFleetGetsAnotherPool(t *testing.T) {
 	f := newFleet(t, "10.210.0.0/23", "a", "b")
-	f.no(node("c"), "unavailable", "left in 10.210.0.0/23: each node takes a /24; add a pool")
-	f.no(addPool("10.210.1.0/24"), "conflict", "overlaps 10.210.0.0/23")
-	f.no(addPool("10.300.0.0/24"), "invalid", "is no network")
+	f.no(node("c"), dv1.Error_UNAVAILABLE, "left in 10.210.0.0/23: each node takes a /24; add a pool")
+	f.no(addPool("10.210.1.0/24"), dv1.Error_CONFLICT, "overlaps 10.210.0.0/23")
+	f.no(addPool("10.300.0.0/24"), dv1.Error_INVALID, "is no network")
 	f.ok(addPool("10.9.0.0/24"))
 	if r := f.ok(addPool("10.9.0.0/24")); r.Changed {
 		t.Error("a pool that was there is added again")
 	}
 	f.ok(node("c"))
-	f.no(node("d"), "unavailable", "left in 10.210.0.0/23 and 10.9.0.0/24")
+	f.no(node("d"), dv1.Error_UNAVAILABLE, "left in 10.210.0.0/23 and 10.9.0.0/24")
 	f.ok(&dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b", Force: true}}})
 	f.ok(node("d"))
 	f.ok(node("c")) // says hello again
@@ -51,7 +51,7 @@ func TestAFleetOfThousands(t *testing.T) {
 	}
 	twin := node("twin")
 	twin.GetRegisterNode().Node.Name = "host-n17"
-	if _, r := Decide(txn, accesstest.Named(txn.View(), twin), 1); r.Error.GetKind() != "conflict" {
+	if _, r := Decide(txn, accesstest.Named(txn.View(), twin), 1); r.Error.GetKind() != dv1.Error_CONFLICT {
 		t.Errorf("a second node of a name: %v", r)
 	}
 }

@@ -29,7 +29,7 @@ func TestANodeSaysOfItselfWhatAJoinMay(t *testing.T) {
 		"a long label":               {Name: "a", Labels: map[string]string{"x": strings.Repeat("1", 60<<10)}},
 		"many labels":                {Name: "a", Labels: many},
 	} {
-		if e := say(n); e.GetKind() != "invalid" {
+		if e := say(n); e.GetKind() != dv1.Error_INVALID {
 			t.Errorf("%s: %v", what, e)
 		}
 	}

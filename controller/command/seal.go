@@ -16,10 +16,6 @@ const (
 	RecoveryName  = "recovery"
 )
 
-// StaleKey is the kind of a refusal of what was sealed with a data key that has
-// been replaced: sealing it anew mends that.
-const StaleKey = "stale_key"
-
 // WrapName is where a data key is, wrapped for a controller.
 func WrapName(key, controller string) string { return WrapPrefix + key + "/" + controller }
 
@@ -35,7 +31,7 @@ func (d *decision) putSealed(s *dv1.Sealed) *dv1.Error {
 		return nil
 	}
 	if now := d.dataKey(); now != "" && s.GetDataKey() != now {
-		return refuse(StaleKey, "%s is sealed with data key %q, which is %s by now", s.GetName(), s.GetDataKey(), now)
+		return refuse(dv1.Error_STALE_KEY, "%s is sealed with data key %q, which is %s by now", s.GetName(), s.GetDataKey(), now)
 	}
 	if !proto.Equal(d.Sealed(s.GetName()), s) {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
@@ -48,7 +44,7 @@ func (d *decision) putSealed(s *dv1.Sealed) *dv1.Error {
 func (d *decision) rotateDataKey(c *dv1.RotateDataKey) *dv1.Error {
 	was := d.dataKey()
 	if c.From != was {
-		return refuse(StaleKey, "the data key is %s by now, not %s", was, c.From)
+		return refuse(dv1.Error_STALE_KEY, "the data key is %s by now, not %s", was, c.From)
 	}
 	to := ""
 	for _, s := range c.Sealed {
@@ -57,7 +53,7 @@ func (d *decision) rotateDataKey(c *dv1.RotateDataKey) *dv1.Error {
 		}
 	}
 	if to == "" || to == was {
-		return refuse("invalid", "a new data key has to seal the authority's key")
+		return refuse(dv1.Error_INVALID, "a new data key has to seal the authority's key")
 	}
 	missing := map[string]bool{}
 	for s := range d.SealedAll() {
@@ -74,13 +70,13 @@ func (d *decision) rotateDataKey(c *dv1.RotateDataKey) *dv1.Error {
 	}
 	for _, s := range c.Sealed {
 		if !missing[s.Name] || s.DataKey != to {
-			return refuse(StaleKey, "%s is not among what is sealed, or not with data key %s", s.Name, to)
+			return refuse(dv1.Error_STALE_KEY, "%s is not among what is sealed, or not with data key %s", s.Name, to)
 		}
 		delete(missing, s.Name)
 		d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
 	}
 	for name := range missing {
-		return refuse(StaleKey, "%s would be left with data key %s", name, was)
+		return refuse(dv1.Error_STALE_KEY, "%s would be left with data key %s", name, was)
 	}
 	for s := range d.SealedAll() {
 		if strings.HasPrefix(s.Name, WrapPrefix) {

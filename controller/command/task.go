@@ -21,10 +21,10 @@ var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
 func (d *decision) freeName(name string) *dv1.Error {
 	if !validName.MatchString(name) {
-		return refuse("invalid", "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+		return refuse(dv1.Error_INVALID, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	if t := d.TaskByName(name); t != nil {
-		return refuse("name_taken", `Conflict. The container name "/%s" is already in use by container "%x". You have to remove (or rename) that container to be able to reuse that name.`, name, t.Id)
+		return refuse(dv1.Error_NAME_TAKEN, `Conflict. The container name "/%s" is already in use by container "%x". You have to remove (or rename) that container to be able to reuse that name.`, name, t.Id)
 	}
 	return nil
 }
@@ -39,13 +39,13 @@ func (d *decision) chooseName(id []byte, want string, candidates []string) (stri
 			return c, nil
 		}
 	}
-	return "", refuse("conflict", "no free container name among %v", candidates)
+	return "", refuse(dv1.Error_CONFLICT, "no free container name among %v", candidates)
 }
 
 func (d *decision) task(id []byte) (*dv1.Task, *dv1.Error) {
 	t := d.Task(id)
 	if t == nil {
-		return nil, refuse("not_found", "No such container: %x", id)
+		return nil, refuse(dv1.Error_NOT_FOUND, "No such container: %x", id)
 	}
 	d.answer(t)
 	return proto.CloneOf(t), nil
@@ -68,7 +68,7 @@ func (d *decision) start(id []byte) *dv1.Error {
 func (d *decision) next(t *dv1.Task) *dv1.Error {
 	var r container.CreateRequest
 	if err := json.Unmarshal(d.Spec(t.SpecId).GetBody(), &r); err != nil {
-		return refuse("invalid", "invalid container spec: %v", err)
+		return refuse(dv1.Error_INVALID, "invalid container spec: %v", err)
 	}
 	var held []*dv1.Port
 	for o := range d.TasksOfNode(t.NodeId) {
@@ -87,10 +87,10 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 			ip = "0.0.0.0"
 		}
 		if scheduler.Holder(reserved, p) {
-			return refuse("port_taken", "Bind for %s:%d failed: port %d is reserved for drover", ip, p.Host, p.Host)
+			return refuse(dv1.Error_PORT_TAKEN, "Bind for %s:%d failed: port %d is reserved for drover", ip, p.Host, p.Host)
 		}
 		if scheduler.Holder(held, p) {
-			return refuse("port_taken", "Bind for %s:%d failed: port is already allocated%s", ip, p.Host, d.takers(p))
+			return refuse(dv1.Error_PORT_TAKEN, "Bind for %s:%d failed: port is already allocated%s", ip, p.Host, d.takers(p))
 		}
 	}
 	t.Desired, t.Attempt, t.Started, t.Failed = dv1.Desired_RUNNING, t.Attempt+1, 0, ""
@@ -139,7 +139,7 @@ func wantedPorts(r *container.CreateRequest, img *dv1.Image, held []*dv1.Port) (
 			if b.HostPort != "" && b.HostPort != "0" {
 				hr, err := network.ParsePortRange(b.HostPort)
 				if err != nil {
-					return nil, refuse("invalid", "invalid port specification: %q", b.HostPort)
+					return nil, refuse(dv1.Error_INVALID, "invalid port specification: %q", b.HostPort)
 				}
 				p.Host = uint32(hr.Start())
 				for p.Host < uint32(hr.End()) && (scheduler.Holder(held, p) || scheduler.Holder(out, p)) {
@@ -233,9 +233,9 @@ func (d *decision) rename(c *dv1.Rename) *dv1.Error {
 	name := strings.TrimPrefix(c.Name, "/")
 	switch name {
 	case "":
-		return refuse("invalid", "Neither old nor new names may be empty")
+		return refuse(dv1.Error_INVALID, "Neither old nor new names may be empty")
 	case t.Name:
-		return refuse("invalid", "Renaming a container with the same name as its current name")
+		return refuse(dv1.Error_INVALID, "Renaming a container with the same name as its current name")
 	}
 	if e := d.freeName(name); e != nil {
 		e.Message = "Error when allocating new name: " + e.Message
@@ -252,7 +252,7 @@ func (d *decision) remove(c *dv1.Remove) *dv1.Error {
 		return e
 	}
 	if running(t) && !c.Force {
-		return refuse("conflict", "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+t.Name)
+		return refuse(dv1.Error_CONFLICT, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+t.Name)
 	}
 	d.drop(t, c.Force, c.Volumes)
 	return nil

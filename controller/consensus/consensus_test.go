@@ -258,7 +258,7 @@ func TestKeys(t *testing.T) {
 	// A refusal isn't kept: repeated when the reason is gone, it is decided anew.
 	taken := createRun("web")
 	taken.Key, taken.GetCreate().RunId, taken.GetCreate().TaskIds = "k3", id("run"), [][]byte{id("later")}
-	if r, err := m.Propose(t.Context(), accesstest.Named(m.Snapshot(), taken)); err != nil || r.GetError().GetKind() != "name_taken" {
+	if r, err := m.Propose(t.Context(), accesstest.Named(m.Snapshot(), taken)); err != nil || r.GetError().GetKind() != dv1.Error_NAME_TAKEN {
 		t.Fatalf("taken name: %v, %v", r, err)
 	}
 	m.do(t, &dv1.Command{Of: &dv1.Command_Remove{Remove: &dv1.Remove{TaskId: id("web")}}})
@@ -361,7 +361,7 @@ func TestTooBigForOneEntry(t *testing.T) {
 	c := createRun("big")
 	c.GetCreate().Spec.Body = fmt.Appendf(nil, `{"Image":"alpine","Hostname":"%s"}`, strings.Repeat("x", maxEntry))
 	r, err := m.Propose(t.Context(), accesstest.Named(m.Snapshot(), c))
-	if err != nil || r.GetError().GetKind() != "invalid" {
+	if err != nil || r.GetError().GetKind() != dv1.Error_INVALID {
 		t.Errorf("answered %v, %v", r, err)
 	}
 	m.do(t, createRun("small"))
@@ -463,7 +463,7 @@ func TestAKeyIsOfBoundedLengthAndItsCallers(t *testing.T) {
 	m.prepare(t)
 	c := createRun("long")
 	c.Key = strings.Repeat("k", MaxKey+1)
-	if r, err := m.Propose(t.Context(), c); err != nil || r.GetError().GetKind() != "invalid" {
+	if r, err := m.Propose(t.Context(), c); err != nil || r.GetError().GetKind() != dv1.Error_INVALID {
 		t.Errorf("a long key: %v, %v", r, err)
 	}
 	by := func(principal string) *dv1.Command {

@@ -51,7 +51,7 @@ func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 	}
 	p := &pending{cmd: c, hash: c.Hash, out: make(chan answer, 1)}
 	if len(c.Key) > MaxKey {
-		return &dv1.CommandResult{Error: &dv1.Error{Kind: "invalid", Message: fmt.Sprintf("the idempotency key has %d bytes, more than the %d allowed", len(c.Key), MaxKey)}}, nil
+		return &dv1.CommandResult{Error: &dv1.Error{Kind: dv1.Error_INVALID, Message: fmt.Sprintf("the idempotency key has %d bytes, more than the %d allowed", len(c.Key), MaxKey)}}, nil
 	}
 	if c.Key != "" && len(p.hash) == 0 {
 		same := proto.CloneOf(c)
@@ -281,7 +281,7 @@ func (b *batch) take(p *pending, now int64) {
 	}
 	if size > maxEntry/2 {
 		b.waiting = append(b.waiting, waiting{p: p, result: &dv1.CommandResult{Error: &dv1.Error{
-			Kind: "invalid", Message: fmt.Sprintf("the request needs %d bytes of the replicated log, more than the %d allowed", size, maxEntry/2),
+			Kind: dv1.Error_INVALID, Message: fmt.Sprintf("the request needs %d bytes of the replicated log, more than the %d allowed", size, maxEntry/2),
 		}}})
 		return
 	}

@@ -109,7 +109,7 @@ func TestATimingThatRaftRefusesIsRefused(t *testing.T) {
 	m := single(t, t.TempDir())
 	m.prepare(t)
 	r, err := m.Propose(t.Context(), setTiming(timing.Timing{Heartbeat: time.Second, Election: time.Second, Lease: 2 * time.Second}))
-	if err != nil || r.GetError().GetKind() != "invalid" {
+	if err != nil || r.GetError().GetKind() != dv1.Error_INVALID {
 		t.Errorf("answered %v, %v", r, err)
 	}
 }

@@ -217,12 +217,12 @@ func TestAgentsAreToldWhoBelongsToTheFleet(t *testing.T) {
 	identity := func(kind, id string, revoked bool) *dv1.Effect {
 		return &dv1.Effect{Of: &dv1.Effect_Identity{Identity: &dv1.Identity{Uri: pki.URI("c", kind, id), Revoked: revoked}}}
 	}
-	node := func(id, addr, liveness string) *dv1.Effect {
+	node := func(id, addr string, liveness dv1.Node_Liveness) *dv1.Effect {
 		return &dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: id, Addr: addr, Liveness: liveness}}}
 	}
 	f.put(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: &dv1.Cluster{Id: "c", Epoch: 3}}},
 		identity(pki.KindController, "a", false), identity(pki.KindController, "old", true), identity(pki.KindUser, "u", false),
-		identity(pki.KindNode, "n2", false), node("n2", "10.0.0.2:7444", "ready"))
+		identity(pki.KindNode, "n2", false), node("n2", "10.0.0.2:7444", dv1.Node_READY))
 	st := open()
 	if err := st.Send(hello(5)); err != nil {
 		t.Fatal(err)
@@ -233,13 +233,13 @@ func TestAgentsAreToldWhoBelongsToTheFleet(t *testing.T) {
 	if !ok || len(w.Roster.Members) != 2 || len(w.Roster.Revoked) != 1 || r.Addr(n2.URI) != "10.0.0.2:7444" {
 		t.Fatalf("the welcome says %v", w.Roster)
 	}
-	f.put(node("n2", "10.0.0.2:7444", "suspect"))
+	f.put(node("n2", "10.0.0.2:7444", dv1.Node_SUSPECT))
 	f.put(identity(pki.KindController, "a", true))
 	w = welcome1(t, st)
 	if r, ok = r.Apply(w.Roster); !ok || w.Roster.Full || len(w.Roster.Members) != 0 || len(w.Roster.Revoked) != 1 {
 		t.Fatalf("after a removal: %v", w.Roster)
 	}
-	f.put(node("n2", "10.0.0.9:7444", "ready"))
+	f.put(node("n2", "10.0.0.9:7444", dv1.Node_READY))
 	if r, ok = r.Apply(welcome1(t, st).Roster); !ok || r.Addr(n2.URI) != "10.0.0.9:7444" {
 		t.Fatalf("n2 is at %s", r.Addr(n2.URI))
 	}

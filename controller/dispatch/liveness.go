@@ -6,15 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/drover/drover/controller/command"
 	dv1 "github.com/drover/drover/pkg/api/v1"
-)
-
-// What the log keeps of a node's liveness.
-const (
-	ready   = "ready"
-	suspect = "suspect" // silent
-	down    = "down"    // silent, and it answers no probe
 )
 
 // frozenAfter is how late a tick may come before this process, and not its nodes,
@@ -71,20 +63,20 @@ func (h *Hub) Silent() map[string]int64 {
 
 // verdict is what a node's liveness should be. A node that was not heard since the
 // clocks began stays what it is until it is silent for long enough.
-func (h *Hub) verdict(n *dv1.Node, probed, answers bool) string {
+func (h *Hub) verdict(n *dv1.Node, probed, answers bool) dv1.Node_Liveness {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := h.now()
 	switch {
 	case now.Sub(h.since(n.Id)) > SuspectAfter:
 		if probed && !answers {
-			return down
+			return dv1.Node_DOWN
 		}
-		if probed || n.Liveness != down { // down is what a probe said, in a former term
-			return suspect
+		if probed || n.Liveness != dv1.Node_DOWN { // down is what a probe said, in a former term
+			return dv1.Node_SUSPECT
 		}
 	case h.nodes[n.Id] != nil && h.nodes[n.Id].heard.After(h.clocks.began):
-		return ready
+		return dv1.Node_READY
 	}
 	return n.Liveness
 }
@@ -149,7 +141,7 @@ func (h *Hub) judge(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			if n.Availability == command.Removing { // who began that may be gone
+			if n.Availability == dv1.Node_REMOVING { // who began that may be gone
 				h.decide(ctx, n, &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: n.Id}}})
 				continue
 			}
@@ -188,7 +180,7 @@ func (h *Hub) decide(ctx context.Context, n *dv1.Node, c *dv1.Command) {
 	defer cancel()
 	c.Principal = h.o.Self
 	res, err := h.o.Log.Propose(pctx, c)
-	if err == nil && res.GetError() != nil && res.Error.Kind != "not_found" { // it was removed meanwhile
+	if err == nil && res.GetError() != nil && res.Error.Kind != dv1.Error_NOT_FOUND { // it was removed meanwhile
 		err = errors.New(res.Error.Message)
 	}
 	if err != nil && ctx.Err() == nil {

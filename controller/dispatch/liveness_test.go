@@ -12,6 +12,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 )
 
 // term is a hub in a term of its leadership, on virtual time. Its log takes each
@@ -31,14 +32,14 @@ func (l *term) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 		(*before)()
 	}
 	if s := c.GetSetLiveness(); s != nil {
-		l.said = append(l.said, s.NodeId+"="+s.Liveness)
+		l.said = append(l.said, s.NodeId+"="+wire.Word(s.Liveness))
 		l.put(&dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: s.NodeId, Liveness: s.Liveness}}})
 	}
 	return &dv1.CommandResult{}, ctx.Err()
 }
 
 // beginTerm begins one with nodes as the log knows them.
-func beginTerm(t *testing.T, liveness ...string) *term {
+func beginTerm(t *testing.T, liveness ...dv1.Node_Liveness) *term {
 	t.Helper()
 	l := &term{fakeLog: &fakeLog{txn: state.NewTxn(state.NewStore().Snapshot())}, t: t}
 	l.hub = New(Options{Log: l, Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return time.Now().Add(time.Duration(l.frozen.Load())) },
@@ -82,7 +83,7 @@ func (l *term) want(said ...string) {
 // A new leader takes nobody for alive whom it has not heard, nor for dead.
 func TestAnElectionChangesNobodysLiveness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := beginTerm(t, "ready", "suspect", "down", "ready", "down")
+		l := beginTerm(t, dv1.Node_READY, dv1.Node_SUSPECT, dv1.Node_DOWN, dv1.Node_READY, dv1.Node_DOWN)
 		defer l.end()
 		time.Sleep(SuspectAfter - BeatEvery)
 		l.want()
@@ -93,7 +94,7 @@ func TestAnElectionChangesNobodysLiveness(t *testing.T) {
 
 func TestASilentNodeIsSuspectAndOneThatNobodyReachesIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := beginTerm(t, "ready", "ready")
+		l := beginTerm(t, dv1.Node_READY, dv1.Node_READY)
 		defer l.end()
 		l.answer.Store(true)
 		l.heard(2*SuspectAfter, "n0", "n1")
@@ -117,7 +118,7 @@ func TestASilentNodeIsSuspectAndOneThatNobodyReachesIsDown(t *testing.T) {
 // A process that stood still has heard nobody, and finds nobody silent for it.
 func TestWhoWasFrozenCallsNobodySilent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := beginTerm(t, "ready", "ready")
+		l := beginTerm(t, dv1.Node_READY, dv1.Node_READY)
 		defer l.end()
 		l.heard(2*SuspectAfter, "n0", "n1")
 		l.frozen.Add(int64(time.Minute))
@@ -134,7 +135,7 @@ func TestWhoWasFrozenCallsNobodySilent(t *testing.T) {
 // Once its term ended a hub proposes nothing: another judges these nodes now.
 func TestADeposedHubJudgesNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := beginTerm(t, slices.Repeat([]string{"ready"}, 5)...)
+		l := beginTerm(t, slices.Repeat([]dv1.Node_Liveness{dv1.Node_READY}, 5)...)
 		deposed := make(chan struct{})
 		before := func() { // in the middle of its first verdict
 			select {

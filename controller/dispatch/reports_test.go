@@ -99,7 +99,7 @@ func tid(i int) []byte { return fmt.Appendf(nil, "%-32s", fmt.Sprint("task", i))
 // running are effects that make tasks with a process each on node n1.
 func running(n int, autoRemove bool) (out []*dv1.Effect) {
 	spec := bytes.Repeat([]byte{'s'}, 32)
-	out = append(out, &dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: "n1", Name: "a", Liveness: "suspect"}}},
+	out = append(out, &dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: "n1", Name: "a", Liveness: dv1.Node_SUSPECT}}},
 		&dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: spec, Body: []byte(`{}`)}}})
 	for i := range n {
 		run := tid(1_000_000 + i)
@@ -199,7 +199,7 @@ func TestALargeNodesRemovalGoesOn(t *testing.T) {
 	if err != nil || res.Error != nil || res.Left == 0 || res.Left >= tasks {
 		t.Fatalf("%v, %v", res, err)
 	}
-	if n := node.Snapshot().Node("n1"); n.GetAvailability() != "removing" {
+	if n := node.Snapshot().Node("n1"); n.GetAvailability() != dv1.Node_REMOVING {
 		t.Fatalf("the node is %v", n)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -37,22 +37,7 @@ func refuse(code int, format string, args ...any) error {
 
 // decided turns the leader's refusal into docker's status.
 func decided(e *dv1.Error) error {
-	code := http.StatusInternalServerError // port_taken, as docker
-	switch e.Kind {
-	case "not_found", "no_image":
-		code = http.StatusNotFound
-	case "conflict", "name_taken":
-		code = http.StatusConflict
-	case "invalid":
-		code = http.StatusBadRequest
-	case "unavailable":
-		code = http.StatusServiceUnavailable
-	case "forbidden":
-		code = http.StatusForbidden
-	case "not_modified":
-		code = http.StatusNotModified
-	}
-	return &apiError{code, e.Message}
+	return &apiError{wire.Status(e.Kind), e.Message}
 }
 
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {

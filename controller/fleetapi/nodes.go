@@ -126,7 +126,7 @@ func (s *server) node(snap *state.Snapshot, n *dv1.Node) Node {
 	if c == nil {
 		c = &dv1.Capacity{}
 	}
-	out := Node{ID: n.Id, Name: n.Name, Addr: n.Addr, Subnet: n.Subnet, Labels: n.Labels, Availability: n.Availability, Status: n.Liveness,
+	out := Node{ID: n.Id, Name: n.Name, Addr: n.Addr, Subnet: n.Subnet, Labels: n.Labels, Availability: wire.Word(n.Availability), Status: wire.Word(n.Liveness),
 		CPUs: float64(c.NanoCpus) / 1e9, Memory: c.Memory, Arch: c.Arch, OS: c.OsName, Kernel: c.Kernel, Roles: n.Roles, Joined: n.Joined, Revision: n.Revision,
 		Versions: map[string]string{"drover": c.Drover, "containerd": c.Containerd, "runc": c.Runc}}
 	if since, silent := s.o.Fleet.Silent()[n.Id]; silent {
@@ -154,7 +154,12 @@ func (s *server) updateNode(w http.ResponseWriter, r *http.Request) {
 	if !read(w, r, &u) {
 		return
 	}
-	s.do(w, r, &dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: r.PathValue("name"), SetLabels: u.Set, DropLabels: u.Drop, Availability: u.Availability, Roles: u.Roles}}})
+	availability, ok := map[string]dv1.Node_Availability{"": 0, "active": dv1.Node_ACTIVE, "drain": dv1.Node_DRAIN}[u.Availability]
+	if !ok {
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("a node's availability is active or drain, not %q", u.Availability))
+		return
+	}
+	s.do(w, r, &dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: r.PathValue("name"), SetLabels: u.Set, DropLabels: u.Drop, Availability: availability, Roles: u.Roles}}})
 }
 
 func (s *server) removeNode(w http.ResponseWriter, r *http.Request) {
@@ -175,7 +180,7 @@ func (s *server) removeNode(w http.ResponseWriter, r *http.Request) {
 			refuse(w, http.StatusServiceUnavailable, fmt.Sprintf("node %s is being removed, which goes on: %v", res.Name, err))
 			return
 		}
-		if e := more.GetError(); e != nil && e.Kind != "not_found" {
+		if e := more.GetError(); e != nil && e.Kind != dv1.Error_NOT_FOUND {
 			refuse(w, http.StatusServiceUnavailable, fmt.Sprintf("node %s is being removed, which goes on: %s", res.Name, e.Message))
 			return
 		}
@@ -357,11 +362,7 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, c *dv1.Command)
 	}
 	w.Header().Set(wire.HeaderIndex, fmt.Sprint(res.Index))
 	if e := res.GetError(); e != nil {
-		code := map[string]int{"not_found": http.StatusNotFound, "conflict": http.StatusConflict, "invalid": http.StatusBadRequest, "forbidden": http.StatusForbidden}[e.Kind]
-		if code == 0 {
-			code = http.StatusServiceUnavailable
-		}
-		refuse(w, code, e.Message)
+		refuse(w, wire.Status(e.Kind), e.Message)
 		return nil, false
 	}
 	return res, true

@@ -24,7 +24,7 @@ func (f *inParts) Propose(_ context.Context, c *dv1.Command) (*dv1.CommandResult
 	f.keys = append(f.keys, c.Key)
 	n := len(f.keys)
 	if n > len(f.left) {
-		return &dv1.CommandResult{Error: &dv1.Error{Kind: "not_found", Message: "No such node: n1"}}, nil
+		return &dv1.CommandResult{Error: &dv1.Error{Kind: dv1.Error_NOT_FOUND, Message: "No such node: n1"}}, nil
 	}
 	return &dv1.CommandResult{NodeId: "n1", Name: "a", Left: f.left[n-1], Changed: true, Index: uint64(n)}, nil
 }

@@ -148,11 +148,11 @@ func place(s *state.Snapshot, uses []*use, g Group) Decision {
 func refuse(u *use, g Group) string {
 	n := u.node
 	switch {
-	case n.Liveness == "down":
+	case n.Liveness == dv1.Node_DOWN:
 		return "down"
-	case n.Liveness == "suspect":
+	case n.Liveness == dv1.Node_SUSPECT:
 		return "silent"
-	case n.Availability == "drain" || n.Availability == "removing":
+	case n.Availability == dv1.Node_DRAIN || n.Availability == dv1.Node_REMOVING:
 		return "drained"
 	case g.Pinned && n.Id != g.Contact:
 		return "lack the bind's source, which is the contact's"

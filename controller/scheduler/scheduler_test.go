@@ -16,7 +16,7 @@ func fleet(t testing.TB, nodes int) *state.Txn {
 	t.Helper()
 	x := state.NewTxn(state.NewStore().Snapshot())
 	for i := range nodes {
-		put(t, x, &dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: fmt.Sprintf("n%04d", i), Name: fmt.Sprint("host-", i), Liveness: "ready", Availability: "active",
+		put(t, x, &dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: fmt.Sprintf("n%04d", i), Name: fmt.Sprint("host-", i), Liveness: dv1.Node_READY, Availability: dv1.Node_ACTIVE,
 			Labels: map[string]string{"zone": string(rune('a' + i%3))}, Capacity: &dv1.Capacity{Memory: 4 << 30, NanoCpus: 4e9, Arch: "amd64", Os: "linux"}}}})
 	}
 	return x
@@ -54,7 +54,7 @@ func TestSpreadLocalityAndContact(t *testing.T) {
 
 func TestEveryRejectionIsCounted(t *testing.T) {
 	x := fleet(t, 6)
-	for i, change := range []func(*dv1.Node){func(n *dv1.Node) { n.Liveness = "down" }, func(n *dv1.Node) { n.Liveness = "suspect" }, func(n *dv1.Node) { n.Availability = "drain" },
+	for i, change := range []func(*dv1.Node){func(n *dv1.Node) { n.Liveness = dv1.Node_DOWN }, func(n *dv1.Node) { n.Liveness = dv1.Node_SUSPECT }, func(n *dv1.Node) { n.Availability = dv1.Node_DRAIN },
 		func(n *dv1.Node) { n.Capacity.Arch = "arm64" }, func(n *dv1.Node) { n.Capacity.Memory = 1 << 20 }} {
 		n := x.Node(fmt.Sprintf("n%04d", i))
 		change(n)

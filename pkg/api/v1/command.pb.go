@@ -23,6 +23,82 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Error_Kind int32
+
+const (
+	Error_INTERNAL     Error_Kind = 0
+	Error_INVALID      Error_Kind = 1 // what was asked for can't be meant
+	Error_NOT_FOUND    Error_Kind = 2
+	Error_NO_IMAGE     Error_Kind = 3 // docker's client pulls it then
+	Error_CONFLICT     Error_Kind = 4 // with what there is
+	Error_NAME_TAKEN   Error_Kind = 5
+	Error_PORT_TAKEN   Error_Kind = 6
+	Error_UNAVAILABLE  Error_Kind = 7 // not now: no node fits, no leader
+	Error_FORBIDDEN    Error_Kind = 8
+	Error_NOT_MODIFIED Error_Kind = 9  // it is so already
+	Error_AGENTS_ONLY  Error_Kind = 10 // of a join as a controller, with an agents' token
+	Error_STALE_KEY    Error_Kind = 11 // sealed with a data key that was replaced meanwhile: seal it anew
+)
+
+// Enum value maps for Error_Kind.
+var (
+	Error_Kind_name = map[int32]string{
+		0:  "INTERNAL",
+		1:  "INVALID",
+		2:  "NOT_FOUND",
+		3:  "NO_IMAGE",
+		4:  "CONFLICT",
+		5:  "NAME_TAKEN",
+		6:  "PORT_TAKEN",
+		7:  "UNAVAILABLE",
+		8:  "FORBIDDEN",
+		9:  "NOT_MODIFIED",
+		10: "AGENTS_ONLY",
+		11: "STALE_KEY",
+	}
+	Error_Kind_value = map[string]int32{
+		"INTERNAL":     0,
+		"INVALID":      1,
+		"NOT_FOUND":    2,
+		"NO_IMAGE":     3,
+		"CONFLICT":     4,
+		"NAME_TAKEN":   5,
+		"PORT_TAKEN":   6,
+		"UNAVAILABLE":  7,
+		"FORBIDDEN":    8,
+		"NOT_MODIFIED": 9,
+		"AGENTS_ONLY":  10,
+		"STALE_KEY":    11,
+	}
+)
+
+func (x Error_Kind) Enum() *Error_Kind {
+	p := new(Error_Kind)
+	*p = x
+	return p
+}
+
+func (x Error_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Error_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_command_proto_enumTypes[0].Descriptor()
+}
+
+func (Error_Kind) Type() protoreflect.EnumType {
+	return &file_command_proto_enumTypes[0]
+}
+
+func (x Error_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Error_Kind.Descriptor instead.
+func (Error_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{30, 0}
+}
+
 type Command struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Key         string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`             // idempotency key, "" for none
@@ -1262,7 +1338,7 @@ func (x *RegisterNode) GetNode() *Node {
 type SetLiveness struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Liveness      string                 `protobuf:"bytes,2,opt,name=liveness,proto3" json:"liveness,omitempty"`
+	Liveness      Node_Liveness          `protobuf:"varint,3,opt,name=liveness,proto3,enum=drover.v1.Node_Liveness" json:"liveness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1304,11 +1380,11 @@ func (x *SetLiveness) GetNodeId() string {
 	return ""
 }
 
-func (x *SetLiveness) GetLiveness() string {
+func (x *SetLiveness) GetLiveness() Node_Liveness {
 	if x != nil {
 		return x.Liveness
 	}
-	return ""
+	return Node_LIVENESS_UNSPECIFIED
 }
 
 type AckTombstones struct {
@@ -1542,7 +1618,7 @@ type UpdateNode struct {
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	SetLabels     map[string]string      `protobuf:"bytes,2,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	DropLabels    []string               `protobuf:"bytes,3,rep,name=drop_labels,json=dropLabels,proto3" json:"drop_labels,omitempty"`
-	Availability  string                 `protobuf:"bytes,4,opt,name=availability,proto3" json:"availability,omitempty"`                                                             // "": as it is
+	Availability  Node_Availability      `protobuf:"varint,6,opt,name=availability,proto3,enum=drover.v1.Node_Availability" json:"availability,omitempty"`                           // unset: as it is
 	Roles         map[string]string      `protobuf:"bytes,5,rep,name=roles,proto3" json:"roles,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // uid to role; "" takes it away
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1599,11 +1675,11 @@ func (x *UpdateNode) GetDropLabels() []string {
 	return nil
 }
 
-func (x *UpdateNode) GetAvailability() string {
+func (x *UpdateNode) GetAvailability() Node_Availability {
 	if x != nil {
 		return x.Availability
 	}
-	return ""
+	return Node_AVAILABILITY_UNSPECIFIED
 }
 
 func (x *UpdateNode) GetRoles() map[string]string {
@@ -2243,10 +2319,10 @@ func (x *CommandResult) GetLeft() uint32 {
 	return 0
 }
 
-// Error is a refusal in docker's words; kind steers the status code.
+// Error is a refusal in docker's words. The kind decides the status of the answer.
 type Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // not_found no_image conflict name_taken invalid unavailable port_taken forbidden not_modified
+	Kind          Error_Kind             `protobuf:"varint,3,opt,name=kind,proto3,enum=drover.v1.Error_Kind" json:"kind,omitempty"`
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2282,11 +2358,11 @@ func (*Error) Descriptor() ([]byte, []int) {
 	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
-func (x *Error) GetKind() string {
+func (x *Error) GetKind() Error_Kind {
 	if x != nil {
 		return x.Kind
 	}
-	return ""
+	return Error_INTERNAL
 }
 
 func (x *Error) GetMessage() string {
@@ -2391,10 +2467,10 @@ const file_command_proto_rawDesc = "" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
 	"\x05force\x18\x03 \x01(\bR\x05force\"3\n" +
 	"\fRegisterNode\x12#\n" +
-	"\x04node\x18\x01 \x01(\v2\x0f.drover.v1.NodeR\x04node\"B\n" +
+	"\x04node\x18\x01 \x01(\v2\x0f.drover.v1.NodeR\x04node\"b\n" +
 	"\vSetLiveness\x12\x17\n" +
-	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
-	"\bliveness\x18\x02 \x01(\tR\bliveness\"C\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x124\n" +
+	"\bliveness\x18\x03 \x01(\x0e2\x18.drover.v1.Node.LivenessR\blivenessJ\x04\b\x02\x10\x03\"C\n" +
 	"\rAckTombstones\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\fR\ataskIds\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\"\xfe\x01\n" +
@@ -2413,15 +2489,15 @@ const file_command_proto_rawDesc = "" +
 	"\bPutToken\x12&\n" +
 	"\x05token\x18\x01 \x01(\v2\x10.drover.v1.TokenR\x05token\"\x1d\n" +
 	"\vRevokeToken\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xdf\x02\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x83\x03\n" +
 	"\n" +
 	"UpdateNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12C\n" +
 	"\n" +
 	"set_labels\x18\x02 \x03(\v2$.drover.v1.UpdateNode.SetLabelsEntryR\tsetLabels\x12\x1f\n" +
 	"\vdrop_labels\x18\x03 \x03(\tR\n" +
-	"dropLabels\x12\"\n" +
-	"\favailability\x18\x04 \x01(\tR\favailability\x126\n" +
+	"dropLabels\x12@\n" +
+	"\favailability\x18\x06 \x01(\x0e2\x1c.drover.v1.Node.AvailabilityR\favailability\x126\n" +
 	"\x05roles\x18\x05 \x03(\v2 .drover.v1.UpdateNode.RolesEntryR\x05roles\x1a<\n" +
 	"\x0eSetLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -2429,7 +2505,7 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"RolesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x04\x10\x05\";\n" +
 	"\n" +
 	"RemoveNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
@@ -2474,10 +2550,26 @@ const file_command_proto_rawDesc = "" +
 	"\adeleted\x18\t \x03(\tR\adeleted\x12\x18\n" +
 	"\aattempt\x18\n" +
 	" \x01(\x05R\aattempt\x12\x12\n" +
-	"\x04left\x18\v \x01(\rR\x04left\"5\n" +
-	"\x05Error\x12\x12\n" +
-	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessageB)Z'github.com/drover/drover/pkg/api/v1;dv1b\x06proto3"
+	"\x04left\x18\v \x01(\rR\x04left\"\x93\x02\n" +
+	"\x05Error\x12)\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x15.drover.v1.Error.KindR\x04kind\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\xbe\x01\n" +
+	"\x04Kind\x12\f\n" +
+	"\bINTERNAL\x10\x00\x12\v\n" +
+	"\aINVALID\x10\x01\x12\r\n" +
+	"\tNOT_FOUND\x10\x02\x12\f\n" +
+	"\bNO_IMAGE\x10\x03\x12\f\n" +
+	"\bCONFLICT\x10\x04\x12\x0e\n" +
+	"\n" +
+	"NAME_TAKEN\x10\x05\x12\x0e\n" +
+	"\n" +
+	"PORT_TAKEN\x10\x06\x12\x0f\n" +
+	"\vUNAVAILABLE\x10\a\x12\r\n" +
+	"\tFORBIDDEN\x10\b\x12\x10\n" +
+	"\fNOT_MODIFIED\x10\t\x12\x0f\n" +
+	"\vAGENTS_ONLY\x10\n" +
+	"\x12\r\n" +
+	"\tSTALE_KEY\x10\vJ\x04\b\x01\x10\x02B)Z'github.com/drover/drover/pkg/api/v1;dv1b\x06proto3"
 
 var (
 	file_command_proto_rawDescOnce sync.Once
@@ -2491,109 +2583,116 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
+var file_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_command_proto_goTypes = []any{
-	(*Command)(nil),          // 0: drover.v1.Command
-	(*Init)(nil),             // 1: drover.v1.Init
-	(*CreateRun)(nil),        // 2: drover.v1.CreateRun
-	(*Start)(nil),            // 3: drover.v1.Start
-	(*Stop)(nil),             // 4: drover.v1.Stop
-	(*Restart)(nil),          // 5: drover.v1.Restart
-	(*Rename)(nil),           // 6: drover.v1.Rename
-	(*Remove)(nil),           // 7: drover.v1.Remove
-	(*Killed)(nil),           // 8: drover.v1.Killed
-	(*CommitImage)(nil),      // 9: drover.v1.CommitImage
-	(*PutTag)(nil),           // 10: drover.v1.PutTag
-	(*Untag)(nil),            // 11: drover.v1.Untag
-	(*RegisterNode)(nil),     // 12: drover.v1.RegisterNode
-	(*SetLiveness)(nil),      // 13: drover.v1.SetLiveness
-	(*AckTombstones)(nil),    // 14: drover.v1.AckTombstones
-	(*Join)(nil),             // 15: drover.v1.Join
-	(*PutToken)(nil),         // 16: drover.v1.PutToken
-	(*RevokeToken)(nil),      // 17: drover.v1.RevokeToken
-	(*UpdateNode)(nil),       // 18: drover.v1.UpdateNode
-	(*RemoveNode)(nil),       // 19: drover.v1.RemoveNode
-	(*RemoveController)(nil), // 20: drover.v1.RemoveController
-	(*PutController)(nil),    // 21: drover.v1.PutController
-	(*AddPool)(nil),          // 22: drover.v1.AddPool
-	(*SetTiming)(nil),        // 23: drover.v1.SetTiming
-	(*PutIdentity)(nil),      // 24: drover.v1.PutIdentity
-	(*PutSealed)(nil),        // 25: drover.v1.PutSealed
-	(*RotateDataKey)(nil),    // 26: drover.v1.RotateDataKey
-	(*Report)(nil),           // 27: drover.v1.Report
-	(*TaskReport)(nil),       // 28: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 29: drover.v1.CommandResult
-	(*Error)(nil),            // 30: drover.v1.Error
-	nil,                      // 31: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 32: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 33: drover.v1.Cluster
-	(*Identity)(nil),         // 34: drover.v1.Identity
-	(*Sealed)(nil),           // 35: drover.v1.Sealed
-	(*Controller)(nil),       // 36: drover.v1.Controller
-	(*Spec)(nil),             // 37: drover.v1.Spec
-	(*Image)(nil),            // 38: drover.v1.Image
-	(*Node)(nil),             // 39: drover.v1.Node
-	(*Token)(nil),            // 40: drover.v1.Token
-	(*Timing)(nil),           // 41: drover.v1.Timing
-	(*Exit)(nil),             // 42: drover.v1.Exit
-	(*Port)(nil),             // 43: drover.v1.Port
+	(Error_Kind)(0),          // 0: drover.v1.Error.Kind
+	(*Command)(nil),          // 1: drover.v1.Command
+	(*Init)(nil),             // 2: drover.v1.Init
+	(*CreateRun)(nil),        // 3: drover.v1.CreateRun
+	(*Start)(nil),            // 4: drover.v1.Start
+	(*Stop)(nil),             // 5: drover.v1.Stop
+	(*Restart)(nil),          // 6: drover.v1.Restart
+	(*Rename)(nil),           // 7: drover.v1.Rename
+	(*Remove)(nil),           // 8: drover.v1.Remove
+	(*Killed)(nil),           // 9: drover.v1.Killed
+	(*CommitImage)(nil),      // 10: drover.v1.CommitImage
+	(*PutTag)(nil),           // 11: drover.v1.PutTag
+	(*Untag)(nil),            // 12: drover.v1.Untag
+	(*RegisterNode)(nil),     // 13: drover.v1.RegisterNode
+	(*SetLiveness)(nil),      // 14: drover.v1.SetLiveness
+	(*AckTombstones)(nil),    // 15: drover.v1.AckTombstones
+	(*Join)(nil),             // 16: drover.v1.Join
+	(*PutToken)(nil),         // 17: drover.v1.PutToken
+	(*RevokeToken)(nil),      // 18: drover.v1.RevokeToken
+	(*UpdateNode)(nil),       // 19: drover.v1.UpdateNode
+	(*RemoveNode)(nil),       // 20: drover.v1.RemoveNode
+	(*RemoveController)(nil), // 21: drover.v1.RemoveController
+	(*PutController)(nil),    // 22: drover.v1.PutController
+	(*AddPool)(nil),          // 23: drover.v1.AddPool
+	(*SetTiming)(nil),        // 24: drover.v1.SetTiming
+	(*PutIdentity)(nil),      // 25: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 26: drover.v1.PutSealed
+	(*RotateDataKey)(nil),    // 27: drover.v1.RotateDataKey
+	(*Report)(nil),           // 28: drover.v1.Report
+	(*TaskReport)(nil),       // 29: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 30: drover.v1.CommandResult
+	(*Error)(nil),            // 31: drover.v1.Error
+	nil,                      // 32: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 33: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 34: drover.v1.Cluster
+	(*Identity)(nil),         // 35: drover.v1.Identity
+	(*Sealed)(nil),           // 36: drover.v1.Sealed
+	(*Controller)(nil),       // 37: drover.v1.Controller
+	(*Spec)(nil),             // 38: drover.v1.Spec
+	(*Image)(nil),            // 39: drover.v1.Image
+	(*Node)(nil),             // 40: drover.v1.Node
+	(Node_Liveness)(0),       // 41: drover.v1.Node.Liveness
+	(*Token)(nil),            // 42: drover.v1.Token
+	(Node_Availability)(0),   // 43: drover.v1.Node.Availability
+	(*Timing)(nil),           // 44: drover.v1.Timing
+	(*Exit)(nil),             // 45: drover.v1.Exit
+	(*Port)(nil),             // 46: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
-	1,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
-	2,  // 1: drover.v1.Command.create:type_name -> drover.v1.CreateRun
-	3,  // 2: drover.v1.Command.start:type_name -> drover.v1.Start
-	4,  // 3: drover.v1.Command.stop:type_name -> drover.v1.Stop
-	5,  // 4: drover.v1.Command.restart:type_name -> drover.v1.Restart
-	6,  // 5: drover.v1.Command.rename:type_name -> drover.v1.Rename
-	7,  // 6: drover.v1.Command.remove:type_name -> drover.v1.Remove
-	9,  // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
-	10, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
-	11, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
-	12, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
-	13, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	27, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
-	14, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	24, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	25, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
-	8,  // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
-	15, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
-	16, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
-	17, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
-	18, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
-	19, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
-	20, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
-	21, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	26, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
-	23, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
-	22, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
-	33, // 27: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	34, // 28: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	35, // 29: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	36, // 30: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	37, // 31: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	38, // 32: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	39, // 33: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	39, // 34: drover.v1.Join.node:type_name -> drover.v1.Node
-	34, // 35: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	36, // 36: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	35, // 37: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	40, // 38: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	31, // 39: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	32, // 40: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	36, // 41: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	41, // 42: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
-	34, // 43: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	35, // 44: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	35, // 45: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
-	28, // 46: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	42, // 47: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	43, // 48: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	30, // 49: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	2,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
+	3,  // 1: drover.v1.Command.create:type_name -> drover.v1.CreateRun
+	4,  // 2: drover.v1.Command.start:type_name -> drover.v1.Start
+	5,  // 3: drover.v1.Command.stop:type_name -> drover.v1.Stop
+	6,  // 4: drover.v1.Command.restart:type_name -> drover.v1.Restart
+	7,  // 5: drover.v1.Command.rename:type_name -> drover.v1.Rename
+	8,  // 6: drover.v1.Command.remove:type_name -> drover.v1.Remove
+	10, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
+	11, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
+	12, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
+	13, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
+	14, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
+	28, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	15, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
+	25, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	26, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	9,  // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
+	16, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
+	17, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
+	18, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
+	19, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
+	20, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
+	21, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
+	22, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
+	27, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	24, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
+	23, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
+	34, // 27: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	35, // 28: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	36, // 29: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	37, // 30: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	38, // 31: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	39, // 32: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	40, // 33: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	41, // 34: drover.v1.SetLiveness.liveness:type_name -> drover.v1.Node.Liveness
+	40, // 35: drover.v1.Join.node:type_name -> drover.v1.Node
+	35, // 36: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	37, // 37: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	36, // 38: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	42, // 39: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	32, // 40: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	43, // 41: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
+	33, // 42: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	37, // 43: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	44, // 44: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
+	35, // 45: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	36, // 46: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	36, // 47: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	29, // 48: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	45, // 49: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	46, // 50: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	31, // 51: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	0,  // 52: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -2636,13 +2735,14 @@ func file_command_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_command_proto_goTypes,
 		DependencyIndexes: file_command_proto_depIdxs,
+		EnumInfos:         file_command_proto_enumTypes,
 		MessageInfos:      file_command_proto_msgTypes,
 	}.Build()
 	File_command_proto = out.File

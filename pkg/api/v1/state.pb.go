@@ -143,6 +143,110 @@ func (Phase) EnumDescriptor() ([]byte, []int) {
 	return file_state_proto_rawDescGZIP(), []int{1}
 }
 
+type Node_Availability int32
+
+const (
+	Node_AVAILABILITY_UNSPECIFIED Node_Availability = 0
+	Node_ACTIVE                   Node_Availability = 1
+	Node_DRAIN                    Node_Availability = 2 // gets no more tasks
+	Node_REMOVING                 Node_Availability = 3 // is being removed from the fleet
+)
+
+// Enum value maps for Node_Availability.
+var (
+	Node_Availability_name = map[int32]string{
+		0: "AVAILABILITY_UNSPECIFIED",
+		1: "ACTIVE",
+		2: "DRAIN",
+		3: "REMOVING",
+	}
+	Node_Availability_value = map[string]int32{
+		"AVAILABILITY_UNSPECIFIED": 0,
+		"ACTIVE":                   1,
+		"DRAIN":                    2,
+		"REMOVING":                 3,
+	}
+)
+
+func (x Node_Availability) Enum() *Node_Availability {
+	p := new(Node_Availability)
+	*p = x
+	return p
+}
+
+func (x Node_Availability) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Node_Availability) Descriptor() protoreflect.EnumDescriptor {
+	return file_state_proto_enumTypes[2].Descriptor()
+}
+
+func (Node_Availability) Type() protoreflect.EnumType {
+	return &file_state_proto_enumTypes[2]
+}
+
+func (x Node_Availability) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Node_Availability.Descriptor instead.
+func (Node_Availability) EnumDescriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{6, 0}
+}
+
+type Node_Liveness int32
+
+const (
+	Node_LIVENESS_UNSPECIFIED Node_Liveness = 0
+	Node_READY                Node_Liveness = 1
+	Node_SUSPECT              Node_Liveness = 2 // silent
+	Node_DOWN                 Node_Liveness = 3 // silent, and it answers no probe
+)
+
+// Enum value maps for Node_Liveness.
+var (
+	Node_Liveness_name = map[int32]string{
+		0: "LIVENESS_UNSPECIFIED",
+		1: "READY",
+		2: "SUSPECT",
+		3: "DOWN",
+	}
+	Node_Liveness_value = map[string]int32{
+		"LIVENESS_UNSPECIFIED": 0,
+		"READY":                1,
+		"SUSPECT":              2,
+		"DOWN":                 3,
+	}
+)
+
+func (x Node_Liveness) Enum() *Node_Liveness {
+	p := new(Node_Liveness)
+	*p = x
+	return p
+}
+
+func (x Node_Liveness) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Node_Liveness) Descriptor() protoreflect.EnumDescriptor {
+	return file_state_proto_enumTypes[3].Descriptor()
+}
+
+func (Node_Liveness) Type() protoreflect.EnumType {
+	return &file_state_proto_enumTypes[3]
+}
+
+func (x Node_Liveness) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Node_Liveness.Descriptor instead.
+func (Node_Liveness) EnumDescriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{6, 1}
+}
+
 // Spec is docker's create request, kept as sent, once per version.
 type Spec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -731,8 +835,8 @@ type Node struct {
 	Subnet        string                 `protobuf:"bytes,4,opt,name=subnet,proto3" json:"subnet,omitempty"` // its /24
 	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Capacity      *Capacity              `protobuf:"bytes,6,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	Availability  string                 `protobuf:"bytes,7,opt,name=availability,proto3" json:"availability,omitempty"` // active | drain
-	Liveness      string                 `protobuf:"bytes,8,opt,name=liveness,proto3" json:"liveness,omitempty"`         // ready | suspect | down
+	Availability  Node_Availability      `protobuf:"varint,14,opt,name=availability,proto3,enum=drover.v1.Node_Availability" json:"availability,omitempty"`
+	Liveness      Node_Liveness          `protobuf:"varint,15,opt,name=liveness,proto3,enum=drover.v1.Node_Liveness" json:"liveness,omitempty"`
 	Joined        int64                  `protobuf:"varint,9,opt,name=joined,proto3" json:"joined,omitempty"`
 	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
 	SetLabels     map[string]string      `protobuf:"bytes,12,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of labels, those that operators set
@@ -814,18 +918,18 @@ func (x *Node) GetCapacity() *Capacity {
 	return nil
 }
 
-func (x *Node) GetAvailability() string {
+func (x *Node) GetAvailability() Node_Availability {
 	if x != nil {
 		return x.Availability
 	}
-	return ""
+	return Node_AVAILABILITY_UNSPECIFIED
 }
 
-func (x *Node) GetLiveness() string {
+func (x *Node) GetLiveness() Node_Liveness {
 	if x != nil {
 		return x.Liveness
 	}
-	return ""
+	return Node_LIVENESS_UNSPECIFIED
 }
 
 func (x *Node) GetJoined() int64 {
@@ -1706,16 +1810,16 @@ const file_state_proto_rawDesc = "" +
 	"\x02at\x18\x03 \x01(\x03R\x02at\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x12\x18\n" +
 	"\avolumes\x18\x05 \x01(\bR\avolumes\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x04R\brevision\"\xfb\x04\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\"\xda\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x16\n" +
 	"\x06subnet\x18\x04 \x01(\tR\x06subnet\x123\n" +
 	"\x06labels\x18\x05 \x03(\v2\x1b.drover.v1.Node.LabelsEntryR\x06labels\x12/\n" +
-	"\bcapacity\x18\x06 \x01(\v2\x13.drover.v1.CapacityR\bcapacity\x12\"\n" +
-	"\favailability\x18\a \x01(\tR\favailability\x12\x1a\n" +
-	"\bliveness\x18\b \x01(\tR\bliveness\x12\x16\n" +
+	"\bcapacity\x18\x06 \x01(\v2\x13.drover.v1.CapacityR\bcapacity\x12@\n" +
+	"\favailability\x18\x0e \x01(\x0e2\x1c.drover.v1.Node.AvailabilityR\favailability\x124\n" +
+	"\bliveness\x18\x0f \x01(\x0e2\x18.drover.v1.Node.LivenessR\bliveness\x12\x16\n" +
 	"\x06joined\x18\t \x01(\x03R\x06joined\x12\x1a\n" +
 	"\brevision\x18\n" +
 	" \x01(\x04R\brevision\x12=\n" +
@@ -1732,7 +1836,18 @@ const file_state_proto_rawDesc = "" +
 	"\n" +
 	"RolesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"x\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\fAvailability\x12\x1c\n" +
+	"\x18AVAILABILITY_UNSPECIFIED\x10\x00\x12\n" +
+	"\n" +
+	"\x06ACTIVE\x10\x01\x12\t\n" +
+	"\x05DRAIN\x10\x02\x12\f\n" +
+	"\bREMOVING\x10\x03\"F\n" +
+	"\bLiveness\x12\x18\n" +
+	"\x14LIVENESS_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05READY\x10\x01\x12\v\n" +
+	"\aSUSPECT\x10\x02\x12\b\n" +
+	"\x04DOWN\x10\x03J\x04\b\a\x10\bJ\x04\b\b\x10\t\"x\n" +
 	"\n" +
 	"Controller\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -1837,45 +1952,49 @@ func file_state_proto_rawDescGZIP() []byte {
 	return file_state_proto_rawDescData
 }
 
-var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_state_proto_goTypes = []any{
-	(Desired)(0),       // 0: drover.v1.Desired
-	(Phase)(0),         // 1: drover.v1.Phase
-	(*Spec)(nil),       // 2: drover.v1.Spec
-	(*Run)(nil),        // 3: drover.v1.Run
-	(*Exit)(nil),       // 4: drover.v1.Exit
-	(*Task)(nil),       // 5: drover.v1.Task
-	(*Port)(nil),       // 6: drover.v1.Port
-	(*Tombstone)(nil),  // 7: drover.v1.Tombstone
-	(*Node)(nil),       // 8: drover.v1.Node
-	(*Controller)(nil), // 9: drover.v1.Controller
-	(*Token)(nil),      // 10: drover.v1.Token
-	(*Capacity)(nil),   // 11: drover.v1.Capacity
-	(*Image)(nil),      // 12: drover.v1.Image
-	(*Tag)(nil),        // 13: drover.v1.Tag
-	(*Identity)(nil),   // 14: drover.v1.Identity
-	(*Sealed)(nil),     // 15: drover.v1.Sealed
-	(*Cluster)(nil),    // 16: drover.v1.Cluster
-	(*Timing)(nil),     // 17: drover.v1.Timing
-	nil,                // 18: drover.v1.Node.LabelsEntry
-	nil,                // 19: drover.v1.Node.SetLabelsEntry
-	nil,                // 20: drover.v1.Node.RolesEntry
+	(Desired)(0),           // 0: drover.v1.Desired
+	(Phase)(0),             // 1: drover.v1.Phase
+	(Node_Availability)(0), // 2: drover.v1.Node.Availability
+	(Node_Liveness)(0),     // 3: drover.v1.Node.Liveness
+	(*Spec)(nil),           // 4: drover.v1.Spec
+	(*Run)(nil),            // 5: drover.v1.Run
+	(*Exit)(nil),           // 6: drover.v1.Exit
+	(*Task)(nil),           // 7: drover.v1.Task
+	(*Port)(nil),           // 8: drover.v1.Port
+	(*Tombstone)(nil),      // 9: drover.v1.Tombstone
+	(*Node)(nil),           // 10: drover.v1.Node
+	(*Controller)(nil),     // 11: drover.v1.Controller
+	(*Token)(nil),          // 12: drover.v1.Token
+	(*Capacity)(nil),       // 13: drover.v1.Capacity
+	(*Image)(nil),          // 14: drover.v1.Image
+	(*Tag)(nil),            // 15: drover.v1.Tag
+	(*Identity)(nil),       // 16: drover.v1.Identity
+	(*Sealed)(nil),         // 17: drover.v1.Sealed
+	(*Cluster)(nil),        // 18: drover.v1.Cluster
+	(*Timing)(nil),         // 19: drover.v1.Timing
+	nil,                    // 20: drover.v1.Node.LabelsEntry
+	nil,                    // 21: drover.v1.Node.SetLabelsEntry
+	nil,                    // 22: drover.v1.Node.RolesEntry
 }
 var file_state_proto_depIdxs = []int32{
 	0,  // 0: drover.v1.Task.desired:type_name -> drover.v1.Desired
-	4,  // 1: drover.v1.Task.exit:type_name -> drover.v1.Exit
-	6,  // 2: drover.v1.Task.ports:type_name -> drover.v1.Port
-	18, // 3: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
-	11, // 4: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
-	19, // 5: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
-	20, // 6: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
-	17, // 7: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	6,  // 1: drover.v1.Task.exit:type_name -> drover.v1.Exit
+	8,  // 2: drover.v1.Task.ports:type_name -> drover.v1.Port
+	20, // 3: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
+	13, // 4: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
+	2,  // 5: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
+	3,  // 6: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
+	21, // 7: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
+	22, // 8: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
+	19, // 9: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -1888,7 +2007,7 @@ func file_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      4,
 			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
