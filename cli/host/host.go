@@ -99,6 +99,11 @@ func controllerCommand(version string) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		stop, err := serveProfiles(c, "controller")
+		if err != nil {
+			return err
+		}
+		defer stop()
 		store := &trace.Store{}
 		tp := trace.Provider("controller", c.NodeName, store)
 		defer func() { _ = tp.Shutdown(context.WithoutCancel(cmd.Context())) }()
@@ -127,6 +132,11 @@ func agentCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		stop, err := serveProfiles(c, "agent")
+		if err != nil {
+			return err
+		}
+		defer stop()
 		tp := trace.Provider("agent", id.Name, sink)
 		defer func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), time.Second)
