@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(shell git describe --tags --always --dirty 2>
 BUILD := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 PAYLOADS := agent/payload/bin/drover-containerd.gz agent/payload/bin/drover-shim.gz
 
-.PHONY: help setup build payload binary test unit integration e2e lint bench generate check-generated demo demo-env demo-down clean
+.PHONY: help setup build payload binary test unit integration e2e lint bench bench-scale generate check-generated demo demo-env demo-down clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ lint: ## vet, format and the import rules
 
 bench: build ## ratios against ctr and docker, both sides in one run
 	@$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./e2e/
+
+bench-scale: ## what a fleet costs as it grows: placements, lists, hellos, commits, idling; ROWS=list,place for some
+	@mkdir -p bin && $(BUILD) -o bin/drover-sim ./e2e/sim
+	@bin/drover-sim -rows '$(ROWS)'
 
 generate: ## protobuf code
 	@mkdir -p bin/gen && $(GO) build -o bin/gen/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
