@@ -27,6 +27,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/drover/drover/controller/access"
+	"github.com/drover/drover/controller/agents"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/core"
@@ -99,13 +101,15 @@ var _ engineapi.Fleet = (*core.Core)(nil)
 
 type controller struct {
 	Config
-	dir      string
-	unlock   func()
-	files    *pki.Files
-	registry *registry.Registry
-	grants   *grant.Maker
-	contact  string
-	fail     func(error) // ends the controller; the first one counts
+	dir        string
+	unlock     func()
+	files      *pki.Files
+	registry   *registry.Registry
+	grants     *grant.Maker
+	identities access.Identities
+	agents     *agents.Agents
+	contact    string
+	fail       func(error) // ends the controller; the first one counts
 
 	relay *relay.Fleet
 
@@ -114,14 +118,12 @@ type controller struct {
 	layer    *raftLayer
 	requests *visitors
 	sessions *visitors
-	agents   *agents
 
 	node    atomic.Pointer[consensus.Node] // nil before raft is open
 	serving atomic.Pointer[serving]        // nil before everything is ready
 	ready   chan struct{}                  // closed when serving is set
 	commits gate
-	told    sync.Map      // identities whose refusal was logged
-	revoked chan struct{} // poked when an identity was revoked
+	told    sync.Map // identities whose refusal was logged
 	granted granted
 	believe atomic.Bool // this clock, also far ahead of the state's time
 }
@@ -157,7 +159,7 @@ func load(cfg Config) (_ *controller, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &controller{Config: cfg, ready: make(chan struct{}), revoked: make(chan struct{}, 1), granted: granted{},
+	c := &controller{Config: cfg, ready: make(chan struct{}), granted: granted{},
 		requests: newVisitors(), sessions: newVisitors()}
 	c.dir = filepath.Join(cfg.DataDir, "controller")
 	if c.unlock, err = durable.Lock(c.dir); err != nil {
@@ -181,7 +183,13 @@ func load(cfg Config) (_ *controller, err error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	c.agents = newAgents(c.files, func(p pki.Principal) error { return c.authorize(p, pki.KindNode) })
+	c.identities = access.NewIdentities(func() *state.Snapshot {
+		if n := c.node.Load(); n != nil {
+			return n.Snapshot()
+		}
+		return nil
+	})
+	c.agents = agents.New(agents.Options{Files: c.files, Member: c.identities.Verify(pki.KindNode), Revoked: c.identities.NotRevoked})
 	return c, nil
 }
 
@@ -190,7 +198,7 @@ func (c *controller) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c.fail = func(err error) { cancel(&failure{err}) }
-	defer c.agents.close()
+	defer c.start("connections to agents", c.agents.Run)()
 	front, err := c.listen()
 	if err != nil {
 		return err
@@ -242,7 +250,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	}
 	log := &tracedLog{Log: node, tracer: c.Tracer}
 	way := relay.New(relay.Options{Self: c.files.Principal, Log: log, Logger: c.Logger, Match: match, TLS: func(id, alpn string) *tls.Config {
-		return pki.PeerClientTLS(c.files, alpn, pki.All(pki.Kinds(pki.KindController), c.notRevoked, func(p pki.Principal) error {
+		return pki.PeerClientTLS(c.files, alpn, pki.All(pki.Kinds(pki.KindController), c.identities.NotRevoked, func(p pki.Principal) error {
 			if p.ID != id {
 				return fmt.Errorf("it is controller %.12s, not %.12s", p.ID, id)
 			}
@@ -258,23 +266,24 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	fleet := core.New(c.contact)
 	c.relay = &relay.Fleet{Relay: way, Core: fleet}
 	seals := &seals{c: c, log: log, last: key}
-	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: c.probe(log)})
-	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.client
+	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
+	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.Client
 	c.commits.open(func() { fleet.Seed(node.Snapshot()); c.granted.seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
 		fleet.Committed(effects, node.Snapshot().Time())
 		c.revocations(effects)
+		c.agents.Committed(effects)
 		c.removal(effects)
 	}, func(before, after *state.Snapshot) {
 		hub.Restored(after)
 		fleet.Seed(after)
 		missed := between(before, after)
 		c.revocations(missed)
+		c.agents.Committed(missed)
 		c.removal(missed)
 	})
 	members := newMembers(c, node, way, seals)
 	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, members.run) })()
-	defer c.start("revocations", c.dropRevoked)()
 	defer c.start("its host's admin", func(ctx context.Context) error { return c.ownAdmin(ctx, way, seals) })()
 	local := c.api(log, members)
 	soon, enough := context.WithTimeout(ctx, settle)

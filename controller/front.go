@@ -11,7 +11,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/dial"
@@ -119,36 +118,6 @@ func (c *controller) caller(r *http.Request) (pki.Principal, error) {
 		return pki.Principal{}, &refusal{http.StatusForbidden, err.Error()}
 	}
 	return p, nil
-}
-
-// known gives a verified identity its roles, or says why it has none.
-func (c *controller) known(p pki.Principal) (pki.Principal, error) {
-	node := c.node.Load()
-	if node == nil {
-		return p, errors.New("this controller is starting: identities are not known yet")
-	}
-	return access.Known(node.Snapshot(), p.URI)
-}
-
-// authorize wants a known identity with a role.
-func (c *controller) authorize(p pki.Principal, role string) error {
-	p, err := c.known(p)
-	if err != nil {
-		return err
-	}
-	if !p.Has(role) {
-		return fmt.Errorf("%s has not the role %s", p.URI, role)
-	}
-	return nil
-}
-
-// notRevoked passes what this member doesn't know yet: it may learn it only
-// through the very connection.
-func (c *controller) notRevoked(p pki.Principal) error {
-	if node := c.node.Load(); node != nil && node.Snapshot().Identity(p.URI).GetRevoked() {
-		return fmt.Errorf("%s: %w", p.URI, pki.ErrRevoked)
-	}
-	return nil
 }
 
 func statusOf(err error) int {

@@ -50,10 +50,10 @@ func (c *controller) listen() (begin func() (stop func()), err error) {
 	// handshake has no words.
 	sessions := c.mux.Handle(pki.PeerServerTLS(c.files, pki.Kinds(pki.KindNode)), wire.ALPNSession)
 	c.layer = &raftLayer{
-		Listener: c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.notRevoked)), wire.ALPNRaft),
+		Listener: c.mux.Handle(pki.PeerServerTLS(c.files, pki.All(pki.Kinds(pki.KindController), c.identities.NotRevoked)), wire.ALPNRaft),
 		addr:     advertised(c.Advertise),
-		config:   pki.PeerClientTLS(c.files, wire.ALPNRaft, pki.All(pki.Kinds(pki.KindController), c.notRevoked)),
-		verify:   c.notRevoked,
+		config:   pki.PeerClientTLS(c.files, wire.ALPNRaft, pki.All(pki.Kinds(pki.KindController), c.identities.NotRevoked)),
+		verify:   c.identities.NotRevoked,
 		conns:    newVisitors(),
 	}
 	admitting := pki.ServerTLS(c.files, nil)
@@ -214,7 +214,7 @@ func (c *controller) streams(ctx context.Context, conn net.Conn, kind string, ha
 	case <-ctx.Done():
 		return
 	}
-	if err := c.authorize(p, kind); err != nil {
+	if err := c.identities.Authorize(p, kind); err != nil {
 		c.once(p.URI, func() {
 			c.Logger.Warn("refused a connection", "kind", kind, "peer", conn.RemoteAddr().String(), "err", err)
 		})

@@ -138,7 +138,7 @@ type answered struct {
 
 // ask puts one request to a controller that is known by its address only.
 func (c *controller) ask(ctx context.Context, addr, method, path string, body []byte) (*answered, error) {
-	config := pki.PeerClientTLS(c.files, wire.ALPNPeer, pki.All(pki.Kinds(pki.KindController), c.notRevoked))
+	config := pki.PeerClientTLS(c.files, wire.ALPNPeer, pki.All(pki.Kinds(pki.KindController), c.identities.NotRevoked))
 	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
 		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
 	}}
