@@ -9,6 +9,7 @@ import (
 	"github.com/distribution/reference"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
@@ -149,18 +150,18 @@ func (d *decision) inUse(c *dv1.Untag, digest, shown string, byRef, last bool) *
 	}
 	var user *dv1.Task
 	for t := range d.TasksOfImage(digest) {
-		if user == nil || running(t) {
+		if user == nil || state.Live(t) {
 			user = t
 		}
 	}
-	if !byRef && !c.Force && len(d.TagsOf(digest)) > 1 && (user == nil || !running(user)) {
+	if !byRef && !c.Force && len(d.TagsOf(digest)) > 1 && (user == nil || !state.Live(user)) {
 		return conflict("must be forced", "image is referenced in multiple repositories")
 	}
-	if user == nil || (c.Force && !running(user)) {
+	if user == nil || (c.Force && !state.Live(user)) {
 		return nil
 	}
 	how, what := "must be forced", "stopped"
-	if running(user) {
+	if state.Live(user) {
 		how, what = "cannot be forced", "running"
 	}
 	if byRef {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/scheduler"
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
@@ -49,11 +50,6 @@ func (d *decision) task(id []byte) (*dv1.Task, *dv1.Error) {
 	}
 	d.answer(t)
 	return proto.CloneOf(t), nil
-}
-
-// running says whether the current attempt may have a process.
-func running(t *dv1.Task) bool {
-	return t.Attempt > 0 && t.Failed == "" && t.Exit.GetAttempt() < t.Attempt
 }
 
 func (d *decision) start(id []byte) *dv1.Error {
@@ -207,7 +203,7 @@ func (d *decision) stopTimeout(t *dv1.Task, want int32) int32 {
 
 func (d *decision) stop(c *dv1.Stop) *dv1.Error {
 	t, e := d.task(c.TaskId)
-	if e != nil || !running(t) {
+	if e != nil || !state.Live(t) {
 		return e
 	}
 	t.Desired, t.StoppedByHand = dv1.Desired_STOPPED, true
@@ -251,7 +247,7 @@ func (d *decision) remove(c *dv1.Remove) *dv1.Error {
 	if e != nil {
 		return e
 	}
-	if running(t) && !c.Force {
+	if state.Live(t) && !c.Force {
 		return refuse(dv1.Error_CONFLICT, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+t.Name)
 	}
 	d.drop(t, c.Force, c.Volumes)
@@ -309,7 +305,7 @@ func (d *decision) report(c *dv1.Report) {
 // reported is what one task's report changes.
 func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	n := proto.CloneOf(t)
-	current := r.Attempt == t.Attempt && running(t)
+	current := r.Attempt == t.Attempt && state.Live(t)
 	if current && r.Started != 0 && t.Started == 0 {
 		n.Started = r.Started
 		if len(r.Ports) > 0 && t.Desired == dv1.Desired_RUNNING {
@@ -328,7 +324,7 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	if current && r.Failed != "" && r.Exit == nil {
 		n.Failed = clip(r.Failed)
 	}
-	if current && !running(n) {
+	if current && !state.Live(n) {
 		n.Desired, n.Ports = dv1.Desired_STOPPED, nil
 		if n.AutoRemove {
 			// Who waits for it, on whichever controller, finds its end.

@@ -59,11 +59,6 @@ func (s *server) task(w http.ResponseWriter, r *http.Request) (*state.Snapshot, 
 
 func hexID(t *dv1.Task) string { return hex.EncodeToString(t.Id) }
 
-// running is what raft knows: wanted, started, and not ended.
-func running(t *dv1.Task) bool {
-	return t.Attempt > 0 && t.Started != 0 && t.Exit.GetAttempt() < t.Attempt && t.Failed == ""
-}
-
 func (s *server) start(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
 	if err != nil {
@@ -206,7 +201,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 	if sig == "" {
 		sig = "SIGKILL"
 	}
-	if !running(t) {
+	if !state.Running(t) {
 		return refuse(http.StatusConflict, "cannot kill container: %s: container %s is not running", r.PathValue("id"), hexID(t))
 	}
 	q := url.Values{"signal": {sig}, "key": {r.Header.Get(wire.HeaderKey)}, "attempt": {strconv.Itoa(int(t.Attempt))}}

@@ -361,7 +361,7 @@ func (s *server) resizeContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !running(t) && s.Fleet.Observed(hexID(t)).GetPhase() != dv1.Phase_ACTIVE {
+	if !state.Running(t) && s.Fleet.Observed(hexID(t)).GetPhase() != dv1.Phase_ACTIVE {
 		return refuse(http.StatusConflict, "container %s is not running", hexID(t))
 	}
 	return s.relayed(w, r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/resize?"+q, nil, http.StatusOK)

@@ -135,12 +135,8 @@ func (s *server) node(snap *state.Snapshot, n *dv1.Node) Node {
 			out.Status = "suspect"
 		}
 	}
-	for t := range snap.TasksOfNode(n.Id) {
-		out.Containers++
-		if t.Attempt > 0 && t.Started != 0 && t.Exit.GetAttempt() < t.Attempt && t.Failed == "" {
-			out.Running++
-		}
-	}
+	use := snap.Use(n.Id)
+	out.Containers, out.Running = use.All(), use.Running
 	for _, m := range s.o.Members() {
 		if m.ID == n.Id {
 			out.Controller = m.Role

@@ -9,11 +9,9 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"iter"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
-
-	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // A snapshot file is the magic, then sections: name (1 byte length), count
@@ -29,42 +27,14 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// kinds lists what a snapshot holds, in the order that restoring needs:
-// a task's index entries need its spec.
-func (s *Snapshot) kinds() iter.Seq2[string, iter.Seq[proto.Message]] {
-	return func(yield func(string, iter.Seq[proto.Message]) bool) {
-		_ = yield("cluster", func(y func(proto.Message) bool) {
-			if s.cluster != nil {
-				y(s.cluster)
-			}
-		}) &&
-			yield("spec", messages(s.specs)) && yield("run", messages(s.runs)) && yield("task", messages(s.tasks)) &&
-			yield("tombstone", messages(s.tombstones)) && yield("node", messages(s.nodes)) &&
-			yield("image", messages(s.images)) && yield("tag", messages(s.tags)) &&
-			yield("identity", messages(s.identities)) && yield("sealed", messages(s.sealed)) &&
-			yield("result", messages(s.results)) && yield("controller", messages(s.members)) &&
-			yield("token", messages(s.tokens)) && yield("ended", messages(s.ended))
-	}
-}
-
-func messages[M proto.Message](t tree[M]) iter.Seq[proto.Message] {
-	return func(yield func(proto.Message) bool) {
-		for m := range t.values("") {
-			if !yield(m) {
-				return
-			}
-		}
-	}
-}
-
 // Hash is over everything in the state: equal on members that agree.
 func (s *Snapshot) Hash() [32]byte {
 	h := sha256.New()
 	h.Write(s.head())
 	var buf []byte
-	for kind, all := range s.kinds() {
-		h.Write([]byte(kind))
-		for m := range all {
+	for _, k := range table {
+		h.Write([]byte(k.section()))
+		for m := range k.records(s) {
 			buf = appendRecord(buf[:0], m)
 			h.Write(buf)
 		}
@@ -97,21 +67,21 @@ func (s *Snapshot) Write(w io.Writer) error {
 	if err := writeSection(w, "head", 1, s.head()); err != nil {
 		return err
 	}
-	for kind, all := range s.kinds() {
+	for _, k := range table {
 		var buf []byte
 		n := uint32(0)
-		for m := range all {
+		for m := range k.records(s) {
 			buf = appendRecord(buf, m)
 			n++
 			if len(buf) >= sectionSize {
-				if err := writeSection(w, kind, n, buf); err != nil {
+				if err := writeSection(w, k.section(), n, buf); err != nil {
 					return err
 				}
 				buf, n = buf[:0], 0
 			}
 		}
 		if n > 0 {
-			if err := writeSection(w, kind, n, buf); err != nil {
+			if err := writeSection(w, k.section(), n, buf); err != nil {
 				return err
 			}
 		}
@@ -156,10 +126,15 @@ func Read(r io.Reader) (*Snapshot, error) {
 			t.index = binary.BigEndian.Uint64(payload)
 			t.time = int64(binary.BigEndian.Uint64(payload[8:]))
 		case name == "end":
+			for _, k := range table {
+				if err := k.load(t); err != nil {
+					return nil, fmt.Errorf("section %s: %w", k.section(), err)
+				}
+			}
 			if hash := t.Hash(); !bytes.Equal(payload, hash[:]) {
 				return nil, errors.New("the state hash differs from the one recorded")
 			}
-			return &t.Snapshot, nil
+			return t.done(), nil
 		default:
 			if err := t.readRecords(name, count, payload); err != nil {
 				return nil, fmt.Errorf("section %s: %w", name, err)
@@ -200,6 +175,10 @@ func readSection(r *bufio.Reader) (name string, count uint32, payload []byte, er
 }
 
 func (t *Txn) readRecords(kind string, count uint32, p []byte) error {
+	i := slices.IndexFunc(table, func(k row) bool { return k.section() == kind })
+	if i < 0 {
+		return errors.New("it is of a kind unknown here: a newer version wrote it")
+	}
 	for ; len(p) > 0; count-- {
 		if len(p) < 4 || count == 0 {
 			return errors.New("malformed records")
@@ -208,7 +187,7 @@ func (t *Txn) readRecords(kind string, count uint32, p []byte) error {
 		if uint64(n) > uint64(len(p)-4) {
 			return errors.New("a record is cut off")
 		}
-		if err := t.readRecord(kind, p[4:4+n]); err != nil {
+		if err := table[i].read(t, p[4:4+n]); err != nil {
 			return err
 		}
 		p = p[4+n:]
@@ -217,62 +196,4 @@ func (t *Txn) readRecords(kind string, count uint32, p []byte) error {
 		return errors.New("records are missing")
 	}
 	return nil
-}
-
-func (t *Txn) readRecord(kind string, b []byte) error {
-	load := func(m proto.Message, e *dv1.Effect) error {
-		if err := proto.Unmarshal(b, m); err != nil {
-			return err
-		}
-		return t.Apply(e)
-	}
-	switch kind {
-	case "cluster":
-		m := &dv1.Cluster{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: m}})
-	case "spec":
-		m := &dv1.Spec{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Spec{Spec: m}})
-	case "run":
-		m := &dv1.Run{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Run{Run: m}})
-	case "task":
-		m := &dv1.Task{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Task{Task: m}})
-	case "tombstone":
-		m := &dv1.Tombstone{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: m}})
-	case "node":
-		m := &dv1.Node{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Node{Node: m}})
-	case "image":
-		m := &dv1.Image{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Image{Image: m}})
-	case "tag":
-		m := &dv1.Tag{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Tag{Tag: m}})
-	case "identity":
-		m := &dv1.Identity{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Identity{Identity: m}})
-	case "sealed":
-		m := &dv1.Sealed{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: m}})
-	case "controller":
-		m := &dv1.Controller{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Controller{Controller: m}})
-	case "token":
-		m := &dv1.Token{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Token{Token: m}})
-	case "ended":
-		m := &dv1.Task{}
-		return load(m, &dv1.Effect{Of: &dv1.Effect_Ended{Ended: m}})
-	case "result":
-		m := &dv1.KeyResult{}
-		if err := proto.Unmarshal(b, m); err != nil {
-			return err
-		}
-		t.PutResult(m)
-		return nil
-	}
-	return errors.New("it is of a kind unknown here: a newer version wrote it")
 }

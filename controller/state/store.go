@@ -83,7 +83,7 @@ func (s *Store) Apply(index uint64, data []byte) (*dv1.Entry, error) {
 		r.Result.Index = index
 		t.PutResult(r)
 	}
-	s.cur.Store(&t.Snapshot)
+	s.cur.Store(t.done())
 	return e, nil
 }
 

@@ -1,0 +1,19 @@
+package state
+
+import (
+	"iter"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+var controllers = &kind[*dv1.Controller]{
+	name:  "controller",
+	key:   func(m *dv1.Controller) string { return m.Id },
+	stamp: func(m *dv1.Controller, index uint64) { m.Revision = index },
+}
+
+// Controller is nil if there is none.
+func (s *Snapshot) Controller(id string) *dv1.Controller { return controllers.get(s, id) }
+
+// Controllers yields all controllers in the order of their ids.
+func (s *Snapshot) Controllers() iter.Seq[*dv1.Controller] { return controllers.each(s, "") }

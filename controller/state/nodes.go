@@ -1,0 +1,59 @@
+package state
+
+import (
+	"encoding/binary"
+	"iter"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/subnet"
+)
+
+var nodes = &kind[*dv1.Node]{
+	name:    "node",
+	key:     func(m *dv1.Node) string { return m.Id },
+	indexes: []*index[*dv1.Node]{nodesByName, nodesBySubnet},
+	stamp:   func(m *dv1.Node, index uint64) { m.Revision = index },
+}
+
+var (
+	nodesByName   = &index[*dv1.Node]{key: func(m *dv1.Node) string { return m.Name + sep }}
+	nodesBySubnet = &index[*dv1.Node]{key: func(m *dv1.Node) string {
+		if p, ok := subnet.Of(m.Subnet); ok {
+			return subnetKey(subnet.Number(p))
+		}
+		return ""
+	}}
+)
+
+func subnetKey(number uint32) string { return string(binary.BigEndian.AppendUint32(nil, number)) }
+
+// Node is nil if there is none.
+func (s *Snapshot) Node(id string) *dv1.Node { return nodes.get(s, id) }
+
+// Nodes yields all nodes in the order of their ids.
+func (s *Snapshot) Nodes() iter.Seq[*dv1.Node] { return nodes.each(s, "") }
+
+// NodeByName is nil if there is none. The name may be the node's id.
+func (s *Snapshot) NodeByName(name string) *dv1.Node {
+	if n := s.Node(name); n != nil {
+		return n
+	}
+	return s.NodeNamed(name)
+}
+
+// NodeNamed is nil if there is none.
+func (s *Snapshot) NodeNamed(name string) *dv1.Node { return nodes.first(s, nodesByName, name+sep) }
+
+// Subnets is how many nodes have a subnet; SubnetAt returns the number of the i-th of
+// them, in rising order, as subnet.Free wants them.
+func (s *Snapshot) Subnets() int { return nodes.in(s).indexes[nodesBySubnet.at].len() }
+
+// SubnetAt is in O(log n).
+func (s *Snapshot) SubnetAt(i int) uint32 {
+	return binary.BigEndian.Uint32([]byte(nodes.in(s).indexes[nodesBySubnet.at].at(i)))
+}
+
+// NodeOfSubnet is nil if the subnet is free.
+func (s *Snapshot) NodeOfSubnet(number uint32) *dv1.Node {
+	return nodes.first(s, nodesBySubnet, subnetKey(number))
+}

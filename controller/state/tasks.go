@@ -1,0 +1,89 @@
+package state
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"iter"
+	"strings"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+var tasks = &kind[*dv1.Task]{
+	name:    "task",
+	key:     func(m *dv1.Task) string { return string(m.Id) },
+	indexes: []*index[*dv1.Task]{tasksByName, tasksByNode, tasksByRun, tasksBySpec, tasksByAge},
+	stamp:   func(m *dv1.Task, index uint64) { m.Revision = index },
+	total:   func() total[*dv1.Task] { return &usage{byNode: newTree[*Use]()} },
+}
+
+var (
+	tasksByName = &index[*dv1.Task]{unique: "name", key: func(m *dv1.Task) string { return m.Name + sep }}
+	tasksByNode = &index[*dv1.Task]{key: func(m *dv1.Task) string {
+		if m.NodeId == "" {
+			return ""
+		}
+		return m.NodeId + sep
+	}}
+	tasksByRun  = &index[*dv1.Task]{key: func(m *dv1.Task) string { return string(m.RunId) }}
+	tasksBySpec = &index[*dv1.Task]{key: func(m *dv1.Task) string { return string(m.SpecId) }}
+	// The newest first.
+	tasksByAge = &index[*dv1.Task]{width: 8, key: func(m *dv1.Task) string {
+		return string(binary.BigEndian.AppendUint64(nil, ^uint64(m.Created)))
+	}}
+)
+
+// Live reports whether a task's current attempt may have a process: it is wanted, and
+// the log knows of no end.
+func Live(t *dv1.Task) bool {
+	return t.Attempt > 0 && t.Failed == "" && t.Exit.GetAttempt() < t.Attempt
+}
+
+// Running reports whether a task's current attempt has begun, as far as the log knows,
+// and has not ended.
+func Running(t *dv1.Task) bool { return Live(t) && t.Started != 0 }
+
+// Task is nil if there is none.
+func (s *Snapshot) Task(id []byte) *dv1.Task { return tasks.get(s, string(id)) }
+
+// TaskByName takes the name without its leading slash.
+func (s *Snapshot) TaskByName(name string) *dv1.Task { return tasks.first(s, tasksByName, name+sep) }
+
+// TasksByPrefix returns the tasks whose hex id starts with prefix; none for
+// what isn't hex, or empty.
+func (s *Snapshot) TasksByPrefix(prefix string) []*dv1.Task {
+	prefix = strings.ToLower(prefix)
+	raw, err := hex.DecodeString(prefix[:len(prefix)&^1])
+	if prefix == "" || err != nil {
+		return nil
+	}
+	var out []*dv1.Task
+	for t := range tasks.each(s, string(raw)) {
+		if len(prefix)%2 == 0 || strings.HasPrefix(hex.EncodeToString(t.Id), prefix) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// Tasks yields all tasks in the order of their ids.
+func (s *Snapshot) Tasks() iter.Seq[*dv1.Task] { return tasks.each(s, "") }
+
+// TasksByAge yields all tasks, the newest first, those of one time in the order of
+// their ids: docker's order of lists.
+func (s *Snapshot) TasksByAge() iter.Seq[*dv1.Task] { return tasks.by(s, tasksByAge, "") }
+
+// TasksOfNode yields the tasks placed on a node.
+func (s *Snapshot) TasksOfNode(node string) iter.Seq[*dv1.Task] {
+	return tasks.by(s, tasksByNode, node+sep)
+}
+
+// TasksOfRun yields the tasks of a run.
+func (s *Snapshot) TasksOfRun(run []byte) iter.Seq[*dv1.Task] {
+	return tasks.by(s, tasksByRun, string(run))
+}
+
+// TasksOfSpec yields the tasks of a spec.
+func (s *Snapshot) TasksOfSpec(spec []byte) iter.Seq[*dv1.Task] {
+	return tasks.by(s, tasksBySpec, string(spec))
+}

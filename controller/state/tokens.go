@@ -1,0 +1,18 @@
+package state
+
+import (
+	"iter"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+var tokens = &kind[*dv1.Token]{
+	name: "token",
+	key:  func(m *dv1.Token) string { return m.Id },
+}
+
+// Token is nil if there is none.
+func (s *Snapshot) Token(id string) *dv1.Token { return tokens.get(s, id) }
+
+// Tokens yields all tokens in the order of their ids.
+func (s *Snapshot) Tokens() iter.Seq[*dv1.Token] { return tokens.each(s, "") }

@@ -1,0 +1,27 @@
+package state
+
+import (
+	"iter"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+var tombstones = &kind[*dv1.Tombstone]{
+	name:    "tombstone",
+	key:     func(m *dv1.Tombstone) string { return string(m.TaskId) },
+	indexes: []*index[*dv1.Tombstone]{tombstonesByNode},
+	stamp:   func(m *dv1.Tombstone, index uint64) { m.Revision = index },
+}
+
+var tombstonesByNode = &index[*dv1.Tombstone]{key: func(m *dv1.Tombstone) string { return m.NodeId + sep }}
+
+// Tombstone is a removal that its agent has not acknowledged, nil if there is none.
+func (s *Snapshot) Tombstone(task []byte) *dv1.Tombstone { return tombstones.get(s, string(task)) }
+
+// Tombstones yields a node's removals that it has not acknowledged; "" for all.
+func (s *Snapshot) Tombstones(node string) iter.Seq[*dv1.Tombstone] {
+	if node == "" {
+		return tombstones.each(s, "")
+	}
+	return tombstones.by(s, tombstonesByNode, node+sep)
+}

@@ -1,0 +1,90 @@
+package state
+
+import (
+	"testing"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// What a node's tasks take follows each task through its life.
+func TestUseFollowsTasks(t *testing.T) {
+	x := NewTxn(NewStore().Snapshot())
+	put := func(e ...*dv1.Effect) {
+		t.Helper()
+		if err := x.Apply(e...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	task := func(node string, d dv1.Desired, attempt int32, started int64, exit *dv1.Exit, ports ...*dv1.Port) *dv1.Effect {
+		return &dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: bytes32("task", 1), Name: "web", SpecId: []byte("s"), NodeId: node, Desired: d, Attempt: attempt, Started: started, Exit: exit, Ports: ports}}}
+	}
+	spec := func(body string) *dv1.Effect {
+		return &dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: []byte("s"), Body: []byte(body)}}}
+	}
+	port := &dv1.Port{Proto: "tcp", Host: 80}
+	put(spec(`{"HostConfig":{"MemoryReservation":100}}`))
+	for _, c := range []struct {
+		what string
+		e    *dv1.Effect
+		want Use
+	}{
+		{"created", task("a", dv1.Desired_CREATED, 0, 0, nil), Use{Counts: Counts{Created: 1}, Wanted: 1, Memory: 100}},
+		{"started", task("a", dv1.Desired_RUNNING, 1, 0, nil, port), Use{Counts: Counts{Begun: 1}, Wanted: 1, Memory: 100, Ports: []*dv1.Port{port}}},
+		{"running", task("a", dv1.Desired_RUNNING, 1, 5, nil, port), Use{Counts: Counts{Running: 1}, Wanted: 1, Memory: 100, Ports: []*dv1.Port{port}}},
+		{"another spec", spec(`{"hostconfig":{"memoryReservation":70}}`), Use{Counts: Counts{Running: 1}, Wanted: 1, Memory: 70, Ports: []*dv1.Port{port}}},
+		{"one that can't be read", spec(`[]`), Use{Counts: Counts{Running: 1}, Wanted: 1, Ports: []*dv1.Port{port}}},
+		{"being stopped", task("a", dv1.Desired_STOPPED, 1, 5, nil, port), Use{Counts: Counts{Running: 1}}},
+		{"stopped", task("a", dv1.Desired_STOPPED, 1, 5, &dv1.Exit{Attempt: 1}), Use{Counts: Counts{Ended: 1}}},
+		{"on another node", task("b", dv1.Desired_STOPPED, 1, 5, &dv1.Exit{Attempt: 1}), Use{}},
+		{"started again", task("a", dv1.Desired_RUNNING, 2, 0, &dv1.Exit{Attempt: 1}), Use{Counts: Counts{Begun: 1}, Wanted: 1}},
+		{"removed", &dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: bytes32("task", 1)}}, Use{}},
+	} {
+		put(c.e)
+		if got := x.Use("a"); !got.equal(c.want) {
+			t.Errorf("%s: %+v, want %+v", c.what, got, c.want)
+		}
+		if c.what != "on another node" && x.Counts() != c.want.Counts {
+			t.Errorf("%s: the fleet has %+v, want %+v", c.what, x.Counts(), c.want.Counts)
+		}
+	}
+}
+
+// A copy's use is its own, also where both add ports to the same list.
+func TestUseIsImmutable(t *testing.T) {
+	x := NewTxn(NewStore().Snapshot())
+	task := func(n int) *dv1.Effect {
+		return &dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: bytes32("task", n), Name: string(rune('a' + n)), NodeId: "a", Desired: dv1.Desired_RUNNING, Ports: []*dv1.Port{{Host: uint32(n)}}}}}
+	}
+	for n := range 3 {
+		if err := x.Apply(task(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	y := NewTxn(x.View())
+	for i, z := range []*Txn{x, y} {
+		if err := z.Apply(task(3 + i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, z := range []*Txn{x, y} {
+		if got := z.Use("a").Ports; len(got) != 4 || got[3].Host != uint32(3+i) {
+			t.Errorf("copy %d holds %v", i, got)
+		}
+	}
+}
+
+func TestTasksByAge(t *testing.T) {
+	x := NewTxn(NewStore().Snapshot())
+	for n, created := range []int64{5, 9, 5, 7} {
+		if err := x.Apply(&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: []byte{byte(9 - n)}, Name: string(rune('a' + n)), Created: created}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got string
+	for task := range x.TasksByAge() {
+		got += task.Name
+	}
+	if got != "bdca" {
+		t.Errorf("they come as %s", got)
+	}
+}
