@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(shell git describe --tags --always --dirty 2>
 BUILD := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 PAYLOADS := agent/payload/bin/drover-containerd.gz agent/payload/bin/drover-shim.gz
 
-.PHONY: help setup build payload binary test unit integration e2e lint bench bench-scale generate check-generated demo demo-env demo-down clean
+.PHONY: help setup build payload binary test unit race integration test-one cover fuzz lint bench bench-scale generate check-generated demo demo-env demo-down clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -25,13 +25,29 @@ build: setup payload binary ## bin/drover, payloads first
 binary:
 	@mkdir -p bin && $(BUILD) -o bin/drover ./cli/drover
 
-test: setup unit integration ## unit tests under the race detector, then real containers
+test: setup payload binary race integration ## everything: under the race detector, and with real containers
 
-unit: setup payload
+unit: ## what needs no root, no containers and no payloads, in a minute
+	$(GO) test -short -timeout 5m ./...
+
+race:
 	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /agent/engine)
 
-integration: setup payload binary
+integration:
 	$(GO) test -count=1 -timeout 15m ./agent/engine/... ./e2e/...
+
+PKG ?= ./...
+test-one: ## one test, with its output: make test-one NAME=TestX [PKG=./controller]
+	@test -n "$(NAME)" || { echo "make test-one NAME=TestX [PKG=./controller]" >&2; exit 2; }
+	$(GO) test -count=1 -v -run '^$(NAME)$$' $(PKG)
+
+cover: ## coverage, and lines of tests for each line of code, by package
+	@mkdir -p bin && $(GO) test -short -coverprofile=bin/cover.out ./... >/dev/null
+	@deploy/cover.sh bin/cover.out
+
+TIME ?= 10s
+fuzz: ## each fuzz target for a while: make fuzz [TIME=1m]
+	@deploy/fuzz.sh $(TIME)
 
 lint: ## vet, format and the import rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -18,6 +18,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/testenv"
 	"github.com/drover/drover/pkg/unixsock"
 )
 
@@ -62,9 +63,7 @@ func TestWhoIsThereDecidesWhatIsAnswered(t *testing.T) {
 
 // The socket is for root and for its group, also where its mode would let others in.
 func TestSocketAsksTheKernelWhoIsThere(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Fatal("this test needs root: it plays other users")
-	}
+	testenv.Root(t)
 	noLeaks(t)
 	h := newHost(t)
 	h.up()

@@ -5,14 +5,17 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/drover/drover/pkg/testenv"
 )
+
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func pidOf(t *testing.T, o Options) int {
 	t.Helper()
@@ -39,18 +42,14 @@ func next(t *testing.T, ready chan struct{}) {
 // daemon builds one, with folders of its own; what it leaves goes with the test.
 func daemon(t *testing.T) Options {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("needs root: it runs containerd")
-	}
+	testenv.Root(t)
 	dir := t.TempDir()
 	run, err := os.MkdirTemp("/run", "dvct") // a socket's path is short
 	if err != nil {
 		t.Fatal(err)
 	}
 	bin := filepath.Join(dir, "drover-containerd")
-	if out, err := exec.Command("go", "build", "-o", bin, "./drover-containerd").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	testenv.Build(t, bin, "./drover-containerd")
 	o := Options{Binary: bin, Root: dir + "/root", State: run + "/st", Socket: run + "/s", LogTo: dir + "/log", Log: slog.New(slog.DiscardHandler)}
 	t.Cleanup(func() {
 		_ = syscall.Kill(pidOf(t, o), syscall.SIGKILL)

@@ -26,6 +26,7 @@ import (
 	"github.com/drover/drover/agent/task/enginetest"
 	testimages "github.com/drover/drover/deploy/images"
 	upstream "github.com/drover/drover/pkg/registry"
+	"github.com/drover/drover/pkg/testenv"
 )
 
 // world is a real containerd, network and registry.
@@ -39,27 +40,21 @@ type world struct {
 	ready     chan struct{} // gets a token each time that containerd is up
 }
 
+func TestMain(m *testing.M) { testenv.Main(m) }
+
 var seq = 200
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("needs root: it runs containers")
-	}
+	testenv.Root(t)
 	w := &world{t: t, dir: t.TempDir(), ready: make(chan struct{}, 8)}
 	run, err := os.MkdirTemp("/run", "dven")
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.run = run
-	bins := map[string]string{"drover-shim": "../shim/drover-shim", "drover-containerd": "../containerd/drover-containerd"}
-	for name, dir := range bins {
-		c := exec.Command("go", "build", "-o", filepath.Join(w.dir, name), dir)
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
+	testenv.Build(t, w.dir+"/drover-shim", "../shim/drover-shim", "-tags", "no_grpc")
+	testenv.Build(t, w.dir+"/drover-containerd", "../containerd/drover-containerd")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	co := containerd.Options{Binary: w.dir + "/drover-containerd", Root: w.dir + "/root", State: run + "/st", Socket: run + "/s", LogTo: w.dir + "/log", Log: slog.New(slog.DiscardHandler)}

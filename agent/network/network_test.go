@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/testenv"
 )
 
 // world is a host and a neighbour on one cable, each a namespace of its own; the
@@ -36,9 +37,7 @@ const (
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("needs root: it makes network namespaces")
-	}
+	testenv.Root(t)
 	runtime.LockOSThread() // ends with the test's goroutine
 	w := &world{t: t}
 	var err error

@@ -26,6 +26,7 @@ import (
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/pkg/testenv"
 )
 
 // world is a real containerd with our shim, and a busybox to run.
@@ -37,11 +38,11 @@ type world struct {
 	ready          chan struct{}
 }
 
+func TestMain(m *testing.M) { testenv.Main(m) }
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("needs root: it runs containers")
-	}
+	testenv.Root(t)
 	w := &world{t: t, dir: t.TempDir(), ctx: namespaces.WithNamespace(t.Context(), "shimtest"), ready: make(chan struct{}, 8)}
 	run, err := os.MkdirTemp("/run", "dvsh")
 	if err != nil {
@@ -49,13 +50,8 @@ func newWorld(t *testing.T) *world {
 	}
 	w.run, w.shim = run, filepath.Join(w.dir, "drover-shim")
 	daemon := filepath.Join(w.dir, "drover-containerd")
-	for _, b := range [][]string{{"-tags", "no_grpc", "-o", w.shim, "./drover-shim"}, {"-o", daemon, "../containerd/drover-containerd"}} {
-		c := exec.Command("go", append([]string{"build"}, b...)...)
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
+	testenv.Build(t, w.shim, "./drover-shim", "-tags", "no_grpc")
+	testenv.Build(t, daemon, "../containerd/drover-containerd")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	o := containerd.Options{Binary: daemon, Root: w.dir + "/root", State: run + "/st", Socket: run + "/s", LogTo: w.dir + "/log", Log: slog.New(slog.DiscardHandler)}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -84,7 +85,7 @@ func TestOneUsersConnectionsAreLimited(t *testing.T) {
 	}
 	limited := 0
 	for range open {
-		if strings.Contains(<-refused, "uid 0 has 1024 connections open through this host already") {
+		if strings.Contains(<-refused, fmt.Sprintf("uid %d has 1024 connections open through this host already", os.Getuid())) {
 			limited++
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/deploy/images"
+	"github.com/drover/drover/pkg/testenv"
 )
 
 // Fleet is a registry host and some drover hosts.
@@ -45,9 +46,7 @@ var made atomic.Int32
 // test where the machine can't carry it, never skips.
 func New(t testing.TB, hosts ...string) *Fleet {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("the fleet needs root: it makes network namespaces and containers")
-	}
+	testenv.Root(t)
 	bin, err := filepath.Abs("../bin")
 	if err != nil {
 		t.Fatal(err)

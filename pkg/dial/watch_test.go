@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/pkg/testenv"
 )
 
 // Who reads nothing for long, as a pager does or a command that is suspended, is
@@ -50,9 +52,7 @@ func TestASlowReaderIsNotTakenForGone(t *testing.T) {
 
 // Who is cut off while he reads nothing is gone like others.
 func TestASlowReaderThatIsCutOffIsGone(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs a network namespace")
-	}
+	testenv.Root(t)
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test, and the namespace with it
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
