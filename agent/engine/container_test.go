@@ -274,6 +274,16 @@ func TestContainersAreAsDockersAre(t *testing.T) {
 		"docker's seccomp":     {nil, "mkdir /x && grep Seccomp: /proc/self/status", "Seccomp:\t2\n"},
 		"the host's IPC": {func(c *container.CreateRequest) { c.HostConfig.IpcMode = "host" },
 			"readlink /proc/self/ns/ipc; ls " + shm.Name(), ipc + "\n" + shm.Name() + "\n"},
+		"no IPC": {func(c *container.CreateRequest) { c.HostConfig.IpcMode = "none" }, "test -e /dev/shm || echo none", "none\n"},
+		"an IPC namespace to share": {func(c *container.CreateRequest) { c.HostConfig.IpcMode = "shareable" },
+			"test -d /dev/shm && test $(readlink /proc/self/ns/ipc) != " + ipc + " && echo its own", "its own\n"},
+		"a soft limit of memory": {func(c *container.CreateRequest) { c.HostConfig.MemoryReservation = 8 << 20 },
+			"cd /sys/fs/cgroup; cat memory/memory.soft_limit_in_bytes || cat memory.low", "8388608\n"},
+		"a rule for devices": {func(c *container.CreateRequest) { c.HostConfig.DeviceCgroupRules = []string{"c 7:* rw"} },
+			"cd /sys/fs/cgroup; ! test -e devices || grep -q 'c 7:[*] rw' devices/devices.list && echo allowed", "allowed\n"},
+		"a device of a privileged container": {func(c *container.CreateRequest) {
+			c.HostConfig.Privileged, c.HostConfig.Devices = true, []container.DeviceMapping{{PathOnHost: "/dev/null", PathInContainer: "/dev/nil"}}
+		}, "echo lost > /dev/nil && echo written", "written\n"},
 		"read-only below, too": {func(c *container.CreateRequest) { c.HostConfig.Binds = []string{host + "/ro:/mnt:ro,cached"} },
 			"touch /mnt/below/x", "touch: /mnt/below/x: Read-only file system\n"},
 		"a mount shared with the host": {func(c *container.CreateRequest) {

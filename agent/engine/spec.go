@@ -17,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/fields"
 	"github.com/drover/drover/pkg/securityopt"
 )
 
@@ -86,7 +87,7 @@ func (e *Engine) ociSpec(s task.Spec, img *ocispec.Image) ([]oci.SpecOpts, error
 	o := []oci.SpecOpts{
 		base, oci.WithCgroup(e.o.cgroup(s.ID)),
 		oci.WithProcessArgs(args...), oci.WithProcessCwd(cwd), setEnv(envOf(&c, e.hostname(s), e.o.HostName, img)),
-		oci.WithHostname(e.hostname(s)), withMounts(mounts, c.HostConfig), e.netns(s), sysctls(&c),
+		oci.WithHostname(e.hostname(s)), withMounts(mounts, c.HostConfig), e.netns(s), sysctls(&c), annotations(c.HostConfig.Annotations),
 	}
 	if c.Tty {
 		o = append(o, terminal, oci.WithTTYSize(int(c.HostConfig.ConsoleSize[1]), int(c.HostConfig.ConsoleSize[0])))
@@ -235,6 +236,13 @@ func sysctls(c *container.CreateRequest) oci.SpecOpts {
 	}
 }
 
+// annotations are the user's, without those that would steer what runs the container.
+func annotations(all map[string]string) oci.SpecOpts {
+	users := maps.Clone(all)
+	maps.DeleteFunc(users, func(k, _ string) bool { return fields.Reserved(k) })
+	return oci.WithAnnotations(users)
+}
+
 // security sets capabilities and what confines them: seccomp, whose default profile
 // depends on them, AppArmor, and paths.
 func security(h *container.HostConfig, f facts) ([]oci.SpecOpts, error) {
@@ -244,9 +252,15 @@ func security(h *container.HostConfig, f facts) ([]oci.SpecOpts, error) {
 	}
 	var o []oci.SpecOpts
 	if h.Privileged {
-		o = []oci.SpecOpts{oci.WithAllCurrentCapabilities, oci.WithAllDevicesAllowed, oci.WithHostDevices, oci.WithWriteableSysfs, noMasks}
-	} else {
-		o = unprivileged(h)
+		o = privileged(h)
+	} else if o, err = unprivileged(h); err != nil {
+		return nil, err
+	}
+	if h.MaskedPaths != nil {
+		o = append(o, oci.WithMaskedPaths(h.MaskedPaths))
+	}
+	if h.ReadonlyPaths != nil {
+		o = append(o, oci.WithReadonlyPaths(h.ReadonlyPaths))
 	}
 	if opts.NoNewPrivileges {
 		o = append(o, oci.WithNoNewPrivileges)
@@ -266,7 +280,18 @@ func security(h *container.HostConfig, f facts) ([]oci.SpecOpts, error) {
 	return append(o, profile, filter(opts.Seccomp, h.Privileged)), nil
 }
 
-func unprivileged(h *container.HostConfig) []oci.SpecOpts {
+// privileged has all of the host's devices; those that are named get another path.
+func privileged(h *container.HostConfig) []oci.SpecOpts {
+	o := []oci.SpecOpts{oci.WithAllCurrentCapabilities, oci.WithAllDevicesAllowed, oci.WithHostDevices, oci.WithWriteableSysfs, noMasks}
+	for _, d := range h.Devices {
+		if d.PathInContainer != d.PathOnHost {
+			o = append(o, oci.WithDevices(d.PathOnHost, d.PathInContainer, "rwm"))
+		}
+	}
+	return o
+}
+
+func unprivileged(h *container.HostConfig) ([]oci.SpecOpts, error) {
 	var o []oci.SpecOpts
 	add, drop := caps(h.CapAdd), caps(h.CapDrop)
 	if slices.Contains(drop, "CAP_ALL") {
@@ -281,13 +306,17 @@ func unprivileged(h *container.HostConfig) []oci.SpecOpts {
 	for _, d := range h.Devices {
 		o = append(o, oci.WithDevices(d.PathOnHost, d.PathInContainer, d.CgroupPermissions))
 	}
-	if h.MaskedPaths != nil {
-		o = append(o, oci.WithMaskedPaths(h.MaskedPaths))
+	for _, rule := range h.DeviceCgroupRules {
+		d, err := fields.DeviceRule(rule)
+		if err != nil {
+			return nil, refused("%v", err)
+		}
+		o = append(o, func(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+			s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, d)
+			return nil
+		})
 	}
-	if h.ReadonlyPaths != nil {
-		o = append(o, oci.WithReadonlyPaths(h.ReadonlyPaths))
-	}
-	return o
+	return o, nil
 }
 
 // appArmor gives the profile where the kernel has AppArmor. Where it hasn't, docker
@@ -345,16 +374,7 @@ func caps(names []string) []string {
 func resources(h *container.HostConfig) []oci.SpecOpts {
 	return []oci.SpecOpts{func(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
 		r := s.Linux.Resources
-		if h.Memory > 0 {
-			swap := h.MemorySwap
-			if swap == 0 {
-				swap = 2 * h.Memory // docker's default
-			}
-			r.Memory = &specs.LinuxMemory{Limit: &h.Memory, Swap: &swap, DisableOOMKiller: h.OomKillDisable}
-			if h.MemoryReservation > 0 {
-				r.Memory.Reservation = &h.MemoryReservation
-			}
-		}
+		r.Memory = memory(h)
 		cpu := &specs.LinuxCPU{Cpus: h.CpusetCpus, Mems: h.CpusetMems}
 		if h.CPUShares > 0 {
 			shares := uint64(h.CPUShares)
@@ -385,6 +405,33 @@ func resources(h *container.HostConfig) []oci.SpecOpts {
 		s.Root.Readonly = h.ReadonlyRootfs
 		return nil
 	}}
+}
+
+// memory is nil where nothing is asked for. A limit comes with twice as much for
+// memory and swap together, as docker's does.
+func memory(h *container.HostConfig) *specs.LinuxMemory {
+	m := specs.LinuxMemory{}
+	if h.Memory > 0 {
+		swap := h.MemorySwap
+		if swap == 0 {
+			swap = 2 * h.Memory
+		}
+		m.Limit, m.Swap = &h.Memory, &swap
+	}
+	if h.MemoryReservation > 0 {
+		m.Reservation = &h.MemoryReservation
+	}
+	if p := h.MemorySwappiness; p != nil && *p >= 0 { // -1 is what docker's command sends for none
+		swappiness := uint64(*p)
+		m.Swappiness = &swappiness
+	}
+	if h.OomKillDisable != nil && *h.OomKillDisable {
+		m.DisableOOMKiller = h.OomKillDisable
+	}
+	if m == (specs.LinuxMemory{}) {
+		return nil
+	}
+	return &m
 }
 
 func refused(format string, args ...any) error {

@@ -122,6 +122,24 @@ func TestNamesAndPortsAreTakenOnce(t *testing.T) {
 	}
 }
 
+// A container that has no network of its own publishes nothing, so it keeps no port
+// from those that do.
+func TestPortsOfTheHostsNetworkAreNotHeld(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a")
+	const ports = `"PortBindings":{"80/tcp":[{"HostPort":"8080"}]},"PublishAllPorts":true}`
+	for name, body := range map[string]string{
+		"host": `{"Image":"alpine","ExposedPorts":{"81/tcp":{}},"HostConfig":{"NetworkMode":"host",` + ports + `}`,
+		"none": `{"Image":"alpine","HostConfig":{"NetworkMode":"none",` + ports + `}`, "off": `{"Image":"alpine","NetworkDisabled":true,"HostConfig":{` + ports + `}`,
+		"bridge": `{"Image":"alpine","HostConfig":{` + ports + `}`,
+	} {
+		f.ok(create(name, body))
+		f.ok(start(name))
+		if held := f.store.Snapshot().Task(id(name)).Ports; (len(held) > 0) != (name == "bridge") {
+			t.Errorf("%s holds %v", name, held)
+		}
+	}
+}
+
 // Rule 5: drover's own ports are nobody else's, by name and at once.
 func TestDroversOwnPortsAreNotPublished(t *testing.T) {
 	f := newFleet(t, "10.210.0.0/16", "a", "b")

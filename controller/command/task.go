@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/fields"
 )
 
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
@@ -122,7 +123,7 @@ const maxTakers = 10
 // wantedPorts are the spec's published ports; of a range, the first not held.
 func wantedPorts(r *container.CreateRequest, img *dv1.Image, held []*dv1.Port) ([]*dv1.Port, *dv1.Error) {
 	var out []*dv1.Port
-	if r.HostConfig == nil {
+	if r.HostConfig == nil || !fields.PublishesPorts(r) {
 		return nil, nil
 	}
 	byText := func(a, b network.Port) int { return strings.Compare(a.String(), b.String()) }

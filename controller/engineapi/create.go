@@ -4,21 +4,22 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"regexp"
 	"slices"
 	"strings"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/network"
 
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
-	"github.com/drover/drover/pkg/securityopt"
+	"github.com/drover/drover/pkg/fields"
 )
 
 // Labels with a meaning of ours: where to run (in), where it runs (out).
@@ -46,7 +47,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	body, req, err := decodeCreate(sent)
+	body, req, err := decodeCreate(sent, api(r))
 	if err != nil {
 		return err
 	}
@@ -66,10 +67,14 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if len(merged.Entrypoint)+len(merged.Cmd) == 0 {
 		return refuse(http.StatusBadRequest, "no command specified")
 	}
-	warnings, err := s.feasible(r, req)
+	warnings, err := fields.CheckCreate(req)
 	if err != nil {
 		return err
 	}
+	if err := s.placeable(r, req); err != nil {
+		return err
+	}
+	warnings = append(warnings, imageWarnings(req, &img)...)
 	sum := sha256.Sum256(body)
 	c := &dv1.CreateRun{
 		RunId: random(), TaskIds: [][]byte{random()}, Name: name, NameCandidates: candidates(24), Mode: "one", Contact: s.contact(r),
@@ -84,95 +89,61 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusCreated, container.CreateResponse{ID: hexID(&dv1.Task{Id: res.TaskId}), Warnings: append(append([]string{}, warnings...), res.Warnings...)})
 }
 
-// feasible refuses what this fleet would silently leave out, and warns where a
-// container runs without.
-func (s *server) feasible(r *http.Request, req *container.CreateRequest) (warnings []string, err error) {
+// imageWarnings name what the image asks for and its container runs without.
+func imageWarnings(req *container.CreateRequest, img *dockerspec.DockerOCIImage) (warnings []string) {
+	if v := fields.Uncovered(req, img.Config.Volumes); len(v) > 0 {
+		warnings = append(warnings, fmt.Sprintf("the image's volumes (%s) are not available on this fleet yet: what is written there goes with the container", strings.Join(v, ", ")))
+	}
+	if h := img.Config.Healthcheck; req.Healthcheck == nil && h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
+		warnings = append(warnings, "health checks are not available on this fleet yet")
+	}
+	return warnings
+}
+
+// placeable refuses a bind of a folder that is one node's, if nothing says whose.
+func (s *server) placeable(r *http.Request, req *container.CreateRequest) error {
 	h := req.HostConfig
-	if h == nil {
-		return nil, nil
-	}
-	later := func(what string) error {
-		return refuse(http.StatusNotImplemented, "%s not available on this fleet yet", what)
-	}
-	switch m := string(h.NetworkMode); {
-	case m == "", m == "default", m == "bridge", m == "host", m == "none":
-	case strings.HasPrefix(m, "container:"):
-		return nil, later("sharing another container's network is")
-	default:
-		return nil, refuse(http.StatusBadRequest, "network %s not found", m) // a 404 would have clients pull
-	}
-	switch {
-	case h.RestartPolicy.Name != "" && h.RestartPolicy.Name != container.RestartPolicyDisabled:
-		return nil, later("restart policies are")
-	case h.Init != nil && *h.Init:
-		return nil, later("an init process (--init) is")
-	case len(h.VolumesFrom) > 0:
-		return nil, later("--volumes-from is")
-	case len(h.Links) > 0:
-		return nil, later("links are")
-	case h.UsernsMode != "" && !h.UsernsMode.IsHost():
-		return nil, later("user namespaces are")
-	case h.Runtime != "" && h.Runtime != "runc":
-		return nil, refuse(http.StatusBadRequest, "unknown or invalid runtime name: %s", h.Runtime)
-	case h.LogConfig.Type != "" && h.LogConfig.Type != "json-file" && h.LogConfig.Type != "local":
-		return nil, refuse(http.StatusBadRequest, "logger: no log driver named '%s' is registered", h.LogConfig.Type)
-	}
-	if _, err := securityopt.Parse(h.SecurityOpt); err != nil {
-		return nil, refuse(http.StatusBadRequest, "%v", err)
+	if h == nil || s.contact(r) != "" || req.Labels[labelOn] != "" || r.Header.Get(wire.HeaderOn) != "" {
+		return nil
 	}
 	var sources []string
 	for _, b := range h.Binds {
 		src, _, _ := strings.Cut(b, ":")
-		if !strings.HasPrefix(src, "/") {
-			return nil, later("named volumes are")
-		}
 		sources = append(sources, src)
 	}
 	for _, m := range h.Mounts {
-		switch m.Type {
-		case mount.TypeBind:
+		if m.Type == mount.TypeBind {
 			sources = append(sources, m.Source)
-		case mount.TypeTmpfs:
-		default:
-			return nil, later("mounts of type " + string(m.Type) + " are")
 		}
 	}
 	for _, src := range sources {
-		if s.contact(r) == "" && req.Labels[labelOn] == "" && r.Header.Get(wire.HeaderOn) == "" && command.Pins(src) {
-			return nil, refuse(http.StatusBadRequest, "bind source %s: say which node has it (label %s=node==NAME)", src, labelOn)
+		if command.Pins(src) {
+			return refuse(http.StatusBadRequest, "bind source %s: say which node has it (label %s=node==NAME)", src, labelOn)
 		}
 	}
-	if hc := req.Healthcheck; hc != nil && len(hc.Test) > 0 && hc.Test[0] != "NONE" {
-		warnings = append(warnings, "health checks are not made on this fleet yet")
-	}
-	return warnings, nil
+	return nil
 }
 
 // decodeCreate checks a create body as docker does. The body comes back as it
 // was sent, less the label that we add to what we show: clients that recreate
 // a container from its inspect send it along.
-func decodeCreate(b []byte) ([]byte, *container.CreateRequest, error) {
+func decodeCreate(b []byte, version int) ([]byte, *container.CreateRequest, error) {
 	req := &container.CreateRequest{}
 	if err := decode(b, req); err != nil {
 		return nil, nil, err
+	}
+	var older struct{ MacAddress string }
+	if err := decode(b, &older); err != nil {
+		return nil, nil, err
+	}
+	if older.MacAddress != "" && version < 52 {
+		return nil, nil, refuse(http.StatusNotImplemented, "MacAddress: chosen MAC addresses are not available on this fleet yet")
 	}
 	if req.Config == nil {
 		return nil, nil, refuse(http.StatusBadRequest, "config cannot be empty in order to create a container")
 	}
 	if req.Image == "" {
 		return nil, nil, refuse(http.StatusBadRequest, "invalid reference format: no image specified")
-	}
-	if req.HostConfig != nil {
-		for _, bindings := range req.HostConfig.PortBindings {
-			for _, p := range bindings {
-				if p.HostPort == "" {
-					continue
-				}
-				if _, err := network.ParsePortRange(p.HostPort); err != nil {
-					return nil, nil, refuse(http.StatusBadRequest, "invalid port specification: %q", p.HostPort)
-				}
-			}
-		}
 	}
 	if _, has := req.Labels[labelNode]; !has {
 		return b, req, nil

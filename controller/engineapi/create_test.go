@@ -1,25 +1,49 @@
 package engineapi
 
 import (
-	"net/http"
-	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 )
 
-// Security options are refused before anything is committed: one that was left out
-// silently would be a container less confined than was asked for.
-func TestSecurityOptionsAreKnownOrRefused(t *testing.T) {
-	for opt, words := range map[string]string{
-		"no-new-privileges": "", "seccomp=unconfined": "", `seccomp={"defaultAction":"SCMP_ACT_ALLOW"}`: "", "apparmor=docker-default": "",
-		"nonsense=1": `invalid --security-opt 2: "nonsense=1"`, "nonsense": `invalid --security-opt 1: "nonsense"`, "seccomp=/p.json": "decoding the profile",
+// What an image asks for, and its container runs without, is said at the create.
+func TestImageWarnings(t *testing.T) {
+	img := &dockerspec.DockerOCIImage{}
+	img.Config.Volumes = map[string]struct{}{"/data": {}, "/logs": {}}
+	img.Config.Healthcheck = &dockerspec.HealthcheckConfig{Test: []string{"CMD", "true"}}
+	volumes := func(paths string) string {
+		return "the image's volumes (" + paths + ") are not available on this fleet yet: what is written there goes with the container"
+	}
+	const health = "health checks are not available on this fleet yet"
+	for _, c := range []struct {
+		what string
+		req  container.CreateRequest
+		want []string
+	}{
+		{"nothing", container.CreateRequest{Config: &container.Config{}}, []string{volumes("/data, /logs"), health}},
+		{"a bind at one", container.CreateRequest{Config: &container.Config{}, HostConfig: &container.HostConfig{Binds: []string{"/x:/logs/"}}}, []string{volumes("/data"), health}},
+		{"mounts at both, no check", container.CreateRequest{Config: &container.Config{Healthcheck: &container.HealthConfig{Test: []string{"NONE"}}},
+			HostConfig: &container.HostConfig{Binds: []string{"/x:/data:ro"}, Tmpfs: map[string]string{"/logs": ""}}}, nil},
 	} {
-		r := httptest.NewRequest(http.MethodPost, "/containers/create", nil)
-		_, err := new(server).feasible(r, &container.CreateRequest{Config: &container.Config{}, HostConfig: &container.HostConfig{SecurityOpt: []string{opt}}})
-		if (words == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), words) {
-			t.Errorf("%s: %v, want %q", opt, err, words)
+		if got := imageWarnings(&c.req, img); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.what, got, c.want)
 		}
+	}
+}
+
+// A field that docker knew before is refused too, of the versions that had it.
+func TestAFieldOfOlderVersions(t *testing.T) {
+	const body = `{"Image":"busybox","MacAddress":"02:42:ac:11:00:02"}`
+	if _, _, err := decodeCreate([]byte(body), 44); err == nil || !strings.Contains(err.Error(), "MacAddress") {
+		t.Errorf("an address of its own is refused with %v", err)
+	}
+	if _, _, err := decodeCreate([]byte(body), 52); err != nil {
+		t.Errorf("version 1.52, which ignores it: %v", err)
+	}
+	if _, _, err := decodeCreate([]byte(`{"Image":"busybox","MacAddress":""}`), 44); err != nil {
+		t.Errorf("none: %v", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/fields"
 )
 
 // ErrNoLeader says that a Fleet found no controller that decides. Asking again
@@ -43,9 +44,14 @@ func decided(e *dv1.Error) error {
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	code := http.StatusInternalServerError
 	var e *apiError
+	var f *fields.Error
 	switch {
 	case errors.As(err, &e):
 		code = e.code
+	case errors.As(err, &f):
+		if code = http.StatusBadRequest; f.Unavailable {
+			code = http.StatusNotImplemented
+		}
 	case errors.Is(err, ErrNoLeader):
 		code = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", "1")

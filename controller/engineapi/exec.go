@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/fields"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 )
@@ -53,6 +54,9 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	var o container.ExecCreateRequest
 	body, err := readBody(r, &o)
 	if err != nil {
+		return err
+	}
+	if _, err := fields.ExecCreate.Check(&o); err != nil {
 		return err
 	}
 	if len(o.Cmd) == 0 {
@@ -133,6 +137,9 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	if _, err := readBody(r, &o); err != nil {
 		return err
 	}
+	if _, err := fields.ExecStart.Check(&o); err != nil {
+		return err
+	}
 	id, t, err := s.execTask(w, r)
 	if err != nil {
 		return err
@@ -173,7 +180,14 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	return s.hijack(w, r, stream{tty: st.Options.Tty, stdin: st.Options.AttachStdin, keys: st.Options.DetachKeys, node: t.NodeId, task: hexID(t)},
+	var without []byte
+	if !st.Options.AttachStdout {
+		without = append(without, bulk.FrameStdout)
+	}
+	if !st.Options.AttachStderr {
+		without = append(without, bulk.FrameStderr)
+	}
+	return s.hijack(w, r, stream{tty: st.Options.Tty, stdin: st.Options.AttachStdin, without: without, keys: st.Options.DetachKeys, node: t.NodeId, task: hexID(t)},
 		func(context.Context, string) (*bulk.Conn, error) { return conn, nil })
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 // stream is what hijack must know of the other end.
 type stream struct {
 	tty, stdin bool
+	without    []byte // kinds of frames that its client did not attach to
 	keys       string // that detach, "" for docker's
 	whole      bool   // output begins with its first byte
 	live       bool   // it goes on until the container ends
@@ -126,6 +128,7 @@ func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open 
 		v.fail(err.Error())
 		return
 	}
+	v = selective{v, st.without}
 	in := bulk.NewInput(agent)
 	defer context.AfterFunc(ctx, func() { _ = in.Close() })()
 	var detached atomic.Bool
@@ -287,6 +290,19 @@ type viewer interface {
 	io.Reader  // what is typed
 	end() bool // nothing more comes; says whether the client has everything
 	close()    // ends reading
+}
+
+// selective leaves frames out that its client did not ask for.
+type selective struct {
+	viewer
+	without []byte
+}
+
+func (s selective) frame(kind byte, p []byte) error {
+	if slices.Contains(s.without, kind) {
+		return nil
+	}
+	return s.viewer.frame(kind, p)
 }
 
 // plain is docker's client.

@@ -281,3 +281,25 @@ func TestCallsWaitForAnAgentThatIsRestarted(t *testing.T) {
 		}
 	})
 }
+
+// An exec's output goes to whom it was attached to at its create.
+func TestOnlyWhatWasAttachedIsPassedOn(t *testing.T) {
+	var got bytes.Buffer
+	v := selective{&recorder{out: &got}, []byte{bulk.FrameStderr}}
+	for kind, text := range map[byte]string{bulk.FrameStdout: "out", bulk.FrameStderr: "err"} {
+		if err := v.frame(kind, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got.String() != "out" {
+		t.Errorf("its client read %q", got.String())
+	}
+}
+
+// recorder is a client that keeps what it gets.
+type recorder struct {
+	viewer
+	out *bytes.Buffer
+}
+
+func (r *recorder) frame(_ byte, p []byte) error { _, err := r.out.Write(p); return err }
