@@ -18,8 +18,8 @@ func TestTheSharedAdminOfAnOldFleetGoes(t *testing.T) {
 	all, _ := fleet(t, 3)
 	lead, others := split(t, all)
 	stays, gone := others[0], others[1]
-	shared := all[0].identity(pki.KindUser, sharedAdmin)
-	lead.propose(putIdentity(&dv1.Identity{Uri: shared.Principal.URI, Roles: []string{pki.RoleAdmin}}))
+	shared := all[0].identity(pki.KindUser, "admin")
+	lead.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: shared.Principal.URI, Roles: []string{pki.RoleAdmin}}}}})
 	stays.off()
 	for _, name := range []string{"cert.pem", "key.pem"} { // of an earlier build
 		b, err := os.ReadFile(filepath.Join(shared.Dir, name))

@@ -37,6 +37,7 @@ import (
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
+	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/grant"
@@ -119,13 +120,14 @@ type controller struct {
 	requests *visitors
 	sessions *visitors
 
-	node    atomic.Pointer[consensus.Node] // nil before raft is open
-	serving atomic.Pointer[serving]        // nil before everything is ready
-	ready   chan struct{}                  // closed when serving is set
-	commits gate
-	told    sync.Map // identities whose refusal was logged
-	granted granted
-	believe atomic.Bool // this clock, also far ahead of the state's time
+	node          atomic.Pointer[consensus.Node] // nil before raft is open
+	serving       atomic.Pointer[serving]        // nil before everything is ready
+	ready         chan struct{}                  // closed when serving is set
+	commits       gate
+	told          sync.Map // identities whose refusal was logged
+	granted       granted
+	believe       atomic.Bool   // this clock, also far ahead of the state's time
+	gossipOverlap time.Duration // of vault.KeeperOptions; tests have less
 }
 
 // serving is what answers once the controller is ready.
@@ -259,20 +261,22 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	}})
 	defer way.Close()
 	defer c.start("the way to the leader", way.Run)()
-	key, err := c.unseal(ctx, log.Snapshot, way.Own)
+	v, err := bootstrap.Unseal(ctx, bootstrap.UnsealOptions{DataDir: c.DataDir, RunDir: c.RunDir, Files: c.files,
+		Snapshot: log.Snapshot, Propose: way.Own, Stdout: c.Stdout, Logger: c.Logger})
 	if err != nil {
 		return err
 	}
+	keys := vault.NewKeeper(vault.KeeperOptions{Vault: v, Self: c.files.Principal, Log: node, Logger: c.Logger, Overlap: c.gossipOverlap})
 	fleet := core.New(c.contact)
 	c.relay = &relay.Fleet{Relay: way, Core: fleet}
-	seals := &seals{c: c, log: log, last: key}
-	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: seals.gossip, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
+	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.Client
 	c.commits.open(func() { fleet.Seed(node.Snapshot()); c.granted.seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
 		fleet.Committed(effects, node.Snapshot().Time())
 		c.revocations(effects)
 		c.agents.Committed(effects)
+		keys.Committed(effects)
 		c.removal(effects)
 	}, func(before, after *state.Snapshot) {
 		hub.Restored(after)
@@ -280,16 +284,20 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		missed := between(before, after)
 		c.revocations(missed)
 		c.agents.Committed(missed)
+		keys.Committed(missed)
 		c.removal(missed)
 	})
-	members := newMembers(c, node, way, seals)
-	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, members.run) })()
-	defer c.start("its host's admin", func(ctx context.Context) error { return c.ownAdmin(ctx, way, seals) })()
+	members := newMembers(c, node, way)
+	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, members.run, keys.Run) })()
+	defer c.start("its host's admin", func(ctx context.Context) error {
+		return vault.OwnAdmin(ctx, vault.AdminOptions{Dir: identity.AdminPKI(c.DataDir), Self: c.files.Principal,
+			Snapshot: log.Snapshot, Propose: way.Own, Authority: v.Authority, Logger: c.Logger})
+	})()
 	local := c.api(log, members)
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
-	joins := &joining{c: c, log: log, way: way, seals: seals, said: limit.NewThrottle(time.Minute)}
+	joins := &joining{c: c, log: log, way: way, vault: v, said: limit.NewThrottle(time.Minute)}
 	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()),
 		peers: c.relay.Peers(c.Traces), callers: c.relay.Callers(local, hub.Handler()), joins: joins})
 	close(c.ready)
@@ -337,7 +345,7 @@ func (c *controller) becomeReady(ctx context.Context, node *consensus.Node) erro
 		}
 		snap := node.Snapshot()
 		_, leader := node.Leader()
-		if c.wrap(snap) != nil && (leader != "" && leader != c.files.Principal.ID || waited) {
+		if vault.Wrapped(snap, c.files.Principal.ID) != nil && (leader != "" && leader != c.files.Principal.ID || waited) {
 			return nil
 		}
 		select {

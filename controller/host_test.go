@@ -24,6 +24,7 @@ import (
 
 	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/api/wire"
@@ -35,10 +36,11 @@ import (
 
 // host is one machine's folders and the controller that runs on them.
 type host struct {
-	t      *testing.T
-	data   string
-	rundir string
-	ca     *pki.Authority
+	t       *testing.T
+	data    string
+	rundir  string
+	ca      *pki.Authority
+	overlap time.Duration // of the gossip's keys; 0 is the default
 
 	c      *controller
 	addr   string
@@ -88,7 +90,7 @@ func authority(t *testing.T, data string) *pki.Authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := bootstrap.Unwrap(cmd.GetInit().GetSealed()[1], files.Seal)
+	key, err := vault.Unwrap(cmd.GetInit().GetSealed()[1], files.Seal)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +120,7 @@ func (h *host) up() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	c.gossipOverlap = h.overlap
 	ctx, cancel := context.WithCancel(context.Background())
 	h.c, h.cancel, h.ended = c, cancel, make(chan error, 1)
 	go func() { h.ended <- c.run(ctx) }()

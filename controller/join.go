@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/identity"
@@ -31,7 +32,7 @@ type joining struct {
 	c     *controller
 	log   *tracedLog
 	way   *relay.Relay
-	seals *seals
+	vault *vault.Vault
 	said  *limit.Throttle // of refusals that are logged
 }
 
@@ -111,11 +112,7 @@ func (j *joining) admit(ctx context.Context, req *join.Request) (*join.Answer, e
 			return nil, &refusal{http.StatusBadRequest, "reading the sealing key: " + err.Error()}
 		}
 		wrapped = func() error {
-			key, err := j.seals.key(j.log.Snapshot())
-			if err != nil {
-				return err
-			}
-			wrap, err := key.WrapFor(command.WrapName(key.ID, id), pub)
+			wrap, err := j.vault.WrapFor(id, pub)
 			cmd.Sealed = []*dv1.Sealed{wrap}
 			return err
 		}
@@ -170,7 +167,7 @@ func fingerprint(req *join.Request) ([]byte, error) {
 
 // sign makes the certificates of what was decided, not of what was asked for.
 func (j *joining) sign(cluster, id string, req *join.Request) (*join.Answer, error) {
-	ca, err := j.seals.authority()
+	ca, err := j.vault.Authority()
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
@@ -27,15 +25,13 @@ type members struct {
 	c        *controller
 	node     *consensus.Node
 	way      *relay.Relay
-	seals    *seals
 	compared time.Time // when this leader last compared its clock
-	since    time.Time // when this leader saw first that the gossip has a key too many
 
 	removing chan struct{} // holds one token: removals are judged one after the other
 }
 
-func newMembers(c *controller, node *consensus.Node, way *relay.Relay, seals *seals) *members {
-	m := &members{c: c, node: node, way: way, seals: seals, removing: make(chan struct{}, 1)}
+func newMembers(c *controller, node *consensus.Node, way *relay.Relay) *members {
+	m := &members{c: c, node: node, way: way, removing: make(chan struct{}, 1)}
 	m.removing <- struct{}{}
 	return m
 }
@@ -48,12 +44,12 @@ const (
 
 // run is one term of this member's leadership, which ends with ctx.
 func (m *members) run(ctx context.Context) error {
-	m.since, m.compared = time.Time{}, time.Time{}
+	m.compared = time.Time{}
 	m.c.believe.Store(false)
 	t := time.NewTicker(memberEvery)
 	defer t.Stop()
 	for {
-		if err := errors.Join(m.clock(ctx), m.keys(ctx), m.admins(ctx), m.step(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(m.clock(ctx), m.step(ctx)); err != nil && ctx.Err() == nil {
 			m.c.Logger.Warn("the members of the quorum are not yet as they should be", "err", err)
 		}
 		select {
@@ -192,103 +188,6 @@ func (m *members) status(ctx context.Context, id, addr string) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	return m.way.Status(ctx, id, addr)
-}
-
-// keys sees to what is sealed. A new value waits for a new data key that is due.
-func (m *members) keys(ctx context.Context) error {
-	if err := m.dataKey(ctx); err != nil {
-		return err
-	}
-	return m.gossipKey(ctx)
-}
-
-// dataKey replaces a data key that a removed controller knows. It is one entry: a
-// leader that ends before it left everything as it was, for the next one.
-func (m *members) dataKey(ctx context.Context) error {
-	snap := m.node.Snapshot()
-	if !exposed(snap) {
-		return nil
-	}
-	c, err := m.seals.rotation(snap)
-	if err != nil {
-		return fmt.Errorf("making a new data key: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, memberWait)
-	defer cancel()
-	res, err := m.node.Propose(ctx, &dv1.Command{Principal: m.c.files.Principal.URI, Of: &dv1.Command_RotateDataKey{RotateDataKey: c}})
-	if err == nil && res.GetError() != nil && res.Error.Kind != dv1.Error_STALE_KEY { // else again, from what there is now
-		err = errors.New(res.Error.Message)
-	}
-	if err != nil {
-		return fmt.Errorf("replacing the data key: %w", err)
-	}
-	if res.GetError() != nil {
-		return nil
-	}
-	m.c.Logger.Info("the data key was replaced, for a controller that knew it was removed")
-	if r := snap.Sealed(command.RecoveryName); r != nil && len(r.Recipient) == 0 {
-		m.c.Logger.Warn("the recovery key opens nothing that is sealed from now on: it was made before drover kept its public half")
-	}
-	return nil
-}
-
-// gossipOverlap is how long the gossip's last key is still understood: agents with
-// a session have the new one at once, the others when they come back.
-var gossipOverlap = 10 * time.Second
-
-// gossipKey makes the gossip's first key, and another when somebody was removed who
-// knows it; the old one goes after a moment.
-func (m *members) gossipKey(ctx context.Context) error {
-	snap := m.node.Snapshot()
-	want := gossipName(snap)
-	ctx, cancel := context.WithTimeout(ctx, memberWait)
-	defer cancel()
-	if snap.Sealed(want) == nil {
-		b := make([]byte, 32)
-		if _, err := rand.Read(b); err != nil {
-			return err
-		}
-		key, err := m.seals.key(snap)
-		if err != nil {
-			return err
-		}
-		s, err := key.Seal(want, b)
-		if err != nil {
-			return err
-		}
-		m.since = time.Time{}
-		return m.putSealed(ctx, s)
-	}
-	var old []string
-	for _, name := range gossipNames(snap) {
-		if name != want {
-			old = append(old, name)
-		}
-	}
-	switch {
-	case len(old) == 0:
-		m.since = time.Time{}
-	case m.since.IsZero():
-		m.since = time.Now()
-	case time.Since(m.since) >= gossipOverlap:
-		for _, name := range old {
-			if err := m.putSealed(ctx, &dv1.Sealed{Name: name}); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (m *members) putSealed(ctx context.Context, s *dv1.Sealed) error {
-	r, err := m.node.Propose(ctx, &dv1.Command{Principal: m.c.files.Principal.URI, Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
-	if err == nil && r.GetError() != nil {
-		err = errors.New(r.Error.Message)
-	}
-	if err != nil {
-		return fmt.Errorf("committing %s: %w", s.Name, err)
-	}
-	return nil
 }
 
 // memberList is the controllers, as this one knows raft's configuration.

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/drover/drover/controller/access/accesstest"
-	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
@@ -35,7 +35,7 @@ func TestARemovedControllersHostKnowsNothingThatCounts(t *testing.T) {
 		t.Fatalf("an admin of another host: %v", r)
 	}
 	before, left := lead.dataKey(), gone.c.files.Principal.ID
-	recovery := lead.c.node.Load().Snapshot().Sealed(bootstrap.RecoveryName)
+	recovery := lead.c.node.Load().Snapshot().Sealed(command.RecoveryName)
 	lead.propose(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: left}}})
 	if r := lead.remote(admin, "/containers/json"); r.code != 403 || !strings.Contains(r.body, "revoked") {
 		t.Errorf("the admin's identity of a removed controller's host: %v", r)
@@ -49,11 +49,11 @@ func TestARemovedControllersHostKnowsNothingThatCounts(t *testing.T) {
 		if s.DataKey != snap.Sealed(command.AuthorityName).DataKey || strings.HasSuffix(s.Name, left) {
 			t.Errorf("%s is still there with data key %s", s.Name, s.DataKey)
 		}
-		if _, err := bootstrap.Unwrap(s, ctl.Seal); err == nil {
+		if _, err := vault.Unwrap(s, ctl.Seal); err == nil {
 			t.Errorf("the removed controller's key opens %s", s.Name)
 		}
 	}
-	if r := snap.Sealed(bootstrap.RecoveryName); r == nil || string(r.Blob) == string(recovery.Blob) || string(r.Recipient) != string(recovery.Recipient) {
+	if r := snap.Sealed(command.RecoveryName); r == nil || string(r.Blob) == string(recovery.Blob) || string(r.Recipient) != string(recovery.Recipient) {
 		t.Errorf("the recovery key has %v", r)
 	}
 	// Whoever stays goes on signing; restarts, too, find their key.
@@ -101,14 +101,14 @@ func TestAJoinMeetsANewDataKey(t *testing.T) {
 	h := newHost(t)
 	h.up()
 	snap := h.c.node.Load().Snapshot()
-	key, err := bootstrap.Unwrap(h.c.wrap(snap), h.c.files.Seal)
+	key, err := vault.Unwrap(vault.Wrapped(snap, h.id()), h.c.files.Seal)
 	if err != nil {
 		t.Fatal(err)
 	}
 	to := map[string][]byte{h.id(): snap.Identity(pki.URI(h.cluster(), pki.KindController, h.id())).SealPublic}
 	until(t, "all that a first leader seals", func() bool {
 		snap = h.c.node.Load().Snapshot()
-		return snap.Sealed(gossipName(snap)) != nil && snap.Sealed(bootstrap.RecoveryName) != nil
+		return snap.Sealed("gossip-key/00000001") != nil && snap.Sealed(command.RecoveryName) != nil
 	})
 	rotate, err := key.Rotate(snap.SealedAll(), to)
 	if err != nil {

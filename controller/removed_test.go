@@ -220,7 +220,7 @@ func TestAControllerWithoutALeaderVouchesForNobody(t *testing.T) {
 func TestRemovalsOfControllersAreJudgedOneAfterTheOther(t *testing.T) {
 	h := newHost(t)
 	h.up()
-	m := newMembers(h.c, h.c.node.Load(), h.c.relay.Relay, nil)
+	m := newMembers(h.c, h.c.node.Load(), h.c.relay.Relay)
 	first := make(chan error)
 	begun, end := make(chan struct{}), make(chan struct{})
 	go func() { first <- m.remove(t.Context(), "one", func() { close(begun); <-end }) }()

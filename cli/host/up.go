@@ -23,7 +23,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/drover/drover/agent"
-	"github.com/drover/drover/controller"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/pkg/api/wire"
@@ -141,7 +140,7 @@ func tailOf(path string, from int64) string {
 // tell says how to go on, and shows the recovery key, once.
 func tell(w io.Writer, c *config.Config) {
 	_, _ = fmt.Fprintf(w, "drover is up on %s (%s)\n", c.NodeName, c.Advertise)
-	key := controller.RecoveryKeyFile(c.RunDir)
+	key := bootstrap.RecoveryKeyFile(c.RunDir)
 	if b, err := os.ReadFile(key); err == nil {
 		_, _ = fmt.Fprintf(w, "\nRecovery key of this fleet, shown once; keep it where no host is:\n  %s\n", strings.TrimSpace(string(b)))
 		if err := os.Remove(key); err != nil {

@@ -1,15 +1,17 @@
 // Package bootstrap makes a cluster's first identities, in an order in which a
-// crash at any point loses nothing. Committing what it made is the controller's.
+// crash at any point loses nothing, and commits them once the log is open.
 //
 // The order: everything is made in a scratch folder and fsynced; one rename to
 // "bootstrap" decides that this cluster exists; the parts are copied to where
 // they live, repeatably; the controller bootstraps raft and proposes Init, keyed
-// by the cluster id; only then the folder goes (Done).
+// by the cluster id; only then the folder goes (Unseal).
 package bootstrap
 
 import (
+	"crypto"
 	"crypto/hpke"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/identity"
@@ -94,8 +97,8 @@ func Pending(dataDir string) (*dv1.Command, error) {
 	return c, nil
 }
 
-// Done removes the scratch after Init was committed.
-func Done(dataDir string) error {
+// done removes the scratch after Init was committed.
+func done(dataDir string) error {
 	if err := os.RemoveAll(identity.BootstrapDir(dataDir)); err != nil {
 		return fmt.Errorf("removing the bootstrap's scratch: %w", err)
 	}
@@ -172,7 +175,7 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 	if err != nil {
 		return nil, err
 	}
-	dk, err := NewDataKey()
+	dk, err := vault.NewDataKey()
 	if err != nil {
 		return nil, err
 	}
@@ -231,6 +234,14 @@ func copyFile(from, to string) error {
 		return fmt.Errorf("installing identities: %w", err)
 	}
 	return durable.WriteFile(to, b, 0o600)
+}
+
+func marshalKey(k crypto.Signer) ([]byte, error) {
+	b, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the authority's key: %w", err)
+	}
+	return b, nil
 }
 
 func exists(path string) bool { _, err := os.Lstat(path); return err == nil }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover/drover/controller/vault"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 )
@@ -36,7 +37,7 @@ func TestUpMakesIdentitiesThatBelongTogether(t *testing.T) {
 	if err != nil || cmd == nil {
 		t.Fatalf("Pending: %v %v", cmd, err)
 	}
-	dk, err := Unwrap(cmd.GetInit().GetSealed()[1], ctl.Seal)
+	dk, err := vault.Unwrap(cmd.GetInit().GetSealed()[1], ctl.Seal)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func TestUpResumesAfterACrash(t *testing.T) {
 			t.Fatalf("identity changed after losing %s: %s (%v)", lost, got, err)
 		}
 	}
-	if err := Done(dir); err != nil {
+	if err := done(dir); err != nil {
 		t.Fatal(err)
 	}
 	if created, err := Up(options(dir)); err != nil || created {

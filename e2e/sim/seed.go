@@ -18,6 +18,7 @@ import (
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
+	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
@@ -160,7 +161,7 @@ func authority(dataDir string) (*pki.Authority, error) {
 		return nil, err
 	}
 	sealed := init.GetInit().GetSealed()
-	key, err := bootstrap.Unwrap(sealed[1], files.Seal)
+	key, err := vault.Unwrap(sealed[1], files.Seal)
 	if err != nil {
 		return nil, err
 	}

@@ -1,13 +1,11 @@
-package bootstrap
+package vault
 
 import (
 	"context"
-	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hpke"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/base32"
 	"fmt"
 	"iter"
@@ -100,11 +98,11 @@ func (d *DataKey) Rotate(all iter.Seq[*dv1.Sealed], controllers map[string][]byt
 	for old := range all {
 		switch {
 		case strings.HasPrefix(old.Name, command.WrapPrefix):
-		case old.Name == RecoveryName:
+		case old.Name == command.RecoveryName:
 			if len(old.Recipient) == 0 {
 				continue // of before recipients were kept
 			}
-			if err := wrap(RecoveryName, old.Recipient); err != nil {
+			if err := wrap(command.RecoveryName, old.Recipient); err != nil {
 				return nil, err
 			}
 		default:
@@ -135,18 +133,15 @@ func Unwrap(s *dv1.Sealed, rawKey []byte) (*DataKey, error) {
 	return &DataKey{ID: s.GetDataKey(), key: k}, nil
 }
 
-// RecoveryName is where the data key's recovery wrap is in raft.
-const RecoveryName = command.RecoveryName
-
-// Recovery makes the operator's recovery key, commits the data key wrapped for
-// it, and only then gives the key as text, to be shown once. A crash in between
+// NewRecoveryKey makes the operator's recovery key, commits the data key wrapped for
+// it, and only then returns the key as text, to be shown once. A crash in between
 // loses a key that nobody saw; doing it again replaces the wrap.
-func Recovery(ctx context.Context, d *DataKey, propose func(context.Context, *dv1.Command) (*dv1.CommandResult, error)) (string, error) {
+func NewRecoveryKey(ctx context.Context, d *DataKey, propose func(context.Context, *dv1.Command) (*dv1.CommandResult, error)) (string, error) {
 	sk, err := pki.SealingKEM().GenerateKey()
 	if err != nil {
 		return "", fmt.Errorf("making the recovery key: %w", err)
 	}
-	s, err := d.WrapFor(RecoveryName, sk.PublicKey())
+	s, err := d.WrapFor(command.RecoveryName, sk.PublicKey())
 	if err != nil {
 		return "", err
 	}
@@ -174,12 +169,4 @@ func (d *DataKey) gcm() (cipher.AEAD, error) {
 		return nil, fmt.Errorf("using data key %s: %w", d.ID, err)
 	}
 	return g, nil
-}
-
-func marshalKey(k crypto.Signer) ([]byte, error) {
-	b, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		return nil, fmt.Errorf("encoding the authority's key: %w", err)
-	}
-	return b, nil
 }

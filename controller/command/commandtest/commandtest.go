@@ -1,0 +1,70 @@
+// Package commandtest keeps a state on which commands are decided and applied as the
+// log would, without raft, for tests of those who propose.
+package commandtest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Log is a log of one member that always leads. Safe for concurrent use.
+type Log struct {
+	store *state.Store
+
+	mu     sync.Mutex // guards what follows; one command is decided at a time
+	index  uint64
+	before func(*dv1.Command) error
+	after  func([]*dv1.Effect)
+}
+
+// NewLog returns an empty log: its first command is an Init.
+func NewLog() *Log { return &Log{store: state.NewStore()} }
+
+// Before has f called before each command is decided. Its error is Propose's.
+func (l *Log) Before(f func(*dv1.Command) error) { l.mu.Lock(); defer l.mu.Unlock(); l.before = f }
+
+// OnCommit has f called with the effects of each entry, once the state shows them.
+func (l *Log) OnCommit(f func([]*dv1.Effect)) { l.mu.Lock(); defer l.mu.Unlock(); l.after = f }
+
+// Snapshot is the newest state.
+func (l *Log) Snapshot() *state.Snapshot { return l.store.Snapshot() }
+
+// Propose decides a command at the time of its entry, and applies what it does.
+func (l *Log) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if l.before != nil {
+		if err := l.before(c); err != nil {
+			return nil, err
+		}
+	}
+	s := l.store.Snapshot()
+	now := max(s.Time(), int64(l.index)+1)
+	effects, res := command.Decide(state.NewTxn(s), c, now)
+	if res.Error != nil {
+		return res, nil
+	}
+	e := &dv1.Entry{Format: state.Format, Type: state.EntryEffects, Base: s.Index(), Time: now, Effects: effects}
+	b, err := proto.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("encoding an entry: %w", err)
+	}
+	l.index++
+	if _, err := l.store.Apply(l.index, b); err != nil {
+		return nil, fmt.Errorf("applying %T: %w", c.Of, err)
+	}
+	if l.after != nil {
+		l.after(effects)
+	}
+	return res, nil
+}
