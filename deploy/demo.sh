@@ -14,6 +14,8 @@ HOST_A=$NET.11
 HOSTS=(a b c d)
 addr() { case $1 in a) echo "$NET.11" ;; b) echo "$NET.12" ;; c) echo "$NET.13" ;; d) echo "$NET.14" ;; esac; }
 SOCK=$DIR/a/run/drover.sock
+BOLD='' PLAIN=''
+[ -t 1 ] && BOLD=$'\033[1m' PLAIN=$'\033[0m'
 
 fail() { echo "demo: $*" >&2; exit 1; }
 inns() { nsenter --net=/var/run/netns/"$1" -- "${@:2}"; }
@@ -75,13 +77,13 @@ join() { # name, token create's flags…: a further host
   local name=$1 token; shift
   configure "$name" "$(addr "$name")"
   token=$(drover token create -q "$@") || fail "no token"
-  printf '\n\033[1m$ drover join %s --token $TOKEN\033[0m   (on host %s, as %s)\n' "$HOST_A" "$name" "$*"
+  printf '\n%s$ drover join %s --token $TOKEN%s   (on host %s, as %s)\n' "$BOLD" "$HOST_A" "$PLAIN" "$name" "$*"
   inns "dvdemo-$name" "$BIN" join "$HOST_A" --token "$token" --detach --config "$DIR/$name/config.yaml" || fail "host $name could not join"
 }
 
 on() { # host, command…: as typed on that host
   local h=$1; shift
-  printf '\n\033[1m%s$ %s\033[0m\n' "$h" "$*"
+  printf '\n%s%s$ %s%s\n' "$BOLD" "$h" "$*" "$PLAIN"
   DROVER_HOST=unix://$DIR/$h/run/drover.sock nsenter --net=/var/run/netns/"dvdemo-$h" -- bash -c "$*"
   local rc=$?
   [ $rc = 0 ] || printf '(exit code %d)\n' $rc
@@ -131,7 +133,7 @@ fleet() {
 }
 
 show() { # command…: shows it and its output as a user sees them
-  printf '\n\033[1m$ %s\033[0m\n' "$*"
+  printf '\n%s$ %s%s\n' "$BOLD" "$*" "$PLAIN"
   eval "$@"
   local rc=$?
   [ $rc = 0 ] || printf '(exit code %d)\n' $rc
@@ -139,7 +141,7 @@ show() { # command…: shows it and its output as a user sees them
 
 terminal() { # what is typed; command…: runs it on a terminal of its own
   local typed=$1; shift
-  printf '\n\033[1m$ %s\033[0m   (on a terminal, typing: %s)\n' "$*" "${typed//$'\n'/ ⏎ }"
+  printf '\n%s$ %s%s   (on a terminal, typing: %s)\n' "$BOLD" "$*" "$PLAIN" "${typed//$'\n'/ ⏎ }"
   { sleep 1; while IFS= read -r line; do printf '%s\n' "$line"; sleep 0.4; done <<<"$typed"; } |
     script -qec "$*" /dev/null
   local rc=$?

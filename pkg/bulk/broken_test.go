@@ -11,6 +11,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/pkg/testenv"
 )
 
 // deaf has the kernel drop whatever comes in for c, as a link that is down does.
@@ -46,6 +48,7 @@ func (k *keeping) Accept() (net.Conn, error) {
 // Both ends find out by themselves that the link between them is down: one that
 // only waits for output, one that writes it, and who comes next dials anew.
 func TestALinkThatIsDownEndsItsStreams(t *testing.T) {
+	testenv.Root(t) // it has the kernel drop what comes in
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
