@@ -31,9 +31,9 @@ import (
 	"github.com/drover/drover/controller/agents"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/consensus"
-	"github.com/drover/drover/controller/core"
 	"github.com/drover/drover/controller/dispatch"
 	"github.com/drover/drover/controller/engineapi"
+	views "github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
@@ -97,8 +97,6 @@ func (c *Config) validate() error {
 	}
 	return nil
 }
-
-var _ engineapi.Fleet = (*core.Core)(nil)
 
 type controller struct {
 	Config
@@ -267,20 +265,20 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		return err
 	}
 	keys := vault.NewKeeper(vault.KeeperOptions{Vault: v, Self: c.files.Principal, Log: node, Logger: c.Logger, Overlap: c.gossipOverlap})
-	fleet := core.New(c.contact)
-	c.relay = &relay.Fleet{Relay: way, Core: fleet}
-	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: fleet.Status, OnEvent: fleet.Happened, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
-	fleet.Log, fleet.Hub, fleet.Dial = log, hub, c.agents.Client
-	c.commits.open(func() { fleet.Seed(node.Snapshot()); c.granted.seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
+	var local *views.Local // which the hub tells of what it hears while this controller leads: after it is made
+	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
+	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
+	c.relay = &relay.Fleet{Relay: way, Local: local}
+	c.commits.open(func() { local.Seed(node.Snapshot()); c.granted.seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
-		fleet.Committed(effects, node.Snapshot().Time())
+		local.Committed(effects, node.Snapshot().Time())
 		c.revocations(effects)
 		c.agents.Committed(effects)
 		keys.Committed(effects)
 		c.removal(effects)
 	}, func(before, after *state.Snapshot) {
 		hub.Restored(after)
-		fleet.Seed(after)
+		local.Seed(after)
 		missed := between(before, after)
 		c.revocations(missed)
 		c.agents.Committed(missed)
@@ -293,13 +291,13 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		return vault.OwnAdmin(ctx, vault.AdminOptions{Dir: identity.AdminPKI(c.DataDir), Self: c.files.Principal,
 			Snapshot: log.Snapshot, Propose: way.Own, Authority: v.Authority, Logger: c.Logger})
 	})()
-	local := c.api(log, members)
+	apis := c.api(log, members)
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
 	joins := &joining{c: c, log: log, way: way, vault: v, said: limit.NewThrottle(time.Minute)}
-	c.serving.Store(&serving{api: c.relay.API(local), sessions: c.relay.Sessions(hub.Handler()),
-		peers: c.relay.Peers(c.Traces), callers: c.relay.Callers(local, hub.Handler()), joins: joins})
+	c.serving.Store(&serving{api: c.relay.API(apis), sessions: c.relay.Sessions(hub.Handler()),
+		peers: c.relay.Peers(c.Traces), callers: c.relay.Callers(apis, hub.Handler()), joins: joins})
 	close(c.ready)
 	c.Logger.Info("controller is ready", "addr", c.port.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())
 	c.OnReady(c.port.Addr())

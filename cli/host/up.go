@@ -24,7 +24,7 @@ import (
 
 	"github.com/drover/drover/agent"
 	"github.com/drover/drover/controller/bootstrap"
-	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/config"
 	"github.com/drover/drover/pkg/durable"
@@ -203,7 +203,7 @@ func ready(ctx context.Context, c *config.Config) error {
 	code, header, i, ierr := info(ctx, c)
 	switch {
 	case ierr == nil && header.Get(wire.HeaderStale) != "":
-		return fmt.Errorf("%w: %w", errElsewhere, engineapi.ErrNoLeader)
+		return fmt.Errorf("%w: %w", errElsewhere, fleet.ErrNoLeader)
 	case err != nil && ierr == nil && code == http.StatusServiceUnavailable:
 		// A log without a snapshot is read with a leader only.
 		return fmt.Errorf("%w: %w", errElsewhere, err)

@@ -1,6 +1,6 @@
 // Package dispatch keeps the sessions of agents: it tells them what was
 // committed, keeps what they observe, and has the log keep what must last.
-// Deciding is left to consensus, the user's view of it all to controller/core.
+// Deciding is left to consensus, the user's view of it all to controller/fleet.
 package dispatch
 
 import (

@@ -59,7 +59,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 		q.Set("logs", "1") // all there will be; an attach that arrives late must lose nothing
 	}
 	at := r.Header.Get(wire.HeaderFrom) // of a stream that broke, which waits for its node
-	if since, is := s.silent(t.NodeId); is && at == "" {
+	if since, is := s.silent(r.Context(), t.NodeId); is && at == "" {
 		return refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", t.NodeId, since)
 	}
 	open := func(ctx context.Context, from string) (*bulk.Conn, error) {
@@ -78,7 +78,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 
 // upgrade opens a stream with a node.
 func (s *server) upgrade(ctx context.Context, node, path string) (*bulk.Conn, error) {
-	if since, is := s.silent(node); is {
+	if since, is := s.silent(ctx, node); is {
 		return nil, refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", node, since)
 	}
 	c, err := s.Fleet.Agent(node)

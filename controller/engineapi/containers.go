@@ -5,17 +5,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
-
-	"github.com/moby/moby/api/types/container"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -78,7 +73,7 @@ func (s *server) start(w http.ResponseWriter, r *http.Request) error {
 func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Snapshot, t *dv1.Task, attempt int32, verb string) error {
 	// One that was asked for before may have begun: then nobody is waited for.
 	if t.Attempt < attempt || t.Started == 0 && t.Exit.GetAttempt() < attempt && t.Failed == "" {
-		if err := s.answering(snap, t, verb); err != nil {
+		if err := s.answering(r.Context(), snap, t, verb); err != nil {
 			return err
 		}
 	}
@@ -96,7 +91,7 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Sna
 	if err != nil {
 		return fmt.Errorf("waiting for container %s: %w", t.Name, err)
 	}
-	if st := s.Fleet.Observed(hexID(t)); why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
+	if st := s.status(r.Context(), t); why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
 		why = st.Why // an auto-removed task may be gone before it was seen failed
 	}
 	if why != "" {
@@ -112,8 +107,8 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Sna
 	return nil
 }
 
-func (s *server) answering(snap *state.Snapshot, t *dv1.Task, verb string) error {
-	if since, is := s.silent(t.NodeId); is {
+func (s *server) answering(ctx context.Context, snap *state.Snapshot, t *dv1.Task, verb string) error {
+	if since, is := s.silent(ctx, t.NodeId); is {
 		node := t.NodeId
 		if n := snap.Node(node); n != nil {
 			node = n.Name
@@ -152,7 +147,7 @@ func (s *server) stop(w http.ResponseWriter, r *http.Request) error {
 	if !res.Changed {
 		return &apiError{http.StatusNotModified, ""}
 	}
-	if err := s.answering(snap, t, "stop"); err != nil {
+	if err := s.answering(r.Context(), snap, t, "stop"); err != nil {
 		return err
 	}
 	if err := s.ended(r, t, max(res.Attempt, t.Attempt)); err != nil {
@@ -233,7 +228,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 			s.Logger.Warn("recording a kill by hand", "task", hexID(t), "error", err)
 		}
 	}
-	if deadly && !s.Fleet.Leaderless() {
+	if known, _ := s.Fleet.Leader(); deadly && known {
 		if err := s.ended(r, t, t.Attempt); err != nil {
 			return err
 		}
@@ -290,159 +285,6 @@ func ended(snap *state.Snapshot, ref string) *dv1.Task {
 	return nil
 }
 
-// Times of a wait without a leader: after the first a node is asked itself, and
-// after the second its word is enough.
-const (
-	leaderless  = time.Second
-	uncommitted = 2 * time.Second
-)
-
-// unrecorded is said where a node's word is all there is.
-const unrecorded = "the controllers have no leader: the exit code is the node's own, and is recorded later"
-
-// warned is a wait's answer with a word for our own client.
-type warned struct {
-	container.WaitResponse
-	Warning string
-}
-
-// wait sends its header at once, because clients start only after they have it.
-func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
-	snap, t, err := s.task(w, r)
-	if err != nil {
-		if snap == nil {
-			return err
-		}
-		if t = ended(snap, r.PathValue("id")); t == nil {
-			return err
-		}
-	}
-	cond := container.WaitCondition(r.URL.Query().Get("condition"))
-	switch cond {
-	case "":
-		cond = container.WaitConditionNotRunning
-	case container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
-	default:
-		return refuse(http.StatusBadRequest, "invalid condition: %q", cond)
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusOK)
-	_ = http.NewResponseController(w).Flush()
-	if after, err := strconv.ParseUint(r.Header.Get(wire.HeaderAfter), 10, 64); err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
-		cond = container.WaitConditionNotRunning // the exit that was waited for has been
-	}
-	before, last, failed, attempt := t.Exit.GetAttempt(), t.Exit, "", t.Attempt
-	var mu sync.Mutex // guards attempt
-	alone, direct := s.alone(r, t, func() int32 { mu.Lock(); defer mu.Unlock(); return attempt })
-	err = s.Fleet.WaitTask(alone, hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
-		if e := st.GetExit(); e != nil && e.Attempt >= last.GetAttempt() {
-			last = e
-		}
-		if t == nil {
-			return true
-		}
-		mu.Lock()
-		attempt = t.Attempt
-		mu.Unlock()
-		if t.Exit != nil && t.Exit.Attempt >= last.GetAttempt() {
-			last = t.Exit
-		}
-		failed = t.Failed
-		switch cond {
-		case container.WaitConditionRemoved:
-			return false
-		case container.WaitConditionNextExit:
-			return t.Exit.GetAttempt() > before || failed != "" && t.Attempt > before
-		}
-		return t.Exit.GetAttempt() >= t.Attempt || failed != "" || t.Desired == dv1.Desired_CREATED
-	})
-	if x := direct(); x != nil && err != nil && r.Context().Err() == nil {
-		return encode(w, warned{container.WaitResponse{StatusCode: int64(x.Code)}, unrecorded})
-	}
-	if st := s.Fleet.Observed(hexID(t)); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
-		last = st.Exit
-	} else if failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > last.GetAttempt() {
-		failed = st.Why // of a task that was removed with its failed start
-	}
-	res := container.WaitResponse{StatusCode: int64(last.GetCode())}
-	switch {
-	case err != nil:
-		res.Error = &container.WaitExitError{Message: err.Error()}
-	case last == nil && failed == "" && cond != container.WaitConditionNotRunning:
-		res = container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: "the container is gone, and how it ended is not known here"}}
-	case failed != "" && last.GetAttempt() <= before:
-		res.StatusCode = int64(failedCode(failed))
-	}
-	return encode(w, res)
-}
-
-// alone ends its context once the task's node told of an exit that no leader
-// recorded within its time. exit gives it, and ends the asking.
-func (s *server) alone(r *http.Request, t *dv1.Task, attempt func() int32) (ctx context.Context, exit func() *dv1.Exit) {
-	ctx, cancel := context.WithCancel(r.Context())
-	asking, stop := context.WithCancel(r.Context())
-	var x *dv1.Exit
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		var since time.Time
-		for asking.Err() == nil {
-			select {
-			case <-asking.Done():
-				return
-			case <-time.After(leaderless / 4):
-			}
-			if !s.Fleet.Leaderless() {
-				since = time.Time{}
-				continue
-			}
-			if since.IsZero() {
-				since = time.Now()
-			}
-			if time.Since(since) < leaderless || attempt() == 0 {
-				continue
-			}
-			if e := s.askExit(asking, t, attempt()); e != nil {
-				select {
-				case <-asking.Done():
-				case <-time.After(uncommitted):
-					if s.Fleet.Leaderless() {
-						x = e
-						cancel()
-						return
-					}
-				}
-			}
-		}
-	}()
-	return ctx, func() *dv1.Exit { stop(); <-done; cancel(); return x }
-}
-
-// askExit waits for the node's own record of an attempt's end, a while.
-func (s *server) askExit(ctx context.Context, t *dv1.Task, attempt int32) *dv1.Exit {
-	c, err := s.Fleet.Agent(t.NodeId)
-	if err != nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://agent/v1/tasks/%s/wait?attempt=%d", hexID(t), attempt), nil)
-	if err != nil {
-		return nil
-	}
-	resp, err := c.Do(req)
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	x := &dv1.Exit{}
-	if err != nil || resp.StatusCode != http.StatusOK || protojson.Unmarshal(b, x) != nil {
-		return nil
-	}
-	return x
-}
-
 // restartWithin is how long an agent is waited for whose host refuses connections:
 // it is being restarted.
 const restartWithin = 2 * time.Second
@@ -463,7 +305,7 @@ func (s *server) agent(r *http.Request, node, method, path string, body []byte) 
 }
 
 func (s *server) call(r *http.Request, node, method, path string, body []byte) (*http.Response, error) {
-	if since, is := s.silent(node); is {
+	if since, is := s.silent(r.Context(), node); is {
 		return nil, refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", node, since)
 	}
 	c, err := s.Fleet.Agent(node)

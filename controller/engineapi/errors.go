@@ -12,17 +12,11 @@ import (
 
 	"github.com/moby/moby/api/types/common"
 
+	"github.com/drover/drover/controller/fleet"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/fields"
 )
-
-// ErrNoLeader says that a Fleet found no controller that decides. Asking again
-// later, with the same key, does no harm.
-var ErrNoLeader = errors.New("the controllers have no leader: a majority of them must reach each other")
-
-// ErrUndecided goes with ErrNoLeader where a leader was asked that is no more.
-var ErrUndecided = errors.New("whether this was done is not known: the last leader was lost meanwhile")
 
 // apiError is an answer with a status of its own.
 type apiError struct {
@@ -52,10 +46,10 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		if code = http.StatusBadRequest; f.Unavailable {
 			code = http.StatusNotImplemented
 		}
-	case errors.Is(err, ErrNoLeader):
+	case errors.Is(err, fleet.ErrNoLeader):
 		code = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", "1")
-		if errors.Is(err, ErrUndecided) {
+		if errors.Is(err, fleet.ErrUndecided) {
 			w.Header().Set(wire.HeaderUndecided, "1")
 		}
 	case r.Context().Err() != nil:
@@ -84,9 +78,19 @@ func fromAgent(node string, resp *http.Response) error {
 	return &apiError{resp.StatusCode, m.Message}
 }
 
-// silent tells since when a node has not answered, as docker's clients should read it.
-func (s *server) silent(node string) (string, bool) {
-	since, ok := s.Fleet.Silent()[node]
+// status is a task's last one, nil if none was reported.
+func (s *server) status(ctx context.Context, t *dv1.Task) *dv1.TaskStatus {
+	id := hexID(t)
+	return s.Fleet.Observe(ctx, fleet.Query{Tasks: []string{id}}).Status(id)
+}
+
+// silent reports whether a node is silent, and for how long.
+func (s *server) silent(ctx context.Context, node string) (string, bool) {
+	return silence(s.Fleet.Observe(ctx, fleet.Query{}), node)
+}
+
+func silence(o *fleet.Observations, node string) (string, bool) {
+	since, ok := o.Silent(node)
 	if !ok {
 		return "", false
 	}

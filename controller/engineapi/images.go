@@ -19,6 +19,7 @@ import (
 	"github.com/moby/moby/api/types/image"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -141,12 +142,13 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	node, err := s.puller(snap, digest, s.contact(r), scheduler.Split(r.Header.Get(wire.HeaderOn)))
+	seen := s.Fleet.Observe(r.Context(), fleet.Query{Images: []string{digest}})
+	node, err := puller(snap, seen, digest, s.contact(r), scheduler.Split(r.Header.Get(wire.HeaderOn)))
 	if err != nil {
 		return err
 	}
 	newer := true
-	if t := snap.Tag(named.String()); t != nil && t.Digest == digest && slices.Contains(s.Fleet.Holders(digest), node) {
+	if t := snap.Tag(named.String()); t != nil && t.Digest == digest && slices.Contains(seen.Holders(digest), node) {
 		newer = false
 	}
 	at, err := reference.WithDigest(reference.TrimNamed(named), desc.Digest)
@@ -159,7 +161,7 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	for _, h := range s.Fleet.Holders(digest) {
+	for _, h := range seen.Holders(digest) {
 		if n := snap.Node(h); n != nil && h != node {
 			req.Holders = append(req.Holders, n.Addr)
 		}
@@ -226,31 +228,29 @@ func (discardHeader) Header() http.Header { return http.Header{} }
 
 // puller chooses where a pull's content goes: where it is, the contact, or any
 // node that answers.
-func (s *server) puller(snap *state.Snapshot, digest, contact string, on []string) (string, error) {
-	silent := s.Fleet.Silent()
-	holders := s.Fleet.Holders(digest)
+func puller(snap *state.Snapshot, seen *fleet.Observations, digest, contact string, on []string) (string, error) {
 	if len(on) > 0 {
 		for n := range snap.Nodes() {
 			fits, err := scheduler.Matches(n, on)
 			if err != nil {
 				return "", refuse(http.StatusBadRequest, "%v", err)
 			}
-			if _, quiet := silent[n.Id]; fits && !quiet {
+			if _, quiet := seen.Silent(n.Id); fits && !quiet {
 				return n.Id, nil
 			}
 		}
 		return "", refuse(http.StatusServiceUnavailable, "no node answers that is %s", strings.Join(on, " and "))
 	}
-	if _, quiet := silent[contact]; contact != "" && !quiet && snap.Node(contact) != nil {
+	if _, quiet := seen.Silent(contact); contact != "" && !quiet && snap.Node(contact) != nil {
 		return contact, nil
 	}
-	for _, h := range holders {
-		if _, quiet := silent[h]; !quiet {
+	for _, h := range seen.Holders(digest) {
+		if _, quiet := seen.Silent(h); !quiet {
 			return h, nil
 		}
 	}
 	for n := range snap.Nodes() {
-		if _, quiet := silent[n.Id]; !quiet {
+		if _, quiet := seen.Silent(n.Id); !quiet {
 			return n.Id, nil
 		}
 	}
@@ -386,7 +386,7 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 		}
 		return strings.Compare(strings.Join(a.RepoTags, " ")+a.ID, strings.Join(b.RepoTags, " ")+b.ID)
 	})
-	s.missing(w)
+	missing(w, s.Fleet.Observe(r.Context(), fleet.Query{}))
 	return answer(w, http.StatusOK, out)
 }
 
@@ -493,7 +493,7 @@ func (s *server) free(r *http.Request, digest string) {
 	defer cancel()
 	r = r.WithContext(ctx)
 	var wg sync.WaitGroup
-	for _, node := range s.Fleet.Holders(digest) {
+	for _, node := range s.Fleet.Observe(ctx, fleet.Query{Images: []string{digest}}).Holders(digest) {
 		wg.Go(func() {
 			resp, err := s.agent(r, node, http.MethodDelete, "/v1/images/"+digest, nil)
 			if err == nil && resp.StatusCode >= 300 {

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -44,10 +45,11 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 	if c := snap.Cluster(); c != nil {
 		i.ID, i.Name = c.GetId(), c.GetName()
 	}
+	seen := s.Fleet.Observe(r.Context(), fleet.Query{Tasks: idsOf(snap.Tasks())})
 	perNode := map[string]int{}
 	for t := range snap.Tasks() {
 		i.Containers++
-		switch s.view(snap, t).state() {
+		switch newView(snap, seen, t).state() {
 		case container.StateRunning:
 			i.ContainersRunning++
 			perNode[t.NodeId]++
@@ -61,13 +63,13 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 	for range snap.Images() {
 		i.Images++
 	}
-	s.nodes(snap, &i, perNode)
-	s.missing(w)
+	nodes(snap, seen, &i, perNode)
+	missing(w, seen)
 	return answer(w, http.StatusOK, i)
 }
 
 // nodes sums what nodes have, and lists them, silent ones first.
-func (s *server) nodes(snap *state.Snapshot, i *system.Info, running map[string]int) {
+func nodes(snap *state.Snapshot, seen *fleet.Observations, i *system.Info, running map[string]int) {
 	var nodes []*dv1.Node
 	for n := range snap.Nodes() {
 		nodes = append(nodes, n)
@@ -82,10 +84,9 @@ func (s *server) nodes(snap *state.Snapshot, i *system.Info, running map[string]
 		i.ContainerdCommit.ID = shared(i.ContainerdCommit.ID, c.Containerd)
 		i.RuncCommit.ID = shared(i.RuncCommit.ID, c.Runc)
 	}
-	silent := s.Fleet.Silent()
 	slices.SortFunc(nodes, func(a, b *dv1.Node) int {
-		_, qa := silent[a.Id]
-		_, qb := silent[b.Id]
+		_, qa := seen.Silent(a.Id)
+		_, qb := seen.Silent(b.Id)
 		if qa != qb {
 			if qa {
 				return -1
@@ -102,7 +103,7 @@ func (s *server) nodes(snap *state.Snapshot, i *system.Info, running map[string]
 		}
 		c := capacity(n)
 		state := "ready"
-		if since, is := s.silent(n.Id); is {
+		if since, is := silence(seen, n.Id); is {
 			state = "silent for " + since
 			i.Warnings = append(i.Warnings, fmt.Sprintf("WARNING: node %s has not answered for %s", n.Name, since))
 		}
@@ -208,7 +209,7 @@ func (s *server) event(r *http.Request, h *dv1.Event) oldMessage {
 	m.Actor = events.Actor{ID: fmt.Sprintf("%x", h.TaskId), Attributes: map[string]string{}}
 	if snap, err := s.Fleet.State(r.Context(), 0); err == nil {
 		if t := snap.Task(h.TaskId); t != nil {
-			v := s.view(snap, t)
+			v := newView(snap, nil, t)
 			for k, x := range v.config().Labels {
 				m.Actor.Attributes[k] = x
 			}

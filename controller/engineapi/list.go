@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/http"
 	"path"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
@@ -94,9 +96,10 @@ func (s *server) listContainers(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	all := boolean(q, "all") || limit > 0 || len(f["status"]) > 0
+	seen := s.Fleet.Observe(r.Context(), fleet.Query{Tasks: idsOf(snap.Tasks())})
 	var views []*view
 	for t := range snap.Tasks() {
-		v := s.view(snap, t)
+		v := newView(snap, seen, t)
 		if st := v.state(); !all && st != container.StateRunning && st != container.StatePaused {
 			continue
 		}
@@ -113,7 +116,7 @@ func (s *server) listContainers(w http.ResponseWriter, r *http.Request) error {
 	if limit > 0 && len(views) > limit {
 		views = views[:limit]
 	}
-	s.missing(w)
+	missing(w, seen)
 	now := time.Now()
 	out := make([]container.Summary, 0, len(views))
 	for _, v := range views {
@@ -123,15 +126,18 @@ func (s *server) listContainers(w http.ResponseWriter, r *http.Request) error {
 }
 
 // missing names the silent nodes, whose part may be old.
-func (s *server) missing(w http.ResponseWriter) {
-	var silent []string
-	for n := range s.Fleet.Silent() {
-		silent = append(silent, n)
+func missing(w http.ResponseWriter, seen *fleet.Observations) {
+	if nodes := seen.SilentNodes(); len(nodes) > 0 {
+		w.Header().Set(wire.HeaderMissing, strings.Join(nodes, ","))
 	}
-	if len(silent) > 0 {
-		slices.Sort(silent)
-		w.Header().Set(wire.HeaderMissing, strings.Join(silent, ","))
+}
+
+// idsOf are tasks' ids, as observations are asked for.
+func idsOf(tasks iter.Seq[*dv1.Task]) (ids []string) {
+	for t := range tasks {
+		ids = append(ids, hexID(t))
 	}
+	return ids
 }
 
 func summary(v *view, now time.Time) container.Summary {
@@ -267,7 +273,8 @@ func (s *server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	v := s.view(snap, t)
+	seen := s.Fleet.Observe(r.Context(), fleet.Query{Tasks: []string{hexID(t)}})
+	v := newView(snap, seen, t)
 	c := v.config()
 	args := append(slices.Clone([]string(c.Entrypoint)), c.Cmd...)
 	st := v.state()
@@ -312,7 +319,7 @@ func (s *server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		out.Path, out.Args = args[0], args[1:]
 	}
 	if v.quiet != "" {
-		s.missing(w)
+		missing(w, seen)
 	}
 	if api(r) < 52 {
 		return answer(w, http.StatusOK, oldInspect(out, v))
@@ -361,7 +368,7 @@ func (s *server) resizeContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !state.Running(t) && s.Fleet.Observed(hexID(t)).GetPhase() != dv1.Phase_ACTIVE {
+	if !state.Running(t) && s.status(r.Context(), t).GetPhase() != dv1.Phase_ACTIVE {
 		return refuse(http.StatusConflict, "container %s is not running", hexID(t))
 	}
 	return s.relayed(w, r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/resize?"+q, nil, http.StatusOK)

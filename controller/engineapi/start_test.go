@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -19,10 +20,9 @@ type quiet struct {
 	t *dv1.Task
 }
 
-func (quiet) Silent() map[string]int64 {
-	return map[string]int64{"n1": time.Now().Add(-time.Minute).UnixNano()}
+func (quiet) Observe(context.Context, fleet.Query) *fleet.Observations {
+	return &fleet.Observations{Silence: map[string]int64{"n1": time.Now().Add(-time.Minute).UnixNano()}}
 }
-func (quiet) Observed(string) *dv1.TaskStatus { return nil }
 func (q quiet) WaitTask(_ context.Context, _ string, done func(*dv1.Task, *dv1.TaskStatus) bool) error {
 	if !done(q.t, nil) {
 		return errors.New("it would be waited for")

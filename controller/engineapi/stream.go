@@ -157,7 +157,7 @@ func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open 
 		err := pass(v, agent, &at)
 		switch {
 		case err == nil:
-			if st.live && s.Fleet.Leaderless() {
+			if known, _ := s.Fleet.Leader(); st.live && !known {
 				v.warn(unrecorded)
 			}
 			if v.end() {
@@ -216,7 +216,7 @@ func reach[S any](ctx context.Context, s *server, v sink, st stream, open func(c
 		if err == nil || ctx.Err() != nil || !st.again || !errors.As(err, &e) || e.code != http.StatusServiceUnavailable {
 			return c, err
 		}
-		if since, is := s.silent(st.node); is && !warned {
+		if since, is := s.silent(ctx, st.node); is && !warned {
 			warned = true
 			v.warn(fmt.Sprintf("node %s has not answered for %s; its container is there and may still be running, and its output is waited for", st.node, since))
 		}

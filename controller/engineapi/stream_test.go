@@ -16,6 +16,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 )
@@ -23,8 +24,8 @@ import (
 // reachable is a fleet whose nodes are not called down.
 type reachable struct{ Fleet }
 
-func (reachable) Silent() map[string]int64 { return nil }
-func (reachable) Leaderless() bool         { return false }
+func (reachable) Observe(context.Context, fleet.Query) *fleet.Observations { return nil }
+func (reachable) Leader() (bool, <-chan struct{})                          { return true, nil }
 
 // agent is a node with one container's output.
 type agent struct {

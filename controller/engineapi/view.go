@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -32,15 +33,15 @@ type view struct {
 	quiet string // how long its node is silent, "" if it isn't
 }
 
-func (s *server) view(snap *state.Snapshot, t *dv1.Task) *view {
-	v := &view{t: t, st: s.Fleet.Observed(hexID(t)), req: request(snap, t), node: t.NodeId}
+func newView(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Task) *view {
+	v := &view{t: t, st: seen.Status(hexID(t)), req: request(snap, t), node: t.NodeId}
 	if v.st != nil && v.st.Attempt != t.Attempt {
 		v.st = nil
 	}
 	if n := snap.Node(t.NodeId); n != nil {
 		v.node = n.Name
 	}
-	if since, is := s.silent(t.NodeId); is {
+	if since, is := silence(seen, t.NodeId); is {
 		v.quiet = since
 	}
 	if spec := snap.Spec(t.SpecId); spec != nil {

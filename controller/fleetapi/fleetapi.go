@@ -15,7 +15,9 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/trace"
@@ -27,11 +29,21 @@ const maxSpans = 4 << 20
 // Prefix of this API's own paths; trace.Path is OTLP's.
 const Prefix = "/drover/v1/"
 
+// Fleet is what this package needs of the control plane; controller/fleet has it.
+type Fleet interface {
+	// State is at least as new as any answer before the call if a leader can be asked.
+	State(ctx context.Context, least uint64) (*state.Snapshot, error)
+	// Propose has the leader decide c; the state of here has it when it returns.
+	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
+	// Observe is what agents reported to the leader, or without one what is known here.
+	Observe(ctx context.Context, q fleet.Query) *fleet.Observations
+}
+
 // Options of New; all are needed.
 type Options struct {
 	Traces  *trace.Store
 	Gather  func(ctx context.Context, path string) [][]byte // asks the other controllers for their part; nil: there are none
-	Fleet   engineapi.Fleet
+	Fleet   Fleet
 	Members func() []Member
 	Pin     func() string                                                 // of the fleet's authority
 	Grant   func(node, digest string) ([]byte, error)                     // lets a node read an image from others; may be nil

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -93,6 +94,7 @@ func (s *server) nodes(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := []Node{}
+	seen, roles := s.o.Fleet.Observe(r.Context(), fleet.Query{}), s.roles()
 	on := scheduler.Split(r.URL.Query().Get("on"))
 	for n := range snap.Nodes() {
 		fits, err := scheduler.Matches(n, on)
@@ -101,7 +103,7 @@ func (s *server) nodes(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		if fits {
-			out = append(out, s.node(snap, n))
+			out = append(out, node(snap, seen, roles, n))
 		}
 	}
 	slices.SortFunc(out, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
@@ -118,10 +120,19 @@ func (s *server) nodeOf(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "No such node: "+r.PathValue("name"))
 		return
 	}
-	answer(w, http.StatusOK, s.node(snap, n))
+	answer(w, http.StatusOK, node(snap, s.o.Fleet.Observe(r.Context(), fleet.Query{}), s.roles(), n))
 }
 
-func (s *server) node(snap *state.Snapshot, n *dv1.Node) Node {
+// roles are what controllers are, by id.
+func (s *server) roles() map[string]string {
+	out := map[string]string{}
+	for _, m := range s.o.Members() {
+		out[m.ID] = m.Role
+	}
+	return out
+}
+
+func node(snap *state.Snapshot, seen *fleet.Observations, roles map[string]string, n *dv1.Node) Node {
 	c := n.Capacity
 	if c == nil {
 		c = &dv1.Capacity{}
@@ -129,7 +140,7 @@ func (s *server) node(snap *state.Snapshot, n *dv1.Node) Node {
 	out := Node{ID: n.Id, Name: n.Name, Addr: n.Addr, Subnet: n.Subnet, Labels: n.Labels, Availability: wire.Word(n.Availability), Status: wire.Word(n.Liveness),
 		CPUs: float64(c.NanoCpus) / 1e9, Memory: c.Memory, Arch: c.Arch, OS: c.OsName, Kernel: c.Kernel, Roles: n.Roles, Joined: n.Joined, Revision: n.Revision,
 		Versions: map[string]string{"drover": c.Drover, "containerd": c.Containerd, "runc": c.Runc}}
-	if since, silent := s.o.Fleet.Silent()[n.Id]; silent {
+	if since, silent := seen.Silent(n.Id); silent {
 		out.Silent = since
 		if out.Status == "ready" {
 			out.Status = "suspect"
@@ -137,11 +148,7 @@ func (s *server) node(snap *state.Snapshot, n *dv1.Node) Node {
 	}
 	use := snap.Use(n.Id)
 	out.Containers, out.Running = use.All(), use.Running
-	for _, m := range s.o.Members() {
-		if m.ID == n.Id {
-			out.Controller = m.Role
-		}
-	}
+	out.Controller = roles[n.Id]
 	return out
 }
 
@@ -306,7 +313,7 @@ func (s *server) tag(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	for _, id := range s.o.Fleet.Holders(t.Digest) {
+	for _, id := range s.o.Fleet.Observe(r.Context(), fleet.Query{Images: []string{t.Digest}}).Holders(t.Digest) {
 		if n := snap.Node(id); n != nil {
 			out.Holders = append(out.Holders, n.Addr)
 		}

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/drover/drover/controller/engineapi"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
@@ -15,7 +14,7 @@ import (
 
 // inParts answers a removal in parts, and then that there is no such node.
 type inParts struct {
-	engineapi.Fleet
+	Fleet
 	left []uint32
 	keys []string
 }

@@ -7,16 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/drover/drover/controller/core"
 	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -25,7 +25,7 @@ import (
 // the leader tells. It implements engineapi.Fleet.
 type Fleet struct {
 	*Relay
-	Core *core.Core
+	*fleet.Local
 
 	mu     sync.Mutex // guards the fields below
 	digest *dv1.Digest
@@ -40,9 +40,8 @@ const freshFor = 500 * time.Millisecond
 // askWithin bounds a question to the leader that has an answer without it.
 const askWithin = time.Second
 
-// ask gives the leader's observations, nil without a leader: who is silent, and
-// who holds an image ("" for none).
-func (f *Fleet) ask(ctx context.Context, image string) *dv1.Digest {
+// ask returns the leader's observations, nil without a leader.
+func (f *Fleet) ask(ctx context.Context, q *dv1.Query) *dv1.Digest {
 	p, _ := f.leader()
 	if p == nil {
 		return nil
@@ -50,7 +49,8 @@ func (f *Fleet) ask(ctx context.Context, image string) *dv1.Digest {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	d := &dv1.Digest{}
-	if err := p.message(ctx, http.MethodGet, prefix+"digest?"+url.Values{"image": {image}}.Encode(), nil, d); err != nil {
+	b, err := proto.Marshal(q)
+	if err != nil || p.message(ctx, http.MethodPost, prefix+"observe", b, d) != nil {
 		return nil
 	}
 	f.mu.Lock()
@@ -63,7 +63,7 @@ func (f *Fleet) ask(ctx context.Context, image string) *dv1.Digest {
 // while there is a leader to ask, and no longer than ctx.
 func (f *Fleet) CatchUp(ctx context.Context) {
 	for ctx.Err() == nil && !f.Leads() {
-		if d := f.ask(ctx, ""); d != nil {
+		if d := f.ask(ctx, nil); d != nil {
 			_, _ = f.o.Log.WaitIndex(ctx, d.Index) // what it lacks then, it lacks
 			return
 		}
@@ -71,17 +71,29 @@ func (f *Fleet) CatchUp(ctx context.Context) {
 	}
 }
 
-func (f *Fleet) recent() *dv1.Digest {
+// maxAsked bounds how many tasks one question is about.
+const maxAsked = 4096
+
+// Observe implements engineapi.Fleet. Who is silent may be as of a moment before.
+func (f *Fleet) Observe(ctx context.Context, q fleet.Query) *fleet.Observations {
+	if f.Leads() {
+		return f.Local.Observe(ctx, q)
+	}
 	f.mu.Lock()
-	d, at := f.digest, f.at
+	last, at := f.digest, f.at
 	f.mu.Unlock()
-	if d != nil && time.Since(at) < freshFor {
-		return d
+	if last == nil || time.Since(at) >= freshFor || len(q.Tasks)+len(q.Images) > 0 {
+		if d := f.ask(ctx, &dv1.Query{Tasks: q.Tasks[:min(len(q.Tasks), maxAsked)], Images: q.Images}); d != nil {
+			last = d
+		}
 	}
-	if n := f.ask(context.Background(), ""); n != nil {
-		return n
+	own := f.Local.Observe(ctx, q) // of removed tasks the log knows too
+	out := &fleet.Observations{Silence: last.GetSilent(), Tasks: own.Tasks, Images: map[string][]string{}}
+	maps.Copy(out.Tasks, last.GetTasks())
+	for digest, h := range last.GetImages() {
+		out.Images[digest] = h.Nodes
 	}
-	return d // of before: better than nothing
+	return out
 }
 
 // State implements engineapi.Fleet: everything that was answered anywhere before
@@ -102,7 +114,7 @@ func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snaps
 				snap, err := f.o.Log.WaitIndex(ctx, max(least, i))
 				return snap, true, err
 			}
-		} else if d := f.ask(ctx, ""); d != nil {
+		} else if d := f.ask(ctx, nil); d != nil {
 			snap, err := f.o.Log.WaitIndex(ctx, max(least, d.Index))
 			return snap, true, err
 		}
@@ -113,7 +125,7 @@ func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snaps
 		left := within - max(time.Since(began), f.leaderless())
 		if left <= 0 {
 			if snap.Index() < least {
-				return nil, false, fmt.Errorf("%w: this one has not what you have seen, it is at index %d instead of %d", ErrNoLeader, snap.Index(), least)
+				return nil, false, fmt.Errorf("%w: this one has not what you have seen, it is at index %d instead of %d", fleet.ErrNoLeader, snap.Index(), least)
 			}
 			return snap, false, nil
 		}
@@ -126,28 +138,14 @@ func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snaps
 	}
 }
 
-// Leaderless implements engineapi.Fleet.
-func (f *Fleet) Leaderless() bool {
+// Leader implements engineapi.Fleet.
+func (f *Fleet) Leader() (known bool, changed <-chan struct{}) {
+	changed = f.o.Log.Changed()
 	if f.Leads() {
-		return false
+		return true, changed
 	}
 	p, _ := f.leader()
-	return p == nil
-}
-
-// Observed implements engineapi.Fleet.
-func (f *Fleet) Observed(taskID string) *dv1.TaskStatus {
-	if f.Leads() {
-		return f.Core.Observed(taskID)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), askWithin)
-	defer cancel()
-	var st *dv1.TaskStatus
-	_ = f.watch(ctx, taskID, func(v *dv1.TaskView) bool { st = v.Status; return true })
-	if st == nil {
-		return f.Core.Observed(taskID) // of removed tasks the log knows too
-	}
-	return st
+	return p != nil, changed
 }
 
 // WaitTask implements engineapi.Fleet. It follows the leadership, and without a
@@ -183,7 +181,7 @@ func (f *Fleet) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task
 				}
 			})
 		}
-		err := f.Core.WaitTask(round, taskID, once)
+		err := f.Local.WaitTask(round, taskID, once)
 		cancel()
 		ended.Wait()
 		mu.Lock()
@@ -253,34 +251,6 @@ func views(r io.Reader, done func(*dv1.TaskView) bool) error {
 	}
 }
 
-// Holders implements engineapi.Fleet.
-func (f *Fleet) Holders(digest string) []string {
-	if f.Leads() {
-		return f.Core.Holders(digest)
-	}
-	return f.ask(context.Background(), digest).GetHolders().GetNodes()
-}
-
-// Silent implements engineapi.Fleet.
-func (f *Fleet) Silent() map[string]int64 {
-	if f.Leads() {
-		return f.Core.Silent()
-	}
-	return f.recent().GetSilent()
-}
-
-// Agent implements engineapi.Fleet.
-func (f *Fleet) Agent(nodeID string) (*http.Client, error) { return f.Core.Agent(nodeID) }
-
-// Events implements engineapi.Fleet: those that this controller knows. Requests
-// for events go to the leader.
-func (f *Fleet) Events(ctx context.Context, since int64) <-chan *dv1.Event {
-	return f.Core.Events(ctx, since)
-}
-
-// Contact implements engineapi.Fleet.
-func (f *Fleet) Contact() string { return f.Core.Contact() }
-
 // view answers a follower's watch: at once, and at each change.
 func (f *Fleet) view(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
@@ -319,5 +289,5 @@ func (f *Fleet) view(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}()
-	_ = f.Core.WaitTask(ctx, id, say)
+	_ = f.Local.WaitTask(ctx, id, say)
 }

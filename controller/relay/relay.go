@@ -21,7 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/consensus"
-	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
@@ -50,9 +50,6 @@ const (
 	dialTimeout  = 2 * time.Second
 	pause        = 20 * time.Millisecond // between tries at a leader that is no more
 )
-
-// ErrNoLeader: this controller knows of no leader that answers.
-var ErrNoLeader = engineapi.ErrNoLeader
 
 // Log is what a relay needs of consensus.
 type Log interface {
@@ -326,9 +323,9 @@ func (r *Relay) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 		case <-time.After(pause):
 		case <-enough.C:
 			if maybe {
-				return nil, fmt.Errorf("%w; %w (%w)", ErrNoLeader, engineapi.ErrUndecided, consensus.ErrRetry)
+				return nil, fmt.Errorf("%w; %w (%w)", fleet.ErrNoLeader, fleet.ErrUndecided, consensus.ErrRetry)
 			}
-			return nil, ErrNoLeader
+			return nil, fleet.ErrNoLeader
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

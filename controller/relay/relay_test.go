@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"github.com/drover/drover/controller/consensus"
-	"github.com/drover/drover/controller/core"
 	"github.com/drover/drover/controller/dispatch"
 	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
@@ -131,12 +131,11 @@ func as(uri string, h http.Handler) http.Handler {
 // follower is a member's controller, whose relay runs until the test ends.
 func follower(t *testing.T, m *member) *Fleet {
 	t.Helper()
-	c := core.New("")
-	c.Log, c.Hub = m, dispatch.New(dispatch.Options{Log: m})
-	c.Dial = func(*dv1.Node) (*http.Client, error) { return nil, errors.New("no agent is here") }
+	local := fleet.NewLocal(fleet.LocalOptions{Log: m, Reports: dispatch.New(dispatch.Options{Log: m}),
+		Dial: func(*dv1.Node) (*http.Client, error) { return nil, errors.New("no agent is here") }})
 	f := &Fleet{Relay: New(Options{Self: pki.Principal{ID: "me"}, Log: m, Match: engineapi.Match, TLS: func(string, string) *tls.Config {
 		return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
-	}}), Core: c}
+	}}), Local: local}
 	ctx, cancel := context.WithCancel(t.Context())
 	var ran sync.WaitGroup
 	ran.Go(func() { _ = f.Run(ctx) })

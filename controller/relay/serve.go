@@ -17,7 +17,7 @@ import (
 
 	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/consensus"
-	"github.com/drover/drover/controller/engineapi"
+	"github.com/drover/drover/controller/fleet"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/api/wire"
@@ -38,7 +38,7 @@ type answered struct {
 func (f *Fleet) surface(spans *trace.Store) []answered {
 	return []answered{
 		{"POST", ProposePath, f.decide},
-		{"GET", prefix + "digest", f.answer},
+		{"POST", prefix + "observe", f.observe},
 		{"GET", prefix + "tasks/{id}", f.view},
 		{"GET", StatusPath, func(w http.ResponseWriter, _ *http.Request) {
 			if _, id := f.o.Log.Leader(); id != "" {
@@ -151,7 +151,7 @@ func (f *Fleet) learn(r *http.Request, rt route.Route) bool {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), askWithin)
 	defer cancel()
-	d := f.ask(ctx, "")
+	d := f.ask(ctx, nil)
 	if d == nil {
 		return false
 	}
@@ -224,15 +224,25 @@ func send(w http.ResponseWriter, m proto.Message) {
 	_, _ = w.Write(b)
 }
 
-func (f *Fleet) answer(w http.ResponseWriter, r *http.Request) {
+func (f *Fleet) observe(w http.ResponseWriter, r *http.Request) {
+	q := &dv1.Query{}
+	b, err := io.ReadAll(r.Body)
+	if err == nil {
+		err = proto.Unmarshal(b, q)
+	}
+	if err != nil {
+		http.Error(w, "reading a query: "+err.Error(), http.StatusBadRequest)
+		return
+	}
 	i, err := f.o.Log.Verify()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
 		return
 	}
-	d := &dv1.Digest{Index: i, Silent: f.Core.Silent()}
-	if image := r.URL.Query().Get("image"); image != "" {
-		d.Holders = &dv1.Holders{Nodes: f.Core.Holders(image)}
+	o := f.Local.Observe(r.Context(), fleet.Query{Tasks: q.Tasks, Images: q.Images})
+	d := &dv1.Digest{Index: i, Silent: o.Silence, Tasks: o.Tasks, Images: map[string]*dv1.Holders{}}
+	for digest, nodes := range o.Images {
+		d.Images[digest] = &dv1.Holders{Nodes: nodes}
 	}
 	send(w, d)
 }
@@ -342,10 +352,10 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, rt route.Route, 
 		case <-enough.C:
 			if change {
 				w.Header().Set("Retry-After", "1")
-				msg := ErrNoLeader.Error()
+				msg := fleet.ErrNoLeader.Error()
 				if asked {
 					w.Header().Set(wire.HeaderUndecided, "1")
-					msg += "; " + engineapi.ErrUndecided.Error()
+					msg += "; " + fleet.ErrUndecided.Error()
 				}
 				refuse(w, http.StatusServiceUnavailable, msg)
 				return
@@ -467,7 +477,7 @@ func (f *Fleet) Sessions(local http.Handler) http.Handler {
 			select {
 			case <-changed:
 			case <-enough.C:
-				http.Error(w, ErrNoLeader.Error(), http.StatusServiceUnavailable)
+				http.Error(w, fleet.ErrNoLeader.Error(), http.StatusServiceUnavailable)
 				return
 			case <-r.Context().Done():
 				return

@@ -1619,19 +1619,73 @@ func (x *TaskView) GetIndex() uint64 {
 	return 0
 }
 
-// Digest is what a follower asks of the leader's observations.
+// Query is what a follower asks of what agents reported to the leader.
+type Query struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tasks         []string               `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`   // hex ids
+	Images        []string               `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"` // digests
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Query) Reset() {
+	*x = Query{}
+	mi := &file_session_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Query) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Query) ProtoMessage() {}
+
+func (x *Query) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Query.ProtoReflect.Descriptor instead.
+func (*Query) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Query) GetTasks() []string {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *Query) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// Digest is the leader's answer to a Query.
 type Digest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // every entry that was answered before is at or below it
-	Silent        map[string]int64       `protobuf:"bytes,2,rep,name=silent,proto3" json:"silent,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Holders       *Holders               `protobuf:"bytes,3,opt,name=holders,proto3" json:"holders,omitempty"` // of the image that was asked for
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`                                                                             // every entry that was answered before is at or below it
+	Silent        map[string]int64       `protobuf:"bytes,2,rep,name=silent,proto3" json:"silent,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // since when, Unix nanoseconds
+	Tasks         map[string]*TaskStatus `protobuf:"bytes,4,rep,name=tasks,proto3" json:"tasks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`    // by hex id; those without a status are left out
+	Images        map[string]*Holders    `protobuf:"bytes,5,rep,name=images,proto3" json:"images,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_session_proto_msgTypes[21]
+	mi := &file_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1697,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[21]
+	mi := &file_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1710,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{21}
+	return file_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Digest) GetIndex() uint64 {
@@ -1673,9 +1727,16 @@ func (x *Digest) GetSilent() map[string]int64 {
 	return nil
 }
 
-func (x *Digest) GetHolders() *Holders {
+func (x *Digest) GetTasks() map[string]*TaskStatus {
 	if x != nil {
-		return x.Holders
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *Digest) GetImages() map[string]*Holders {
+	if x != nil {
+		return x.Images
 	}
 	return nil
 }
@@ -1689,7 +1750,7 @@ type Holders struct {
 
 func (x *Holders) Reset() {
 	*x = Holders{}
-	mi := &file_session_proto_msgTypes[22]
+	mi := &file_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1762,7 @@ func (x *Holders) String() string {
 func (*Holders) ProtoMessage() {}
 
 func (x *Holders) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[22]
+	mi := &file_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1775,7 @@ func (x *Holders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holders.ProtoReflect.Descriptor instead.
 func (*Holders) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{22}
+	return file_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Holders) GetNodes() []string {
@@ -1858,14 +1919,25 @@ const file_session_proto_rawDesc = "" +
 	"\bTaskView\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12-\n" +
 	"\x06status\x18\x02 \x01(\v2\x15.drover.v1.TaskStatusR\x06status\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xbe\x01\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"5\n" +
+	"\x05Query\x12\x14\n" +
+	"\x05tasks\x18\x01 \x03(\tR\x05tasks\x12\x16\n" +
+	"\x06images\x18\x02 \x03(\tR\x06images\"\xa1\x03\n" +
 	"\x06Digest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x125\n" +
-	"\x06silent\x18\x02 \x03(\v2\x1d.drover.v1.Digest.SilentEntryR\x06silent\x12,\n" +
-	"\aholders\x18\x03 \x01(\v2\x12.drover.v1.HoldersR\aholders\x1a9\n" +
+	"\x06silent\x18\x02 \x03(\v2\x1d.drover.v1.Digest.SilentEntryR\x06silent\x122\n" +
+	"\x05tasks\x18\x04 \x03(\v2\x1c.drover.v1.Digest.TasksEntryR\x05tasks\x125\n" +
+	"\x06images\x18\x05 \x03(\v2\x1d.drover.v1.Digest.ImagesEntryR\x06images\x1a9\n" +
 	"\vSilentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x1f\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1aO\n" +
+	"\n" +
+	"TasksEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12+\n" +
+	"\x05value\x18\x02 \x01(\v2\x15.drover.v1.TaskStatusR\x05value:\x028\x01\x1aM\n" +
+	"\vImagesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.drover.v1.HoldersR\x05value:\x028\x01J\x04\b\x03\x10\x04\"\x1f\n" +
 	"\aHolders\x12\x14\n" +
 	"\x05nodes\x18\x01 \x03(\tR\x05nodes2?\n" +
 	"\aSession\x124\n" +
@@ -1883,7 +1955,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_session_proto_goTypes = []any{
 	(*FromAgent)(nil),   // 0: drover.v1.FromAgent
 	(*ToAgent)(nil),     // 1: drover.v1.ToAgent
@@ -1906,17 +1978,20 @@ var file_session_proto_goTypes = []any{
 	(*Held)(nil),        // 18: drover.v1.Held
 	(*Holdings)(nil),    // 19: drover.v1.Holdings
 	(*TaskView)(nil),    // 20: drover.v1.TaskView
-	(*Digest)(nil),      // 21: drover.v1.Digest
-	(*Holders)(nil),     // 22: drover.v1.Holders
-	nil,                 // 23: drover.v1.Event.AttributesEntry
-	nil,                 // 24: drover.v1.Digest.SilentEntry
-	(*Node)(nil),        // 25: drover.v1.Node
-	(*Tombstone)(nil),   // 26: drover.v1.Tombstone
-	(*Spec)(nil),        // 27: drover.v1.Spec
-	(*Task)(nil),        // 28: drover.v1.Task
-	(Phase)(0),          // 29: drover.v1.Phase
-	(*Exit)(nil),        // 30: drover.v1.Exit
-	(*Port)(nil),        // 31: drover.v1.Port
+	(*Query)(nil),       // 21: drover.v1.Query
+	(*Digest)(nil),      // 22: drover.v1.Digest
+	(*Holders)(nil),     // 23: drover.v1.Holders
+	nil,                 // 24: drover.v1.Event.AttributesEntry
+	nil,                 // 25: drover.v1.Digest.SilentEntry
+	nil,                 // 26: drover.v1.Digest.TasksEntry
+	nil,                 // 27: drover.v1.Digest.ImagesEntry
+	(*Node)(nil),        // 28: drover.v1.Node
+	(*Tombstone)(nil),   // 29: drover.v1.Tombstone
+	(*Spec)(nil),        // 30: drover.v1.Spec
+	(*Task)(nil),        // 31: drover.v1.Task
+	(Phase)(0),          // 32: drover.v1.Phase
+	(*Exit)(nil),        // 33: drover.v1.Exit
+	(*Port)(nil),        // 34: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
@@ -1927,35 +2002,38 @@ var file_session_proto_depIdxs = []int32{
 	7,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
 	2,  // 6: drover.v1.ToAgent.beat:type_name -> drover.v1.Beat
 	4,  // 7: drover.v1.ToAgent.changed:type_name -> drover.v1.Welcome
-	25, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
+	28, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
 	13, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
 	5,  // 10: drover.v1.Welcome.roster:type_name -> drover.v1.Roster
 	6,  // 11: drover.v1.Roster.members:type_name -> drover.v1.Member
 	11, // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
-	26, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
+	29, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
 	8,  // 14: drover.v1.Sync.sources:type_name -> drover.v1.Source
-	27, // 15: drover.v1.Sync.specs:type_name -> drover.v1.Spec
-	28, // 16: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	27, // 17: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	30, // 15: drover.v1.Sync.specs:type_name -> drover.v1.Spec
+	31, // 16: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	30, // 17: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
 	14, // 18: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
 	15, // 19: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
 	16, // 20: drover.v1.Observation.events:type_name -> drover.v1.Event
-	29, // 21: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	30, // 22: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	31, // 23: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	23, // 24: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
+	32, // 21: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	33, // 22: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	34, // 23: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	24, // 24: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
 	17, // 25: drover.v1.Holdings.all:type_name -> drover.v1.Holding
-	28, // 26: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	31, // 26: drover.v1.TaskView.task:type_name -> drover.v1.Task
 	14, // 27: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
-	24, // 28: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	22, // 29: drover.v1.Digest.holders:type_name -> drover.v1.Holders
-	0,  // 30: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 31: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	31, // [31:32] is the sub-list for method output_type
-	30, // [30:31] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	25, // 28: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	26, // 29: drover.v1.Digest.tasks:type_name -> drover.v1.Digest.TasksEntry
+	27, // 30: drover.v1.Digest.images:type_name -> drover.v1.Digest.ImagesEntry
+	14, // 31: drover.v1.Digest.TasksEntry.value:type_name -> drover.v1.TaskStatus
+	23, // 32: drover.v1.Digest.ImagesEntry.value:type_name -> drover.v1.Holders
+	0,  // 33: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 34: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	34, // [34:35] is the sub-list for method output_type
+	33, // [33:34] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -1982,7 +2060,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,199 @@
+package engineapi
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
+)
+
+// Times of a wait without a leader: after the first a node is asked itself, and
+// after the second its word is enough.
+const (
+	withoutLeader = time.Second
+	uncommitted   = 2 * time.Second
+)
+
+// unrecorded is said where a node's word is all there is.
+const unrecorded = "the controllers have no leader: the exit code is the node's own, and is recorded later"
+
+// warned is a wait's answer with a word for our own client.
+type warned struct {
+	container.WaitResponse
+	Warning string
+}
+
+// wait sends its header at once, because clients start only after they have it.
+func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
+	snap, t, err := s.task(w, r)
+	if err != nil {
+		if snap == nil {
+			return err
+		}
+		if t = ended(snap, r.PathValue("id")); t == nil {
+			return err
+		}
+	}
+	cond := container.WaitCondition(r.URL.Query().Get("condition"))
+	switch cond {
+	case "":
+		cond = container.WaitConditionNotRunning
+	case container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
+	default:
+		return refuse(http.StatusBadRequest, "invalid condition: %q", cond)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush()
+	if after, err := strconv.ParseUint(r.Header.Get(wire.HeaderAfter), 10, 64); err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
+		cond = container.WaitConditionNotRunning // the exit that was waited for has been
+	}
+	before, last, failed, attempt := t.Exit.GetAttempt(), t.Exit, "", t.Attempt
+	var mu sync.Mutex // guards attempt
+	alone, direct := s.alone(r, t, func() int32 { mu.Lock(); defer mu.Unlock(); return attempt })
+	err = s.Fleet.WaitTask(alone, hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
+		if e := st.GetExit(); e != nil && e.Attempt >= last.GetAttempt() {
+			last = e
+		}
+		if t == nil {
+			return true
+		}
+		mu.Lock()
+		attempt = t.Attempt
+		mu.Unlock()
+		if t.Exit != nil && t.Exit.Attempt >= last.GetAttempt() {
+			last = t.Exit
+		}
+		failed = t.Failed
+		switch cond {
+		case container.WaitConditionRemoved:
+			return false
+		case container.WaitConditionNextExit:
+			return t.Exit.GetAttempt() > before || failed != "" && t.Attempt > before
+		}
+		return t.Exit.GetAttempt() >= t.Attempt || failed != "" || t.Desired == dv1.Desired_CREATED
+	})
+	if x := direct(); x != nil && err != nil && r.Context().Err() == nil {
+		return encode(w, warned{container.WaitResponse{StatusCode: int64(x.Code)}, unrecorded})
+	}
+	if st := s.status(r.Context(), t); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
+		last = st.Exit
+	} else if failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > last.GetAttempt() {
+		failed = st.Why // of a task that was removed with its failed start
+	}
+	res := container.WaitResponse{StatusCode: int64(last.GetCode())}
+	switch {
+	case err != nil:
+		res.Error = &container.WaitExitError{Message: err.Error()}
+	case last == nil && failed == "" && cond != container.WaitConditionNotRunning:
+		res = container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: "the container is gone, and how it ended is not known here"}}
+	case failed != "" && last.GetAttempt() <= before:
+		res.StatusCode = int64(failedCode(failed))
+	}
+	return encode(w, res)
+}
+
+// alone ends its context once the task's node reported an exit that no leader
+// recorded within its time. exit returns it, and ends the asking.
+func (s *server) alone(r *http.Request, t *dv1.Task, attempt func() int32) (ctx context.Context, exit func() *dv1.Exit) {
+	ctx, cancel := context.WithCancel(r.Context())
+	asking, stop := context.WithCancel(r.Context())
+	var x *dv1.Exit
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for s.leaderless(asking, withoutLeader) == nil {
+			n := attempt()
+			if n == 0 { // nobody starts it without a leader
+				s.leader(asking)
+				continue
+			}
+			e := s.askExit(asking, t, n)
+			if e == nil {
+				select { // a node that does not answer is asked again
+				case <-time.After(reachEvery):
+				case <-asking.Done():
+				}
+				continue
+			}
+			if s.leaderless(asking, uncommitted) == nil {
+				x = e
+				cancel()
+				return
+			}
+		}
+	}()
+	return ctx, func() *dv1.Exit { stop(); <-done; cancel(); return x }
+}
+
+// leaderless blocks until no leader was known for d without a break.
+func (s *server) leaderless(ctx context.Context, d time.Duration) error {
+	var enough <-chan time.Time
+	for {
+		known, changed := s.Fleet.Leader()
+		switch {
+		case known:
+			enough = nil
+		case enough == nil:
+			t := time.NewTimer(d)
+			defer t.Stop()
+			enough = t.C
+		}
+		select {
+		case <-changed:
+		case <-enough:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// leader blocks until one is known.
+func (s *server) leader(ctx context.Context) {
+	for {
+		known, changed := s.Fleet.Leader()
+		if known {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// askExit waits for the node's own record of an attempt's end, a while.
+func (s *server) askExit(ctx context.Context, t *dv1.Task, attempt int32) *dv1.Exit {
+	c, err := s.Fleet.Agent(t.NodeId)
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://agent/v1/tasks/%s/wait?attempt=%d", hexID(t), attempt), nil)
+	if err != nil {
+		return nil
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	x := &dv1.Exit{}
+	if err != nil || resp.StatusCode != http.StatusOK || protojson.Unmarshal(b, x) != nil {
+		return nil
+	}
+	return x
+}

@@ -1,0 +1,196 @@
+package fleet
+
+import (
+	"context"
+	"encoding/hex"
+	"strconv"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Bounds of the events that are kept for those who ask for past ones.
+const (
+	MaxEvents     = 1024
+	maxEventBytes = 4 << 20
+)
+
+// events is a ring of the newest events and who reads it.
+type events struct {
+	ring  []*dv1.Event
+	bytes int
+	last  uint64 // number of the newest
+	subs  map[chan struct{}]bool
+}
+
+// publish is called with Local.mu held.
+func (e *events) publish(ev *dv1.Event) {
+	e.last++
+	e.ring = append(e.ring, ev)
+	e.bytes += proto.Size(ev)
+	for len(e.ring) > MaxEvents || len(e.ring) > 1 && e.bytes > maxEventBytes {
+		e.bytes -= proto.Size(e.ring[0])
+		e.ring = e.ring[1:]
+	}
+	for s := range e.subs {
+		poke(s)
+	}
+}
+
+// first is the number of the oldest event kept.
+func (e *events) first() uint64 { return e.last - uint64(len(e.ring)) + 1 }
+
+// Events delivers events from now on, after those kept since since (Unix ns, 0:
+// none). A reader that falls behind by more than is kept misses the oldest; it never
+// slows a commit. The channel closes when ctx ends.
+func (l *Local) Events(ctx context.Context, since int64) <-chan *dv1.Event {
+	out := make(chan *dv1.Event)
+	w := make(chan struct{}, 1)
+	l.mu.Lock()
+	next := l.events.last + 1
+	if since != 0 {
+		next = l.events.first()
+	}
+	l.events.subs[w] = true
+	l.mu.Unlock()
+	go func() { // ctx is its owner, who reads until the channel closes
+		defer close(out)
+		defer func() {
+			l.mu.Lock()
+			delete(l.events.subs, w)
+			l.mu.Unlock()
+		}()
+		for {
+			l.mu.Lock()
+			first := l.events.first()
+			next = max(next, first)
+			batch := append([]*dv1.Event(nil), l.events.ring[next-first:]...)
+			next = l.events.last + 1
+			l.mu.Unlock()
+			for _, e := range batch {
+				if e.TimeNano < since {
+					continue
+				}
+				select {
+				case out <- e:
+				case <-ctx.Done():
+					return
+				}
+			}
+			select {
+			case <-w:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// Seed takes over a state without making events of it: at the start, and where a
+// snapshot took the place of entries. Who waits for a task looks again.
+func (l *Local) Seed(s *state.Snapshot) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.known)
+	clear(l.tags)
+	for t := range s.Tasks() {
+		l.known[hex.EncodeToString(t.Id)] = t
+	}
+	for t := range s.Tags() {
+		l.tags[t.Ref] = t.Digest
+	}
+	for id := range l.waiters {
+		l.wake(id)
+	}
+}
+
+// Committed is called in the log's order, after the state shows what effects did:
+// who reads an event finds it in the state. It never blocks.
+func (l *Local) Committed(effects []*dv1.Effect, at int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range effects {
+		switch of := e.Of.(type) {
+		case *dv1.Effect_Task:
+			l.changed(of.Task, at)
+			l.wake(hex.EncodeToString(of.Task.Id))
+		case *dv1.Effect_Ended:
+			l.changed(of.Ended, at)
+		case *dv1.Effect_DeleteTask:
+			id := hex.EncodeToString(of.DeleteTask)
+			if old := l.known[id]; old != nil {
+				l.taskEvent(old, "destroy", at)
+				l.retire(id, old)
+			}
+			delete(l.known, id)
+			l.wake(id)
+		case *dv1.Effect_Image:
+			l.imageEvent("pull", of.Image.Digest, nameOf(of.Image), at)
+		case *dv1.Effect_Tag:
+			l.tags[of.Tag.Ref] = of.Tag.Digest
+			l.imageEvent("tag", of.Tag.Digest, of.Tag.Ref, at)
+		case *dv1.Effect_DeleteTag:
+			l.imageEvent("untag", l.tags[of.DeleteTag], of.DeleteTag, at)
+			delete(l.tags, of.DeleteTag)
+		case *dv1.Effect_DeleteImage:
+			l.imageEvent("delete", of.DeleteImage, of.DeleteImage, at)
+		}
+	}
+}
+
+func nameOf(i *dv1.Image) string {
+	if len(i.RepoDigests) > 0 {
+		return i.RepoDigests[0]
+	}
+	return i.Digest
+}
+
+// changed makes the events between the version of a task that is known and t, with
+// mu held.
+func (l *Local) changed(t *dv1.Task, at int64) {
+	id := hex.EncodeToString(t.Id)
+	old := l.known[id]
+	l.known[id] = t
+	if old == nil {
+		l.taskEvent(t, "create", at)
+		old = &dv1.Task{Name: t.Name}
+	}
+	if old.Name != t.Name {
+		l.taskEvent(t, "rename", at, "oldName", "/"+old.Name)
+	}
+	if t.Started != 0 && (old.Started == 0 || old.Attempt != t.Attempt) {
+		l.taskEvent(t, "start", at)
+	}
+	if t.Exit != nil && (old.Exit == nil || old.Exit.Attempt < t.Exit.Attempt) {
+		l.taskEvent(t, "die", at, "exitCode", strconv.Itoa(int(t.Exit.Code)))
+	}
+}
+
+// taskEvent is called with mu held.
+func (l *Local) taskEvent(t *dv1.Task, action string, at int64, kv ...string) {
+	a := map[string]string{"name": t.Name}
+	for i := 0; i+1 < len(kv); i += 2 {
+		a[kv[i]] = kv[i+1]
+	}
+	l.events.publish(&dv1.Event{TaskId: t.Id, Action: action, TimeNano: at, Attributes: a})
+}
+
+// imageEvent is called with mu held. An image's event has no task.
+func (l *Local) imageEvent(action, digest, ref string, at int64) {
+	l.events.publish(&dv1.Event{Action: action, TimeNano: at, Attributes: map[string]string{"id": digest, "name": ref}})
+}
+
+// Reported takes an event that an agent reported. Those that the log makes too come
+// from there.
+func (l *Local) Reported(e *dv1.Event) {
+	switch e.Action {
+	case "create", "start", "die", "destroy", "rename":
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events.publish(e)
+}
