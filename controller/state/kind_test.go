@@ -145,6 +145,9 @@ func (k *kind[M]) dump(s *Snapshot) string {
 			u.Ports = nil
 			fmt.Fprintf(&b, "%s: %+v %v\n", node, u, ports)
 		}
+		for image, n := range total.byImage.from("") {
+			fmt.Fprintf(&b, "%q: %d\n", image, n)
+		}
 	case reservations:
 		for spec, r := range total.bySpec.from("") {
 			fmt.Fprintf(&b, "%q reserves %+v\n", spec, r)

@@ -14,7 +14,7 @@ var tasks = &kind[*dv1.Task]{
 	key:     func(m *dv1.Task) string { return string(m.Id) },
 	indexes: []*index[*dv1.Task]{tasksByName, tasksByNode, tasksByRun, tasksBySpec, tasksByAge},
 	stamp:   func(m *dv1.Task, index uint64) { m.Revision = index },
-	total:   func() total[*dv1.Task] { return &usage{byNode: newTree[*Use]()} },
+	total:   newUsage,
 }
 
 var (

@@ -48,15 +48,38 @@ func (s *Snapshot) Use(node string) Use {
 // Counts is how many tasks the fleet has.
 func (s *Snapshot) Counts() Counts { return tasks.in(s).total.(*usage).all }
 
-// usage is what all tasks take, kept as they change.
-type usage struct {
-	all    Counts
-	byNode tree[*Use] // of nodes that have any
+// NodesOfImage yields the nodes that have a task of an image, in the order of their ids.
+func (s *Snapshot) NodesOfImage(digest string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for k := range tasks.in(s).total.(*usage).byImage.from(digest + sep) {
+			if !yield(k[len(digest+sep):]) {
+				return
+			}
+		}
+	}
 }
 
-func (u *usage) copy() total[*dv1.Task] { return &usage{u.all, u.byNode.copy()} }
+// HasTaskOfImage reports whether a node has a task of an image.
+func (s *Snapshot) HasTaskOfImage(node, digest string) bool {
+	return tasks.in(s).total.(*usage).byImage.get(digest+sep+node) > 0
+}
+
+// usage is what all tasks take, kept as they change.
+type usage struct {
+	all     Counts
+	byNode  tree[*Use] // of nodes that have any
+	byImage tree[int]  // how many tasks of an image a node has, by both
+}
+
+func newUsage() total[*dv1.Task] { return &usage{byNode: newTree[*Use](), byImage: newTree[int]()} }
+
+func (u *usage) copy() total[*dv1.Task] { return &usage{u.all, u.byNode.copy(), u.byImage.copy()} }
 
 func (u *usage) change(s *Snapshot, old, m *dv1.Task) {
+	if from, to := held(s, old), held(s, m); from != to {
+		u.hold(from, -1)
+		u.hold(to, 1)
+	}
 	was, is := taken(s, old), taken(s, m)
 	u.all.add(was.Counts, -1)
 	u.all.add(is.Counts, 1)
@@ -83,8 +106,27 @@ func (u *usage) move(node string, by Use, sign int) {
 	u.byNode.set(node, &n)
 }
 
+// held names a task's image on its node, "" if it has not both.
+func held(s *Snapshot, t *dv1.Task) string {
+	spec := s.Spec(t.GetSpecId())
+	if spec == nil || t.NodeId == "" {
+		return ""
+	}
+	return spec.Digest + sep + t.NodeId
+}
+
+func (u *usage) hold(image string, by int) {
+	switch n := u.byImage.get(image) + by; {
+	case image == "":
+	case n == 0:
+		u.byImage.del(image)
+	default:
+		u.byImage.set(image, n)
+	}
+}
+
 func (u *usage) load(s *Snapshot, all iter.Seq[*dv1.Task]) {
-	byNode := map[string]*Use{}
+	byNode, byImage := map[string]*Use{}, map[string]int{}
 	for t := range all {
 		is := taken(s, t)
 		u.all.add(is.Counts, 1)
@@ -92,10 +134,15 @@ func (u *usage) load(s *Snapshot, all iter.Seq[*dv1.Task]) {
 			byNode[t.NodeId] = &Use{}
 		}
 		byNode[t.NodeId].add(is, 1)
+		byImage[held(s, t)]++
 	}
 	delete(byNode, "")
+	delete(byImage, "")
 	for _, node := range slices.Sorted(maps.Keys(byNode)) {
-		u.byNode.set(node, byNode[node])
+		u.byNode.load(node, byNode[node])
+	}
+	for _, image := range slices.Sorted(maps.Keys(byImage)) {
+		u.byImage.load(image, byImage[image])
 	}
 }
 

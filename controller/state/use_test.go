@@ -1,6 +1,7 @@
 package state
 
 import (
+	"slices"
 	"testing"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -86,5 +87,42 @@ func TestTasksByAge(t *testing.T) {
 	}
 	if got != "bdca" {
 		t.Errorf("they come as %s", got)
+	}
+}
+
+func TestNodesOfAnImage(t *testing.T) {
+	x := NewTxn(NewStore().Snapshot())
+	spec := func(digest string) *dv1.Effect {
+		return &dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: []byte(digest), Digest: digest}}}
+	}
+	task := func(n int, node, digest string) *dv1.Effect {
+		return &dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: bytes32("task", n), Name: string(rune('a' + n)), NodeId: node, SpecId: []byte(digest)}}}
+	}
+	drop := func(n int) *dv1.Effect {
+		return &dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: bytes32("task", n)}}
+	}
+	if err := x.Apply(spec("i"), spec("ii"), task(1, "b", "i"), task(2, "a", "i"), task(3, "a", "i"), task(4, "c", "ii"), task(5, "", "i")); err != nil {
+		t.Fatal(err)
+	}
+	want := func(nodes ...string) {
+		t.Helper()
+		if got := slices.Collect(x.NodesOfImage("i")); !slices.Equal(got, nodes) {
+			t.Errorf("%v have it, want %v", got, nodes)
+		}
+		for _, n := range []string{"a", "b", "c", ""} {
+			if got := x.HasTaskOfImage(n, "i"); got != slices.Contains(nodes, n) {
+				t.Errorf("%q has it: %v", n, got)
+			}
+		}
+	}
+	want("a", "b")
+	for _, c := range []struct {
+		e     *dv1.Effect
+		nodes []string
+	}{{drop(2), []string{"a", "b"}}, {drop(3), []string{"b"}}, {task(1, "c", "i"), []string{"c"}}, {task(1, "c", "ii"), nil}} {
+		if err := x.Apply(c.e); err != nil {
+			t.Fatal(err)
+		}
+		want(c.nodes...)
 	}
 }
