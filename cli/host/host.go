@@ -112,7 +112,7 @@ func controllerCommand(version string) *cobra.Command {
 			Registries: c.Mirrors(), Logger: logger(c, "controller"), Tracer: tp.Tracer("drover"), Traces: store, Stdout: io.Discard,
 		})
 	}
-	cmd.AddCommand(recoverCommand())
+	cmd.AddCommand(recoverCommand(), snapshotCommand())
 	return cmd
 }
 

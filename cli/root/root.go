@@ -171,7 +171,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 		return nil
 	}
 	switch cmd.Name() {
-	case "up", "join", "controller", "recover", "agent", "config", "completion", "bash", "zsh", "fish", "powershell", "help":
+	case "up", "join", "controller", "recover", "snapshot", "agent", "config", "completion", "bash", "zsh", "fish", "powershell", "help":
 		return nil
 	}
 	a.name = cmd.Name()
