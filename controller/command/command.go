@@ -97,15 +97,7 @@ func (d *decision) decide() *dv1.Error {
 	case *dv1.Command_RegisterNode:
 		return d.register(c.RegisterNode.GetNode())
 	case *dv1.Command_SetLiveness:
-		n := d.Node(c.SetLiveness.NodeId)
-		if n == nil {
-			return refuse(dv1.Error_NOT_FOUND, "No such node: %s", c.SetLiveness.NodeId)
-		}
-		if n.Liveness != c.SetLiveness.Liveness {
-			n = proto.CloneOf(n)
-			n.Liveness = c.SetLiveness.Liveness
-			d.add(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
-		}
+		d.setLiveness(c.SetLiveness.Nodes)
 	case *dv1.Command_Report:
 		d.report(c.Report)
 	case *dv1.Command_AckTombstones:
@@ -174,6 +166,17 @@ func (d *decision) some(n int, f func(i int)) (left int) {
 		d.sized = len(d.effects)
 	}
 	return 0
+}
+
+// setLiveness records verdicts. A node that was removed meanwhile has none.
+func (d *decision) setLiveness(verdicts []*dv1.Verdict) {
+	d.res.Left = uint32(d.some(len(verdicts), func(i int) {
+		if n := d.Node(verdicts[i].NodeId); n != nil && n.Liveness != verdicts[i].Liveness {
+			n = proto.CloneOf(n)
+			n.Liveness = verdicts[i].Liveness
+			d.add(&dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
+		}
+	}))
 }
 
 func (d *decision) put(t *dv1.Task) {

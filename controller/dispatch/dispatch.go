@@ -7,7 +7,10 @@ import (
 	"context"
 	"encoding/hex"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/drover/drover/controller/state"
@@ -42,26 +45,16 @@ type Options struct {
 	OnEvent  func(*dv1.Event)
 }
 
-// Hub is every session of this controller and what the agents said last.
+// Hub is every session of this controller and what the agents reported last. It is
+// safe for concurrent use. No lock of it is held over a walk of nodes or tasks, so
+// that neither commits nor readers wait for the fleet's size.
 type Hub struct {
 	o Options
 
-	mu     sync.Mutex // guards the fields below
-	leads  bool
-	led    chan struct{} // closed while it leads
-	clocks clocks
-	index  uint64 // of the last commit told to sessions
-	nodes  map[string]*node
-	told
+	term atomic.Pointer[term] // nil: this controller does not lead
 
-	members members
-}
-
-type node struct {
-	highest uint64 // session number
-	session *session
-	heard   time.Time
-	spared  time.Time // counts as heard for its silence: it has a grace to come back
+	mu  sync.Mutex // guards led
+	led chan struct{}
 }
 
 // New makes a Hub without sessions.
@@ -81,109 +74,117 @@ func New(o Options) *Hub {
 	if o.Probe == nil {
 		o.Probe = func(context.Context, string) bool { return false }
 	}
-	return &Hub{o: o, led: make(chan struct{}), nodes: map[string]*node{}, told: newTold(), members: members{addrs: map[string]string{}}}
+	return &Hub{o: o, led: make(chan struct{})}
 }
 
 // Run is one term of this controller's leadership, which ends with ctx: the Hub
 // takes sessions and judges nodes, and then ends its sessions and forgets what
-// they told. Without it a Hub has no sessions and calls nobody silent.
+// they reported. Without it a Hub has no sessions and calls nobody silent.
 func (h *Hub) Run(ctx context.Context) error {
-	h.lead(true)
+	t := h.begin()
 	var judging sync.WaitGroup
-	judging.Go(func() { h.judge(ctx) })
+	judging.Go(func() { t.judge(ctx) })
 	<-ctx.Done()
-	h.lead(false) // at once, whatever judging waits for
+	h.end(t) // at once, whatever judging waits for
 	judging.Wait()
 	return nil
 }
 
-func (h *Hub) lead(leads bool) {
+func (h *Hub) begin() *term {
+	t := newTerm(h.o)
+	t.roster.begin(func() *state.Snapshot {
+		h.term.Store(t) // before the state is read: what is committed afterwards is marked
+		return h.o.Log.Snapshot()
+	})
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if leads && !h.leads {
-		close(h.led)
-	}
-	if !leads && h.leads {
-		h.led = make(chan struct{})
-	}
-	h.leads, h.clocks = leads, clocks{}
-	for _, n := range h.nodes {
-		if n.session != nil {
-			n.session.cancel(errDeposed)
-		}
-	}
-	h.nodes, h.told = map[string]*node{}, newTold()
-	h.members.seed(h.o.Log.Snapshot())
+	close(h.led)
+	return t
+}
+
+func (h *Hub) end(t *term) {
+	h.mu.Lock()
+	h.led = make(chan struct{})
+	h.mu.Unlock()
+	h.term.Store(nil)
+	t.end(errDeposed)
 }
 
 // Committed marks what sessions must be told. It is consensus' OnCommit: it
-// never blocks, since marks coalesce and senders read the state themselves.
+// never blocks, since marks coalesce and senders read the state themselves. It
+// costs what the effects do, however many sessions there are.
 func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.index = max(h.index, index)
+	t := h.term.Load()
+	if t == nil {
+		return
+	}
 	for _, e := range effects {
 		switch of := e.Of.(type) {
 		case *dv1.Effect_Task:
-			h.mark(of.Task.NodeId, of.Task.Id)
+			t.mark(of.Task.NodeId, of.Task.Id, index)
 		case *dv1.Effect_Tombstone:
-			h.mark(of.Tombstone.NodeId, of.Tombstone.TaskId)
+			t.mark(of.Tombstone.NodeId, of.Tombstone.TaskId, index)
 		case *dv1.Effect_Identity:
-			h.member(of.Identity.Uri)
+			t.roster.changed(of.Identity.Uri, index)
 		case *dv1.Effect_Node:
-			h.moved(of.Node)
+			t.moved(of.Node, index)
 		case *dv1.Effect_DeleteNode:
-			h.gone(of.DeleteNode)
+			t.remove(of.DeleteNode)
 		case *dv1.Effect_Controller, *dv1.Effect_DeleteController, *dv1.Effect_Sealed, *dv1.Effect_DeleteSealed:
-			for _, n := range h.nodes {
-				if n.session != nil {
-					n.session.news = true
-					poke(n.session.wake)
-				}
-			}
-		case *dv1.Effect_DeleteTombstone:
-			// The agent is done with the task: so is what was seen of it.
-			h.unsee(hex.EncodeToString(of.DeleteTombstone))
+			t.roster.changed("", index)
 		}
 	}
 }
 
-// Restored is told that a snapshot took the place of entries, so that nobody knows
-// what sessions were told: only a member that follows gets one, and it has none that
-// stay.
-func (h *Hub) Restored(snap *state.Snapshot) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.index = max(h.index, snap.Index())
-	for _, n := range h.nodes {
-		if n.session != nil {
-			n.session.cancel(errDeposed)
-		}
+// Restored is called when a snapshot took the place of entries, so that nobody knows
+// what sessions were told. Only a member that follows gets one: its term is over.
+func (h *Hub) Restored(*state.Snapshot) {
+	if t := h.term.Load(); t != nil {
+		t.end(errDeposed)
 	}
-	h.members.seed(snap)
 }
 
-// mark is called with mu held.
-func (h *Hub) mark(nodeID string, task []byte) {
-	if n := h.nodes[nodeID]; n != nil && n.session != nil {
-		n.session.dirty[string(task)] = true
-		poke(n.session.wake)
+// View returns what agents reported last, as of now. Without a term nobody reported
+// anything.
+func (h *Hub) View() *View {
+	if t := h.term.Load(); t != nil {
+		return t.reported.view()
 	}
+	return &View{}
 }
+
+// Status returns the last status of a task, nil if none was reported.
+func (h *Hub) Status(task []byte) *dv1.TaskStatus {
+	t := h.term.Load()
+	if t == nil {
+		return nil
+	}
+	snap := h.o.Log.Snapshot()
+	node := snap.Task(task).GetNodeId()
+	if node == "" {
+		node = snap.Tombstone(task).GetNodeId()
+	}
+	return t.reported.of(node).status(task)
+}
+
+// Observed is Status of a hex id.
+func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
+	id, err := hex.DecodeString(taskID)
+	if err != nil {
+		return nil
+	}
+	return h.Status(id)
+}
+
+// Holders returns the nodes that reported an image's content.
+func (h *Hub) Holders(digest string) []string { return slices.Collect(h.View().Holders(digest)) }
+
+// Silent returns the nodes that are silent, and when each was heard last (Unix ns).
+func (h *Hub) Silent() map[string]int64 { return maps.Collect(h.View().Silent()) }
 
 func poke(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-// gone forgets a removed node, with mu held.
-func (h *Hub) gone(id string) {
-	if n := h.nodes[id]; n != nil && n.session != nil {
-		n.session.cancel(errRemoved)
-	}
-	delete(h.nodes, id)
-	delete(h.members.addrs, id)
-	h.forget(id)
 }

@@ -21,13 +21,20 @@ import (
 	"github.com/drover/drover/pkg/roster"
 )
 
-// fakeLog applies nothing by itself: tests put effects.
+// fakeLog decides nothing: tests put effects.
 type fakeLog struct {
-	mu    sync.Mutex
-	txn   *state.Txn
+	store *state.Store
 	hub   *Hub
-	index uint64
 	got   chan *dv1.Command
+
+	mu sync.Mutex // one entry after the other
+}
+
+// newFakeLog has a hub on it that does not lead.
+func newFakeLog() *fakeLog {
+	f := &fakeLog{store: state.NewStore(), got: make(chan *dv1.Command, 100)}
+	f.hub = New(Options{Log: f, Logger: slog.New(slog.DiscardHandler)})
+	return f
 }
 
 func (f *fakeLog) Propose(_ context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
@@ -39,28 +46,29 @@ func (f *fakeLog) Propose(_ context.Context, c *dv1.Command) (*dv1.CommandResult
 	f.got <- c
 	return &dv1.CommandResult{}, nil
 }
-func (f *fakeLog) Snapshot() *state.Snapshot {
+func (f *fakeLog) Snapshot() *state.Snapshot { return f.store.Snapshot() }
+func (f *fakeLog) Term() uint64              { return 1 }
+
+// put applies effects as one entry, and has the hub hear of it.
+func (f *fakeLog) put(effects ...*dv1.Effect) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return state.NewTxn(f.txn.View()).View()
-}
-func (f *fakeLog) Term() uint64 { return 1 }
-func (f *fakeLog) put(e ...*dv1.Effect) {
-	f.mu.Lock()
-	if err := f.txn.Apply(e...); err != nil {
+	base := f.store.Snapshot().Index()
+	b, err := proto.Marshal(&dv1.Entry{Format: state.Format, Type: state.EntryEffects, MinVersion: 1, Base: base, Effects: effects})
+	if err != nil {
 		panic(err)
 	}
-	f.index++
-	i := f.index
-	f.mu.Unlock()
-	f.hub.Committed(e, i)
+	e, err := f.store.Apply(base+1, b)
+	if err != nil {
+		panic(err)
+	}
+	f.hub.Committed(e.Effects, base+1)
 }
 
 func start(t *testing.T, certNode string) (*fakeLog, func() *connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]) {
 	t.Helper()
-	f := &fakeLog{txn: state.NewTxn(state.NewStore().Snapshot()), got: make(chan *dv1.Command, 100)}
-	f.hub = New(Options{Log: f, Logger: slog.New(slog.DiscardHandler)})
-	f.hub.lead(true)
+	f := newFakeLog()
+	f.hub.begin()
 	h := f.hub.Handler()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.TLS = &tls.ConnectionState{}
@@ -75,6 +83,9 @@ func start(t *testing.T, certNode string) (*fakeLog, func() *connect.BidiStreamF
 		return dv1connect.NewSessionClient(srv.Client(), srv.URL).Open(ctx)
 	}
 }
+
+// observe has a session's node report.
+func observe(h *Hub, s *session, o *dv1.Observation) { s.add(h.term.Load().observe(s, o), nil) }
 
 func hello(n uint64) *dv1.FromAgent {
 	return &dv1.FromAgent{Of: &dv1.FromAgent_Hello{Hello: &dv1.Hello{Number: n, Node: &dv1.Node{Id: "n1", Name: "a"}}}}
@@ -166,7 +177,7 @@ func TestOnlyALeaderHasSessions(t *testing.T) {
 	if m, err := st.Receive(); err != nil || m.GetWelcome() == nil {
 		t.Fatalf("%v %v", m, err)
 	}
-	f.hub.lead(false)
+	f.hub.end(f.hub.term.Load())
 	for {
 		if _, err := st.Receive(); err != nil {
 			break
@@ -180,7 +191,7 @@ func TestOnlyALeaderHasSessions(t *testing.T) {
 	if s := f.hub.Silent(); len(s) != 0 {
 		t.Fatalf("before it leads it calls nodes silent: %v", s)
 	}
-	f.hub.lead(true)
+	f.hub.begin()
 	late := hello(3)
 	late.GetHello().Epoch = 99
 	ahead := open()

@@ -13,75 +13,184 @@ import (
 // counts as what was away.
 const frozenAfter = SuspectAfter / 2
 
-// clocks say since when nodes could have been heard.
-type clocks struct {
-	began  time.Time // of the term, or of the last time that this process was frozen
-	ticked time.Time // last time that this process was seen to run
+// judge has the log keep which nodes are silent, until ctx ends. A silent node is
+// suspect; one that answers no probe either is down.
+func (t *term) judge(ctx context.Context) {
+	w := &watch{term: t, probes: probes{of: t.o.Probe, asking: map[string]bool{}, answers: map[string]bool{}}, silent: map[string]time.Time{}}
+	defer w.probes.all.Wait()
+	found := make(chan []*dv1.Command, 1)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() { w.run(ctx, found) }) // by itself: a proposal may take longer than a tick
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case commands := <-found:
+			for _, c := range commands {
+				t.conclude(ctx, c)
+			}
+		}
+	}
 }
 
-// now is what all verdicts are made at, with mu held. Who was frozen has heard
-// nobody, and calls nobody silent for it: all clocks begin anew.
-func (h *Hub) now() time.Time {
-	now := h.o.Now()
-	if now.Sub(h.clocks.ticked) > frozenAfter {
-		h.clocks.began = now
+// conclude has the log take what was found out about nodes, in as many entries as that
+// needs. What it refuses is found again at the next look.
+func (t *term) conclude(ctx context.Context, c *dv1.Command) {
+	c.Principal = t.o.Self
+	for ctx.Err() == nil {
+		left, err := t.tryConclude(ctx, c)
+		if err != nil && ctx.Err() == nil {
+			t.o.Logger.Warn("what was found out about nodes was not recorded", "command", c, "err", err)
+		}
+		verdicts := c.GetSetLiveness().GetNodes()
+		if err != nil || left == 0 || left >= len(verdicts) {
+			return
+		}
+		c = &dv1.Command{Principal: t.o.Self, Of: &dv1.Command_SetLiveness{SetLiveness: &dv1.SetLiveness{Nodes: verdicts[len(verdicts)-left:]}}}
 	}
-	h.clocks.ticked = now
+}
+
+func (t *term) tryConclude(ctx context.Context, c *dv1.Command) (left int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, SuspectAfter)
+	defer cancel()
+	res, err := t.o.Log.Propose(ctx, c)
+	switch {
+	case err != nil:
+		return 0, err
+	case res.GetError() != nil && res.Error.Kind != dv1.Error_NOT_FOUND: // that one was removed meanwhile
+		return 0, errors.New(res.Error.Message)
+	}
+	return int(res.GetLeft()), nil
+}
+
+// watch is what one goroutine knows of all nodes' silence, and what suspects answered.
+type watch struct {
+	*term
+	probes probes
+	began  time.Time            // of the clocks: with the term, or when this process was last frozen
+	ticked time.Time            // last time that this process was seen to run
+	silent map[string]time.Time // since when, of those that the view has as silent
+}
+
+// run looks at all nodes until ctx ends, and leaves in found what it found last.
+func (w *watch) run(ctx context.Context, found chan []*dv1.Command) {
+	tick := time.NewTicker(BeatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		commands := w.look(ctx)
+		select {
+		case <-found: // of the last look, and not taken yet
+		default:
+		}
+		if len(commands) > 0 {
+			found <- commands
+		}
+	}
+}
+
+// look goes over all nodes and returns what the log must take of what it finds.
+func (w *watch) look(ctx context.Context) (found []*dv1.Command) {
+	now, verdicts := w.now(), &dv1.SetLiveness{}
+	silent := make(map[string]time.Time, len(w.silent))
+	for n := range w.o.Log.Snapshot().Nodes() {
+		at, heard := w.since(w.node(n.Id))
+		isSilent := now.Sub(at) > SuspectAfter
+		if isSilent {
+			silent[n.Id] = at
+		}
+		if n.Availability == dv1.Node_REMOVING { // who began that may be gone
+			found = append(found, &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: n.Id}}})
+			continue
+		}
+		if want := w.verdict(n, isSilent, heard); want != n.Liveness {
+			verdicts.Nodes = append(verdicts.Nodes, &dv1.Verdict{NodeId: n.Id, Liveness: want})
+		}
+	}
+	if len(verdicts.Nodes) > 0 {
+		found = append(found, &dv1.Command{Of: &dv1.Command_SetLiveness{SetLiveness: verdicts}})
+	}
+	w.show(silent)
+	w.probes.ask(ctx, silent)
+	return found
+}
+
+// now is what all verdicts are made at. Who was frozen has heard nobody, and calls
+// nobody silent for it: all clocks begin anew.
+func (w *watch) now() time.Time {
+	now := w.o.Now()
+	if now.Sub(w.ticked) > frozenAfter {
+		w.began = now
+	}
+	w.ticked = now
 	return now
 }
 
-// since is when a node was heard last, as its silence counts, with mu held.
-func (h *Hub) since(id string) time.Time {
-	at := h.clocks.began
-	if n := h.nodes[id]; n != nil {
-		for _, t := range []time.Time{n.heard, n.spared} {
-			if t.After(at) {
-				at = t
-			}
+// since is when a node was heard last, as its silence counts, and whether it was heard
+// at all since the clocks began. Nil is a node that had no session in this term.
+func (w *watch) since(n *node) (at time.Time, heard bool) {
+	if n == nil {
+		return w.began, false
+	}
+	last := w.started.Add(time.Duration(n.heard.Load()))
+	spared := w.started.Add(time.Duration(n.spared.Load()))
+	return latest(w.began, last, spared), last.After(w.began)
+}
+
+func latest(at time.Time, others ...time.Time) time.Time {
+	for _, t := range others {
+		if t.After(at) {
+			at = t
 		}
 	}
 	return at
 }
 
-// Silent gives the nodes that are not heard, and since when (Unix ns).
-func (h *Hub) Silent() map[string]int64 {
-	out := map[string]int64{}
-	snap := h.o.Log.Snapshot()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.leads {
-		return out // who does not lead hears nobody
-	}
-	now := h.now()
-	for n := range snap.Nodes() {
-		if at := h.since(n.Id); now.Sub(at) > SuspectAfter {
-			out[n.Id] = at.UnixNano()
-		}
-	}
-	return out
-}
-
 // verdict is what a node's liveness should be. A node that was not heard since the
 // clocks began stays what it is until it is silent for long enough.
-func (h *Hub) verdict(n *dv1.Node, probed, answers bool) dv1.Node_Liveness {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	now := h.now()
+func (w *watch) verdict(n *dv1.Node, silent, heard bool) dv1.Node_Liveness {
+	answers, probed := w.probes.result(n.Id)
 	switch {
-	case now.Sub(h.since(n.Id)) > SuspectAfter:
-		if probed && !answers {
-			return dv1.Node_DOWN
-		}
-		if probed || n.Liveness != dv1.Node_DOWN { // down is what a probe said, in a former term
-			return dv1.Node_SUSPECT
-		}
-	case h.nodes[n.Id] != nil && h.nodes[n.Id].heard.After(h.clocks.began):
+	case silent && probed && !answers:
+		return dv1.Node_DOWN
+	case silent && (probed || n.Liveness != dv1.Node_DOWN): // down is what a probe said, in a former term
+		return dv1.Node_SUSPECT
+	case !silent && heard:
 		return dv1.Node_READY
 	}
 	return n.Liveness
 }
 
-// probes are what suspects were asked, and what they said last.
+// show brings the view's silent nodes up to date.
+func (w *watch) show(silent map[string]time.Time) {
+	for id := range w.silent {
+		if _, still := silent[id]; !still {
+			w.reported.clearSilent(id)
+		}
+	}
+	for id, at := range silent {
+		if was, ok := w.silent[id]; ok && was.Equal(at) {
+			continue
+		}
+		w.reported.markSilent(id, at.UnixNano())
+		n := w.node(id) // who enters after this is taken for silent, and clears it
+		if n == nil {
+			continue
+		}
+		n.silent.Store(true)
+		if again, _ := w.since(n); again.After(at) && n.silent.Swap(false) { // it was heard meanwhile
+			w.reported.clearSilent(id)
+		}
+	}
+	w.silent = silent
+}
+
+// probes are what suspects were asked, and what they answered last.
 type probes struct {
 	of  func(ctx context.Context, nodeID string) bool
 	all sync.WaitGroup
@@ -91,99 +200,33 @@ type probes struct {
 	answers map[string]bool
 }
 
-func (p *probes) ask(ctx context.Context, id string) {
+// ask probes each of nodes that is not being probed, and forgets what others answered.
+func (p *probes) ask(ctx context.Context, nodes map[string]time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.asking[id] {
-		return
+	for id := range p.answers {
+		if _, ok := nodes[id]; !ok {
+			delete(p.answers, id)
+		}
 	}
-	p.asking[id] = true
-	p.all.Go(func() {
-		ok := p.of(ctx, id)
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.asking, id)
-		p.answers[id] = ok
-	})
+	for id := range nodes {
+		if p.asking[id] {
+			continue
+		}
+		p.asking[id] = true
+		p.all.Go(func() {
+			ok := p.of(ctx, id)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			delete(p.asking, id)
+			p.answers[id] = ok
+		})
+	}
 }
 
-func (p *probes) said(id string) (answers, probed bool) {
+func (p *probes) result(id string) (answers, probed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	answers, probed = p.answers[id]
 	return answers, probed
-}
-
-func (p *probes) forget(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.answers, id)
-}
-
-// judge has the log keep which nodes are silent, until ctx ends. A silent node is
-// suspect; one that answers no probe either is down.
-func (h *Hub) judge(ctx context.Context) {
-	p := &probes{of: h.o.Probe, asking: map[string]bool{}, answers: map[string]bool{}}
-	defer p.all.Wait()
-	var ticking sync.WaitGroup
-	defer ticking.Wait()
-	ticking.Go(func() { h.tick(ctx) }) // a proposal may take longer than a tick
-	t := time.NewTicker(BeatEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		silent := h.Silent()
-		for n := range h.o.Log.Snapshot().Nodes() {
-			if ctx.Err() != nil {
-				return
-			}
-			if n.Availability == dv1.Node_REMOVING { // who began that may be gone
-				h.decide(ctx, n, &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: n.Id}}})
-				continue
-			}
-			answers, probed := p.said(n.Id)
-			if want := h.verdict(n, probed, answers); want != n.Liveness {
-				h.decide(ctx, n, &dv1.Command{Of: &dv1.Command_SetLiveness{SetLiveness: &dv1.SetLiveness{NodeId: n.Id, Liveness: want}}})
-			}
-			if _, is := silent[n.Id]; is {
-				p.ask(ctx, n.Id)
-			} else {
-				p.forget(n.Id)
-			}
-		}
-	}
-}
-
-// tick keeps the clocks from restarting while this process runs.
-func (h *Hub) tick(ctx context.Context) {
-	t := time.NewTicker(BeatEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		h.mu.Lock()
-		h.now()
-		h.mu.Unlock()
-	}
-}
-
-// decide proposes what was found out about a node.
-func (h *Hub) decide(ctx context.Context, n *dv1.Node, c *dv1.Command) {
-	pctx, cancel := context.WithTimeout(ctx, SuspectAfter)
-	defer cancel()
-	c.Principal = h.o.Self
-	res, err := h.o.Log.Propose(pctx, c)
-	if err == nil && res.GetError() != nil && res.Error.Kind != dv1.Error_NOT_FOUND { // it was removed meanwhile
-		err = errors.New(res.Error.Message)
-	}
-	if err != nil && ctx.Err() == nil {
-		h.o.Logger.Warn("what was found out about a node was not recorded", "node", n.Name, "command", c, "err", err)
-	}
 }

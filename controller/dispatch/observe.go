@@ -2,230 +2,234 @@ package dispatch
 
 import (
 	"encoding/hex"
-	"maps"
-	"slices"
 
+	"github.com/tidwall/btree"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Bounds of what is kept of a node's words, far above what an agent says: whoever has
-// a node's key must not fill the memory of its controllers, one after the other.
+// Bounds of what is kept of a node's reports, far above what an agent has to report:
+// whoever has a node's key must not fill the memory of its controllers, one after the
+// other.
 const (
-	maxTold  = 16 << 20 // bytes of a node's statuses and images together
-	maxEvent = 64 << 10 // bytes of one event
-	perItem  = 128      // bytes that one status or image takes besides its own
+	maxReported = 16 << 20 // bytes of a node's statuses and images together
+	maxEvent    = 64 << 10 // bytes of one event
+	perItem     = 128      // bytes that one status or image takes besides its own
 )
 
-// told is what agents said last, up to maxTold of each. Of a node it is found, and
-// forgotten, without a look at the others: after an election all of them say
-// everything at once.
-type told struct {
-	sizes   map[string]int             // bytes kept, by node
-	tasks   map[string]observed        // by hex id
-	byNode  map[string]map[string]bool // hex ids of tasks
-	images  map[string]map[string]bool // digests, by node
-	holders map[string]map[string]bool // nodes, by digest
-}
-
-// observed is a task's last status, from the node that the task is on.
-type observed struct {
-	node   string
-	status *dv1.TaskStatus
+// inventory is what a node reported last, up to maxReported. It does not change:
+// edit makes another. The nil inventory is empty.
+type inventory struct {
+	tasks  btree.Map[string, *dv1.TaskStatus] // by id
+	images btree.Set[string]                  // digests
 	size   int
 }
 
-func newTold() told {
-	return told{map[string]int{}, map[string]observed{}, map[string]map[string]bool{}, map[string]map[string]bool{}, map[string]map[string]bool{}}
-}
-
-// see keeps a status; false: there is no room for it, and the one before went too,
-// which is not true any more.
-func (t *told) see(node, id string, st *dv1.TaskStatus) bool {
-	t.unsee(id)
-	size := proto.Size(st) + perItem
-	if t.sizes[node]+size > maxTold {
-		return false
-	}
-	t.sizes[node] += size
-	t.tasks[id] = observed{node, st, size}
-	enter(t.byNode, node, id)
-	return true
-}
-
-func (t *told) unsee(id string) {
-	if o, ok := t.tasks[id]; ok {
-		delete(t.tasks, id)
-		leave(t.byNode, o.node, id)
-		t.give(o.node, o.size)
-	}
-}
-
-// has keeps that a node has an image; false: there is no room for it.
-func (t *told) has(node, digest string) bool {
-	size := len(digest) + perItem
-	switch {
-	case t.images[node][digest]:
-		return true
-	case t.sizes[node]+size > maxTold:
-		return false
-	}
-	t.sizes[node] += size
-	enter(t.images, node, digest)
-	enter(t.holders, digest, node)
-	return true
-}
-
-func (t *told) lacks(node, digest string) {
-	if t.images[node][digest] {
-		leave(t.images, node, digest)
-		leave(t.holders, digest, node)
-		t.give(node, len(digest)+perItem)
-	}
-}
-
-// give gives bytes of a node's back.
-func (t *told) give(node string, size int) {
-	if t.sizes[node] -= size; t.sizes[node] <= 0 {
-		delete(t.sizes, node)
-	}
-}
-
-func (t *told) forget(node string) {
-	for id := range t.byNode[node] {
-		delete(t.tasks, id)
-	}
-	delete(t.byNode, node)
-	for digest := range t.images[node] {
-		leave(t.holders, digest, node)
-	}
-	delete(t.images, node)
-	delete(t.sizes, node)
-}
-
-func enter(m map[string]map[string]bool, a, b string) {
-	if m[a] == nil {
-		m[a] = map[string]bool{}
-	}
-	m[a][b] = true
-}
-
-func leave(m map[string]map[string]bool, a, b string) {
-	if delete(m[a], b); len(m[a]) == 0 {
-		delete(m, a)
-	}
-}
-
-// Observed is the last status of a task, nil if none was reported.
-func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.tasks[taskID].status
-}
-
-// Holders gives the nodes that reported an image's content.
-func (h *Hub) Holders(digest string) []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Collect(maps.Keys(h.holders[digest]))
-}
-
-// own says whether a task is a node's to speak of: it was placed there, and is there
-// until the node has acknowledged its removal.
-func own(snap *state.Snapshot, node string, id []byte) bool {
-	if t := snap.Task(id); t != nil {
-		return t.NodeId == node
-	}
-	return snap.Tombstone(id).GetNodeId() == node
-}
-
-// observe keeps what a node says of its own tasks, and gives the reports that the
-// log lacks. What it says of others' tasks, or of such as nobody gave it, is let go.
-func (h *Hub) observe(s *session, o *dv1.Observation) (reports []*dv1.TaskReport) {
-	snap := h.o.Log.Snapshot()
-	left := 0 // out, for lack of room
-	var events []*dv1.Event
-	for _, e := range o.Events {
-		switch {
-		case proto.Size(e) > maxEvent:
-			left++
-		case own(snap, s.node, e.TaskId):
-			events = append(events, e)
-		}
-	}
-	h.mu.Lock()
-	n := h.nodes[s.node]
-	if n == nil || n.session != s { // superseded: a newer session knows better
-		h.mu.Unlock()
+func (i *inventory) status(task []byte) *dv1.TaskStatus {
+	if i == nil {
 		return nil
 	}
-	if o.Full {
-		h.forget(s.node)
-	}
-	for _, i := range o.Images {
-		if !h.has(s.node, i.Digest) {
-			left++
-		}
-	}
-	for _, d := range o.ImagesGone {
-		h.lacks(s.node, d)
-	}
-	var changed []string
-	for _, st := range o.Tasks {
-		if !own(snap, s.node, st.Id) {
-			continue
-		}
-		id := hex.EncodeToString(st.Id)
-		changed = append(changed, id)
-		if st.Gone {
-			h.unsee(id)
-			continue
-		}
-		if !h.see(s.node, id, st) {
-			left++
-		}
-		if r := missing(snap.Task(st.Id), st); r != nil {
-			reports = append(reports, r)
-		}
-	}
-	warn := left > 0 && !s.much
-	s.much = s.much || warn
-	h.mu.Unlock()
-	if warn {
-		h.o.Logger.Warn("a node says more than is kept of one", "node", s.node, "left out", left)
-	}
-	for _, id := range changed {
-		h.o.OnStatus(id)
-	}
-	for _, e := range events {
-		h.o.OnEvent(e)
-	}
-	return reports
+	st, _ := i.tasks.Get(string(task))
+	return st
 }
 
-// missing is what the log does not know yet of a status: the first running and
+// edit begins the next inventory. It is called for one observation of a node after
+// the other: copying marks what is shared.
+func (i *inventory) edit() *draft {
+	return &draft{inventory: &inventory{tasks: *i.tasks.Copy(), images: *i.images.Copy(), size: i.size}, gained: map[string]bool{}, lost: map[string]bool{}}
+}
+
+// draft is an inventory that nobody else sees yet, and how its images differ from
+// those of the one before.
+type draft struct {
+	*inventory
+	gained, lost map[string]bool
+}
+
+// clear forgets everything.
+func (d *draft) clear() {
+	for digest := range d.images.Scan {
+		d.lost[digest] = true
+	}
+	d.inventory = &inventory{}
+}
+
+// put keeps a status and reports whether there was room for it. If not, the one
+// before goes too, which is not true any more.
+func (d *draft) put(st *dv1.TaskStatus) bool {
+	d.delete(st.Id)
+	size := statusSize(st)
+	if d.size+size > maxReported {
+		return false
+	}
+	d.size += size
+	d.tasks.Set(string(st.Id), st)
+	return true
+}
+
+func (d *draft) delete(task []byte) {
+	if st, ok := d.tasks.Delete(string(task)); ok {
+		d.size -= statusSize(st)
+	}
+}
+
+func statusSize(st *dv1.TaskStatus) int { return proto.Size(st) + perItem }
+
+// gain keeps that the node has an image and reports whether there was room for it.
+func (d *draft) gain(digest string) bool {
+	size := len(digest) + perItem
+	switch {
+	case d.images.Contains(digest):
+		return true
+	case d.size+size > maxReported:
+		return false
+	}
+	d.size += size
+	d.images.Insert(digest)
+	if d.lost[digest] {
+		delete(d.lost, digest)
+	} else {
+		d.gained[digest] = true
+	}
+	return true
+}
+
+func (d *draft) lose(digest string) {
+	if !d.images.Contains(digest) {
+		return
+	}
+	d.images.Delete(digest)
+	d.size -= len(digest) + perItem
+	if d.gained[digest] {
+		delete(d.gained, digest)
+	} else {
+		d.lost[digest] = true
+	}
+}
+
+// owns reports whether a task is a node's to speak of: it was placed there, and is
+// there until the node has acknowledged its removal.
+func owns(snap *state.Snapshot, node string, task []byte) bool {
+	if t := snap.Task(task); t != nil {
+		return t.NodeId == node
+	}
+	return snap.Tombstone(task).GetNodeId() == node
+}
+
+// observe keeps what a node reports of its own tasks, and returns what the log lacks
+// of it. What it says of others' tasks, or of such as nobody assigned to it, is
+// ignored.
+func (t *term) observe(s *session, o *dv1.Observation) (missing []*dv1.TaskReport) {
+	snap := t.o.Log.Snapshot()
+	events, ignored := ownEvents(snap, s.node, o.Events)
+	changed, missing, full, current := t.take(snap, s, o)
+	if !current {
+		return nil
+	}
+	if ignored += full; ignored > 0 && !s.warned {
+		s.warned = true
+		t.o.Logger.Warn("a node reports more than is kept of one", "node", s.node, "ignored", ignored)
+	}
+	for _, id := range changed {
+		t.o.OnStatus(hex.EncodeToString(id))
+	}
+	for _, e := range events {
+		t.o.OnEvent(e)
+	}
+	return missing
+}
+
+func ownEvents(snap *state.Snapshot, node string, all []*dv1.Event) (own []*dv1.Event, tooLarge int) {
+	for _, e := range all {
+		switch {
+		case proto.Size(e) > maxEvent:
+			tooLarge++
+		case owns(snap, node, e.TaskId):
+			own = append(own, e)
+		}
+	}
+	return own, tooLarge
+}
+
+// take brings a node's inventory up to date, if s is its session still: a newer one
+// knows better. ignored counts what there was no room for.
+func (t *term) take(snap *state.Snapshot, s *session, o *dv1.Observation) (changed [][]byte, missing []*dv1.TaskReport, ignored int, current bool) {
+	s.of.observing.Lock()
+	defer s.of.observing.Unlock()
+	old := t.reported.of(s.node)
+	if old == nil || s.of.session.Load() != s {
+		return nil, nil, 0, false
+	}
+	d := old.edit()
+	if o.Full {
+		d.clear()
+	}
+	for _, i := range o.Images {
+		if !d.gain(i.Digest) {
+			ignored++
+		}
+	}
+	for _, digest := range o.ImagesGone {
+		d.lose(digest)
+	}
+	for _, st := range o.Tasks {
+		task := snap.Task(st.Id)
+		if task.GetNodeId() != s.node && !owns(snap, s.node, st.Id) {
+			continue
+		}
+		changed = append(changed, st.Id)
+		if st.Gone {
+			d.delete(st.Id)
+			continue
+		}
+		if !d.put(st) {
+			ignored++
+		}
+		if r := unrecorded(task, st); r != nil {
+			missing = append(missing, r)
+		}
+	}
+	t.reported.put(s.node, d)
+	return changed, missing, ignored, true
+}
+
+// forget drops statuses of tasks whose removal a node acknowledged.
+func (t *term) forget(n *node, tasks []string) {
+	n.observing.Lock()
+	defer n.observing.Unlock()
+	old := t.reported.of(n.id)
+	if old == nil {
+		return
+	}
+	d := old.edit()
+	for _, id := range tasks {
+		d.delete([]byte(id))
+	}
+	t.reported.put(n.id, d)
+}
+
+// unrecorded is what the log does not know yet of a status: the first running and
 // the last exit of an attempt, or why there was none. nil: nothing.
-func missing(t *dv1.Task, st *dv1.TaskStatus) *dv1.TaskReport {
+func unrecorded(t *dv1.Task, st *dv1.TaskStatus) *dv1.TaskReport {
 	if t == nil || st.Attempt < t.Attempt || st.Attempt == 0 {
 		return nil
 	}
-	r := &dv1.TaskReport{TaskId: st.Id, Attempt: st.Attempt}
-	var any bool
+	r, found := &dv1.TaskReport{TaskId: st.Id, Attempt: st.Attempt}, false
 	if st.Started != 0 && (t.Started == 0 || st.Attempt > t.Attempt) {
-		r.Started, r.Ports, any = st.Started, st.Ports, true
+		r.Started, r.Ports, found = st.Started, st.Ports, true
 	}
 	if e := st.Exit; e != nil && e.Attempt == st.Attempt && (t.Exit == nil || t.Exit.Attempt < e.Attempt) {
-		r.Exit, any = e, true
+		r.Exit, found = e, true
 	}
 	if st.Phase == dv1.Phase_FAILED && t.Failed == "" && st.Started == 0 {
-		r.Failed, any = st.Why, true
+		r.Failed, found = st.Why, true
 		if r.Failed == "" {
 			r.Failed = "the task could not be started"
 		}
 	}
-	if !any {
+	if !found {
 		return nil
 	}
 	return r

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/pki"
 )
 
 // Pauses before what the log did not take is proposed again.
@@ -17,10 +18,10 @@ const (
 	retryMax   = 5 * time.Second
 )
 
-// reports has at most one proposal in flight; what arrives meanwhile goes into
+// report has at most one proposal in flight; what arrives meanwhile goes into
 // the next. What fails stays pending and is retried, and after the session the
 // agent's next inventory brings it again.
-func (h *Hub) reports(ctx context.Context, s *session) {
+func (t *term) report(ctx context.Context, s *session) {
 	wait := retryAfter
 	for {
 		select {
@@ -28,7 +29,7 @@ func (h *Hub) reports(ctx context.Context, s *session) {
 			return
 		case <-s.report:
 		}
-		more, err := h.record(ctx, s)
+		more, err := t.record(ctx, s)
 		if err == nil {
 			wait = retryAfter
 			if more {
@@ -39,7 +40,7 @@ func (h *Hub) reports(ctx context.Context, s *session) {
 		if ctx.Err() != nil {
 			return
 		}
-		h.o.Logger.Warn("what a node reported was not recorded, trying again", "node", s.node, "after", wait, "err", err)
+		t.o.Logger.Warn("what a node reported was not recorded, trying again", "node", s.node, "after", wait, "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -50,11 +51,8 @@ func (h *Hub) reports(ctx context.Context, s *session) {
 }
 
 // record proposes what is pending; more says that there is more than one entry of it.
-func (h *Hub) record(ctx context.Context, s *session) (more bool, err error) {
-	h.mu.Lock()
-	pending, removed := s.pending, s.removed
-	s.pending, s.removed = map[string]*dv1.TaskReport{}, map[string]bool{}
-	h.mu.Unlock()
+func (t *term) record(ctx context.Context, s *session) (more bool, err error) {
+	pending, removed := s.takePending()
 	tasks, tombs := slices.Sorted(maps.Keys(pending)), slices.Sorted(maps.Keys(removed))
 	r, a := &dv1.Report{NodeId: s.node}, &dv1.AckTombstones{NodeId: s.node}
 	for _, id := range tasks {
@@ -63,27 +61,22 @@ func (h *Hub) record(ctx context.Context, s *session) (more bool, err error) {
 	for _, id := range tombs {
 		a.TaskIds = append(a.TaskIds, []byte(id))
 	}
-	tasks, rerr := h.propose(ctx, &dv1.Command{Principal: h.uri(s.node), Of: &dv1.Command_Report{Report: r}}, tasks)
-	tombs, aerr := h.propose(ctx, &dv1.Command{Principal: h.uri(s.node), Of: &dv1.Command_AckTombstones{AckTombstones: a}}, tombs)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, id := range tasks {
-		if s.pending[id] == nil { // what came meanwhile is newer
-			s.pending[id] = pending[id]
-		}
+	by := nodeURI(t.o.Log, s.node)
+	tasksLeft, rerr := t.propose(ctx, &dv1.Command{Principal: by, Of: &dv1.Command_Report{Report: r}}, tasks)
+	tombsLeft, aerr := t.propose(ctx, &dv1.Command{Principal: by, Of: &dv1.Command_AckTombstones{AckTombstones: a}}, tombs)
+	if done := tombs[:len(tombs)-len(tombsLeft)]; len(done) > 0 {
+		t.forget(s.of, done) // the agent is done with these tasks: so is what was seen of them
 	}
-	for _, id := range tombs {
-		s.removed[id] = true
-	}
-	return len(tasks)+len(tombs) > 0, errors.Join(rerr, aerr)
+	s.putBack(pending, tasksLeft, tombsLeft)
+	return len(tasksLeft)+len(tombsLeft) > 0, errors.Join(rerr, aerr)
 }
 
-// propose has the log take what c says of ids, and gives those that it did not take.
-func (h *Hub) propose(ctx context.Context, c *dv1.Command, ids []string) ([]string, error) {
+// propose has the log take what c says of ids, and returns those that it did not take.
+func (t *term) propose(ctx context.Context, c *dv1.Command, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	res, err := h.o.Log.Propose(ctx, c)
+	res, err := t.o.Log.Propose(ctx, c)
 	if err == nil && res.GetError() != nil {
 		err = errors.New(res.Error.Message)
 	}
@@ -91,4 +84,9 @@ func (h *Hub) propose(ctx context.Context, c *dv1.Command, ids []string) ([]stri
 		return ids, fmt.Errorf("%d tasks: %w", len(ids), err)
 	}
 	return ids[len(ids)-min(int(res.Left), len(ids)):], nil
+}
+
+// nodeURI is in whose name a session's node reports: its certificate was of that node.
+func nodeURI(log Log, node string) string {
+	return pki.URI(log.Snapshot().Cluster().GetId(), pki.KindNode, node)
 }

@@ -53,7 +53,7 @@ func quorum(t *testing.T) (*consensus.Node, *Hub) {
 		fleet = append(fleet, &dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
 	}
 	commit(t, node, fleet...)
-	hub.lead(true)
+	hub.begin()
 	return node, hub
 }
 
@@ -114,12 +114,12 @@ func running(n int, autoRemove bool) (out []*dv1.Effect) {
 func in(t *testing.T, hub *Hub) *session {
 	t.Helper()
 	s := newSession("n1", func(error) {})
-	if err := hub.enter(s, 1); err != nil {
+	if err := hub.term.Load().enter(s, 1); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); hub.reports(ctx, s) }()
+	go func() { defer close(done); hub.term.Load().report(ctx, s) }()
 	t.Cleanup(func() { cancel(); <-done })
 	return s
 }
@@ -138,7 +138,7 @@ func TestWhatNoEntryTakesIsReportedInParts(t *testing.T) {
 				o.Tasks = append(o.Tasks, &dv1.TaskStatus{Id: tid(i), Attempt: 1, Phase: dv1.Phase_EXITED, Started: 5,
 					Exit: &dv1.Exit{Attempt: 1, Code: 137, At: 9, Started: 5, Reason: "the host was restarted"}})
 			}
-			hub.take(s, o)
+			observe(hub, s, o)
 			until(t, node, "every exit is recorded", func() bool {
 				snap := node.Snapshot()
 				for i := range tasks {
@@ -176,12 +176,11 @@ func TestTombstonesThatNoEntryTakesAreAcknowledgedInParts(t *testing.T) {
 	for i := range tombs {
 		a.Removed = append(a.Removed, tid(i))
 	}
-	hub.acked(s, a)
-	hub.mu.Lock()
-	if n := len(s.removed); n > tombs {
-		t.Errorf("what the log does not know is kept: %d", n)
+	removed := hub.term.Load().removed(s, a)
+	if len(removed) != tombs {
+		t.Errorf("of %d acknowledgements %d are kept", len(a.Removed), len(removed))
 	}
-	hub.mu.Unlock()
+	s.add(nil, removed)
 	until(t, node, "every tombstone is gone", func() bool {
 		for range node.Snapshot().Tombstones("n1") {
 			return false
@@ -204,7 +203,7 @@ func TestALargeNodesRemovalGoesOn(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = hub.Run(ctx) }()
+	go func() { defer close(done); hub.term.Load().judge(ctx) }()
 	defer func() { cancel(); <-done }()
 	until(t, node, "the node is gone", func() bool { return node.Snapshot().Node("n1") == nil })
 	for task := range node.Snapshot().Tasks() {
@@ -228,17 +227,17 @@ func (r refusing) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResu
 }
 
 func TestARefusedReportStaysPending(t *testing.T) {
-	f := &fakeLog{txn: state.NewTxn(state.NewStore().Snapshot()), got: make(chan *dv1.Command, 100)}
+	f := newFakeLog()
 	l := refusing{f, make(chan func() (*dv1.CommandResult, error), 2)}
 	f.hub = New(Options{Log: l, Logger: slog.New(slog.DiscardHandler)})
-	f.hub.lead(true)
+	f.hub.begin()
 	f.put(running(1, false)...)
 	l.answers <- func() (*dv1.CommandResult, error) {
 		return &dv1.CommandResult{Error: &dv1.Error{Message: "too large"}}, nil
 	}
 	l.answers <- func() (*dv1.CommandResult, error) { return nil, errors.New("no leader") }
 	s := in(t, f.hub)
-	f.hub.take(s, &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(0), Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1, Code: 3}}}})
+	observe(f.hub, s, &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(0), Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1, Code: 3}}}})
 	if r := (<-f.got).GetReport(); len(r.GetTasks()) != 1 || r.Tasks[0].Exit.GetCode() != 3 || len(l.answers) != 0 {
 		t.Fatalf("recorded %v", r)
 	}

@@ -19,23 +19,82 @@ import (
 
 const maxMessage = 16 << 20
 
-// session is one agent's stream. Its maps and flags are guarded by Hub.mu.
+// session is one agent's stream.
 type session struct {
-	node    string
-	cancel  context.CancelCauseFunc
+	node   string
+	of     *node // since it entered
+	cancel context.CancelCauseFunc
+	wake   chan struct{} // something is dirty
+	report chan struct{} // something is pending
+
+	told   uint64 // the sender's: change of the roster that the agent was told of
+	warned bool   // the receiver's: that it reports more than is kept
+
+	mu      sync.Mutex // guards the fields below
 	dirty   map[string]bool
-	wake    chan struct{}
+	index   uint64 // of the entry that made the last of them so
 	pending map[string]*dv1.TaskReport
 	removed map[string]bool
-	report  chan struct{}
-	news    bool            // controllers or keys changed
-	members map[string]bool // URIs whose place in the roster changed
-	much    bool            // it said more than is kept, which was logged
 }
 
 func newSession(node string, cancel context.CancelCauseFunc) *session {
-	return &session{node: node, cancel: cancel, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
-		pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}, report: make(chan struct{}, 1), members: map[string]bool{}}
+	return &session{node: node, cancel: cancel, wake: make(chan struct{}, 1), report: make(chan struct{}, 1),
+		dirty: map[string]bool{}, pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}}
+}
+
+// mark notes that the agent must be told of a task.
+func (s *session) mark(task []byte, index uint64) {
+	s.mu.Lock()
+	s.dirty[string(task)] = true
+	s.index = index
+	s.mu.Unlock()
+	poke(s.wake)
+}
+
+func (s *session) takeDirty() (tasks map[string]bool, index uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tasks = s.dirty
+	s.dirty = map[string]bool{}
+	return tasks, s.index
+}
+
+// add makes reports pending, and acknowledged removals.
+func (s *session) add(reports []*dv1.TaskReport, removed [][]byte) {
+	if len(reports)+len(removed) == 0 {
+		return
+	}
+	s.mu.Lock()
+	for _, r := range reports {
+		s.pending[string(r.TaskId)] = r
+	}
+	for _, id := range removed {
+		s.removed[string(id)] = true
+	}
+	s.mu.Unlock()
+	poke(s.report)
+}
+
+func (s *session) takePending() (reports map[string]*dv1.TaskReport, removed map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reports, removed = s.pending, s.removed
+	s.pending, s.removed = map[string]*dv1.TaskReport{}, map[string]bool{}
+	return reports, removed
+}
+
+// putBack makes pending again what of reports the log did not take.
+func (s *session) putBack(reports map[string]*dv1.TaskReport, tasks, removed []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range tasks {
+		if s.pending[id] == nil { // what came meanwhile is newer
+			s.pending[id] = reports[id]
+		}
+	}
+	for _, id := range removed {
+		s.removed[id] = true
+	}
 }
 
 type unblockKey struct{}
@@ -90,57 +149,37 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		// Restored from before what this node has seen: it would undo that.
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("node %s has seen epoch %d of this fleet, this controller is of epoch %d", hello.Node.Name, hello.Epoch, ours))
 	}
-	h.elected(ctx)
+	t := h.elected(ctx)
+	if t == nil {
+		return connect.NewError(connect.CodeFailedPrecondition, errDeposed)
+	}
 	s := newSession(hello.Node.Id, cancel)
-	subnet, err := h.register(ctx, hello.Node)
+	subnet, err := t.register(ctx, hello.Node)
 	if err != nil {
 		return connect.NewError(connect.CodeUnavailable, err)
 	}
-	if err := h.enter(s, hello.Number); err != nil {
+	if err := t.enter(s, hello.Number); err != nil {
 		return connect.NewError(connect.CodeFailedPrecondition, err)
 	}
-	defer func() { h.leave(s, context.Cause(ctx)) }()
-	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: h.welcome(subnet, s.node, h.roster(hello.Roster))}}); err != nil {
+	defer func() { t.leave(s, context.Cause(ctx)) }()
+	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: t.greet(s, subnet, hello.Roster)}}); err != nil {
 		return fmt.Errorf("welcoming node %s: %w", s.node, err)
 	}
 	quiet := time.AfterFunc(SuspectAfter, func() { cancel(errSilent) })
 	defer quiet.Stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { cancel(h.send(ctx, s, st)) })
-	wg.Go(func() { h.reports(ctx, s) })
+	wg.Go(func() { cancel(t.send(ctx, s, st)) })
+	wg.Go(func() { t.report(ctx, s) })
 	if hello.Inventory != nil {
-		h.take(s, hello.Inventory)
+		s.add(t.observe(s, hello.Inventory), nil)
 	}
-	err = h.receive(s, st, quiet)
+	err = t.receive(s, st, quiet)
 	cancel(err)
 	wg.Wait()
 	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) || errors.Is(cause, errSilent) || errors.Is(cause, errDeposed) || errors.Is(cause, errRemoved) {
 		return connect.NewError(connect.CodeAborted, fmt.Errorf("session of node %s: %w", s.node, cause))
 	}
 	return err
-}
-
-// gossipPeers is how many agents a welcome names.
-const gossipPeers = 5
-
-// welcome says what a node should know of its fleet.
-func (h *Hub) welcome(subnet, node string, r *dv1.Roster) *dv1.Welcome {
-	snap := h.o.Log.Snapshot()
-	w := &dv1.Welcome{Subnet: subnet, Epoch: snap.Cluster().GetEpoch(), ClusterId: snap.Cluster().GetId(), GossipKeys: h.o.Keys(), Roster: r}
-	for c := range snap.Controllers() {
-		w.Controllers = append(w.Controllers, c.Addr)
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for id, addr := range h.members.addrs { // in no order: not everybody is told the same few
-		if len(w.Peers) == gossipPeers {
-			break
-		}
-		if id != node && addr != "" {
-			w.Peers = append(w.Peers, addr)
-		}
-	}
-	return w
 }
 
 // Why the control plane ends a session.
@@ -171,14 +210,9 @@ func (h *Hub) hello(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, d
 	return hello, nil
 }
 
-// uri is in whose name a session's node reports: its certificate was of that node.
-func (h *Hub) uri(node string) string {
-	return pki.URI(h.o.Log.Snapshot().Cluster().GetId(), pki.KindNode, node)
-}
-
-// register has the log know the node as it is, and gives its subnet.
-func (h *Hub) register(ctx context.Context, n *dv1.Node) (string, error) {
-	snap := h.o.Log.Snapshot()
+// register has the log know the node as it is, and returns its subnet.
+func (t *term) register(ctx context.Context, n *dv1.Node) (string, error) {
+	snap := t.o.Log.Snapshot()
 	if old := snap.Node(n.Id); old != nil {
 		want := proto.CloneOf(n)
 		// These are the control plane's to say, not the agent's.
@@ -192,90 +226,51 @@ func (h *Hub) register(ctx context.Context, n *dv1.Node) (string, error) {
 			return old.Subnet, nil
 		}
 	}
-	r, err := h.o.Log.Propose(ctx, &dv1.Command{Principal: h.uri(n.Id), Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: n}}})
+	r, err := t.o.Log.Propose(ctx, &dv1.Command{Principal: nodeURI(t.o.Log, n.Id), Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: n}}})
 	if err != nil {
 		return "", fmt.Errorf("registering node %s: %w", n.Id, err)
 	}
 	if r.GetError() != nil {
 		return "", fmt.Errorf("registering node %s: %s", n.Id, r.Error.Message)
 	}
-	return h.o.Log.Snapshot().Node(n.Id).GetSubnet(), nil
+	return t.o.Log.Snapshot().Node(n.Id).GetSubnet(), nil
 }
 
 // electedWithin bounds how long a hello waits for this controller's term to begin
 // here: who sent it may know of the election first.
 const electedWithin = 300 * time.Millisecond
 
-func (h *Hub) elected(ctx context.Context) {
+// elected returns the term, nil if there is none.
+func (h *Hub) elected(ctx context.Context) *term {
 	h.mu.Lock()
 	led := h.led
 	h.mu.Unlock()
-	t := time.NewTimer(electedWithin)
-	defer t.Stop()
+	late := time.NewTimer(electedWithin)
+	defer late.Stop()
 	select {
 	case <-led:
-	case <-t.C:
+	case <-late.C:
 	case <-ctx.Done():
 	}
-}
-
-func (h *Hub) enter(s *session, number uint64) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.leads {
-		return errDeposed
-	}
-	if h.o.Log.Snapshot().Node(s.node) == nil {
-		return errRemoved
-	}
-	n := h.nodes[s.node]
-	if n == nil {
-		n = &node{}
-		h.nodes[s.node] = n
-	}
-	if number <= n.highest {
-		return fmt.Errorf("session %d of node %s is old: %d was seen", number, s.node, n.highest)
-	}
-	if n.session != nil {
-		n.session.cancel(errSuperseded)
-	}
-	n.highest, n.session, n.heard = number, s, h.o.Now()
-	return nil
-}
-
-// grace is what a node gets to come back after its session broke: whoever relayed
-// it may be what died.
-const grace = 1500 * time.Millisecond
-
-func (h *Hub) leave(s *session, why error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if n := h.nodes[s.node]; n != nil && n.session == s {
-		n.session = nil
-		if !errors.Is(why, errSilent) {
-			n.spared = h.o.Now().Add(grace - SuspectAfter)
-		}
-	}
+	return h.term.Load()
 }
 
 // receive takes what the agent says until it ends; quiet ends a silent one.
-func (h *Hub) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent], quiet *time.Timer) error {
+func (t *term) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent], quiet *time.Timer) error {
 	for {
 		m, err := st.Receive()
 		if err != nil {
 			return fmt.Errorf("session of node %s: %w", s.node, err)
 		}
 		quiet.Reset(SuspectAfter)
-		h.mu.Lock()
-		if n := h.nodes[s.node]; n != nil && n.session == s {
-			n.heard = h.o.Now()
+		if s.of.session.Load() == s {
+			t.hear(s.of)
 		}
-		h.mu.Unlock()
 		switch of := m.Of.(type) {
 		case *dv1.FromAgent_Observation:
-			h.take(s, of.Observation)
+			s.add(t.observe(s, of.Observation), nil)
 		case *dv1.FromAgent_Acks:
-			h.acked(s, of.Acks)
+			s.add(nil, t.removed(s, of.Acks))
 		case *dv1.FromAgent_Beat:
 		default:
 			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("node %s sent a %T within a session", s.node, m.Of))
@@ -283,33 +278,20 @@ func (h *Hub) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAg
 	}
 }
 
-func (h *Hub) take(s *session, o *dv1.Observation) {
-	reports := h.observe(s, o)
-	h.mu.Lock()
-	for _, r := range reports {
-		s.pending[string(r.TaskId)] = r
-	}
-	h.mu.Unlock()
-	if len(reports) > 0 {
-		poke(s.report)
-	}
-}
-
-// acked takes that tombstones are done: of those that there are.
-func (h *Hub) acked(s *session, a *dv1.Acks) {
-	snap := h.o.Log.Snapshot()
-	h.mu.Lock()
+// removed returns what of an acknowledgement is of tombstones that there are.
+func (t *term) removed(s *session, a *dv1.Acks) (out [][]byte) {
+	snap := t.o.Log.Snapshot()
 	for _, id := range a.Removed {
 		if snap.Tombstone(id).GetNodeId() == s.node {
-			s.removed[string(id)] = true
+			out = append(out, id)
 		}
 	}
-	h.mu.Unlock()
-	poke(s.report)
+	return out
 }
 
-// send is the only writer after the welcome: syncs in order, and beats.
-func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
+// send is the only writer after the welcome: syncs in order, news of the fleet, and
+// beats.
+func (t *term) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
 	beat := time.NewTicker(BeatEvery)
 	defer beat.Stop()
 	var seq int64
@@ -318,23 +300,26 @@ func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.F
 	var parts []*dv1.Sync // of a sync that is under way
 	for {
 		m := &dv1.ToAgent{}
+		_, changed := t.roster.now()
 		if len(parts) == 0 {
-			if parts = h.next(s, full, sent); len(parts) > 0 {
+			if parts = t.next(s, full, sent); len(parts) > 0 {
 				full, sent = false, parts[0].Index
 			}
 		}
 		if len(parts) > 0 {
-			sync := parts[0]
+			part := parts[0]
 			parts = parts[1:]
-			sync.Sources = h.sources(s.node, sync)
-			m.Of = &dv1.ToAgent_Sync{Sync: sync}
-		} else if r, news := h.changed(s), h.news(s); news || r != nil {
-			m.Of = &dv1.ToAgent_Changed{Changed: h.welcome("", s.node, r)}
+			part.Sources = t.sources(s.node, part)
+			m.Of = &dv1.ToAgent_Sync{Sync: part}
+		} else if news := t.news(s); news != nil {
+			m.Of = &dv1.ToAgent_Changed{Changed: news}
 		} else {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-s.wake:
+				continue
+			case <-changed:
 				continue
 			case <-beat.C:
 				seq++
@@ -345,12 +330,4 @@ func (h *Hub) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.F
 			return fmt.Errorf("telling node %s: %w", s.node, err)
 		}
 	}
-}
-
-func (h *Hub) news(s *session) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	n := s.news
-	s.news = false
-	return n
 }

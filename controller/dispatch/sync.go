@@ -20,15 +20,13 @@ const sourceSize = 2 << 10
 
 // next is what the agent lacks, in parts; none: nothing. Marks are taken before the
 // state is read, so a state is never older than the index it is sent under.
-func (h *Hub) next(s *session, full bool, sent uint64) []*dv1.Sync {
-	h.mu.Lock()
-	dirty, index := s.dirty, max(h.index, sent)
-	s.dirty = map[string]bool{}
-	h.mu.Unlock()
+func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
+	dirty, index := s.takeDirty()
 	if !full && len(dirty) == 0 {
 		return nil
 	}
-	snap := h.o.Log.Snapshot()
+	index = max(index, sent)
+	snap := t.o.Log.Snapshot()
 	var tasks []*dv1.Task
 	var tombs []*dv1.Tombstone
 	if full {
@@ -40,25 +38,25 @@ func (h *Hub) next(s *session, full bool, sent uint64) []*dv1.Sync {
 		if full {
 			break
 		}
-		if t := snap.Task([]byte(id)); t != nil && t.NodeId == s.node {
-			tasks = append(tasks, t)
+		if task := snap.Task([]byte(id)); task != nil && task.NodeId == s.node {
+			tasks = append(tasks, task)
 		}
-		if t := snap.Tombstone([]byte(id)); t.GetNodeId() == s.node {
-			tombs = append(tombs, t)
+		if tomb := snap.Tombstone([]byte(id)); tomb.GetNodeId() == s.node {
+			tombs = append(tombs, tomb)
 		}
 	}
 	p := &parts{of: func() *dv1.Sync {
-		return &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: h.o.Log.Term(), Index: index, Full: full}
+		return &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: t.o.Log.Term(), Index: index, Full: full}
 	}}
 	// Tasks of one spec follow each other, so that a spec is said once, or again
 	// where a part ends among them.
 	slices.SortStableFunc(tasks, func(a, b *dv1.Task) int { return cmp.Or(bytes.Compare(a.SpecId, b.SpecId), bytes.Compare(a.Id, b.Id)) })
-	for _, t := range tasks {
-		p.task(t, snap.Spec(t.SpecId))
+	for _, task := range tasks {
+		p.task(task, snap.Spec(task.SpecId))
 	}
-	for _, t := range tombs {
-		p.room(proto.Size(t))
-		p.now.Tombstones = append(p.now.Tombstones, t)
+	for _, tomb := range tombs {
+		p.room(proto.Size(tomb))
+		p.now.Tombstones = append(p.now.Tombstones, tomb)
 	}
 	return p.end()
 }
@@ -119,15 +117,15 @@ const maxHolders = 8
 
 // sources says of each image of a part what its node must know to get it: a full
 // sync has them all, so that an agent that forgot them has them again.
-func (h *Hub) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
-	snap := h.o.Log.Snapshot()
+func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
+	snap := t.o.Log.Snapshot()
 	first := map[string]bool{} // specs of tasks whose node may lack the image
 	for _, a := range part.Tasks {
 		if !part.Full && a.Task.Attempt <= 1 {
 			first[string(a.Task.SpecId)] = true
 		}
 	}
-	of := map[string]*dv1.Source{}
+	view, of := t.reported.view(), map[string]*dv1.Source{}
 	for _, spec := range part.Specs {
 		d := spec.Digest
 		if d == "" {
@@ -136,10 +134,10 @@ func (h *Hub) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 		s := of[d]
 		if s == nil {
 			s = &dv1.Source{Digest: d, Public: snap.Image(d).GetPublic()}
-			if h.o.Grant != nil {
+			if t.o.Grant != nil {
 				var err error
-				if s.Grant, err = h.o.Grant(node, d); err != nil {
-					h.o.Logger.Warn("a node gets no grant for an image", "node", node, "image", d, "err", err)
+				if s.Grant, err = t.o.Grant(node, d); err != nil {
+					t.o.Logger.Warn("a node gets no grant for an image", "node", node, "image", d, "err", err)
 				}
 			}
 			of[d] = s
@@ -148,8 +146,11 @@ func (h *Hub) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 		if !first[string(spec.Id)] || len(s.Holders) > 0 {
 			continue
 		}
-		for _, id := range h.Holders(d) {
-			if n := snap.Node(id); id != node && n != nil && n.Addr != "" && len(s.Holders) < maxHolders {
+		for id := range view.HoldersFrom(d, node) {
+			if len(s.Holders) == maxHolders {
+				break
+			}
+			if n := snap.Node(id); id != node && n.GetAddr() != "" {
 				s.Holders = append(s.Holders, n.Addr)
 			}
 		}

@@ -79,13 +79,13 @@ func TestALargeSyncComesInParts(t *testing.T) {
 // However much there is, no part of it is too large.
 func TestNoPartIsTooLarge(t *testing.T) {
 	const tasks = 1000
-	f := quietHub()
+	f := newFakeLog()
 	body := bytes.Repeat([]byte("x"), 190<<10)
 	for i := range tasks {
 		f.put(&dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: tid(i), Body: body}}},
 			&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: tid(i), Name: fmt.Sprint("t", i), NodeId: "n1", SpecId: tid(i)}}})
 	}
-	parts := f.hub.next(newSession("n1", nil), true, 0)
+	parts := f.hub.begin().next(newSession("n1", nil), true, 0)
 	specs, named := 0, 0
 	for i, y := range parts {
 		if size := proto.Size(y); size > maxPart+200<<10 || y.Part != uint32(i) || y.More != (i < len(parts)-1) {

@@ -96,7 +96,7 @@ func (x Error_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Error_Kind.Descriptor instead.
 func (Error_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30, 0}
+	return file_command_proto_rawDescGZIP(), []int{31, 0}
 }
 
 type Command struct {
@@ -1337,8 +1337,7 @@ func (x *RegisterNode) GetNode() *Node {
 
 type SetLiveness struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Liveness      Node_Liveness          `protobuf:"varint,3,opt,name=liveness,proto3,enum=drover.v1.Node_Liveness" json:"liveness,omitempty"`
+	Nodes         []*Verdict             `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"` // as many as one entry takes: the answer says how many are left
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1373,14 +1372,59 @@ func (*SetLiveness) Descriptor() ([]byte, []int) {
 	return file_command_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *SetLiveness) GetNodeId() string {
+func (x *SetLiveness) GetNodes() []*Verdict {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type Verdict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Liveness      Node_Liveness          `protobuf:"varint,2,opt,name=liveness,proto3,enum=drover.v1.Node_Liveness" json:"liveness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdict) Reset() {
+	*x = Verdict{}
+	mi := &file_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdict) ProtoMessage() {}
+
+func (x *Verdict) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
+func (*Verdict) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Verdict) GetNodeId() string {
 	if x != nil {
 		return x.NodeId
 	}
 	return ""
 }
 
-func (x *SetLiveness) GetLiveness() Node_Liveness {
+func (x *Verdict) GetLiveness() Node_Liveness {
 	if x != nil {
 		return x.Liveness
 	}
@@ -1397,7 +1441,7 @@ type AckTombstones struct {
 
 func (x *AckTombstones) Reset() {
 	*x = AckTombstones{}
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1453,7 @@ func (x *AckTombstones) String() string {
 func (*AckTombstones) ProtoMessage() {}
 
 func (x *AckTombstones) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1466,7 @@ func (x *AckTombstones) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckTombstones.ProtoReflect.Descriptor instead.
 func (*AckTombstones) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{14}
+	return file_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AckTombstones) GetTaskIds() [][]byte {
@@ -1455,7 +1499,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1511,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1524,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{15}
+	return file_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Join) GetTokenId() string {
@@ -1534,7 +1578,7 @@ type PutToken struct {
 
 func (x *PutToken) Reset() {
 	*x = PutToken{}
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1590,7 @@ func (x *PutToken) String() string {
 func (*PutToken) ProtoMessage() {}
 
 func (x *PutToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1603,7 @@ func (x *PutToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
 func (*PutToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{16}
+	return file_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PutToken) GetToken() *Token {
@@ -1578,7 +1622,7 @@ type RevokeToken struct {
 
 func (x *RevokeToken) Reset() {
 	*x = RevokeToken{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1634,7 @@ func (x *RevokeToken) String() string {
 func (*RevokeToken) ProtoMessage() {}
 
 func (x *RevokeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1647,7 @@ func (x *RevokeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeToken.ProtoReflect.Descriptor instead.
 func (*RevokeToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RevokeToken) GetId() string {
@@ -1626,7 +1670,7 @@ type UpdateNode struct {
 
 func (x *UpdateNode) Reset() {
 	*x = UpdateNode{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1682,7 @@ func (x *UpdateNode) String() string {
 func (*UpdateNode) ProtoMessage() {}
 
 func (x *UpdateNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1695,7 @@ func (x *UpdateNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNode.ProtoReflect.Descriptor instead.
 func (*UpdateNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateNode) GetNodeId() string {
@@ -1699,7 +1743,7 @@ type RemoveNode struct {
 
 func (x *RemoveNode) Reset() {
 	*x = RemoveNode{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1755,7 @@ func (x *RemoveNode) String() string {
 func (*RemoveNode) ProtoMessage() {}
 
 func (x *RemoveNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1768,7 @@ func (x *RemoveNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
 func (*RemoveNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RemoveNode) GetNodeId() string {
@@ -1750,7 +1794,7 @@ type RemoveController struct {
 
 func (x *RemoveController) Reset() {
 	*x = RemoveController{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1806,7 @@ func (x *RemoveController) String() string {
 func (*RemoveController) ProtoMessage() {}
 
 func (x *RemoveController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1819,7 @@ func (x *RemoveController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveController.ProtoReflect.Descriptor instead.
 func (*RemoveController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveController) GetId() string {
@@ -1794,7 +1838,7 @@ type PutController struct {
 
 func (x *PutController) Reset() {
 	*x = PutController{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +1850,7 @@ func (x *PutController) String() string {
 func (*PutController) ProtoMessage() {}
 
 func (x *PutController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +1863,7 @@ func (x *PutController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutController.ProtoReflect.Descriptor instead.
 func (*PutController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PutController) GetController() *Controller {
@@ -1838,7 +1882,7 @@ type AddPool struct {
 
 func (x *AddPool) Reset() {
 	*x = AddPool{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +1894,7 @@ func (x *AddPool) String() string {
 func (*AddPool) ProtoMessage() {}
 
 func (x *AddPool) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +1907,7 @@ func (x *AddPool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPool.ProtoReflect.Descriptor instead.
 func (*AddPool) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AddPool) GetPool() string {
@@ -1882,7 +1926,7 @@ type SetTiming struct {
 
 func (x *SetTiming) Reset() {
 	*x = SetTiming{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1938,7 @@ func (x *SetTiming) String() string {
 func (*SetTiming) ProtoMessage() {}
 
 func (x *SetTiming) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +1951,7 @@ func (x *SetTiming) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTiming.ProtoReflect.Descriptor instead.
 func (*SetTiming) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetTiming) GetTiming() *Timing {
@@ -1926,7 +1970,7 @@ type PutIdentity struct {
 
 func (x *PutIdentity) Reset() {
 	*x = PutIdentity{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +1982,7 @@ func (x *PutIdentity) String() string {
 func (*PutIdentity) ProtoMessage() {}
 
 func (x *PutIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +1995,7 @@ func (x *PutIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIdentity.ProtoReflect.Descriptor instead.
 func (*PutIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutIdentity) GetIdentity() *Identity {
@@ -1970,7 +2014,7 @@ type PutSealed struct {
 
 func (x *PutSealed) Reset() {
 	*x = PutSealed{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2026,7 @@ func (x *PutSealed) String() string {
 func (*PutSealed) ProtoMessage() {}
 
 func (x *PutSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2039,7 @@ func (x *PutSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSealed.ProtoReflect.Descriptor instead.
 func (*PutSealed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PutSealed) GetSealed() *Sealed {
@@ -2016,7 +2060,7 @@ type RotateDataKey struct {
 
 func (x *RotateDataKey) Reset() {
 	*x = RotateDataKey{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2072,7 @@ func (x *RotateDataKey) String() string {
 func (*RotateDataKey) ProtoMessage() {}
 
 func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2085,7 @@ func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDataKey.ProtoReflect.Descriptor instead.
 func (*RotateDataKey) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RotateDataKey) GetFrom() string {
@@ -2069,7 +2113,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2125,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2138,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Report) GetNodeId() string {
@@ -2125,7 +2169,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2181,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2194,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -2214,7 +2258,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2270,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2283,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -2330,7 +2374,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2342,7 +2386,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2355,7 +2399,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Error) GetKind() Error_Kind {
@@ -2467,10 +2511,12 @@ const file_command_proto_rawDesc = "" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
 	"\x05force\x18\x03 \x01(\bR\x05force\"3\n" +
 	"\fRegisterNode\x12#\n" +
-	"\x04node\x18\x01 \x01(\v2\x0f.drover.v1.NodeR\x04node\"b\n" +
-	"\vSetLiveness\x12\x17\n" +
+	"\x04node\x18\x01 \x01(\v2\x0f.drover.v1.NodeR\x04node\"C\n" +
+	"\vSetLiveness\x12(\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x12.drover.v1.VerdictR\x05nodesJ\x04\b\x01\x10\x02J\x04\b\x02\x10\x03\"X\n" +
+	"\aVerdict\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x124\n" +
-	"\bliveness\x18\x03 \x01(\x0e2\x18.drover.v1.Node.LivenessR\blivenessJ\x04\b\x02\x10\x03\"C\n" +
+	"\bliveness\x18\x02 \x01(\x0e2\x18.drover.v1.Node.LivenessR\bliveness\"C\n" +
 	"\rAckTombstones\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\fR\ataskIds\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\"\xfe\x01\n" +
@@ -2584,7 +2630,7 @@ func file_command_proto_rawDescGZIP() []byte {
 }
 
 var file_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_command_proto_goTypes = []any{
 	(Error_Kind)(0),          // 0: drover.v1.Error.Kind
 	(*Command)(nil),          // 1: drover.v1.Command
@@ -2601,38 +2647,39 @@ var file_command_proto_goTypes = []any{
 	(*Untag)(nil),            // 12: drover.v1.Untag
 	(*RegisterNode)(nil),     // 13: drover.v1.RegisterNode
 	(*SetLiveness)(nil),      // 14: drover.v1.SetLiveness
-	(*AckTombstones)(nil),    // 15: drover.v1.AckTombstones
-	(*Join)(nil),             // 16: drover.v1.Join
-	(*PutToken)(nil),         // 17: drover.v1.PutToken
-	(*RevokeToken)(nil),      // 18: drover.v1.RevokeToken
-	(*UpdateNode)(nil),       // 19: drover.v1.UpdateNode
-	(*RemoveNode)(nil),       // 20: drover.v1.RemoveNode
-	(*RemoveController)(nil), // 21: drover.v1.RemoveController
-	(*PutController)(nil),    // 22: drover.v1.PutController
-	(*AddPool)(nil),          // 23: drover.v1.AddPool
-	(*SetTiming)(nil),        // 24: drover.v1.SetTiming
-	(*PutIdentity)(nil),      // 25: drover.v1.PutIdentity
-	(*PutSealed)(nil),        // 26: drover.v1.PutSealed
-	(*RotateDataKey)(nil),    // 27: drover.v1.RotateDataKey
-	(*Report)(nil),           // 28: drover.v1.Report
-	(*TaskReport)(nil),       // 29: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 30: drover.v1.CommandResult
-	(*Error)(nil),            // 31: drover.v1.Error
-	nil,                      // 32: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 33: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 34: drover.v1.Cluster
-	(*Identity)(nil),         // 35: drover.v1.Identity
-	(*Sealed)(nil),           // 36: drover.v1.Sealed
-	(*Controller)(nil),       // 37: drover.v1.Controller
-	(*Spec)(nil),             // 38: drover.v1.Spec
-	(*Image)(nil),            // 39: drover.v1.Image
-	(*Node)(nil),             // 40: drover.v1.Node
-	(Node_Liveness)(0),       // 41: drover.v1.Node.Liveness
-	(*Token)(nil),            // 42: drover.v1.Token
-	(Node_Availability)(0),   // 43: drover.v1.Node.Availability
-	(*Timing)(nil),           // 44: drover.v1.Timing
-	(*Exit)(nil),             // 45: drover.v1.Exit
-	(*Port)(nil),             // 46: drover.v1.Port
+	(*Verdict)(nil),          // 15: drover.v1.Verdict
+	(*AckTombstones)(nil),    // 16: drover.v1.AckTombstones
+	(*Join)(nil),             // 17: drover.v1.Join
+	(*PutToken)(nil),         // 18: drover.v1.PutToken
+	(*RevokeToken)(nil),      // 19: drover.v1.RevokeToken
+	(*UpdateNode)(nil),       // 20: drover.v1.UpdateNode
+	(*RemoveNode)(nil),       // 21: drover.v1.RemoveNode
+	(*RemoveController)(nil), // 22: drover.v1.RemoveController
+	(*PutController)(nil),    // 23: drover.v1.PutController
+	(*AddPool)(nil),          // 24: drover.v1.AddPool
+	(*SetTiming)(nil),        // 25: drover.v1.SetTiming
+	(*PutIdentity)(nil),      // 26: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 27: drover.v1.PutSealed
+	(*RotateDataKey)(nil),    // 28: drover.v1.RotateDataKey
+	(*Report)(nil),           // 29: drover.v1.Report
+	(*TaskReport)(nil),       // 30: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 31: drover.v1.CommandResult
+	(*Error)(nil),            // 32: drover.v1.Error
+	nil,                      // 33: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 34: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 35: drover.v1.Cluster
+	(*Identity)(nil),         // 36: drover.v1.Identity
+	(*Sealed)(nil),           // 37: drover.v1.Sealed
+	(*Controller)(nil),       // 38: drover.v1.Controller
+	(*Spec)(nil),             // 39: drover.v1.Spec
+	(*Image)(nil),            // 40: drover.v1.Image
+	(*Node)(nil),             // 41: drover.v1.Node
+	(Node_Liveness)(0),       // 42: drover.v1.Node.Liveness
+	(*Token)(nil),            // 43: drover.v1.Token
+	(Node_Availability)(0),   // 44: drover.v1.Node.Availability
+	(*Timing)(nil),           // 45: drover.v1.Timing
+	(*Exit)(nil),             // 46: drover.v1.Exit
+	(*Port)(nil),             // 47: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
@@ -2647,52 +2694,53 @@ var file_command_proto_depIdxs = []int32{
 	12, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
 	13, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
 	14, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	28, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
-	15, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	25, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	26, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	29, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	16, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
+	26, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	27, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
 	9,  // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
-	16, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
-	17, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
-	18, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
-	19, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
-	20, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
-	21, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
-	22, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	27, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
-	24, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
-	23, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
-	34, // 27: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	35, // 28: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	36, // 29: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	37, // 30: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	38, // 31: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	39, // 32: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	40, // 33: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	41, // 34: drover.v1.SetLiveness.liveness:type_name -> drover.v1.Node.Liveness
-	40, // 35: drover.v1.Join.node:type_name -> drover.v1.Node
-	35, // 36: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	37, // 37: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	36, // 38: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	42, // 39: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	32, // 40: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	43, // 41: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
-	33, // 42: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	37, // 43: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	44, // 44: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
-	35, // 45: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	36, // 46: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	36, // 47: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
-	29, // 48: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	45, // 49: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	46, // 50: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	31, // 51: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	0,  // 52: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
-	53, // [53:53] is the sub-list for method output_type
-	53, // [53:53] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	17, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
+	18, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
+	19, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
+	20, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
+	21, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
+	22, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
+	23, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
+	28, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	25, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
+	24, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
+	35, // 27: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	36, // 28: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	37, // 29: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	38, // 30: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	39, // 31: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	40, // 32: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	41, // 33: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	15, // 34: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
+	42, // 35: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
+	41, // 36: drover.v1.Join.node:type_name -> drover.v1.Node
+	36, // 37: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	38, // 38: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	37, // 39: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	43, // 40: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	33, // 41: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	44, // 42: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
+	34, // 43: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	38, // 44: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	45, // 45: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
+	36, // 46: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	37, // 47: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	37, // 48: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	30, // 49: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	46, // 50: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	47, // 51: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	32, // 52: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	0,  // 53: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -2736,7 +2784,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
