@@ -28,6 +28,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/drover/drover/controller/access"
+	"github.com/drover/drover/controller/admission"
 	"github.com/drover/drover/controller/agents"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/consensus"
@@ -42,7 +43,6 @@ import (
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/grant"
 	"github.com/drover/drover/pkg/identity"
-	"github.com/drover/drover/pkg/limit"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
@@ -295,7 +295,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
-	joins := &joining{c: c, log: log, way: way, vault: v, said: limit.NewThrottle(time.Minute)}
+	joins := admission.New(admission.Options{Snapshot: log.Snapshot, Propose: way.Propose, Vault: v, Logger: c.Logger})
 	c.serving.Store(&serving{api: c.relay.API(apis), sessions: c.relay.Sessions(hub.Handler()),
 		peers: c.relay.Peers(c.Traces), callers: c.relay.Callers(apis, hub.Handler()), joins: joins})
 	close(c.ready)

@@ -3,7 +3,6 @@ package controller
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -120,22 +119,12 @@ func (c *controller) caller(r *http.Request) (pki.Principal, error) {
 	return p, nil
 }
 
-func statusOf(err error) int {
-	var r *refusal
-	if errors.As(err, &r) {
-		return r.code
-	}
-	return http.StatusInternalServerError
-}
-
 func refuse(w http.ResponseWriter, err error) {
-	code := statusOf(err)
-	if code == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", "1")
+	code := http.StatusInternalServerError
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		code = r.code
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()}) // who left needs no answer
+	wire.Refuse(w, code, err.Error())
 }
 
 // answer knows whether it has begun. One that refuses a caller ends its connection:

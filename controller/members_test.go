@@ -1,18 +1,14 @@
 package controller
 
 import (
-	"context"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/identity"
-	"github.com/drover/drover/pkg/pki"
 )
 
 func (h *host) dataKey() string {
@@ -93,40 +89,4 @@ func TestAnotherLeaderReplacesTheDataKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the new data key everywhere", func() bool { return lead.dataKey() == next.dataKey() })
-}
-
-// A join that was begun with a data key that is replaced meanwhile is sealed anew.
-func TestAJoinMeetsANewDataKey(t *testing.T) {
-	noLeaks(t)
-	h := newHost(t)
-	h.up()
-	snap := h.c.node.Load().Snapshot()
-	key, err := vault.Unwrap(vault.Wrapped(snap, h.id()), h.c.files.Seal)
-	if err != nil {
-		t.Fatal(err)
-	}
-	to := map[string][]byte{h.id(): snap.Identity(pki.URI(h.cluster(), pki.KindController, h.id())).SealPublic}
-	until(t, "all that a first leader seals", func() bool {
-		snap = h.c.node.Load().Snapshot()
-		return snap.Sealed("gossip-key/00000001") != nil && snap.Sealed(command.RecoveryName) != nil
-	})
-	rotate, err := key.Rotate(snap.SealedAll(), to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.propose(&dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: rotate}})
-	old, err := key.Seal("late", []byte("secret"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	for what, c := range map[string]*dv1.Command{
-		"a value of the old key": {Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: old}}},
-		"the same rotation":      {Of: &dv1.Command_RotateDataKey{RotateDataKey: rotate}},
-	} {
-		if r, err := h.c.node.Load().Propose(ctx, accesstest.Named(h.c.node.Load().Snapshot(), c)); err != nil || r.GetError().GetKind() != dv1.Error_STALE_KEY {
-			t.Errorf("%s: %v %v", what, r, err)
-		}
-	}
 }

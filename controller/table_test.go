@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/drover/drover/controller/access"
+	"github.com/drover/drover/controller/admission"
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
@@ -137,7 +138,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	listeners := []listener{
 		{"API", "http/1.1", false, api, with(people(pki.KindUser, pki.RoleAdmin))},
 		{"door", wire.ALPNSocket, false, api, doors},
-		{"join", wire.ALPNJoin, false, joinRoutes, with(people(pki.KindUser, pki.RoleAdmin))},
+		{"join", wire.ALPNJoin, false, admission.Routes, with(people(pki.KindUser, pki.RoleAdmin))},
 		{"session", wire.ALPNSession, true, route.Table{relay.SessionRoute}, with(people(pki.KindNode, pki.KindNode))},
 		{"raft", wire.ALPNRaft, true, nil, with(people(pki.KindController, pki.KindController))},
 		{"peer", wire.ALPNPeer, true, relay.Routes, with(people(pki.KindController, pki.KindController))},

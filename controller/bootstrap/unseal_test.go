@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/drover/drover/controller/command"
-	"github.com/drover/drover/controller/command/commandtest"
+	"github.com/drover/drover/controller/consensus/consensustest"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
@@ -18,7 +18,7 @@ import (
 
 // unsealing is a first host whose log is open.
 type unsealing struct {
-	*commandtest.Log
+	*consensustest.Log
 	UnsealOptions
 	shown *bytes.Buffer
 }
@@ -33,7 +33,7 @@ func newUnsealing(t *testing.T) *unsealing {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &unsealing{Log: commandtest.NewLog(), shown: &bytes.Buffer{}}
+	u := &unsealing{Log: consensustest.NewLog(), shown: &bytes.Buffer{}}
 	u.UnsealOptions = UnsealOptions{DataDir: dir, RunDir: t.TempDir(), Files: files, Snapshot: u.Log.Snapshot, Stdout: u.shown, Logger: slog.New(slog.DiscardHandler),
 		Propose: func(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 			c.Principal = files.Principal.URI

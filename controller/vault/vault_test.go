@@ -21,7 +21,7 @@ import (
 
 	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/command"
-	"github.com/drover/drover/controller/command/commandtest"
+	"github.com/drover/drover/controller/consensus/consensustest"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
@@ -30,7 +30,7 @@ import (
 
 // fleet is a log of a cluster, with the files of its controllers.
 type fleet struct {
-	*commandtest.Log
+	*consensustest.Log
 	t     *testing.T
 	ca    *pki.Authority
 	files map[string]*pki.Files // of controllers, by id
@@ -39,7 +39,7 @@ type fleet struct {
 // newFleet makes a cluster as its first controller does, c1, with others added.
 func newFleet(t *testing.T, others ...string) *fleet {
 	t.Helper()
-	f := &fleet{Log: commandtest.NewLog(), t: t, ca: pkitest.Authority(t, "c"), files: map[string]*pki.Files{}}
+	f := &fleet{Log: consensustest.NewLog(), t: t, ca: pkitest.Authority(t, "c"), files: map[string]*pki.Files{}}
 	for _, id := range append([]string{"c1"}, others...) {
 		f.files[id] = pkitest.Files(t, f.ca, "c", pki.KindController, id)
 	}

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -31,3 +32,14 @@ func Status(k dv1.Error_Kind) int {
 
 // Word is how an enum's value is shown to people and read from them: in lower case.
 func Word(v interface{ String() string }) string { return strings.ToLower(v.String()) }
+
+// Refuse answers with an error in docker's form, {"message": ...}. Who is asked to wait
+// is told for how long.
+func Refuse(w http.ResponseWriter, code int, message string) {
+	if code == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(map[string]string{"message": message}) // who left needs no answer
+}

@@ -1,8 +1,9 @@
-// Package commandtest keeps a state on which commands are decided and applied as the
-// log would, without raft, for tests of those who propose.
-package commandtest
+// Package consensustest is a log of one member that always leads, without raft, for
+// tests of those who propose.
+package consensustest
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -10,11 +11,12 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Log is a log of one member that always leads. Safe for concurrent use.
+// Log decides and applies commands as consensus does. Safe for concurrent use.
 type Log struct {
 	store *state.Store
 
@@ -49,12 +51,21 @@ func (l *Log) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, 
 		}
 	}
 	s := l.store.Snapshot()
+	if r := s.Result(c.Key); r != nil {
+		if !bytes.Equal(r.Hash, c.Hash) {
+			return nil, consensus.ErrKeyReused
+		}
+		return r.Result, nil
+	}
 	now := max(s.Time(), int64(l.index)+1)
 	effects, res := command.Decide(state.NewTxn(s), c, now)
 	if res.Error != nil {
 		return res, nil
 	}
 	e := &dv1.Entry{Format: state.Format, Type: state.EntryEffects, Base: s.Index(), Time: now, Effects: effects}
+	if c.Key != "" {
+		e.Results = []*dv1.KeyResult{{Key: c.Key, Hash: c.Hash, Result: res, At: now}}
+	}
 	b, err := proto.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("encoding an entry: %w", err)

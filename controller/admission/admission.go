@@ -1,0 +1,105 @@
+// Package admission answers hosts that want to join, over the protocol of pkg/join:
+// any controller signs what the leader has decided. Keeping strangers' connections
+// short is the listener's.
+package admission
+
+import (
+	"context"
+	"crypto/hpke"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/join"
+	"github.com/drover/drover/pkg/limit"
+	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
+)
+
+// Routes are for hosts without an identity: a token's secret is in the body.
+var Routes = route.Table{{Method: http.MethodPost, Pattern: join.Path, At: route.Here, Who: route.Anyone, Body: join.MaxBody}}
+
+// Vault is what admission needs of what is sealed.
+type Vault interface {
+	// WrapFor wraps the data key for a controller with the HPKE key pub.
+	WrapFor(controller string, pub hpke.PublicKey) (*dv1.Sealed, error)
+	Authority() (*pki.Authority, error)
+}
+
+// Options of New.
+type Options struct {
+	Snapshot func() *state.Snapshot
+	// Propose has whoever leads decide a command. What it did is in Snapshot when it
+	// returns.
+	Propose func(context.Context, *dv1.Command) (*dv1.CommandResult, error)
+	Vault   Vault
+	Logger  *slog.Logger
+}
+
+// Admission is an http.Handler of Routes. Safe for concurrent use.
+type Admission struct {
+	o       Options
+	refused *limit.Throttle // of refusals that are logged
+}
+
+// New returns a handler that admits hosts.
+func New(o Options) *Admission { return &Admission{o: o, refused: limit.NewThrottle(time.Minute)} }
+
+// ServeHTTP implements http.Handler.
+func (a *Admission) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	i, _ := Routes.Match(r.Method, r.URL.Path)
+	if i < 0 {
+		wire.Refuse(w, http.StatusNotFound, r.Method+" "+r.URL.Path+" is not known here")
+		return
+	}
+	req, answer, err := a.answer(w, r, Routes[i].Body)
+	if err != nil {
+		code := http.StatusInternalServerError
+		if no := (*join.Refusal)(nil); errors.As(err, &no) {
+			code = no.Code
+		}
+		a.logRefusal(r, code)
+		wire.Refuse(w, code, err.Error())
+		return
+	}
+	a.o.Logger.Info("a host joined", "node", req.Name, "id", answer.Node, "controller", req.Controller)
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(answer) // who left asks again
+}
+
+func (a *Admission) answer(w http.ResponseWriter, r *http.Request, limit int64) (*join.Request, *join.Answer, error) {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	req := &join.Request{}
+	if err == nil {
+		err = json.Unmarshal(b, req)
+	}
+	if err == nil {
+		err = req.Validate()
+	}
+	if err != nil {
+		return nil, nil, refuse(http.StatusBadRequest, "reading the request to join: %v", err)
+	}
+	answer, err := a.admit(r.Context(), req)
+	return req, answer, err
+}
+
+// logRefusal writes one line in a while for each source address, with nothing in it
+// that the caller chose.
+func (a *Admission) logRefusal(r *http.Request, code int) {
+	from := limit.Source(remote(r.RemoteAddr))
+	if before, ok := a.refused.Allow(from); ok {
+		a.o.Logger.Warn("refused a join", "peer", from, "status", code, "refused before", before)
+	}
+}
+
+// remote is the address of a request's other end.
+type remote string
+
+func (remote) Network() string  { return "tcp" }
+func (r remote) String() string { return string(r) }
