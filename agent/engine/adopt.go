@@ -33,8 +33,8 @@ func notFound(err error) bool {
 
 // found is a task as it is now. p is its process, looked up if nil. With an error,
 // the task it gives has neither ended nor is it said to run.
-func (e *Engine) found(ctx context.Context, s task.Spec, a attempt, p *tasktypes.Process) (task.Found, error) {
-	f := task.Found{Spec: s, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
+func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.Process) (task.Found, error) {
+	f := task.Found{Spec: s.Spec, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
 	if a.Number == 0 {
 		return f, nil
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
 	"github.com/drover/drover/agent/containerd"
+	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/task"
@@ -53,7 +54,7 @@ type Engine struct {
 
 	boot         string
 	recordWithin time.Duration
-	facts        func() facts
+	node         func() (spec.Node, error) // read once
 
 	life context.Context // until Close
 	end  context.CancelFunc
@@ -86,7 +87,7 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{o: o, c: o.Containerd, follow: f, boot: bootID(), recordWithin: recordWithin, facts: sync.OnceValue(readFacts), execs: map[string]*execution{}}
+	e := &Engine{o: o, c: o.Containerd, follow: f, boot: bootID(), recordWithin: recordWithin, node: sync.OnceValues(func() (spec.Node, error) { return readNode(o) }), execs: map[string]*execution{}}
 	e.life, e.end = context.WithCancel(context.Background())
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
@@ -153,6 +154,6 @@ func (o Options) stdinSocket(id string) string {
 func (o Options) execSocket(id string) string {
 	return filepath.Join(o.RunDir, "t", id[:min(24, len(id))]+".ex")
 }
-func (o Options) cgroup(id string) string { return "/drover/" + o.NodeID + "/" + id }
+func (o Options) cgroup() string { return "/drover/" + o.NodeID }
 
 func short(id string) string { return id[:min(12, len(id))] }

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -49,7 +49,7 @@ func (e *Engine) ExecCreate(ctx context.Context, id, execID string, o container.
 		return err
 	}
 	if len(o.Cmd) == 0 {
-		return refused("no exec command specified")
+		return task.Refuse("no exec command specified")
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -248,17 +248,28 @@ func (e *Engine) retry(f func() error) {
 	}
 }
 
+// stdio hands an exec's streams to its shim; nothing of them is in this process.
+type stdio struct {
+	url string
+	tty bool
+}
+
+func (s stdio) Config() cio.Config { return cio.Config{Stdout: s.url, Terminal: s.tty} }
+func (stdio) Cancel()              {}
+func (stdio) Wait()                {}
+func (stdio) Close() error         { return nil }
+
 // processSpec is the container's own process with what the exec changes.
 func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client.Task, x *execution, width, height uint32) (*specs.Process, error) {
-	spec, err := ctr.Spec(ctx)
+	own, err := ctr.Spec(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("exec in %s: %w", short(x.taskID), err)
 	}
-	p := *spec.Process
+	p := *own.Process
 	p.Args, p.Terminal = x.o.Cmd, x.o.Tty
-	p.Env = mergeEnv(p.Env, x.o.Env)
+	p.Env = spec.MergeEnv(p.Env, x.o.Env)
 	if x.o.Tty {
-		p.Env = mergeEnv([]string{"TERM=xterm"}, p.Env)
+		p.Env = spec.MergeEnv([]string{"TERM=xterm"}, p.Env)
 	}
 	if x.o.WorkingDir != "" {
 		p.Cwd = x.o.WorkingDir
@@ -278,9 +289,7 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 		p.User = u
 	}
 	if x.o.Privileged {
-		b, _ := json.Marshal(allCapabilities())
-		p.Capabilities = &specs.LinuxCapabilities{}
-		_ = json.Unmarshal([]byte(fmt.Sprintf(`{"bounding":%s,"effective":%s,"permitted":%s}`, b, b, b)), p.Capabilities)
+		p.Capabilities = spec.AllCapabilities()
 	}
 	return &p, nil
 }

@@ -29,7 +29,7 @@ func bare(t *testing.T) *Engine {
 	if err := os.MkdirAll(e.o.logDir(testID), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.writeSpec(task.Spec{ID: testID}); err != nil {
+	if err := e.writeSpec(prepared{Spec: task.Spec{ID: testID}}); err != nil {
 		t.Fatal(err)
 	}
 	return e

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,22 +9,92 @@ import (
 	"os/exec"
 	"slices"
 
+	"github.com/containerd/containerd/v2/core/containers"
 	hostapparmor "github.com/containerd/containerd/v2/pkg/apparmor"
+	"github.com/containerd/containerd/v2/pkg/cap"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/profiles/apparmor"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/drover/drover/agent/containerd"
+	"github.com/drover/drover/agent/engine/spec"
+	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/pkg/securityopt"
 )
 
-// facts are what a spec depends on of its node.
-type facts struct {
-	recursiveReadOnly bool // read-only binds that hold for the mounts below them
-	appArmor, seLinux bool
+// readNode finds out what a spec depends on of this node.
+func readNode(o Options) (spec.Node, error) {
+	caps, err := cap.Current()
+	if err != nil {
+		return spec.Node{}, fmt.Errorf("reading this node's capabilities: %w", err)
+	}
+	// Which paths are masked depends on the node's CPUs. The context only names a
+	// namespace, as GenerateSpec wants one.
+	usual, err := oci.GenerateSpec(namespaces.WithNamespace(context.Background(), containerd.Namespace), nil, &containers.Container{})
+	if err != nil {
+		return spec.Node{}, fmt.Errorf("reading which paths are masked: %w", err)
+	}
+	_, err = os.Stat("/sys/fs/selinux/enforce")
+	return spec.Node{
+		Name: o.HostName, CgroupParent: o.cgroup(), CgroupV2: unified(), RecursiveReadOnly: kernelHasSetattr() && runcHas("rro"),
+		AppArmor: hostapparmor.HostSupports(), SELinux: err == nil, Seccomp: kernelHasSeccomp(),
+		Capabilities: caps, MaskedPaths: usual.Linux.MaskedPaths,
+	}, nil
 }
 
-func readFacts() facts {
-	_, err := os.Stat("/sys/fs/selinux/enforce")
-	return facts{recursiveReadOnly: kernelHasSetattr() && runcHas("rro"), appArmor: hostapparmor.HostSupports(), seLinux: err == nil}
+// facts finds out what a container's spec depends on now; user looks somebody up in
+// the container's files. What the host rules out is refused.
+func (e *Engine) facts(ctx context.Context, p *prepared, user func(name string, groups []string) (specs.User, error)) (spec.Facts, error) {
+	f := spec.Facts{ID: p.ID, Dir: e.o.dir(p.ID)}
+	var err error
+	if f.Node, err = e.node(); err != nil {
+		return f, err
+	}
+	if h := p.Create.HostConfig; h != nil {
+		if err := readyBinds(h); err != nil {
+			return f, err
+		}
+		if f.Devices, err = devicesOf(ctx, h); err != nil {
+			return f, err
+		}
+	}
+	if spec.NetworkOf(p.Create) == spec.Bridged {
+		f.Netns = e.o.Network.NetnsPath(p.ID)
+	}
+	f.User, err = user(spec.User(p.Create, p.ImageConfig))
+	return f, err
+}
+
+// devicesOf finds the devices of a request, as spec.Facts has them.
+func devicesOf(ctx context.Context, h *container.HostConfig) (map[string][]specs.LinuxDevice, error) {
+	found := map[string][]specs.LinuxDevice{}
+	if h.Privileged {
+		all, err := oci.HostDevices()
+		if err != nil {
+			return nil, fmt.Errorf("looking for the host's devices: %w", err)
+		}
+		found[""] = all
+	}
+	for _, d := range h.Devices {
+		if h.Privileged && d.PathInContainer == d.PathOnHost { // it is among them
+			continue
+		}
+		s := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{}}}
+		if err := oci.WithDevices(d.PathOnHost, "", "")(ctx, nil, nil, s); err != nil {
+			return nil, task.Refuse("error gathering device information while adding custom device %q: %v", d.PathOnHost, err)
+		}
+		found[d.PathOnHost] = s.Linux.Devices
+	}
+	return found, nil
+}
+
+// kernelHasSeccomp reports whether the kernel filters system calls.
+func kernelHasSeccomp() bool {
+	return unix.Prctl(unix.PR_GET_SECCOMP, 0, 0, 0, 0) != unix.EINVAL &&
+		unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0) != unix.EINVAL
 }
 
 // kernelHasSetattr reports whether mount_setattr is there, as it is from Linux 5.12.
@@ -43,8 +114,8 @@ func runcHas(option string) bool {
 
 // loadProfile sees to it that AppArmor's default profile is loaded: it does not
 // outlast a boot, and what updates the host may unload it.
-func loadProfile(f facts) error {
-	if !f.appArmor {
+func loadProfile(n spec.Node) error {
+	if !n.AppArmor {
 		return nil
 	}
 	loaded, err := apparmor.IsLoaded(securityopt.DefaultAppArmor)

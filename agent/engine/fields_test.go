@@ -9,8 +9,12 @@ import (
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/drover/drover/agent/engine/spec"
+	"github.com/drover/drover/agent/network"
+	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/pkg/fields"
 )
 
@@ -96,6 +100,25 @@ func bound(without, with string) pair {
 	return mounts(m+without+`}`, m+with+`}`)
 }
 
+// able is a node with all that a spec can ask for.
+var able = spec.Node{Name: "node", CgroupParent: "/drover/n", RecursiveReadOnly: true, AppArmor: true, SELinux: true, Seccomp: true,
+	Capabilities: []string{"CAP_CHOWN"}, MaskedPaths: []string{"/proc/kcore"}}
+
+// planned is the spec that this host, as a node of that kind, makes of a request.
+func planned(t *testing.T, n spec.Node, change func(*container.CreateRequest)) (*specs.Spec, error) {
+	t.Helper()
+	e := &Engine{o: Options{DataDir: t.TempDir(), Network: new(network.Network)}, node: func() (spec.Node, error) { return n, nil }}
+	c := container.CreateRequest{Config: &container.Config{Cmd: []string{"true"}}, HostConfig: &container.HostConfig{}}
+	change(&c)
+	p := &prepared{Spec: task.Spec{ID: strings.Repeat("0", 64), Create: c}, ImageConfig: &ocispec.ImageConfig{}}
+	root := rootOf(t, map[string]string{"etc/passwd": passwdText, "etc/group": groupText})
+	f, err := e.facts(t.Context(), p, func(name string, groups []string) (specs.User, error) { return lookUser(root, name, groups) })
+	if err != nil {
+		return nil, err
+	}
+	return spec.Plan(c, p.ImageConfig, f)
+}
+
 // temporary are a test's folders.
 var temporary = regexp.MustCompile(regexp.QuoteMeta(os.TempDir()) + `/Test[^/"]*/[0-9]+`)
 
@@ -140,51 +163,15 @@ func TestTheNodeHonoursWhatTheTableSays(t *testing.T) {
 	}
 }
 
-func TestMemory(t *testing.T) {
-	const limit = 8 << 20
-	twice, unlimited, reserved, none := int64(2*limit), int64(-1), int64(limit), int64(-1)
-	swappiness, no := uint64(0), false
-	for _, c := range []struct {
-		body string
-		want *specs.LinuxMemory
-	}{
-		{`{}`, nil},
-		{`{"MemorySwappiness":-1,"OomKillDisable":false,"MemorySwap":-1}`, nil}, // as docker's command and its users say nothing
-		{`{"Memory":8388608}`, &specs.LinuxMemory{Limit: &reserved, Swap: &twice}},
-		{`{"Memory":8388608,"MemorySwap":-1}`, &specs.LinuxMemory{Limit: &reserved, Swap: &unlimited}},
-		{`{"MemoryReservation":8388608}`, &specs.LinuxMemory{Reservation: &reserved}},
-		{`{"MemorySwappiness":0}`, &specs.LinuxMemory{Swappiness: &swappiness}},
-	} {
-		var h container.HostConfig
-		if err := json.Unmarshal([]byte(c.body), &h); err != nil {
-			t.Fatal(err)
-		}
-		got, _ := json.Marshal(memory(&h))
-		if want, _ := json.Marshal(c.want); string(got) != string(want) {
-			t.Errorf("%s: %s, want %s", c.body, got, want)
-		}
-	}
-	if m := memory(&container.HostConfig{Resources: container.Resources{OomKillDisable: &no, MemorySwappiness: &none}}); m != nil {
-		t.Errorf("nothing asked for: %+v", m)
-	}
-}
-
-// An annotation of containerd's would have the container run in another one's shim.
-func TestAnnotationsThatSteerAreNotPassed(t *testing.T) {
-	s := plan(t, able, func(r *container.CreateRequest) {
-		r.HostConfig.Annotations = map[string]string{"com.example": "x", "io.containerd.runc.v2.group": "g", "io.kubernetes.cri.sandbox-id": "s"}
-	})
-	if len(s.Annotations) != 1 || s.Annotations["com.example"] != "x" {
-		t.Errorf("annotations are %v", s.Annotations)
-	}
-}
-
 func TestDevicesOfPrivilegedContainers(t *testing.T) {
-	s := plan(t, able, func(r *container.CreateRequest) {
+	s, err := planned(t, able, func(r *container.CreateRequest) {
 		r.HostConfig.Privileged = true
 		r.HostConfig.Devices = []container.DeviceMapping{{PathOnHost: "/dev/null", PathInContainer: "/dev/nil"}, {PathOnHost: "/dev/zero", PathInContainer: "/dev/zero"}}
 		r.HostConfig.MaskedPaths = []string{"/proc/kcore"}
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	count := map[string]int{}
 	for _, d := range s.Linux.Devices {
 		count[d.Path]++

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -9,17 +10,22 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/moby/sys/signal"
 
+	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/network"
@@ -41,10 +47,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
-	opts, err := e.ociSpec(s, &img.Config)
-	if err != nil {
-		return err
-	}
+	p := prepared{Spec: s, ImageConfig: &img.Config.Config}
 	if err := os.MkdirAll(e.o.logDir(s.ID), 0o700); err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
@@ -55,7 +58,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 		client.WithSnapshotter(images.Snapshotter), client.WithNewSnapshot(s.ID, img.Image),
 		client.WithRuntime(e.o.ShimPath, &options.Options{Root: filepath.Join(e.o.RunDir, "runc")}),
 		client.WithContainerLabels(map[string]string{labelCluster: e.o.ClusterID, labelTask: s.ID, labelName: s.Name, labelSpec: s.SpecHash}),
-		client.WithNewSpec(opts...))
+		e.withPlan(&p))
 	if errdefs.IsAlreadyExists(err) {
 		// A snapshot without container is what a crash between the two left.
 		if _, lerr := e.c.LoadContainer(ctx, s.ID); errdefs.IsNotFound(lerr) {
@@ -69,19 +72,8 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
-	return e.writeSpec(s)
+	return e.writeSpec(p)
 }
-
-// stdio hands a task's streams to its shim; nothing of them is in this process.
-type stdio struct {
-	url string
-	tty bool
-}
-
-func (s stdio) Config() cio.Config { return cio.Config{Stdout: s.url, Terminal: s.tty} }
-func (stdio) Cancel()              {}
-func (stdio) Wait()                {}
-func (stdio) Close() error         { return nil }
 
 // Start implements task.Runtime.
 func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Port) (task.Attempt, error) {
@@ -115,7 +107,7 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 			return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 		}
 	}
-	ctr, err := e.c.LoadContainer(ctx, id)
+	ctr, err := e.c.ContainerService().Get(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return task.Attempt{}, fmt.Errorf("%s: %w", short(id), task.ErrNotFound)
 	}
@@ -123,7 +115,7 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 		return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 	}
 	if a.Number > 0 { // what an earlier, or this, attempt may have left
-		if err := e.deleteTask(ctx, ctr); err != nil {
+		if err := e.deleteTask(ctx, id); err != nil {
 			return task.Attempt{}, err
 		}
 	}
@@ -133,7 +125,7 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 // startAgain starts what a try had come to before its agent died. The shim may be
 // about to start it: it does so once, and to kill it now would be to run it twice.
 // What is found then counts; nothing, where there was nothing to start.
-func (e *Engine) startAgain(ctx context.Context, s task.Spec, a attempt) (task.Found, error) {
+func (e *Engine) startAgain(ctx context.Context, s prepared, a attempt) (task.Found, error) {
 	began, err := e.mayHaveBegun(s.ID, a)
 	if err != nil || !began {
 		return task.Found{}, err
@@ -152,7 +144,7 @@ func (e *Engine) startAgain(ctx context.Context, s task.Spec, a attempt) (task.F
 	return f, nil
 }
 
-func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Container, before attempt, n int32, ports []*dv1.Port) (out task.Attempt, err error) {
+func (e *Engine) startAttempt(ctx context.Context, s prepared, ctr containers.Container, before attempt, n int32, ports []*dv1.Port) (out task.Attempt, err error) {
 	end, err := logs.End(e.o.logDir(s.ID))
 	if err != nil {
 		return out, err
@@ -168,42 +160,41 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 	undo := true
 	defer func() {
 		if err != nil && undo {
-			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), ctr, a, before))
+			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), s.ID, a, before))
 		}
 	}()
-	if err := loadProfile(e.facts()); err != nil {
-		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
-	}
-	if before.Number > 0 { // Prepare looked at the image; this is what the last attempt made of it
-		if err := e.startable(ctx, s.ID); err != nil {
-			return out, err
-		}
-	}
 	began := time.Now()
-	net, err := e.connect(ctx, s, ports)
-	if err != nil {
+	var (
+		planning sync.WaitGroup
+		made     made
+		refusal  error
+	)
+	planning.Go(func() { made, refusal = e.replan(ctx, s, ctr) })
+	net, err := e.connect(ctx, s.Spec, ports)
+	timed("network", began)
+	planning.Wait()
+	if err = cmp.Or(refusal, err); err != nil {
 		return out, err
 	}
-	timed("network", began)
 	began = time.Now()
-	t, err := ctr.NewTask(ctx, func(string) (cio.IO, error) { return e.stdio(s, a), nil })
-	if err != nil {
-		return out, startError("create", command(ctx, ctr), err)
+	if err := e.create(ctx, s, a, made.root); err != nil {
+		return out, startError("create", made.command, err)
 	}
 	timed("containerd create", began)
 	began = time.Now()
 	if err := os.WriteFile(e.begunFile(s.ID, a), nil, 0o600); err != nil {
 		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
 	}
-	if err := t.Start(ctx); err != nil {
-		err = startError("start", command(ctx, ctr), err)
+	started, err := e.c.TaskService().Start(ctx, &taskspb.StartRequest{ContainerID: s.ID})
+	if err != nil {
+		err = startError("start", made.command, errgrpc.ToNative(err))
 		// Where the runtime did not say that it refused, the process may run: the
 		// next call of Start looks.
 		undo = errors.As(err, new(*task.StartError))
 		return out, err
 	}
 	timed("containerd start", began)
-	out = task.Attempt{Number: n, Pid: int(t.Pid()), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
+	out = task.Attempt{Number: n, Pid: int(started.Pid), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
 	place(&out, net)
 	if more, err := shimapi.ReadTimings(e.o.recordFile(s.ID, a)); err == nil {
 		for _, m := range more {
@@ -211,6 +202,16 @@ func (e *Engine) startAttempt(ctx context.Context, s task.Spec, ctr client.Conta
 		}
 	}
 	return out, nil
+}
+
+// create has containerd start a shim, which makes the process of a try.
+func (e *Engine) create(ctx context.Context, s prepared, a attempt, root []mount.Mount) error {
+	r := &taskspb.CreateTaskRequest{ContainerID: s.ID, Stdout: e.stdio(s.Spec, a), Terminal: s.Create.Config != nil && s.Create.Tty}
+	for _, m := range root {
+		r.Rootfs = append(r.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	_, err := e.c.TaskService().Create(ctx, r)
+	return errgrpc.ToNative(err)
 }
 
 // begunFile says that a try's process may have run. It need not outlast a power
@@ -223,13 +224,13 @@ func (e *Engine) begunFile(id string, a attempt) string {
 }
 
 func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*network.Attachment, error) {
-	if kindOf(&s.Create) != bridged {
+	if spec.NetworkOf(s.Create) != spec.Bridged {
 		return nil, e.writeFiles(s, "")
 	}
 	net, err := e.o.Network.Attach(ctx, s.ID, ports)
 	var pe *network.PortError
 	if errors.As(err, &pe) {
-		return nil, refused("driver failed programming external connectivity on endpoint %s (%s): %s", s.Name, short(s.ID), pe.Message)
+		return nil, task.Refuse("driver failed programming external connectivity on endpoint %s (%s): %s", s.Name, short(s.ID), pe.Message)
 	}
 	if err != nil {
 		return nil, err
@@ -237,7 +238,9 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 	return net, e.writeFiles(s, net.IP.String())
 }
 
-func (e *Engine) stdio(s task.Spec, a attempt) stdio {
+// stdio tells a task's shim what to do with its streams; nothing of them is in this
+// process.
+func (e *Engine) stdio(s task.Spec, a attempt) string {
 	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.recordFile(s.ID, a), Attempt: a.Number}
 	if c := s.Create.Config; c != nil {
 		x.TTY, x.Stdin, x.StdinOnce = c.Tty, c.OpenStdin, c.StdinOnce && !c.Tty
@@ -245,14 +248,13 @@ func (e *Engine) stdio(s task.Spec, a attempt) stdio {
 	if x.Stdin {
 		x.Socket = e.o.stdinSocket(s.ID)
 	}
-	return stdio{url: x.URL(), tty: x.TTY}
+	return x.URL()
 }
 
 // undoStart frees what a refused start took, so that nothing is half-made. A
 // process that may still be there keeps its network and its attempt.
-func (e *Engine) undoStart(ctx context.Context, ctr client.Container, a, before attempt) error {
-	id := ctr.ID()
-	if err := e.deleteTask(ctx, ctr); err != nil {
+func (e *Engine) undoStart(ctx context.Context, id string, a, before attempt) error {
+	if err := e.deleteTask(ctx, id); err != nil {
 		return err
 	}
 	err := errors.Join(e.forgetTry(id, a), e.o.Network.Detach(ctx, id))
@@ -262,20 +264,24 @@ func (e *Engine) undoStart(ctx context.Context, ctr client.Container, a, before 
 	return err
 }
 
-// deleteTask kills and deletes a container's task, if there is one.
-func (e *Engine) deleteTask(ctx context.Context, ctr client.Container) error {
-	t, err := ctr.Task(ctx, nil)
+// deleteTask kills and deletes a container's process, if there is one.
+func (e *Engine) deleteTask(ctx context.Context, id string) error {
+	ctr, err := e.c.LoadContainer(ctx, id)
+	var t client.Task
+	if err == nil {
+		t, err = ctr.Task(ctx, nil)
+	}
 	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("looking for the process of %s: %w", short(ctr.ID()), err)
+		return fmt.Errorf("looking for the process of %s: %w", short(id), err)
 	}
 	if err == nil {
 		_, err = t.Delete(ctx, client.WithProcessKill)
 	}
 	if errdefs.IsNotFound(err) {
-		return e.deleteShim(ctx, ctr.ID())
+		return e.deleteShim(ctx, id)
 	}
 	if err != nil {
-		return fmt.Errorf("deleting the process of %s: %w", short(ctr.ID()), err)
+		return fmt.Errorf("deleting the process of %s: %w", short(id), err)
 	}
 	return nil
 }
@@ -291,7 +297,11 @@ func (e *Engine) deleteShim(ctx context.Context, id string) error {
 	return nil
 }
 
-func (e *Engine) stopSignal(ctx context.Context, s task.Spec) string {
+// stopSignal is the image's, "" if it names none.
+func (e *Engine) stopSignal(ctx context.Context, s prepared) string {
+	if s.ImageConfig != nil {
+		return s.ImageConfig.StopSignal
+	}
 	if i, err := e.o.Images.Image(ctx, s.Digest); err == nil {
 		return i.Config.Config.StopSignal
 	}
@@ -339,7 +349,7 @@ func parseSignal(name string) (syscall.Signal, error) {
 	}
 	sig, err := signal.ParseSignal(name)
 	if err != nil {
-		return 0, refused("%v", err)
+		return 0, task.Refuse("%v", err)
 	}
 	return sig, nil
 }
@@ -360,20 +370,12 @@ func (e *Engine) Release(ctx context.Context, id string) error {
 func (e *Engine) release(ctx context.Context, id string, r *tasktypes.Process) error {
 	ctx = e.ctx(ctx)
 	e.forgetExecs(id)
+	end := e.deleteTask
 	if r == nil {
-		if err := e.deleteShim(ctx, id); err != nil {
-			return err
-		}
-	} else {
-		ctr, err := e.c.LoadContainer(ctx, id)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("releasing %s: %w", short(id), err)
-		}
-		if err == nil {
-			if err := e.deleteTask(ctx, ctr); err != nil {
-				return err
-			}
-		}
+		end = e.deleteShim
+	}
+	if err := end(ctx, id); err != nil {
+		return err
 	}
 	if err := os.Remove(e.o.stdinSocket(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("releasing %s: %w", short(id), err)

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/task"
@@ -33,7 +35,14 @@ type attempt struct {
 	Boot     string    `json:"boot"`
 }
 
-func (e *Engine) writeSpec(s task.Spec) error {
+// prepared is what is kept of a task from its preparation on. Later attempts are
+// planned with the image's configuration, though the image may be gone by then.
+type prepared struct {
+	task.Spec
+	ImageConfig *ocispec.ImageConfig `json:"imageConfig,omitempty"` // nil: of an agent that did not keep it
+}
+
+func (e *Engine) writeSpec(s prepared) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encoding the spec of %s: %w", short(s.ID), err)
@@ -44,8 +53,8 @@ func (e *Engine) writeSpec(s task.Spec) error {
 	return durable.WriteFile(filepath.Join(e.o.dir(s.ID), specFile), b, 0o600)
 }
 
-func (e *Engine) readSpec(id string) (task.Spec, error) {
-	var s task.Spec
+func (e *Engine) readSpec(id string) (prepared, error) {
+	var s prepared
 	return s, readJSON(filepath.Join(e.o.dir(id), specFile), &s)
 }
 

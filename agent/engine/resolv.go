@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+
+	"github.com/drover/drover/agent/engine/spec"
 )
 
 const (
@@ -23,9 +25,9 @@ const (
 // With a network of its own it can't reach servers on the host's loopback or over
 // IPv6, so they are left out; a host that has no others is taken to run systemd-resolved. If no
 // server is left after that, they are docker's defaults.
-func resolvConf(root string, h *container.HostConfig, kind networkKind) string {
+func resolvConf(root string, h *container.HostConfig, kind spec.Network) string {
 	lines := readResolv(filepath.Join(root, hostResolv))
-	if kind == bridged && !slices.ContainsFunc(lines, reachable) {
+	if kind == spec.Bridged && !slices.ContainsFunc(lines, reachable) {
 		if real := readResolv(filepath.Join(root, resolvedResolv)); slices.ContainsFunc(real, reachable) {
 			lines = real
 		}
@@ -33,7 +35,7 @@ func resolvConf(root string, h *container.HostConfig, kind networkKind) string {
 	var out []string
 	for _, f := range lines {
 		switch {
-		case f[0] == "nameserver" && (len(h.DNS) > 0 || kind == bridged && !reachable(f)),
+		case f[0] == "nameserver" && (len(h.DNS) > 0 || kind == spec.Bridged && !reachable(f)),
 			f[0] == "search" && len(h.DNSSearch) > 0, f[0] == "options" && len(h.DNSOptions) > 0:
 			continue
 		}
@@ -42,7 +44,7 @@ func resolvConf(root string, h *container.HostConfig, kind networkKind) string {
 	for _, d := range h.DNS {
 		out = append(out, "nameserver "+d.String())
 	}
-	if kind == bridged && len(h.DNS) == 0 && !slices.ContainsFunc(lines, reachable) {
+	if kind == spec.Bridged && len(h.DNS) == 0 && !slices.ContainsFunc(lines, reachable) {
 		out = append(out, "nameserver 8.8.8.8", "nameserver 8.8.4.4")
 	}
 	if len(h.DNSSearch) > 0 && !slices.Equal(h.DNSSearch, []string{"."}) {
@@ -54,7 +56,7 @@ func resolvConf(root string, h *container.HostConfig, kind networkKind) string {
 	return strings.Join(out, "\n") + "\n"
 }
 
-// readResolv gives a file's lines as fields, without comments; none if it can't be read.
+// readResolv returns a file's lines as fields, without comments; none if it can't be read.
 func readResolv(file string) [][]string {
 	b, err := os.ReadFile(file)
 	if err != nil {

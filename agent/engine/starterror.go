@@ -1,11 +1,8 @@
 package engine
 
 import (
-	"context"
 	"fmt"
 	"strings"
-
-	"github.com/containerd/containerd/v2/client"
 
 	"github.com/drover/drover/agent/task"
 )
@@ -36,12 +33,4 @@ func startError(step, command string, err error) error {
 		return &task.StartError{Code: code, Message: why}
 	}
 	return &task.StartError{Code: code, Message: "failed to create task for container: failed to create shim task: " + why}
-}
-
-// command is what a container runs, "" where containerd does not say.
-func command(ctx context.Context, ctr client.Container) string {
-	if s, err := ctr.Spec(ctx); err == nil && s.Process != nil && len(s.Process.Args) > 0 {
-		return s.Process.Args[0]
-	}
-	return ""
 }

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,45 +10,12 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/drover/drover/agent/images"
+	"github.com/drover/drover/agent/task"
 )
-
-// withUser sets the user that a container's process has, as docker finds it.
-func withUser(name string, groups []string) oci.SpecOpts {
-	return func(ctx context.Context, c oci.Client, ctr *containers.Container, s *specs.Spec) error {
-		look := func(root string) (err error) {
-			s.Process.User, err = lookUser(root, name, groups)
-			return err
-		}
-		if ctr.SnapshotKey == "" {
-			return look(s.Root.Path)
-		}
-		mounts, err := c.SnapshotService(ctr.Snapshotter).Mounts(ctx, ctr.SnapshotKey)
-		if err != nil {
-			return fmt.Errorf("looking for user %q: %w", name, err)
-		}
-		return mount.WithReadonlyTempMount(ctx, mounts, look)
-	}
-}
-
-// startable refuses a container whose files would block runc.
-func (e *Engine) startable(ctx context.Context, id string) error {
-	mounts, err := e.c.SnapshotService(images.Snapshotter).Mounts(ctx, id)
-	if err != nil {
-		return fmt.Errorf("looking at the files of %s: %w", short(id), err)
-	}
-	return mount.WithReadonlyTempMount(ctx, mounts, func(root string) error {
-		_, err := lookUser(root, "", nil)
-		return err
-	})
-}
 
 // userIn looks a user up in the root of a running process.
 func userIn(pid int, name string) (specs.User, error) {
@@ -69,16 +35,16 @@ func lookUser(root, name string, groups []string) (specs.User, error) {
 	}
 	u, err := user.GetExecUser(name, nil, bytes.NewReader(passwd), bytes.NewReader(group))
 	if err != nil {
-		return specs.User{}, refused("unable to find user %s: %v", name, err)
+		return specs.User{}, task.Refuse("unable to find user %s: %v", name, err)
 	}
 	more, err := user.GetAdditionalGroups(groups, bytes.NewReader(group))
 	if err != nil {
-		return specs.User{}, refused("%v", err)
+		return specs.User{}, task.Refuse("%v", err)
 	}
 	out := specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid), AdditionalGids: []uint32{uint32(u.Gid)}}
 	for _, g := range append(u.Sgids, more...) {
 		if g < 0 || g > math.MaxInt32 {
-			return specs.User{}, refused("unable to find user %s: group %d is out of range", name, g)
+			return specs.User{}, task.Refuse("unable to find user %s: group %d is out of range", name, g)
 		}
 		out.AdditionalGids = append(out.AdditionalGids, uint32(g))
 	}
@@ -123,7 +89,7 @@ func readIn(root, path string) ([]byte, error) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 	case unix.S_IFIFO:
-		return nil, refused("no process can start in this container: its /%s is a FIFO", path)
+		return nil, task.Refuse("no process can start in this container: its /%s is a FIFO", path)
 	default:
 		return nil, nil
 	}
@@ -137,7 +103,7 @@ func readIn(root, path string) ([]byte, error) {
 		return nil, fmt.Errorf("reading /%s of a container: %w", path, err)
 	}
 	if len(b) > largestFile {
-		return nil, refused("/%s is larger than %d MiB", path, largestFile>>20)
+		return nil, task.Refuse("/%s is larger than %d MiB", path, largestFile>>20)
 	}
 	return b, nil
 }

@@ -5,6 +5,7 @@ package task
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -92,3 +93,8 @@ type StartError struct {
 }
 
 func (e *StartError) Error() string { return e.Message }
+
+// Refuse returns the *StartError of what can't be done: docker's 125.
+func Refuse(format string, args ...any) error {
+	return &StartError{Code: 125, Message: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,68 @@
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/drover/drover/agent/engine/spec"
+	"github.com/drover/drover/agent/task"
+)
+
+// writeFiles makes hosts, hostname and resolv.conf as they are for ip ("" for
+// none of its own). They are changed in place: a running container has them mounted.
+func (e *Engine) writeFiles(s task.Spec, ip string) error {
+	name := spec.Hostname(s.Create, s.ID, e.o.HostName)
+	h := s.Create.HostConfig
+	if h == nil {
+		h = &container.HostConfig{}
+	}
+	for file, text := range map[string]string{
+		spec.HostsFile:    hostsText("/", s.Create, name, ip, e.o.Network.Gateway()),
+		spec.HostnameFile: name + "\n",
+		spec.ResolvFile:   resolvConf("/", h, spec.NetworkOf(s.Create)),
+	} {
+		if err := os.WriteFile(filepath.Join(e.o.dir(s.ID), file), []byte(text), 0o644); err != nil {
+			return fmt.Errorf("writing %s of %s: %w", file, short(s.ID), err)
+		}
+	}
+	return nil
+}
+
+const usualHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
+	"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+
+// hostsText is a container's /etc/hosts: in the host's network, whose root is given,
+// the host's own; then what was asked for, and the container itself.
+func hostsText(root string, c container.CreateRequest, name, ip string, gateway netip.Addr) string {
+	text := usualHosts
+	if spec.NetworkOf(c) == spec.Host {
+		if b, err := os.ReadFile(filepath.Join(root, "etc/hosts")); err == nil {
+			text = string(b)
+		}
+	}
+	if c.HostConfig != nil {
+		for _, x := range c.HostConfig.ExtraHosts {
+			host, addr, ok := strings.Cut(x, ":")
+			if !ok {
+				continue
+			}
+			if addr == "host-gateway" {
+				addr = gateway.String()
+			}
+			text += addr + "\t" + host + "\n"
+		}
+	}
+	if ip == "" {
+		return text
+	}
+	names := name
+	if c.Config != nil && c.Domainname != "" {
+		names = name + "." + c.Domainname + " " + name
+	}
+	return text + ip + "\t" + names + "\n"
+}

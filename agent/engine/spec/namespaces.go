@@ -1,0 +1,90 @@
+package spec
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/moby/moby/api/types/container"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Network is what a container is connected to.
+type Network int
+
+// Networks of containers.
+const (
+	Bridged Network = iota // the node's bridge
+	Host                   // the host's own
+	None
+)
+
+// NetworkOf returns what a request asks for.
+func NetworkOf(c container.CreateRequest) Network {
+	if c.HostConfig == nil {
+		return Bridged
+	}
+	switch {
+	case c.HostConfig.NetworkMode == "host":
+		return Host
+	case c.HostConfig.NetworkMode == "none", c.Config != nil && c.NetworkDisabled:
+		return None
+	}
+	return Bridged
+}
+
+func namespaces(s *specs.Spec, c container.CreateRequest, netns string) {
+	h := c.HostConfig
+	switch NetworkOf(c) {
+	case Host:
+		share(s, specs.NetworkNamespace)
+	case Bridged: // the namespace that the network makes at each start
+		own(s, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})
+	}
+	if h.PidMode.IsHost() {
+		share(s, specs.PIDNamespace)
+	}
+	if h.IpcMode.IsHost() {
+		share(s, specs.IPCNamespace)
+	}
+	if h.UTSMode.IsHost() {
+		share(s, specs.UTSNamespace)
+		s.Hostname = ""
+	}
+	switch {
+	case h.CgroupnsMode.IsPrivate():
+		own(s, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	case h.CgroupnsMode.IsHost():
+		share(s, specs.CgroupNamespace)
+	}
+}
+
+// share leaves a container in the host's namespace.
+func share(s *specs.Spec, of specs.LinuxNamespaceType) {
+	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == of })
+}
+
+func own(s *specs.Spec, ns specs.LinuxNamespace) {
+	i := slices.IndexFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == ns.Type })
+	if i < 0 {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, ns)
+		return
+	}
+	s.Linux.Namespaces[i] = ns
+}
+
+// sysctls are docker's own, and the user's over them. In a network namespace of its
+// own, anybody may listen on any port and send an ICMP echo.
+func sysctls(s *specs.Spec, c container.CreateRequest) {
+	all := map[string]string{}
+	if c.Domainname != "" { // not the spec's field for it, which runc knows from 1.2 on only
+		all["kernel.domainname"] = c.Domainname
+	}
+	if NetworkOf(c) != Host {
+		all["net.ipv4.ping_group_range"] = "0 2147483647"
+		all["net.ipv4.ip_unprivileged_port_start"] = "0"
+	}
+	maps.Copy(all, c.HostConfig.Sysctls)
+	if len(all) > 0 {
+		s.Linux.Sysctl = all
+	}
+}
