@@ -28,7 +28,8 @@ import (
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/agent/images"
-	"github.com/drover/drover/agent/mirror"
+	"github.com/drover/drover/agent/images/peers"
+	"github.com/drover/drover/agent/images/registry"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/payload"
 	"github.com/drover/drover/agent/session"
@@ -42,7 +43,7 @@ import (
 	"github.com/drover/drover/pkg/logfile"
 	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/registry"
+	upstream "github.com/drover/drover/pkg/registry"
 )
 
 // DefaultListen is the agent's own port on every address.
@@ -65,7 +66,7 @@ type Config struct {
 	Mirror          string               // loopback host:port; "" for none
 	Labels          map[string]string
 	Reserved        []uint16 // host ports that no container gets
-	Registries      []registry.Mirror
+	Registries      []upstream.Mirror
 	Logger          *slog.Logger // nil: none
 	Tracer          trace.Tracer // nil: none
 }
@@ -74,7 +75,7 @@ type agent struct {
 	Config
 	files  *pki.Files
 	store  *task.Store
-	reg    *registry.Registry
+	reg    *upstream.Registry
 	paths  payload.Paths
 	box    session.Outbox
 	status session.Status
@@ -84,8 +85,10 @@ type agent struct {
 	alive  chan struct{}   // closed when containerd answered first
 
 	fleet *fleet
-	peers *peers
+	peers *peers.Peers
 	known atomic.Pointer[dv1.Welcome] // what the last welcome, or news, said
+
+	stored atomic.Pointer[images.Store] // nil before there is one
 
 	port *mux.Mux
 	bulk net.Listener // of port
@@ -136,13 +139,12 @@ func load(c Config) (*agent, error) {
 	if c.Bridge == "" {
 		c.Bridge = "drover0"
 	}
-	a := &agent{Config: c, alive: make(chan struct{}), fleet: openFleet(filepath.Join(c.DataDir, "agent"), c.ClusterID, c.Logger)}
-	a.peers = newPeers(a)
+	a := &agent{Config: c, alive: make(chan struct{}), fleet: openFleet(filepath.Join(c.DataDir, "agent"), c.Logger)}
 	var err error
 	if a.files, err = pki.LoadFiles(c.PKI); err != nil {
 		return nil, fmt.Errorf("this host has no agent's identity, or a damaged one: %w", err)
 	}
-	if a.reg, err = registry.New(c.Registries); err != nil {
+	if a.reg, err = upstream.New(c.Registries); err != nil {
 		return nil, fmt.Errorf("configuring registries: %w", err)
 	}
 	if a.paths, err = payload.Extract(filepath.Join(c.DataDir, "bin")); err != nil {
@@ -164,6 +166,7 @@ func (a *agent) run(ctx context.Context) error {
 	a.port = mux.New(l, a.Logger)
 	a.bulk = a.listen(a.port)
 	a.parts, a.ctx = errgroup.WithContext(ctx)
+	a.peers = a.openPeers()
 	a.parts.Go(func() error { return ended(a.ctx, "the port "+a.addr, a.port.Run(a.ctx)) })
 	a.parts.Go(func() error { return serveStatus(a.ctx, a.RunDir, a.alive, &a.status) })
 	if a.Socket != "" {
@@ -272,7 +275,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	if a.daemon, err = containerd.Connect(a.socket()); err != nil {
 		return err
 	}
-	store := images.New(images.Options{Containerd: a.daemon, Registry: a.reg, Peers: a.peers.clients, Public: a.peers.public, Log: a.Logger})
+	store := images.New(images.Options{Containerd: a.daemon, Registry: a.reg, Peers: a.peers.Clients, Public: a.peers.Public, Log: a.Logger})
 	a.eng, err = engine.Open(engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
 		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: store, Event: a.event, Log: a.Logger,
@@ -280,8 +283,8 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	if err != nil {
 		return err
 	}
-	a.peers.have.Store(store)
-	a.images = &reporting{Store: store, box: &a.box, told: a.peers.tell}
+	a.stored.Store(store)
+	a.images = &reporting{Store: store, box: &a.box, changed: a.peers.Announce}
 	if err := a.serveMirror(store); err != nil {
 		return err
 	}
@@ -289,9 +292,9 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
 		h := streams.Handler(a.eng, a.images, streams.Options{
-			Log: a.Logger, Probe: a.probe, Pull: a.peers.pull, Calls: a.store,
+			Log: a.Logger, Probe: a.probe, Pull: a.pulling, Calls: a.store,
 			Reading: func(id string) streams.Reader { return a.rec.Reading(id) },
-			Peers:   mirror.New(mirror.Options{Store: store.Content(), Log: a.Logger, May: a.peers.may(store)}),
+			Peers:   registry.New(registry.Options{Store: store.Content(), Log: a.Logger, May: a.peers.MayRead(store)}),
 		})
 		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))
 	})
@@ -323,12 +326,14 @@ func (a *agent) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.shut()
-	a.peers.close()
+	if a.peers != nil {
+		a.peers.Close()
+	}
 }
 
 // shut closes what bring opened. It is called with mu held.
 func (a *agent) shut() {
-	a.peers.have.Store(nil)
+	a.stored.Store(nil)
 	if a.eng != nil {
 		_ = a.eng.Close()
 	}

@@ -20,7 +20,6 @@ import (
 // out while no controller answers.
 type fleet struct {
 	path    string
-	cluster string
 	log     *slog.Logger
 	now     atomic.Pointer[roster.Roster]
 	guests  pki.Conns // who came: members only
@@ -29,8 +28,8 @@ type fleet struct {
 	mu sync.Mutex // held while a roster is taken, so that they follow each other
 }
 
-func openFleet(dir, cluster string, log *slog.Logger) *fleet {
-	f := &fleet{path: filepath.Join(dir, "roster"), cluster: cluster, log: log}
+func openFleet(dir string, log *slog.Logger) *fleet {
+	f := &fleet{path: filepath.Join(dir, "roster"), log: log}
 	f.guests.Verify, f.visited.Verify = f.known, f.notRevoked
 	b, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -51,10 +50,8 @@ func openFleet(dir, cluster string, log *slog.Logger) *fleet {
 func (f *fleet) known(p pki.Principal) error      { return f.now.Load().Known(p) }
 func (f *fleet) notRevoked(p pki.Principal) error { return f.now.Load().NotRevoked(p) }
 
-// addr is where a node's port is, "" if it isn't one of the fleet's.
-func (f *fleet) addr(node string) string {
-	return f.now.Load().Addr(pki.URI(f.cluster, pki.KindNode, node))
-}
+// addr is where a member's own port is, "" if it isn't one.
+func (f *fleet) addr(uri string) string { return f.now.Load().Addr(uri) }
 
 // take has news count at once: connections of who may be here no longer are cut.
 func (f *fleet) take(news *dv1.Roster) {

@@ -101,7 +101,7 @@ func TestWhoWasRemovedIsCutOffAndStaysOut(t *testing.T) {
 	ca := newAuthority(t)
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
-	f := openFleet(dir, cluster, log)
+	f := openFleet(dir, log)
 	open := make(chan struct{})
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusOK)
@@ -141,7 +141,7 @@ func TestWhoWasRemovedIsCutOffAndStaysOut(t *testing.T) {
 			t.Errorf("the stream of the %s ended with %v, want a cut", name, err)
 		}
 	}
-	later := port(t, openFleet(dir, cluster, log), ca.files(pki.KindNode, "self"), h) // the agent of after a restart
+	later := port(t, openFleet(dir, log), ca.files(pki.KindNode, "self"), h) // the agent of after a restart
 	for _, at := range []string{addr, later} {
 		for _, name := range []string{"gone controller", "gone node", "stranger"} {
 			if _, err := get(t, dialer(files[name], at)); err == nil {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/agent/engine"
-	"github.com/drover/drover/agent/images"
+	"github.com/drover/drover/agent/images/peers"
 	"github.com/drover/drover/agent/session"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -78,7 +78,7 @@ func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
 // Take implements session.Agent.
 func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
 	for _, x := range y.Sources {
-		a.peers.named(x.Digest, source{holders: x.Holders, grant: x.Grant, public: x.Public})
+		a.peers.Named(x.Digest, peers.Source{Holders: x.Holders, Grant: x.Grant, Public: x.Public})
 	}
 	err := a.rec.Take(ctx, y)
 	if errors.Is(err, task.ErrStale) {
@@ -90,7 +90,7 @@ func (a *agent) Take(ctx context.Context, y *dv1.Sync) error {
 // Changed implements session.Agent.
 func (a *agent) Changed(w *dv1.Welcome) {
 	a.fleet.take(w.Roster)
-	a.peers.news(a, w)
+	a.peers.Welcomed(w)
 	if old := a.known.Swap(w); len(w.Controllers) > 0 && a.SaveControllers != nil && (old == nil || !slices.Equal(old.Controllers, w.Controllers)) {
 		if err := a.SaveControllers(w.Controllers); err != nil {
 			a.Logger.Warn("the controllers' addresses could not be kept", "err", err)
@@ -104,30 +104,4 @@ func (a *agent) event(taskID, action string, attributes map[string]string) {
 		return
 	}
 	a.box.Event(&dv1.Event{TaskId: id, Action: action, TimeNano: time.Now().UnixNano(), Attributes: attributes})
-}
-
-// reporting is the image store, which reports what changes in it.
-type reporting struct {
-	*images.Store
-	box  *session.Outbox
-	told func() // that there is another image
-}
-
-// Pull implements task.Puller.
-func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
-	i, err := r.Store.Pull(ctx, ref, digest, auth, progress)
-	if err == nil {
-		r.box.Image(&dv1.ImageStatus{Digest: i.Digest, Size: i.Size})
-		r.told()
-	}
-	return i, err
-}
-
-// Remove implements task.Images.
-func (r *reporting) Remove(ctx context.Context, digest string) error {
-	err := r.Store.Remove(ctx, digest)
-	if err == nil {
-		r.box.ImageGone(digest)
-	}
-	return err
 }

@@ -22,8 +22,9 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Options of Start. Keys are 32 bytes each, from raft, newest first. Files sign what
-// this node says; Known says whether another node is one of the fleet's.
+// Options of Start. Keys are 32 bytes each, from raft, newest first: the first is
+// used, all are understood. Files sign what this node says; Known says whether another
+// node is one of the fleet's.
 type Options struct {
 	Node      string // id
 	Bind      string // host:port
@@ -64,7 +65,7 @@ type holding struct {
 	raw     *dv1.Holding // to be passed on
 }
 
-// Start joins nobody yet.
+// Start listens, and knows no other node before Join.
 func Start(o Options) (*Gossip, error) {
 	g := &Gossip{o: o, have: map[string]holding{}}
 	host, port, err := net.SplitHostPort(o.Bind)
@@ -91,8 +92,8 @@ func Start(o Options) (*Gossip, error) {
 	return g, nil
 }
 
-// Join meets the agents at addrs (host:port of their bulk listeners) that listen
-// for gossip on our port.
+// Join exchanges state with the agents at addrs (host:port of their own ports), which
+// listen for gossip on the same port as this node. An error says that none answered.
 func (g *Gossip) Join(addrs []string) error {
 	_, port, _ := net.SplitHostPort(g.o.Bind)
 	var out []string
@@ -110,8 +111,8 @@ func (g *Gossip) Join(addrs []string) error {
 	return nil
 }
 
-// Keys takes the keys of now, newest first; older ones are still understood.
-func (g *Gossip) Keys(keys [][]byte) error {
+// SetKeys replaces the keys: newest first, as in Options.
+func (g *Gossip) SetKeys(keys [][]byte) error {
 	for _, k := range keys {
 		if err := g.keys.AddKey(k); err != nil {
 			return fmt.Errorf("using the gossip's key: %w", err)
@@ -131,13 +132,13 @@ func (g *Gossip) Keys(keys [][]byte) error {
 	return nil
 }
 
-// Tell spreads what this node holds now.
-func (g *Gossip) Tell() {
+// Announce spreads what this node holds now.
+func (g *Gossip) Announce() {
 	h, err := g.mine()
 	if err != nil {
 		return
 	}
-	h.Cert = nil // others have it from an exchange, or don't listen to this
+	h.Cert = nil // others have it from an exchange, or ignore this
 	if b, err := proto.Marshal(&dv1.Holdings{All: []*dv1.Holding{h}}); err == nil && len(b) < maxNote {
 		g.queue.QueueBroadcast(note(b))
 	}
@@ -163,7 +164,7 @@ func (g *Gossip) mine() (*dv1.Holding, error) {
 	return &dv1.Holding{Said: b, Signature: sig, Cert: g.o.Files.Cert.Certificate[0]}, nil
 }
 
-// Holders gives the ids of nodes that said they hold a digest, and are there.
+// Holders returns the ids of nodes that said they hold a digest, and are there.
 func (g *Gossip) Holders(digest string) (out []string) {
 	alive := map[string]bool{}
 	for _, m := range g.list.Members() {
@@ -180,7 +181,7 @@ func (g *Gossip) Holders(digest string) (out []string) {
 	return out
 }
 
-// Close leaves.
+// Close tells the others that this node leaves, and ends.
 func (g *Gossip) Close() {
 	g.once.Do(func() {
 		_ = g.list.Leave(leaveWithin)

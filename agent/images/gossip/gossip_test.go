@@ -136,7 +136,7 @@ func TestNodesHearWhatOthersHold(t *testing.T) {
 	}
 	until(t, "b knows that a holds one", func() bool { return slices.Equal(b.Holders(of("one")), []string{"n1"}) })
 	a.holds(of("one"), of("two"))
-	a.Tell()
+	a.Announce()
 	until(t, "b hears of two", func() bool { return len(b.Holders(of("two"))) == 1 })
 	if err := stranger.Join([]string{"127.0.0.11:7444"}); err == nil {
 		t.Error("who has another key was let in")
@@ -146,15 +146,15 @@ func TestNodesHearWhatOthersHold(t *testing.T) {
 	}
 	// Keys change one node after the other: both are understood meanwhile.
 	for _, m := range []*member{a, b} {
-		if err := m.Keys([][]byte{next, key}); err != nil {
+		if err := m.SetKeys([][]byte{next, key}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := a.Keys([][]byte{next}); err != nil {
+	if err := a.SetKeys([][]byte{next}); err != nil {
 		t.Fatal(err)
 	}
 	a.holds(of("three"))
-	a.Tell()
+	a.Announce()
 	until(t, "b hears under the new key", func() bool { return len(b.Holders(of("three"))) == 1 })
 	a.Close()
 	until(t, "who left holds nothing", func() bool { return len(b.Holders(of("three"))) == 0 })

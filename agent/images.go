@@ -1,0 +1,143 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/drover/drover/agent/images"
+	"github.com/drover/drover/agent/images/peers"
+	"github.com/drover/drover/agent/images/registry"
+	"github.com/drover/drover/agent/session"
+	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/dial"
+)
+
+// openPeers knows no other node yet.
+func (a *agent) openPeers() *peers.Peers {
+	return peers.New(a.ctx, peers.Options{
+		Cluster: a.ClusterID, Node: a.NodeID, Addr: a.addr, Files: a.files, Known: a.fleet.known, Where: a.fleet.addr, Conns: &a.fleet.visited,
+		Bind: a.Gossip, Advertise: a.Advertise, Have: a.digests, Log: a.Logger,
+	})
+}
+
+// digests are those of the images that are here; none before there is a store.
+func (a *agent) digests(ctx context.Context) (out []string, err error) {
+	s := a.stored.Load()
+	if s == nil {
+		return nil, nil
+	}
+	all, err := s.List(ctx)
+	for _, i := range all {
+		out = append(out, i.Digest)
+	}
+	return out, err
+}
+
+// pulling keeps what a controller says with a pull.
+func (a *agent) pulling(r bulk.PullRequest) {
+	a.peers.Named(r.Digest, peers.Source{Holders: r.Holders, Grant: r.Grant, Public: r.Public})
+}
+
+// serveMirror answers tools of this host. A port that somebody else has is no
+// reason not to run containers.
+func (a *agent) serveMirror(s *images.Store) error {
+	if a.Mirror == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(a.Mirror)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("mirror-listen %q is not a loopback address with a port", a.Mirror)
+	}
+	m := registry.New(registry.Options{Store: s.Content(), Log: a.Logger, Tag: a.tag, Missing: func(ctx context.Context, ref string, d digest.Digest) error {
+		_, err := a.images.Pull(ctx, ref, d.String(), nil, func(task.Progress) {})
+		return err
+	}, May: func(r *http.Request, d digest.Digest) error {
+		ok, err := s.Public(r.Context(), d.String())
+		if err == nil && !ok {
+			err = registry.ErrPrivate
+		}
+		return err
+	}})
+	l, err := net.Listen("tcp", a.Mirror)
+	if err != nil {
+		a.Logger.Warn("there is no mirror for other tools", "err", err)
+		return nil
+	}
+	a.parts.Go(func() error { return m.Serve(a.ctx, l) })
+	return nil
+}
+
+// tagWithin bounds a question to the fleet.
+const tagWithin = 5 * time.Second
+
+// tag asks the fleet which digest a reference names.
+func (a *agent) tag(ctx context.Context, ref string) (digest.Digest, error) {
+	ctx, cancel := context.WithTimeout(ctx, tagWithin)
+	defer cancel()
+	tr := &http.Transport{DisableKeepAlives: true, DialTLSContext: dial.Dialer(a.toController("http/1.1"), a.controllers)}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://controller/drover/v1/tags?"+url.Values{"ref": {ref}}.Encode(), nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err != nil {
+		return "", fmt.Errorf("asking the fleet for %s: %w", ref, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var said struct {
+		Digest  string
+		Holders []string
+		Grant   []byte
+		Public  bool
+		Message string
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&said); err != nil {
+		return "", fmt.Errorf("asking the fleet for %s: %w", ref, err)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		a.peers.Named(said.Digest, peers.Source{Holders: said.Holders, Grant: said.Grant, Public: said.Public})
+		return digest.Digest(said.Digest), nil
+	case http.StatusNotFound:
+		return "", registry.ErrUnknown
+	case http.StatusForbidden:
+		return "", fmt.Errorf("%w: %s", registry.ErrPrivate, said.Message)
+	}
+	return "", fmt.Errorf("asking the fleet for %s: %s", ref, said.Message)
+}
+
+// reporting is the image store, which reports what changes in it.
+type reporting struct {
+	*images.Store
+	box     *session.Outbox
+	changed func() // called when there is another image
+}
+
+// Pull implements task.Puller.
+func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
+	i, err := r.Store.Pull(ctx, ref, digest, auth, progress)
+	if err == nil {
+		r.box.Image(&dv1.ImageStatus{Digest: i.Digest, Size: i.Size})
+		r.changed()
+	}
+	return i, err
+}
+
+// Remove implements task.Images.
+func (r *reporting) Remove(ctx context.Context, digest string) error {
+	err := r.Store.Remove(ctx, digest)
+	if err == nil {
+		r.box.ImageGone(digest)
+	}
+	return err
+}
