@@ -61,7 +61,7 @@ func (e *Engine) facts(ctx context.Context, p *prepared, user func(name string, 
 			return f, err
 		}
 	}
-	if spec.NetworkOf(p.Create) == spec.Bridged {
+	if names, _ := spec.Networks(p.Create); len(names) > 0 {
 		f.Netns = e.o.Network.NetnsPath(p.ID)
 	}
 	f.User, err = user(spec.User(p.Create, p.ImageConfig))

@@ -10,21 +10,23 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/drover/drover/agent/engine/spec"
+	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/task"
 )
 
-// writeFiles makes hosts, hostname and resolv.conf as they are for ip ("" for
-// none of its own). They are changed in place: a running container has them mounted.
-func (e *Engine) writeFiles(s task.Spec, ip string) error {
+// writeFiles makes hosts, hostname and resolv.conf as they are in a sandbox, nil for
+// none. They are changed in place: a running container has them mounted.
+func (e *Engine) writeFiles(s task.Spec, in *network.Sandbox) error {
 	name := spec.Hostname(s.Create, s.ID, e.o.HostName)
 	h := s.Create.HostConfig
 	if h == nil {
 		h = &container.HostConfig{}
 	}
+	names, _ := spec.Networks(s.Create)
 	for file, text := range map[string]string{
-		spec.HostsFile:    hostsText("/", s.Create, name, ip, e.o.Network.Gateway()),
+		spec.HostsFile:    hostsText("/", s.Create, name, in, e.o.Network.Gateway()),
 		spec.HostnameFile: name + "\n",
-		spec.ResolvFile:   resolvConf("/", h, spec.NetworkOf(s.Create)),
+		spec.ResolvFile:   resolvConf("/", h, len(names) > 0),
 	} {
 		if err := os.WriteFile(filepath.Join(e.o.dir(s.ID), file), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("writing %s of %s: %w", file, short(s.ID), err)
@@ -37,10 +39,10 @@ const usualHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopb
 	"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
 
 // hostsText is a container's /etc/hosts: in the host's network, whose root is given,
-// the host's own; then what was asked for, and the container itself.
-func hostsText(root string, c container.CreateRequest, name, ip string, gateway netip.Addr) string {
+// the host's own; then what was asked for, and the container itself in its networks.
+func hostsText(root string, c container.CreateRequest, name string, in *network.Sandbox, gateway netip.Addr) string {
 	text := usualHosts
-	if spec.NetworkOf(c) == spec.Host {
+	if _, host := spec.Networks(c); host {
 		if b, err := os.ReadFile(filepath.Join(root, "etc/hosts")); err == nil {
 			text = string(b)
 		}
@@ -57,12 +59,16 @@ func hostsText(root string, c container.CreateRequest, name, ip string, gateway 
 			text += addr + "\t" + host + "\n"
 		}
 	}
-	if ip == "" {
-		return text
-	}
 	names := name
 	if c.Config != nil && c.Domainname != "" {
 		names = name + "." + c.Domainname + " " + name
 	}
-	return text + ip + "\t" + names + "\n"
+	if in != nil {
+		for _, e := range in.Endpoints {
+			for _, a := range e.Addresses {
+				text += a.Addr().String() + "\t" + names + "\n"
+			}
+		}
+	}
+	return text
 }

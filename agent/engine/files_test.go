@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
+
+	"github.com/drover/drover/agent/network"
 )
 
 func TestHosts(t *testing.T) {
@@ -16,6 +18,12 @@ func TestHosts(t *testing.T) {
 	}
 	if err := os.WriteFile(filepath.Join(root, "etc/hosts"), []byte("192.0.2.9 printer\n"), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	in := func(ip string) *network.Sandbox {
+		if ip == "" {
+			return nil
+		}
+		return &network.Sandbox{Endpoints: []network.Endpoint{{Addresses: []netip.Prefix{netip.MustParsePrefix(ip + "/24")}}}}
 	}
 	extra := []string{"db:192.0.2.1", "up:host-gateway", "nonsense"}
 	for want, c := range map[string]struct {
@@ -30,7 +38,7 @@ func TestHosts(t *testing.T) {
 			ip: "10.0.0.2",
 		},
 	} {
-		if got := hostsText(root, c.c, "web", c.ip, netip.MustParseAddr("10.0.0.1")); got != want {
+		if got := hostsText(root, c.c, "web", in(c.ip), netip.MustParseAddr("10.0.0.1")); got != want {
 			t.Errorf("%swant\n%s", got, want)
 		}
 	}

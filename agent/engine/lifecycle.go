@@ -51,7 +51,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	if err := os.MkdirAll(e.o.logDir(s.ID), 0o700); err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
-	if err := e.writeFiles(s, ""); err != nil {
+	if err := e.writeFiles(s, nil); err != nil {
 		return err
 	}
 	_, err = e.c.NewContainer(ctx, s.ID,
@@ -170,7 +170,7 @@ func (e *Engine) startAttempt(ctx context.Context, s prepared, ctr containers.Co
 		refusal  error
 	)
 	planning.Go(func() { made, refusal = e.replan(ctx, s, ctr) })
-	net, err := e.connect(ctx, s.Spec, ports)
+	sandbox, err := e.connect(ctx, s.Spec, ports)
 	timed("network", began)
 	planning.Wait()
 	if err = cmp.Or(refusal, err); err != nil {
@@ -195,7 +195,7 @@ func (e *Engine) startAttempt(ctx context.Context, s prepared, ctr containers.Co
 	}
 	timed("containerd start", began)
 	out = task.Attempt{Number: n, Pid: int(started.Pid), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
-	place(&out, net)
+	place(&out, sandbox)
 	if more, err := shimapi.ReadTimings(e.o.recordFile(s.ID, a)); err == nil {
 		for _, m := range more {
 			out.Timings = append(out.Timings, task.Timing(m))
@@ -223,11 +223,19 @@ func (e *Engine) begunFile(id string, a attempt) string {
 	return e.o.recordFile(id, a) + ".begun"
 }
 
-func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*network.Attachment, error) {
-	if spec.NetworkOf(s.Create) != spec.Bridged {
-		return nil, e.writeFiles(s, "")
+// connect makes the sandbox of an attempt, and the files that tell of it. nil: the
+// container has no network of its own.
+func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*network.Sandbox, error) {
+	names, _ := spec.Networks(s.Create)
+	if len(names) == 0 {
+		return nil, e.writeFiles(s, nil)
 	}
-	net, err := e.o.Network.Attach(ctx, s.ID, ports)
+	var to []network.Connection
+	for _, n := range names {
+		to = append(to, network.Connection{Network: n})
+	}
+	to[0].Ports = ports // docker's belong to the endpoint with the default route
+	in, err := e.o.Network.Attach(ctx, s.ID, to)
 	var pe *network.PortError
 	if errors.As(err, &pe) {
 		return nil, task.Refuse("driver failed programming external connectivity on endpoint %s (%s): %s", s.Name, short(s.ID), pe.Message)
@@ -235,7 +243,7 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 	if err != nil {
 		return nil, err
 	}
-	return net, e.writeFiles(s, net.IP.String())
+	return in, e.writeFiles(s, in)
 }
 
 // stdio tells a task's shim what to do with its streams; nothing of them is in this

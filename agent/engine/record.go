@@ -145,12 +145,14 @@ func readJSON(path string, to any) error {
 	return nil
 }
 
-// place fills in what the network gave.
-func place(a *task.Attempt, n *network.Attachment) {
-	if n == nil {
+// place fills in where an attempt is in its networks.
+func place(a *task.Attempt, in *network.Sandbox) {
+	if in == nil {
 		return
 	}
-	a.IP, a.Gateway, a.MAC, a.PrefixLen, a.Ports = n.IP.String(), n.Gateway.String(), n.MAC, n.PrefixLen, n.Proto()
+	e := in.Default()
+	a.IP, a.PrefixLen, a.Gateway, a.MAC = e.IPv4().Addr().String(), e.IPv4().Bits(), e.Gateway.String(), e.MAC
+	a.Ports = in.Ports()
 }
 
 func nano(t time.Time) int64 {

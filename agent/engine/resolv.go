@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
-
-	"github.com/drover/drover/agent/engine/spec"
 )
 
 const (
@@ -22,12 +20,12 @@ const (
 )
 
 // resolvConf is a container's, made from that of the host whose root is given.
-// With a network of its own it can't reach servers on the host's loopback or over
+// Where it is connected to networks of its own, it can't reach servers on the host's loopback or over
 // IPv6, so they are left out; a host that has no others is taken to run systemd-resolved. If no
 // server is left after that, they are docker's defaults.
-func resolvConf(root string, h *container.HostConfig, kind spec.Network) string {
+func resolvConf(root string, h *container.HostConfig, connected bool) string {
 	lines := readResolv(filepath.Join(root, hostResolv))
-	if kind == spec.Bridged && !slices.ContainsFunc(lines, reachable) {
+	if connected && !slices.ContainsFunc(lines, reachable) {
 		if real := readResolv(filepath.Join(root, resolvedResolv)); slices.ContainsFunc(real, reachable) {
 			lines = real
 		}
@@ -35,7 +33,7 @@ func resolvConf(root string, h *container.HostConfig, kind spec.Network) string 
 	var out []string
 	for _, f := range lines {
 		switch {
-		case f[0] == "nameserver" && (len(h.DNS) > 0 || kind == spec.Bridged && !reachable(f)),
+		case f[0] == "nameserver" && (len(h.DNS) > 0 || connected && !reachable(f)),
 			f[0] == "search" && len(h.DNSSearch) > 0, f[0] == "options" && len(h.DNSOptions) > 0:
 			continue
 		}
@@ -44,7 +42,7 @@ func resolvConf(root string, h *container.HostConfig, kind spec.Network) string 
 	for _, d := range h.DNS {
 		out = append(out, "nameserver "+d.String())
 	}
-	if kind == spec.Bridged && len(h.DNS) == 0 && !slices.ContainsFunc(lines, reachable) {
+	if connected && len(h.DNS) == 0 && !slices.ContainsFunc(lines, reachable) {
 		out = append(out, "nameserver 8.8.8.8", "nameserver 8.8.4.4")
 	}
 	if len(h.DNSSearch) > 0 && !slices.Equal(h.DNSSearch, []string{"."}) {

@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
-
-	"github.com/drover/drover/agent/engine/spec"
 )
 
 func TestResolvConfIsWhatAContainerCanReach(t *testing.T) {
@@ -20,7 +18,7 @@ func TestResolvConfIsWhatAContainerCanReach(t *testing.T) {
 	for name, c := range map[string]struct {
 		host, resolved string
 		hc             *container.HostConfig
-		kind           spec.Network
+		hosts          bool // network
 		want           string
 	}{
 		"a host's own servers":        {host: "nameserver 192.0.2.1\nsearch lan\n", want: "nameserver 192.0.2.1\nsearch lan\n"},
@@ -34,7 +32,7 @@ func TestResolvConfIsWhatAContainerCanReach(t *testing.T) {
 		"an IPv6 server":              {host: "nameserver 2001:db8::1\nnameserver 192.0.2.1\n", want: "nameserver 192.0.2.1\n"},
 		"--dns":                       {host: stub, resolved: upstream, hc: dns, want: "search corp.example\nnameserver 198.51.100.1\n"},
 		"--dns-search none":           {host: "nameserver 192.0.2.1\nsearch lan\n", hc: &container.HostConfig{DNSSearch: []string{"."}}, want: "nameserver 192.0.2.1\n"},
-		"the host's network":          {host: stub, resolved: upstream, kind: spec.Host, want: "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n"},
+		"the host's network":          {host: stub, resolved: upstream, hosts: true, want: "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n"},
 		"a server cut off mid-line":   {host: "nameserver\nnameserver 192.0.2.1", want: "nameserver 192.0.2.1\n"},
 		"mapped loopback is loopback": {host: "nameserver ::ffff:127.0.0.1\n", resolved: upstream, want: upstream},
 	} {
@@ -53,7 +51,7 @@ func TestResolvConfIsWhatAContainerCanReach(t *testing.T) {
 		if c.hc == nil {
 			c.hc = &container.HostConfig{}
 		}
-		if got := resolvConf(root, c.hc, c.kind); got != c.want {
+		if got := resolvConf(root, c.hc, !c.hosts); got != c.want {
 			t.Errorf("%s:\n%swant\n%s", name, got, c.want)
 		}
 	}

@@ -227,7 +227,7 @@ func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 			if err != nil || a.Exit != nil {
 				t.Fatalf("started: %+v, %v", a, err)
 			}
-			if n := w.o.Network.Get(id); n == nil || n.IP.String() != a.IP || !strings.HasPrefix(a.IP, "10.199.") {
+			if n := w.o.Network.Get(id); n == nil || n.Default().IPv4().Addr().String() != a.IP || !strings.HasPrefix(a.IP, "10.199.") {
 				t.Fatalf("it runs with address %q, and the network knows of %+v", a.IP, n)
 			}
 			ends(t, e, id)

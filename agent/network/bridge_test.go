@@ -15,7 +15,7 @@ import (
 )
 
 // ns gives an attachment's namespace until the test's end.
-func (w *world) ns(a *Attachment) netns.NsHandle {
+func (w *world) ns(a *Sandbox) netns.NsHandle {
 	w.t.Helper()
 	h, err := netns.GetFromPath(a.Netns)
 	must(w.t, err)
@@ -91,13 +91,13 @@ func TestAnExitLeavesTheOthersTheirGateway(t *testing.T) {
 	gateway := w.gatewayEchoes()
 	var stay []netns.NsHandle
 	for i := range 3 {
-		a, err := w.n.Attach(t.Context(), name(i), nil)
+		a, err := w.n.Attach(t.Context(), name(i), on(nil))
 		must(t, err)
 		stay = append(stay, w.ns(a))
 	}
 	const want = "02:42:0a:d2:07:01"
 	for i := range 30 {
-		_, err := w.n.Attach(t.Context(), name(10+i), nil)
+		_, err := w.n.Attach(t.Context(), name(10+i), on(nil))
 		must(t, err)
 		for _, ns := range stay { // they know their gateway by now
 			must(t, w.echo(ns, gateway, time.Second))
@@ -121,7 +121,7 @@ func TestAnExitLeavesTheOthersTheirGateway(t *testing.T) {
 // announced: who knows the old one is not cut off until it expires.
 func TestABridgeThatIsThereGetsItsAddressUnderRunningContainers(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), nil)
+	a, err := w.n.Attach(t.Context(), name(1), on(nil))
 	must(t, err)
 	l, err := netlink.LinkByName(w.o.Bridge)
 	must(t, err)
@@ -205,11 +205,11 @@ func checksum(b []byte) uint16 {
 
 func TestAContainerDoesNotBecomeTheHostsRouter(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), nil)
+	a, err := w.n.Attach(t.Context(), name(1), on(nil))
 	must(t, err)
 	ns := w.ns(a)
 	for _, v := range []string{"", "0"} { // as it is, and with IPv6 turned on again by hand
-		for _, link := range []string{w.o.Bridge, linkName(a.ID)} {
+		for _, link := range []string{w.o.Bridge, linkName(a.ID, 0)} {
 			if v != "" {
 				must(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", []byte(v), 0))
 			}
@@ -232,7 +232,7 @@ func (w *world) gatewayOnce() string {
 
 func TestContainersHaveNoIPv6ButTheirLoopback(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), nil)
+	a, err := w.n.Attach(t.Context(), name(1), on(nil))
 	must(t, err)
 	h, err := netlink.NewHandleAt(w.ns(a))
 	must(t, err)
@@ -251,7 +251,7 @@ func TestContainersHaveNoIPv6ButTheirLoopback(t *testing.T) {
 			t.Errorf("%s = %q, %v; want %s", key, got, err, want)
 		}
 	}
-	for _, link := range []string{w.o.Bridge, linkName(a.ID)} {
+	for _, link := range []string{w.o.Bridge, linkName(a.ID, 0)} {
 		for key, want := range map[string]string{"accept_ra": "0", "autoconf": "0", "disable_ipv6": "1"} {
 			b, err := os.ReadFile(fmt.Sprintf("/proc/sys/net/ipv6/conf/%s/%s", link, key))
 			if err != nil || strings.TrimSpace(string(b)) != want {

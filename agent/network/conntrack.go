@@ -14,11 +14,16 @@ import (
 // keeps its port is sent for ever to the address that a container had before its
 // restart, or to the socket that holds the port while there is no container.
 
-// forgetAddress drops the connections of an address that is given up.
-func forgetAddress(a *Attachment) error {
-	ip := net.IP(a.IP.AsSlice())
+// forgetAddresses drops the connections of a sandbox that is given up.
+func forgetAddresses(s *Sandbox) error {
+	var ips []net.IP
+	for _, e := range s.Endpoints {
+		for _, a := range e.Addresses {
+			ips = append(ips, a.Addr().AsSlice())
+		}
+	}
 	return forget(func(f *netlink.ConntrackFlow) bool {
-		return f.Forward.SrcIP.Equal(ip) || f.Reverse.SrcIP.Equal(ip)
+		return slices.ContainsFunc(ips, func(ip net.IP) bool { return f.Forward.SrcIP.Equal(ip) || f.Reverse.SrcIP.Equal(ip) })
 	})
 }
 

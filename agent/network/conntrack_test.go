@@ -32,12 +32,12 @@ func answered(c net.Conn) (string, error) {
 func TestASenderReachesAContainerAfterItsRestart(t *testing.T) {
 	w := newWorld(t)
 	ports := publish(" udp 5353 53", hostIP+" udp 5354 53")
-	var before *Attachment
+	var before *Sandbox
 	senders := []net.Conn{w.sender(hostIP + ":5353"), w.sender(hostIP + ":5354")}
 	for range 3 {
-		a, err := w.n.Attach(t.Context(), name(1), ports)
+		a, err := w.n.Attach(t.Context(), name(1), on(ports))
 		must(t, err)
-		if before != nil && before.IP == a.IP {
+		if before != nil && ip(before) == ip(a) {
 			t.Fatal("the address is the same: nothing is tested")
 		}
 		before = a
@@ -59,7 +59,7 @@ func TestASenderThatWasFirstReachesTheContainer(t *testing.T) {
 	if err == nil {
 		t.Fatal("somebody is there")
 	}
-	a, err := w.n.Attach(t.Context(), name(1), publish(" udp 5353 53"))
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" udp 5353 53")))
 	must(t, err)
 	w.answer(a, 53)
 	if got, err := answered(s); got != a.ID {
@@ -96,9 +96,9 @@ func (w *world) flows(s net.Conn) []*netlink.ConntrackFlow {
 // Other hosts have a port of that number, too: their connections are left alone.
 func TestOtherConnectionsAreLeftAlone(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), nil)
+	a, err := w.n.Attach(t.Context(), name(1), on(nil))
 	must(t, err)
-	b, err := w.n.Attach(t.Context(), name(2), publish(" udp 5355 53"))
+	b, err := w.n.Attach(t.Context(), name(2), on(publish(" udp 5355 53")))
 	must(t, err)
 	w.answer(b, 53)
 	c, err := in(w.ns(a), func() (net.Conn, error) { return net.Dial("udp4", nbrIP+":5353") })
@@ -111,7 +111,7 @@ func TestOtherConnectionsAreLeftAlone(t *testing.T) {
 		t.Fatalf("%q, %v", got, err)
 	}
 	w.becomes("the datagram was not seen", func() bool { return len(w.flows(c)) == 1 })
-	_, err = w.n.Attach(t.Context(), name(3), publish(" udp 5353 53"))
+	_, err = w.n.Attach(t.Context(), name(3), on(publish(" udp 5353 53")))
 	must(t, err)
 	must(t, w.n.Detach(t.Context(), name(3)))
 	if len(w.flows(c)) != 1 || len(w.flows(s)) != 1 {

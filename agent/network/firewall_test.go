@@ -43,7 +43,7 @@ func (w *world) foreign() string {
 }
 
 // reached waits until the published port answers with the attachment's id.
-func (w *world) reached(what string, a *Attachment, addr string) {
+func (w *world) reached(what string, a *Sandbox, addr string) {
 	w.t.Helper()
 	var err error
 	var got string
@@ -67,7 +67,7 @@ func (w *world) becomes(what string, as func() bool) {
 
 func TestAFlushedRulesetIsMadeAgain(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80", hostIP+" tcp 8081 80", " udp 8080 80"))
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80", hostIP+" tcp 8081 80", " udp 8080 80")))
 	must(t, err)
 	w.answer(a, 80)
 	before := w.ruleset()
@@ -110,14 +110,14 @@ func uncounted(ruleset string) string { return counts.ReplaceAllString(ruleset, 
 func TestContainersStartAndEndRightAfterAFlush(t *testing.T) {
 	w := newWorld(t)
 	must(t, w.n.fire.Close()) // no event comes
-	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
 	must(t, err)
 	w.answer(a, 80)
 	nft(t, "flush ruleset\n")
-	b, err := w.n.Attach(t.Context(), name(2), publish(" tcp 8082 80"))
+	b, err := w.n.Attach(t.Context(), name(2), on(publish(" tcp 8082 80")))
 	must(t, err)
 	w.answer(b, 80)
-	for addr, want := range map[string]*Attachment{hostIP + ":8080": a, hostIP + ":8082": b} {
+	for addr, want := range map[string]*Sandbox{hostIP + ":8080": a, hostIP + ":8082": b} {
 		if got, err := w.ask(w.nbr, "tcp", addr); got != want.ID {
 			t.Errorf("%s answers %q, %v", addr, got, err)
 		}
@@ -134,7 +134,7 @@ func TestContainersStartAndEndRightAfterAFlush(t *testing.T) {
 
 func TestATableAsItShouldBeIsLeftAlone(t *testing.T) {
 	w := newWorld(t)
-	_, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80", "127.0.0.1 udp 8081 81"))
+	_, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80", "127.0.0.1 udp 8081 81")))
 	must(t, err)
 	changed, err := w.n.nft.reconcile(false)
 	if err != nil || changed {
@@ -157,7 +157,7 @@ func TestForeignForwardDropsDoNotCutContainersOff(t *testing.T) {
 	for what, script := range droppers {
 		t.Run(what, func(t *testing.T) {
 			w := newWorld(t)
-			a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+			a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
 			must(t, err)
 			w.answer(a, 80)
 			nft(t, script)
@@ -184,7 +184,7 @@ func TestForeignForwardDropsDoNotCutContainersOff(t *testing.T) {
 
 func TestAdministratorsRulesForContainersStayFirst(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
 	must(t, err)
 	w.answer(a, 80)
 	nft(t, droppers["behind docker's"])
@@ -265,7 +265,7 @@ func TestATableThatTakesNoRulesDoesNotHinderOurs(t *testing.T) {
 	if changed, err := w.n.nft.reconcile(false); changed || err != nil {
 		t.Errorf("what is refused counts as a change: %v, %v", changed, err)
 	}
-	if _, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80")); err != nil {
+	if _, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80"))); err != nil {
 		t.Error(err)
 	}
 }
@@ -306,7 +306,7 @@ func TestAHostThatDidNotForwardIsNobodysRouter(t *testing.T) {
 		up(far, "eth0", "10.98.0.2/24", "10.98.0.1")
 		up(w.nbr, "eth0", "", hostIP)
 		w.open()
-		a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+		a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
 		must(t, err)
 		w.answer(a, 80)
 		routed := func(when string) {
@@ -345,7 +345,7 @@ func TestAForwardChainOfNoHookKeepsNoNodeFromWorking(t *testing.T) {
 	forwarding(t, "0")
 	nft(t, "table ip filter {\n chain FORWARD { accept; }\n}\n")
 	w.open()
-	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
 	must(t, err)
 	w.answer(a, 80)
 	w.reached("with such a chain", a, hostIP+":8080")
@@ -354,7 +354,7 @@ func TestAForwardChainOfNoHookKeepsNoNodeFromWorking(t *testing.T) {
 // The host routes for containers, not from the neighbours to them.
 func TestWhatIsNotPublishedIsNotReachedFromOutside(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80", "127.0.0.1 tcp 8081 81"))
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80", "127.0.0.1 tcp 8081 81")))
 	must(t, err)
 	w.answer(a, 80)
 	w.answer(a, 81)
@@ -363,12 +363,12 @@ func TestWhatIsNotPublishedIsNotReachedFromOutside(t *testing.T) {
 	defer h.Close()
 	must(t, h.RouteAdd(&netlink.Route{Dst: ipNet(w.o.Subnet.Addr(), w.o.Subnet.Bits()), Gw: []byte{10, 99, 0, 1}}))
 	for _, port := range []string{"80", "81"} {
-		if got, err := w.ask(w.nbr, "tcp", a.IP.String()+":"+port); err == nil {
+		if got, err := w.ask(w.nbr, "tcp", ip(a).String()+":"+port); err == nil {
 			t.Errorf("port %s by the container's own address answers %q", port, got)
 		}
 	}
 	for _, proto := range []string{"tcp", "udp"} {
-		if got, err := w.ask(w.host, proto, a.IP.String()+":81"); got != a.ID {
+		if got, err := w.ask(w.host, proto, ip(a).String()+":81"); got != a.ID {
 			t.Errorf("from the host itself over %s: %q, %v", proto, got, err)
 		}
 	}

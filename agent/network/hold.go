@@ -79,7 +79,7 @@ func (n *Network) hold(p *Port) (*holder, error) {
 	return h, nil
 }
 
-// published says whether another attachment has the port, wildcards overlapping.
+// published reports whether another container has the port, wildcards overlapping.
 func (n *Network) published(p Port) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()

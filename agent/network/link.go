@@ -106,9 +106,9 @@ func removeLink(name string) error {
 	return nil
 }
 
-// link makes a's namespace and the cable to it.
-func link(a *Attachment, host, bridge string) error {
-	ns, err := makeNetns(a.Netns)
+// link makes a sandbox's namespace and the cables to it.
+func link(s *Sandbox, bridge string) error {
+	ns, err := makeNetns(s.Netns)
 	if err != nil {
 		return err
 	}
@@ -117,40 +117,11 @@ func link(a *Attachment, host, bridge string) error {
 	if err != nil {
 		return fmt.Errorf("finding bridge %s: %w", bridge, err)
 	}
-	hw, err := net.ParseMAC(a.MAC)
-	if err != nil {
-		return fmt.Errorf("hardware address %s: %w", a.MAC, err)
-	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex = host, br.Attrs().Index
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: hw, PeerNamespace: netlink.NsFd(ns)}
-	if err := netlink.LinkAdd(veth); err != nil {
-		return fmt.Errorf("making the cable %s: %w", host, err)
-	}
-	if err := withoutIPv6(host); err != nil {
-		return err
-	}
 	h, err := netlink.NewHandleAt(ns)
 	if err != nil {
-		return fmt.Errorf("entering %s: %w", a.Netns, err)
+		return fmt.Errorf("entering %s: %w", s.Netns, err)
 	}
 	defer h.Close()
-	if err := configure(h, a); err != nil {
-		return fmt.Errorf("configuring %s: %w", a.Netns, err)
-	}
-	// A container that dials its own published port is answered over the cable
-	// that it asked on.
-	if err := netlink.LinkSetHairpin(veth, true); err != nil {
-		return fmt.Errorf("letting the cable %s turn frames round: %w", host, err)
-	}
-	if err := netlink.LinkSetUp(veth); err != nil {
-		return fmt.Errorf("setting the cable %s up: %w", host, err)
-	}
-	return nil
-}
-
-// configure sets addresses and routes inside a's namespace.
-func configure(h *netlink.Handle, a *Attachment) error {
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("finding lo: %w", err)
@@ -158,46 +129,99 @@ func configure(h *netlink.Handle, a *Attachment) error {
 	if err := h.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("setting lo up: %w", err)
 	}
-	eth, err := h.LinkByName("eth0")
-	if err != nil {
-		return fmt.Errorf("finding eth0: %w", err)
+	route := s.Default().Link
+	for _, e := range s.Endpoints {
+		if err := plug(h, ns, br, e, e.Link == route); err != nil {
+			return fmt.Errorf("connecting %s: %w", s.Netns, err)
+		}
 	}
-	if err := h.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(a.IP, a.PrefixLen)}); err != nil {
-		return fmt.Errorf("addressing eth0: %w", err)
+	return nil
+}
+
+// plug makes an endpoint's cable, from a bridge into the namespace that h is in.
+func plug(h *netlink.Handle, ns netns.NsHandle, br netlink.Link, e Endpoint, route bool) error {
+	hw, err := net.ParseMAC(e.MAC)
+	if err != nil {
+		return fmt.Errorf("hardware address %s: %w", e.MAC, err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex = e.Link, br.Attrs().Index
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: hw, PeerNamespace: netlink.NsFd(ns)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("making the cable %s: %w", e.Link, err)
+	}
+	if err := withoutIPv6(e.Link); err != nil {
+		return err
+	}
+	if err := configure(h, e, route); err != nil {
+		return err
+	}
+	// A container that dials its own published port is answered over the cable
+	// that it asked on.
+	if err := netlink.LinkSetHairpin(veth, true); err != nil {
+		return fmt.Errorf("letting the cable %s turn frames round: %w", e.Link, err)
+	}
+	if err := netlink.LinkSetUp(veth); err != nil {
+		return fmt.Errorf("setting the cable %s up: %w", e.Link, err)
+	}
+	return nil
+}
+
+// configure sets an endpoint's addresses in its namespace, and the default route
+// where that is the endpoint's.
+func configure(h *netlink.Handle, e Endpoint, route bool) error {
+	eth, err := h.LinkByName(e.Name)
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", e.Name, err)
+	}
+	for _, a := range e.Addresses {
+		if err := h.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(a.Addr(), a.Bits())}); err != nil {
+			return fmt.Errorf("addressing %s: %w", e.Name, err)
+		}
 	}
 	if err := h.LinkSetUp(eth); err != nil {
-		return fmt.Errorf("setting eth0 up: %w", err)
+		return fmt.Errorf("setting %s up: %w", e.Name, err)
 	}
-	if err := h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: a.Gateway.AsSlice()}); err != nil {
-		return fmt.Errorf("routing to %v: %w", a.Gateway, err)
+	if !route {
+		return nil
+	}
+	if err := h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: e.Gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("routing to %v: %w", e.Gateway, err)
 	}
 	return nil
 }
 
 // unlink removes what link made; parts that are missing are no error.
-func unlink(a *Attachment, host string) error {
-	err := removeLink(host)
-	if uerr := unix.Unmount(a.Netns, unix.MNT_DETACH); uerr != nil && !errors.Is(uerr, unix.EINVAL) && !errors.Is(uerr, unix.ENOENT) {
-		err = errors.Join(err, fmt.Errorf("unmounting %s: %w", a.Netns, uerr))
+func unlink(s *Sandbox) error {
+	var err error
+	for _, e := range s.Endpoints {
+		err = errors.Join(err, removeLink(e.Link))
 	}
-	if rerr := os.Remove(a.Netns); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
-		err = errors.Join(err, fmt.Errorf("removing %s: %w", a.Netns, rerr))
+	if uerr := unix.Unmount(s.Netns, unix.MNT_DETACH); uerr != nil && !errors.Is(uerr, unix.EINVAL) && !errors.Is(uerr, unix.ENOENT) {
+		err = errors.Join(err, fmt.Errorf("unmounting %s: %w", s.Netns, uerr))
+	}
+	if rerr := os.Remove(s.Netns); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, fmt.Errorf("removing %s: %w", s.Netns, rerr))
 	}
 	return err
 }
 
-// linked says whether both ends are there.
-func linked(a *Attachment, host string) bool {
+// linked reports whether the namespace is there, and all cables.
+func linked(s *Sandbox) bool {
 	var st unix.Statfs_t
-	if unix.Statfs(a.Netns, &st) != nil || st.Type != unix.NSFS_MAGIC {
+	if unix.Statfs(s.Netns, &st) != nil || st.Type != unix.NSFS_MAGIC {
 		return false
 	}
-	_, err := netlink.LinkByName(host)
-	return err == nil
+	for _, e := range s.Endpoints {
+		if _, err := netlink.LinkByName(e.Link); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
-// addressIn gives the address of eth0 in the namespace named at path.
-func addressIn(path string) (netip.Addr, error) {
+// addressIn returns the address of an interface in the namespace named at path.
+func addressIn(path, name string) (netip.Addr, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("opening the namespace %s: %w", path, err)
@@ -208,9 +232,9 @@ func addressIn(path string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("entering %s: %w", path, err)
 	}
 	defer h.Close()
-	eth, err := h.LinkByName("eth0")
+	eth, err := h.LinkByName(name)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("finding eth0 in %s: %w", path, err)
+		return netip.Addr{}, fmt.Errorf("finding %s in %s: %w", name, path, err)
 	}
 	addrs, err := h.AddrList(eth, unix.AF_INET)
 	if err != nil {
@@ -221,7 +245,7 @@ func addressIn(path string) (netip.Addr, error) {
 			return ip, nil
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("eth0 in %s has no address", path)
+	return netip.Addr{}, fmt.Errorf("%s in %s has no address", name, path)
 }
 
 // makeNetns makes a network namespace named by a bind mount at path. The thread
@@ -264,5 +288,5 @@ func makeNetns(path string) (netns.NsHandle, error) {
 }
 
 func ipNet(a netip.Addr, bits int) *net.IPNet {
-	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, 32)}
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}
 }

@@ -35,6 +35,11 @@ const (
 	nbrIP  = "10.99.0.2"
 )
 
+// on connects to the bridge, with ports.
+func on(ports []*dv1.Port) []Connection { return []Connection{{Network: Bridge, Ports: ports}} }
+
+func ip(s *Sandbox) netip.Addr { return s.Default().IPv4().Addr() }
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	testenv.Root(t)
@@ -120,7 +125,7 @@ func in[T any](ns netns.NsHandle, f func() (T, error)) (T, error) {
 }
 
 // answer has the attachment answer its name on a TCP and a UDP port.
-func (w *world) answer(a *Attachment, port uint16) {
+func (w *world) answer(a *Sandbox, port uint16) {
 	w.t.Helper()
 	ns, err := netns.GetFromPath(a.Netns)
 	must(w.t, err)
@@ -193,10 +198,10 @@ func publish(ports ...string) []*dv1.Port {
 
 func TestPublishedPortsAreReachedFromEverywhere(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), publish("0.0.0.0 tcp 8080 80", "0.0.0.0 udp 8080 80", "127.0.0.1 tcp 8081 80"))
+	a, err := w.n.Attach(t.Context(), name(1), on(publish("0.0.0.0 tcp 8080 80", "0.0.0.0 udp 8080 80", "127.0.0.1 tcp 8081 80")))
 	must(t, err)
 	w.answer(a, 80)
-	b, err := w.n.Attach(t.Context(), name(2), nil)
+	b, err := w.n.Attach(t.Context(), name(2), on(nil))
 	must(t, err)
 	self, err := netns.GetFromPath(a.Netns)
 	must(t, err)
@@ -219,7 +224,7 @@ func TestPublishedPortsAreReachedFromEverywhere(t *testing.T) {
 		"loopback only, from outside":    {w.nbr, "tcp", hostIP + ":8081", false},
 		"from itself, by the host":       {self, "tcp", hostIP + ":8080", true},
 		"from another container":         {other, "tcp", hostIP + ":8080", true},
-		"container to container":         {other, "tcp", a.IP.String() + ":80", true},
+		"container to container":         {other, "tcp", ip(a).String() + ":80", true},
 		"an unpublished port":            {w.nbr, "tcp", hostIP + ":8082", false},
 		"127.0.0.1 of another container": {other, "tcp", "127.0.0.1:8080", false},
 	} {
@@ -248,7 +253,7 @@ func TestOutgoingTrafficIsMasqueraded(t *testing.T) {
 		from <- c.RemoteAddr().(*net.TCPAddr).IP.String()
 		_ = c.Close()
 	}()
-	a, err := w.n.Attach(t.Context(), name(1), nil)
+	a, err := w.n.Attach(t.Context(), name(1), on(nil))
 	must(t, err)
 	ns, err := netns.GetFromPath(a.Netns)
 	must(t, err)
@@ -263,7 +268,7 @@ func TestOutgoingTrafficIsMasqueraded(t *testing.T) {
 
 func TestTakenPortsAreRefusedInDockersWordsAndLeaveNothing(t *testing.T) {
 	w := newWorld(t)
-	_, err := w.n.Attach(t.Context(), name(1), publish(" tcp 8080 80"))
+	_, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
 	must(t, err)
 	l, err := net.Listen("tcp4", ":8090")
 	must(t, err)
@@ -276,7 +281,7 @@ func TestTakenPortsAreRefusedInDockersWordsAndLeaveNothing(t *testing.T) {
 		"203.0.113.9 tcp 1 80":  "cannot assign requested address",
 		" sctp 1 80":            "sctp",
 	} {
-		_, err := w.n.Attach(t.Context(), name(2), publish(" tcp 8085 80", port))
+		_, err := w.n.Attach(t.Context(), name(2), on(publish(" tcp 8085 80", port)))
 		var pe *PortError
 		if !errors.As(err, &pe) || !strings.Contains(pe.Message, words) {
 			t.Errorf("%s: %v, want %q", port, err, words)
@@ -288,21 +293,21 @@ func TestTakenPortsAreRefusedInDockersWordsAndLeaveNothing(t *testing.T) {
 	free, err := net.Listen("tcp4", ":8085") // the refused container's other port
 	must(t, err)
 	_ = free.Close()
-	if _, err := w.n.Attach(t.Context(), name(3), publish(" udp 8080 80")); err != nil {
+	if _, err := w.n.Attach(t.Context(), name(3), on(publish(" udp 8080 80"))); err != nil {
 		t.Errorf("the same number over udp: %v", err)
 	}
 }
 
 func TestARestartedAgentHoldsItsPortsAgainWhileContainersGoOn(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), publish(" tcp 0 80"))
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 0 80")))
 	must(t, err)
-	if a.Ports[0].Host == 0 {
+	if a.Endpoints[0].Ports[0].Host == 0 {
 		t.Fatal("no port was chosen")
 	}
 	w.answer(a, 80)
 	must(t, w.n.Close())
-	addr := fmt.Sprintf("%s:%d", hostIP, a.Ports[0].Host)
+	addr := fmt.Sprintf("%s:%d", hostIP, a.Endpoints[0].Ports[0].Host)
 	if got, err := w.ask(w.nbr, "tcp", addr); got != a.ID {
 		t.Fatalf("without an agent: %q %v", got, err)
 	}
@@ -310,18 +315,18 @@ func TestARestartedAgentHoldsItsPortsAgainWhileContainersGoOn(t *testing.T) {
 	if got, err := w.ask(w.nbr, "tcp", addr); got != a.ID {
 		t.Fatalf("after the restart: %q %v", got, err)
 	}
-	if l, err := net.Listen("tcp4", fmt.Sprintf(":%d", a.Ports[0].Host)); err == nil {
+	if l, err := net.Listen("tcp4", fmt.Sprintf(":%d", a.Endpoints[0].Ports[0].Host)); err == nil {
 		_ = l.Close()
 		t.Fatal("the port is not held after the restart")
 	}
-	b, err := w.n.Attach(t.Context(), name(1), publish(" tcp 0 80"))
+	b, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 0 80")))
 	must(t, err)
-	if b.IP != a.IP || b.Ports[0] != a.Ports[0] {
+	if ip(b) != ip(a) || b.Endpoints[0].Ports[0] != a.Endpoints[0].Ports[0] {
 		t.Fatalf("attached again as %+v, was %+v", b, a)
 	}
-	c, err := w.n.Attach(t.Context(), name(2), nil)
+	c, err := w.n.Attach(t.Context(), name(2), on(nil))
 	must(t, err)
-	if c.IP == a.IP {
+	if ip(c) == ip(a) {
 		t.Fatal("an address was given out twice")
 	}
 }
@@ -329,14 +334,14 @@ func TestARestartedAgentHoldsItsPortsAgainWhileContainersGoOn(t *testing.T) {
 // After a reboot there is no link and no namespace, only the file.
 func TestAfterARebootTheAddressIsTheSame(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.n.Attach(t.Context(), name(1), nil)
+	a, err := w.n.Attach(t.Context(), name(1), on(nil))
 	must(t, err)
 	must(t, w.n.Close())
-	must(t, unlink(a, linkName(a.ID)))
+	must(t, unlink(a))
 	w.open()
-	b, err := w.n.Attach(t.Context(), name(1), nil)
+	b, err := w.n.Attach(t.Context(), name(1), on(nil))
 	must(t, err)
-	if b.IP != a.IP || !linked(b, linkName(b.ID)) {
+	if ip(b) != ip(a) || !linked(b) {
 		t.Fatalf("after a reboot: %+v, was %+v", b, a)
 	}
 }
@@ -348,27 +353,27 @@ func TestAddressesRunOutWithASentence(t *testing.T) {
 	w.o.Subnet = netip.MustParsePrefix("10.210.8.0/29")
 	w.open()
 	for i := range 5 {
-		_, err := w.n.Attach(t.Context(), name(i), nil)
+		_, err := w.n.Attach(t.Context(), name(i), on(nil))
 		must(t, err)
 	}
-	if _, err := w.n.Attach(t.Context(), name(9), nil); err == nil || !strings.Contains(err.Error(), "no address is left") {
+	if _, err := w.n.Attach(t.Context(), name(9), on(nil)); err == nil || !strings.Contains(err.Error(), "no address is left") {
 		t.Fatalf("got %v", err)
 	}
 	must(t, w.n.Detach(t.Context(), name(3)))
 	must(t, w.n.Detach(t.Context(), name(3))) // again is no error
-	_, err := w.n.Attach(t.Context(), name(9), nil)
+	_, err := w.n.Attach(t.Context(), name(9), on(nil))
 	must(t, err)
 }
 
 func TestABadFileKeepsNoNodeFromWorking(t *testing.T) {
 	w := newWorld(t)
-	good, err := w.n.Attach(t.Context(), name(0), publish(" tcp 8080 80"))
+	good, err := w.n.Attach(t.Context(), name(0), on(publish(" tcp 8080 80")))
 	must(t, err)
 	w.answer(good, 80)
 	kinds := []string{"", "{", "{}", `{"Version":9}`, `{"Version":1,"ID":"../x"}`, "\x00\x00"}
-	var bad []*Attachment
+	var bad []*Sandbox
 	for i := range kinds {
-		a, err := w.n.Attach(t.Context(), name(i+1), publish(fmt.Sprintf(" tcp %d 80", 8090+i)))
+		a, err := w.n.Attach(t.Context(), name(i+1), on(publish(fmt.Sprintf(" tcp %d 80", 8090+i))))
 		must(t, err)
 		bad = append(bad, a)
 	}
@@ -381,18 +386,18 @@ func TestABadFileKeepsNoNodeFromWorking(t *testing.T) {
 	w.open()
 	w.reached("the others", good, hostIP+":8080")
 	if w.n.Get(gone) != nil {
-		t.Error("a container that is not there is attached")
+		t.Error("a container that is not there has a sandbox")
 	}
 	for i, was := range bad {
 		a := w.n.Get(was.ID)
-		if a == nil || a.IP != was.IP || a.MAC != was.MAC || a.Netns != was.Netns || len(a.Ports) > 0 || !linked(a, linkName(a.ID)) {
+		if a == nil || ip(a) != ip(was) || a.Endpoints[0].MAC != was.Endpoints[0].MAC || a.Netns != was.Netns || len(a.Endpoints[0].Ports) > 0 || !linked(a) {
 			t.Errorf("after %q it is %+v, was %+v", kinds[i], a, was)
 		}
 		if b, err := os.ReadFile(w.n.file(was.ID) + ".bad"); err != nil || string(b) != kinds[i] {
 			t.Errorf("set aside is %q, %v", b, err)
 		}
 		must(t, w.n.Detach(t.Context(), was.ID)) // as a restart does
-		a, err := w.n.Attach(t.Context(), was.ID, publish(fmt.Sprintf(" tcp %d 80", 8090+i)))
+		a, err := w.n.Attach(t.Context(), was.ID, on(publish(fmt.Sprintf(" tcp %d 80", 8090+i))))
 		must(t, err)
 		w.answer(a, 80)
 		w.reached("started again", a, fmt.Sprintf("%s:%d", hostIP, 8090+i))
@@ -400,6 +405,6 @@ func TestABadFileKeepsNoNodeFromWorking(t *testing.T) {
 	must(t, w.n.Close())
 	w.open() // what was set aside is not looked at again
 	if got := len(w.n.List()); got != len(kinds)+1 {
-		t.Errorf("%d attachments, want %d", got, len(kinds)+1)
+		t.Errorf("%d sandboxes, want %d", got, len(kinds)+1)
 	}
 }

@@ -62,7 +62,7 @@ func (r *ruleset) find(family nftables.TableFamily, table, name string) *nftable
 	return nil
 }
 
-// rules gives ch's rules in their order. They are decoded here, since the library
+// rules returns ch's rules in their order. They are decoded here, since the library
 // leaves out expressions that it doesn't know, and a rule without its condition
 // looks as if it were for all packets.
 func (r *ruleset) rules(ch *nftables.Chain) ([]rule, error) {

@@ -41,7 +41,7 @@ type table struct {
 	// guarded says that this host routes because of drover only: what is not for
 	// containers is dropped, in the chain where others can allow it.
 	guarded bool
-	want    map[string][]destination // published ports by attachment
+	want    map[string][]destination // published ports by container
 	warned  map[string]bool          // foreign chains that refused our rules
 }
 
@@ -60,7 +60,7 @@ func newTable(bridge string, subnet netip.Prefix, log *slog.Logger) *table {
 	return &table{log: log, bridge: bridge, subnet: subnet, want: map[string][]destination{}, warned: map[string]bool{}}
 }
 
-// dial gives a connection for one transaction. Its buffers hold the
+// dial returns a connection for one transaction. Its buffers hold the
 // acknowledgements of a table with all that a node can publish.
 func dial() (*nftables.Conn, error) {
 	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
@@ -292,50 +292,53 @@ func sameElements(have, want []nftables.SetElement) bool {
 	return len(values) == 0
 }
 
-// intend has the next reconcile publish a's ports.
-func (t *table) intend(a *Attachment) {
+// intend has the next reconcile publish a sandbox's ports.
+func (t *table) intend(s *Sandbox) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(a.Ports) > 0 {
-		t.want[a.ID] = destinations(a)
+	if ports := destinations(s); len(ports) > 0 {
+		t.want[s.ID] = ports
 	}
 }
 
-func destinations(a *Attachment) []destination {
+func destinations(s *Sandbox) []destination {
 	var out []destination
-	for _, p := range a.Ports {
-		out = append(out, destination{Port: p, to: a.IP})
+	for _, e := range s.Endpoints {
+		for _, p := range e.Ports {
+			out = append(out, destination{Port: p, to: e.IPv4().Addr()})
+		}
 	}
 	return out
 }
 
-// publish adds a's elements; those that are there already stay.
-func (t *table) publish(a *Attachment) error {
+// publish adds a sandbox's elements; those that are there already stay.
+func (t *table) publish(s *Sandbox) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, ok := t.want[a.ID]; ok || len(a.Ports) == 0 {
+	ports := destinations(s)
+	if _, ok := t.want[s.ID]; ok || len(ports) == 0 {
 		return nil
 	}
-	t.want[a.ID] = destinations(a)
-	if err := t.elementwise(t.want[a.ID], addElements); err != nil {
-		delete(t.want, a.ID)
-		return fmt.Errorf("publishing the ports of %s: %w", short(a.ID), err)
+	t.want[s.ID] = ports
+	if err := t.elementwise(ports, addElements); err != nil {
+		delete(t.want, s.ID)
+		return fmt.Errorf("publishing the ports of %s: %w", short(s.ID), err)
 	}
-	t.forgetDatagrams(t.want[a.ID])
+	t.forgetDatagrams(ports)
 	return nil
 }
 
-func (t *table) unpublish(a *Attachment) error {
+func (t *table) unpublish(s *Sandbox) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ports, ok := t.want[a.ID]
+	ports, ok := t.want[s.ID]
 	if !ok {
 		return nil
 	}
-	delete(t.want, a.ID)
+	delete(t.want, s.ID)
 	if err := t.elementwise(ports, deleteElements); err != nil {
-		t.want[a.ID] = ports
-		return fmt.Errorf("unpublishing the ports of %s: %w", short(a.ID), err)
+		t.want[s.ID] = ports
+		return fmt.Errorf("unpublishing the ports of %s: %w", short(s.ID), err)
 	}
 	return nil
 }
@@ -390,7 +393,7 @@ func (t *table) all() []destination {
 	return all
 }
 
-// elementsOf gives the elements of ports by their map.
+// elementsOf returns the elements of ports by their map.
 func elementsOf(ports []destination) map[string][]nftables.SetElement {
 	out := map[string][]nftables.SetElement{}
 	for _, p := range ports {

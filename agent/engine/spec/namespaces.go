@@ -8,36 +8,31 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Network is what a container is connected to.
-type Network int
+// DefaultNetwork is the name of a node's own.
+const DefaultNetwork = "bridge"
 
-// Networks of containers.
-const (
-	Bridged Network = iota // the node's bridge
-	Host                   // the host's own
-	None
-)
-
-// NetworkOf returns what a request asks for.
-func NetworkOf(c container.CreateRequest) Network {
-	if c.HostConfig == nil {
-		return Bridged
+// Networks returns the names of the networks that a request asks for, for a namespace
+// of the container's own; host says that it is to be in the host's instead.
+func Networks(c container.CreateRequest) (names []string, host bool) {
+	var mode container.NetworkMode
+	if c.HostConfig != nil {
+		mode = c.HostConfig.NetworkMode
 	}
 	switch {
-	case c.HostConfig.NetworkMode == "host":
-		return Host
-	case c.HostConfig.NetworkMode == "none", c.Config != nil && c.NetworkDisabled:
-		return None
+	case mode.IsHost():
+		return nil, true
+	case mode.IsNone(), c.HostConfig != nil && c.Config != nil && c.NetworkDisabled:
+		return nil, false
 	}
-	return Bridged
+	return []string{DefaultNetwork}, false
 }
 
 func namespaces(s *specs.Spec, c container.CreateRequest, netns string) {
 	h := c.HostConfig
-	switch NetworkOf(c) {
-	case Host:
+	switch names, host := Networks(c); {
+	case host:
 		share(s, specs.NetworkNamespace)
-	case Bridged: // the namespace that the network makes at each start
+	case len(names) > 0: // the sandbox that is made at each start
 		own(s, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})
 	}
 	if h.PidMode.IsHost() {
@@ -79,7 +74,7 @@ func sysctls(s *specs.Spec, c container.CreateRequest) {
 	if c.Domainname != "" { // not the spec's field for it, which runc knows from 1.2 on only
 		all["kernel.domainname"] = c.Domainname
 	}
-	if NetworkOf(c) != Host {
+	if _, host := Networks(c); !host {
 		all["net.ipv4.ping_group_range"] = "0 2147483647"
 		all["net.ipv4.ip_unprivileged_port_start"] = "0"
 	}

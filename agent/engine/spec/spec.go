@@ -36,7 +36,7 @@ type Facts struct {
 	Node  Node
 	ID    string     // of the container, 64 hex characters
 	Dir   string     // of HostsFile, HostnameFile and ResolvFile
-	Netns string     // of a Bridged container
+	Netns string     // of the container's sandbox, where it has networks
 	User  specs.User // User's, in the container's files
 	// Devices are those that the request names, by their path on the host; for a
 	// privileged container all of the host's too, under "".
@@ -115,10 +115,10 @@ func User(c container.CreateRequest, img *ocispec.ImageConfig) (name string, gro
 
 // Hostname returns a container's.
 func Hostname(c container.CreateRequest, id, node string) string {
-	switch {
-	case c.Config != nil && c.Hostname != "":
+	if c.Config != nil && c.Hostname != "" {
 		return c.Hostname
-	case NetworkOf(c) == Host:
+	}
+	if _, host := Networks(c); host {
 		return node
 	}
 	return id[:min(12, len(id))]

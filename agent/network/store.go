@@ -1,0 +1,126 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/drover/drover/pkg/durable"
+)
+
+// sandboxVersion is that of files that are written. Version 1 had the one endpoint of
+// a container, on the bridge, laid out flat.
+const sandboxVersion = 2
+
+func (n *Network) save(s *Sandbox) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encoding the sandbox of %s: %w", short(s.ID), err)
+	}
+	return durable.WriteFile(n.file(s.ID), b, 0o600)
+}
+
+func (n *Network) load() error {
+	n.last = n.gateway()
+	files, err := filepath.Glob(filepath.Join(n.o.Dir, "*.json"))
+	if err != nil {
+		return fmt.Errorf("reading sandboxes: %w", err)
+	}
+	for _, f := range files {
+		s, err := readSandbox(f)
+		if errors.Is(err, errUnreadable) {
+			s, err = n.setAside(f, err)
+		}
+		if err != nil {
+			return err
+		}
+		if s == nil {
+			continue
+		}
+		n.sandboxes[s.ID] = s
+		for _, e := range s.Endpoints {
+			for _, a := range e.Addresses {
+				n.taken[a.Addr()] = s.ID
+			}
+		}
+	}
+	return nil
+}
+
+// errUnreadable marks a file that says nothing, however often it is read.
+var errUnreadable = errors.New("it can't be used")
+
+func readSandbox(file string) (*Sandbox, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading sandboxes: %w", err)
+	}
+	s, err := decode(b)
+	switch {
+	case err != nil:
+	case s.ID+".json" != filepath.Base(file) || s.Netns == "":
+		err = fmt.Errorf("it is that of %q at %q", s.ID, s.Netns)
+	case len(s.Endpoints) != 1 || !s.Endpoints[0].IPv4().IsValid():
+		err = fmt.Errorf("it has the endpoints %v", s.Endpoints)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the sandbox %s: %w: %w", file, errUnreadable, err)
+	}
+	return s, nil
+}
+
+func decode(b []byte) (*Sandbox, error) {
+	var v struct{ Version int }
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, err
+	}
+	switch v.Version {
+	case 1:
+		return decode1(b)
+	case sandboxVersion:
+		s := new(Sandbox)
+		return s, json.Unmarshal(b, s)
+	}
+	return nil, fmt.Errorf("it is of version %d, which this agent does not know", v.Version)
+}
+
+func decode1(b []byte) (*Sandbox, error) {
+	var a struct {
+		ID, Netns, MAC, Boot string
+		IP, Gateway          netip.Addr
+		PrefixLen            int
+		Ports                []Port
+	}
+	if err := json.Unmarshal(b, &a); err != nil {
+		return nil, err
+	}
+	return &Sandbox{Version: sandboxVersion, ID: a.ID, Netns: a.Netns, Boot: a.Boot, Endpoints: []Endpoint{{
+		Network: Bridge, Name: "eth0", Link: linkName(a.ID, 0), Addresses: []netip.Prefix{netip.PrefixFrom(a.IP, a.PrefixLen)},
+		Gateway: a.Gateway, MAC: a.MAC, Ports: a.Ports,
+	}}}, nil
+}
+
+// setAside keeps a file that can't be used for people, so that one container does
+// not keep a node from working. A container that still runs keeps its address;
+// which ports it published is lost until it starts again.
+func (n *Network) setAside(file string, why error) (*Sandbox, error) {
+	id := strings.TrimSuffix(filepath.Base(file), ".json")
+	if err := os.Rename(file, file+".bad"); err != nil {
+		return nil, fmt.Errorf("setting a sandbox aside: %w", errors.Join(err, why))
+	}
+	s := &Sandbox{Version: sandboxVersion, ID: id, Netns: n.NetnsPath(id), Boot: n.boot,
+		Endpoints: []Endpoint{{Network: Bridge, Name: "eth0", Link: linkName(id, 0), Gateway: n.gateway()}}}
+	e := &s.Endpoints[0]
+	ip, err := addressIn(s.Netns, e.Name)
+	if err != nil || !n.o.Subnet.Contains(ip) {
+		n.o.Log.Error("a sandbox was set aside; its container is not connected", "file", file+".bad", "err", errors.Join(why, err, unlink(s)))
+		return nil, nil
+	}
+	e.Addresses, e.MAC = []netip.Prefix{netip.PrefixFrom(ip, n.o.Subnet.Bits())}, mac(ip)
+	n.o.Log.Error("a sandbox was set aside; its container is connected, and its published ports are lost until it starts again", "file", file+".bad", "err", why)
+	return s, n.save(s)
+}
