@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/platforms"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/scheduler"
@@ -67,6 +69,9 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if len(merged.Entrypoint)+len(merged.Cmd) == 0 {
 		return refuse(http.StatusBadRequest, "no command specified")
 	}
+	if err := platformOf(snap.Image(digest), req.Image, r.URL.Query().Get("platform"), api(r)); err != nil {
+		return err
+	}
 	warnings, err := fields.CheckCreate(req)
 	if err != nil {
 		return err
@@ -87,6 +92,24 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return answer(w, http.StatusCreated, container.CreateResponse{ID: hexID(&dv1.Task{Id: res.TaskId}), Warnings: append(append([]string{}, warnings...), res.Warnings...)})
+}
+
+// platformOf refuses an image that is of another platform than a create asks for, in
+// docker's words and with the status for which its command pulls the one it wants.
+func platformOf(i *dv1.Image, name, want string, version int) error {
+	if want == "" || version < 41 {
+		return nil
+	}
+	p, err := platforms.Parse(want)
+	if err != nil {
+		return refuse(http.StatusBadRequest, "%v", err)
+	}
+	c := imageConfig(i)
+	have := platforms.Normalize(ocispec.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant})
+	if c.OS == "" || platforms.NewMatcher(p).Match(have) {
+		return nil
+	}
+	return refuse(http.StatusNotFound, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)", name, platforms.FormatAll(have), platforms.FormatAll(p))
 }
 
 // imageWarnings name what the image asks for and its container runs without.

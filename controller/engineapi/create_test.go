@@ -7,6 +7,8 @@ import (
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // What an image asks for, and its container runs without, is said at the create.
@@ -45,5 +47,24 @@ func TestAFieldOfOlderVersions(t *testing.T) {
 	}
 	if _, _, err := decodeCreate([]byte(`{"Image":"busybox","MacAddress":""}`), 44); err != nil {
 		t.Errorf("none: %v", err)
+	}
+}
+
+func TestThePlatformOfACreate(t *testing.T) {
+	img := &dv1.Image{Config: []byte(`{"os":"linux","architecture":"amd64"}`)}
+	for want, words := range map[string]string{
+		"": "", "linux/amd64": "", "linux": "", "linux/x86_64": "",
+		"linux/arm64":   "image with reference web was found but its platform (linux/amd64) does not match the specified platform (linux/arm64)",
+		"windows/amd64": "does not match", "a/b/c/d/e": "a/b/c/d/e",
+	} {
+		if err := platformOf(img, "web", want, 41); (err == nil) != (words == "") || err != nil && !strings.Contains(err.Error(), words) {
+			t.Errorf("%q: %v, want %q", want, err, words)
+		}
+	}
+	if err := platformOf(img, "web", "linux/arm64", 40); err != nil {
+		t.Errorf("a version that has no platforms: %v", err)
+	}
+	if err := platformOf(&dv1.Image{}, "web", "linux/arm64", 41); err != nil {
+		t.Errorf("an image that does not say its platform: %v", err)
 	}
 }

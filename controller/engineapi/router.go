@@ -27,6 +27,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/fields"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
 	"github.com/drover/drover/pkg/route"
@@ -193,7 +194,14 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 		h.Set(wire.HeaderTrace, sc.TraceID().String())
 	}
 	r = r.WithContext(context.WithValue(ctx, versionKey{}, version))
-	if err := s.routes[i].do(w, r); err != nil {
+	warnings, err := fields.CheckQuery(Routes[i].String(), r.URL.Query())
+	for _, said := range warnings {
+		h.Add(wire.HeaderWarning, said)
+	}
+	if err == nil {
+		err = s.routes[i].do(w, r)
+	}
+	if err != nil {
 		s.fail(w, r, err)
 	}
 }
