@@ -1,7 +1,6 @@
 package engineapi
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,14 +14,6 @@ import (
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 )
-
-func agentRequest(r *http.Request, method, path string, body []byte) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(r.Context(), method, "http://agent"+path, bytes.NewReader(body))
-	if err == nil && body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	return req, err
-}
 
 func encode(w io.Writer, v any) error {
 	b, err := json.Marshal(v)

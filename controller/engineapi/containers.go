@@ -3,15 +3,14 @@ package engineapi
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
@@ -91,7 +90,7 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Sna
 	if err != nil {
 		return fmt.Errorf("waiting for container %s: %w", t.Name, err)
 	}
-	if st := s.status(r.Context(), t); why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
+	if st := s.observed(r.Context(), t); why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
 		why = st.Why // an auto-removed task may be gone before it was seen failed
 	}
 	if why != "" {
@@ -285,45 +284,7 @@ func ended(snap *state.Snapshot, ref string) *dv1.Task {
 	return nil
 }
 
-// restartWithin is how long an agent is waited for whose host refuses connections:
-// it is being restarted.
-const restartWithin = 2 * time.Second
-
-// agent calls a node; the caller closes the answer's body.
+// agent asks a node; the caller closes the answer's body.
 func (s *server) agent(r *http.Request, node, method, path string, body []byte) (*http.Response, error) {
-	for end := time.Now().Add(restartWithin); ; {
-		resp, err := s.call(r, node, method, path, body)
-		if !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(end) {
-			return resp, err
-		}
-		select {
-		case <-time.After(reachEvery):
-		case <-r.Context().Done():
-			return nil, r.Context().Err()
-		}
-	}
-}
-
-func (s *server) call(r *http.Request, node, method, path string, body []byte) (*http.Response, error) {
-	if since, is := s.silent(r.Context(), node); is {
-		return nil, refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", node, since)
-	}
-	c, err := s.Fleet.Agent(node)
-	if err == nil {
-		var req *http.Request
-		if req, err = agentRequest(r, method, path, body); err == nil {
-			var resp *http.Response
-			if resp, err = c.Do(req); err == nil {
-				return resp, nil
-			}
-		}
-	}
-	if r.Context().Err() != nil {
-		return nil, r.Context().Err()
-	}
-	var e *apiError
-	if errors.As(err, &e) {
-		return nil, err
-	}
-	return nil, fmt.Errorf("%w: %w", refuse(http.StatusServiceUnavailable, "node %s does not answer", node), err)
+	return fleet.Ask(r.Context(), s.Fleet, node, method, path, body)
 }

@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -59,11 +60,11 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	digest, err := findImage(snap, req.Image)
+	digest, err := images.Find(snap, req.Image)
 	if err != nil {
 		return err
 	}
-	img := imageConfig(snap.Image(digest))
+	img := images.Config(snap.Image(digest))
 	merged := *req.Config
 	mergeConfig(&merged, &img.Config)
 	if len(merged.Entrypoint)+len(merged.Cmd) == 0 {
@@ -104,7 +105,7 @@ func platformOf(i *dv1.Image, name, want string, version int) error {
 	if err != nil {
 		return refuse(http.StatusBadRequest, "%v", err)
 	}
-	c := imageConfig(i)
+	c := images.Config(i)
 	have := platforms.Normalize(ocispec.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant})
 	if c.OS == "" || platforms.NewMatcher(p).Match(have) {
 		return nil

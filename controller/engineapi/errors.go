@@ -2,10 +2,8 @@ package engineapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -13,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/common"
 
 	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/images"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/fields"
@@ -35,34 +34,50 @@ func decided(e *dv1.Error) error {
 	return &apiError{wire.Status(e.Kind), e.Message}
 }
 
-func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	code := http.StatusInternalServerError
+// status is the HTTP status of an answer that is an error.
+func status(err error) int {
 	var e *apiError
-	var f *fields.Error
+	var field *fields.Error
+	var img *images.Error
 	switch {
 	case errors.As(err, &e):
-		code = e.code
-	case errors.As(err, &f):
-		if code = http.StatusBadRequest; f.Unavailable {
-			code = http.StatusNotImplemented
-		}
+		return e.code
+	case errors.As(err, &field) && field.Unavailable:
+		return http.StatusNotImplemented
+	case field != nil:
+		return http.StatusBadRequest
+	case errors.As(err, &img):
+		return wire.Status(img.Kind)
+	case errors.Is(err, fleet.ErrNoLeader), errors.Is(err, context.DeadlineExceeded), unanswered(err):
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// unanswered reports whether an error is that a node does not answer.
+func unanswered(err error) bool {
+	var silent *fleet.SilentError
+	var unreachable *fleet.UnreachableError
+	return errors.As(err, &silent) || errors.As(err, &unreachable)
+}
+
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	code := status(err)
+	switch {
 	case errors.Is(err, fleet.ErrNoLeader):
-		code = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", "1")
 		if errors.Is(err, fleet.ErrUndecided) {
 			w.Header().Set(wire.HeaderUndecided, "1")
 		}
-	case r.Context().Err() != nil:
+	case code >= 500 && r.Context().Err() != nil:
 		return // nobody reads it
-	case errors.Is(err, context.DeadlineExceeded):
-		code = http.StatusServiceUnavailable
 	}
 	if code == http.StatusNotModified {
 		w.WriteHeader(code)
 		return
 	}
 	if code >= 500 && code != http.StatusNotImplemented {
-		s.Logger.Warn("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+		s.Logger.Warn("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 	}
 	_ = answer(w, code, common.ErrorResponse{Message: err.Error()})
 }
@@ -70,16 +85,15 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 // fromAgent turns an agent's refusal into an error. It closes the body.
 func fromAgent(node string, resp *http.Response) error {
 	defer func() { _ = resp.Body.Close() }()
-	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	var m common.ErrorResponse
-	if json.Unmarshal(b, &m) != nil || m.Message == "" {
-		m.Message = fmt.Sprintf("node %s answered %s", node, resp.Status)
+	msg := fleet.Refusal(resp)
+	if msg == "" {
+		msg = fmt.Sprintf("node %s answered %s", node, resp.Status)
 	}
-	return &apiError{resp.StatusCode, m.Message}
+	return &apiError{resp.StatusCode, msg}
 }
 
-// status is a task's last one, nil if none was reported.
-func (s *server) status(ctx context.Context, t *dv1.Task) *dv1.TaskStatus {
+// observed is a task's last status, nil if none was reported.
+func (s *server) observed(ctx context.Context, t *dv1.Task) *dv1.TaskStatus {
 	id := hexID(t)
 	return s.Fleet.Observe(ctx, fleet.Query{Tasks: []string{id}}).Status(id)
 }

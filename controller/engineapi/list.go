@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
@@ -201,7 +202,7 @@ func newSieve(snap *state.Snapshot, f filters) (*sieve, error) {
 	if len(f["ancestor"]) > 0 {
 		s.ancestors = map[string]bool{}
 		for _, a := range f["ancestor"] {
-			if d, err := findImage(snap, a); err == nil {
+			if d, err := images.Find(snap, a); err == nil {
 				s.ancestors[d] = true
 			}
 		}
@@ -368,7 +369,7 @@ func (s *server) resizeContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !state.Running(t) && s.status(r.Context(), t).GetPhase() != dv1.Phase_ACTIVE {
+	if !state.Running(t) && s.observed(r.Context(), t).GetPhase() != dv1.Phase_ACTIVE {
 		return refuse(http.StatusConflict, "container %s is not running", hexID(t))
 	}
 	return s.relayed(w, r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/resize?"+q, nil, http.StatusOK)

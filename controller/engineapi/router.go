@@ -24,6 +24,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
@@ -56,6 +57,7 @@ type Options struct {
 
 type server struct {
 	Options
+	images *images.Images
 	routes []answered
 }
 
@@ -139,7 +141,7 @@ func New(o Options) http.Handler {
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	s := &server{Options: o}
+	s := &server{Options: o, images: images.New(images.Options{Fleet: o.Fleet, Registry: o.Registry, Logger: o.Logger, Grant: o.Grant})}
 	s.routes = s.surface()
 	return http.HandlerFunc(s.serve)
 }
@@ -304,6 +306,20 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c 
 		return nil, decided(res.Error)
 	}
 	return res, nil
+}
+
+// as proposes what others have decided in the caller's name.
+func (s *server) as(w http.ResponseWriter, r *http.Request) images.Proposer { return caller{s, w, r} }
+
+type caller struct {
+	s *server
+	w http.ResponseWriter
+	r *http.Request
+}
+
+// Propose implements images.Proposer.
+func (c caller) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.CommandResult, error) {
+	return c.s.propose(c.w, c.r.WithContext(ctx), nil, cmd)
 }
 
 // readBody takes a bounded JSON body into v and returns its bytes.

@@ -212,8 +212,7 @@ func reach[S any](ctx context.Context, s *server, v sink, st stream, open func(c
 	warned := false
 	for began := time.Now(); ; {
 		c, err := open(ctx)
-		var e *apiError
-		if err == nil || ctx.Err() != nil || !st.again || !errors.As(err, &e) || e.code != http.StatusServiceUnavailable {
+		if err == nil || ctx.Err() != nil || !st.again || status(err) != http.StatusServiceUnavailable {
 			return c, err
 		}
 		if since, is := s.silent(ctx, st.node); is && !warned {

@@ -1,7 +1,6 @@
 package engineapi
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -17,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -54,17 +54,10 @@ func newView(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Task) *view 
 	return v
 }
 
-// imageConfig is the docker part of an image's configuration.
-func imageConfig(i *dv1.Image) dockerspec.DockerOCIImage {
-	var c dockerspec.DockerOCIImage
-	_ = json.Unmarshal(i.GetConfig(), &c) // an image without is shown without
-	return c
-}
-
 // config is what the container runs with: docker's merge of image and request.
 func (v *view) config() *container.Config {
 	c := *v.req.Config
-	img := imageConfig(v.image).Config
+	img := images.Config(v.image).Config
 	mergeConfig(&c, &img)
 	if c.Hostname == "" {
 		c.Hostname = hexID(v.t)[:12]

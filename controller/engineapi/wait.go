@@ -85,7 +85,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	if x := direct(); x != nil && err != nil && r.Context().Err() == nil {
 		return encode(w, warned{container.WaitResponse{StatusCode: int64(x.Code)}, unrecorded})
 	}
-	if st := s.status(r.Context(), t); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
+	if st := s.observed(r.Context(), t); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
 		last = st.Exit
 	} else if failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > last.GetAttempt() {
 		failed = st.Why // of a task that was removed with its failed start

@@ -1,4 +1,4 @@
-package engineapi
+package images
 
 import (
 	"encoding/json"

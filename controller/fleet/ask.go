@@ -1,0 +1,102 @@
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+// Nodes is what Ask needs of a fleet.
+type Nodes interface {
+	// Observe returns which nodes are silent.
+	Observe(ctx context.Context, q Query) *Observations
+	// Agent is an HTTP client of a node's port, which dials when it is used.
+	Agent(nodeID string) (*http.Client, error)
+}
+
+// SilentError: a node was not asked, because it does not answer.
+type SilentError struct {
+	Node string
+	For  time.Duration
+}
+
+func (e *SilentError) Error() string {
+	return fmt.Sprintf("node %s has not answered for %s; the container is there and may still be running", e.Node, e.For.Round(time.Second))
+}
+
+// UnreachableError: a node was asked, and nothing came back. Whether it did what it
+// was asked is not known.
+type UnreachableError struct {
+	Node string
+	Err  error
+}
+
+func (e *UnreachableError) Error() string {
+	return fmt.Sprintf("node %s does not answer: %v", e.Node, e.Err)
+}
+func (e *UnreachableError) Unwrap() error { return e.Err }
+
+const (
+	// restartWithin is how long an agent whose host refuses connections is waited for:
+	// it is being restarted.
+	restartWithin = 2 * time.Second
+	restartEvery  = 100 * time.Millisecond
+)
+
+// Ask makes a request of a node's port; body may be nil, else it is JSON. The caller
+// closes the answer's body, whatever its status. Errors are ctx's, a *SilentError or
+// an *UnreachableError.
+func Ask(ctx context.Context, f Nodes, node, method, path string, body []byte) (*http.Response, error) {
+	for end := time.Now().Add(restartWithin); ; {
+		resp, err := ask(ctx, f, node, method, path, body)
+		if !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(end) {
+			return resp, err
+		}
+		select {
+		case <-time.After(restartEvery):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func ask(ctx context.Context, f Nodes, node, method, path string, body []byte) (*http.Response, error) {
+	if since, silent := f.Observe(ctx, Query{}).Silent(node); silent {
+		return nil, &SilentError{node, time.Since(time.Unix(0, since))}
+	}
+	c, err := f.Agent(node)
+	if err != nil {
+		return nil, &UnreachableError{node, err}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("asking node %s: %w", node, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.Do(req)
+	switch {
+	case err == nil:
+		return resp, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	}
+	return nil, &UnreachableError{node, err}
+}
+
+// Refusal reads what a node's answer says went wrong, "" if it says nothing.
+func Refusal(resp *http.Response) string {
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	var m struct {
+		Message string `json:"message"`
+	}
+	_ = json.Unmarshal(b, &m) // then it says nothing
+	return m.Message
+}

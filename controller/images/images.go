@@ -1,0 +1,124 @@
+// Package images is what is done to the fleet's images, for whoever asks: finding,
+// pulling, tagging and removing them. Which tags and images there are, raft decides;
+// their content is the nodes'; how a caller says what it wants, and reads what came
+// of it, is the API's.
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/registry"
+)
+
+// Fleet reaches nodes, and knows what they hold.
+type Fleet interface {
+	Observe(ctx context.Context, q fleet.Query) *fleet.Observations
+	Agent(nodeID string) (*http.Client, error)
+}
+
+// Registry resolves references. See package registry.
+type Registry interface {
+	Resolve(ctx context.Context, ref string, c *registry.Credentials) (ocispec.Descriptor, error)
+	Public(ctx context.Context, ref string, c *registry.Credentials) bool
+}
+
+// Proposer has commands decided in a caller's name. An error of its Propose is
+// returned as it is.
+type Proposer interface {
+	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
+}
+
+// Options of New.
+type Options struct {
+	Fleet    Fleet
+	Registry Registry
+	Logger   *slog.Logger
+	// Grant lets a node read an image's content from others; nil: none does.
+	Grant func(node, digest string) ([]byte, error)
+}
+
+// Images is safe for concurrent use.
+type Images struct{ o Options }
+
+// New returns the images of a fleet.
+func New(o Options) *Images { return &Images{o} }
+
+// Error refuses a request, in docker's words where it has some.
+type Error struct {
+	Kind    dv1.Error_Kind
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+func refuse(kind dv1.Error_Kind, format string, args ...any) error {
+	return &Error{kind, fmt.Sprintf(format, args...)}
+}
+
+// decided is the leader's refusal as an error, nil for none.
+func decided(res *dv1.CommandResult) error {
+	if res.Error != nil {
+		return &Error{res.Error.Kind, res.Error.Message}
+	}
+	return nil
+}
+
+// Find returns the digest that a name stands for: a reference, an image's id, or the
+// beginning of an id that no other image has.
+func Find(snap *state.Snapshot, name string) (digest string, err error) {
+	shown := name
+	if named, err := reference.ParseNormalizedNamed(name); err == nil {
+		named = reference.TagNameOnly(named)
+		shown = reference.FamiliarString(named)
+		if t := snap.Tag(named.String()); t != nil {
+			return t.Digest, nil
+		}
+		if d, ok := named.(reference.Digested); ok && snap.Image(d.Digest().String()) != nil {
+			return d.Digest().String(), nil
+		}
+	}
+	if name != "" {
+		switch is := snap.ImagesByPrefix(name); {
+		case len(is) == 1:
+			return is[0].Digest, nil
+		case len(is) > 1:
+			return "", refuse(dv1.Error_INVALID, "multiple IDs found with provided prefix: %s", name)
+		}
+	}
+	return "", refuse(dv1.Error_NOT_FOUND, "No such image: %s", shown)
+}
+
+// Config is an image's configuration. An image without a readable one has an empty one.
+func Config(i *dv1.Image) dockerspec.DockerOCIImage {
+	var c dockerspec.DockerOCIImage
+	_ = json.Unmarshal(i.GetConfig(), &c)
+	return c
+}
+
+// Tag gives the image that source names another name.
+func (i *Images) Tag(ctx context.Context, by Proposer, snap *state.Snapshot, source, target string) error {
+	digest, err := Find(snap, source)
+	if err != nil {
+		return err
+	}
+	named, err := reference.ParseNormalizedNamed(target)
+	if err != nil {
+		return refuse(dv1.Error_INVALID, "invalid reference format: %s", target)
+	}
+	res, err := by.Propose(ctx, &dv1.Command{Of: &dv1.Command_PutTag{PutTag: &dv1.PutTag{Ref: reference.TagNameOnly(named).String(), Source: digest}}})
+	if err != nil {
+		return err
+	}
+	return decided(res)
+}

@@ -1,0 +1,73 @@
+package images
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/containerd/platforms"
+
+	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/scheduler"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// fits reports whether a pull's content may go to a node.
+type fits func(*dv1.Node) (bool, error)
+
+// where is the nodes that a pull asks for.
+func where(req PullRequest) (fits, error) {
+	var os, arch string
+	if req.Platform != "" {
+		p, err := platforms.Parse(req.Platform)
+		if err != nil {
+			return nil, refuse(dv1.Error_INVALID, "%v", err)
+		}
+		os, arch = p.OS, p.Architecture
+	}
+	return func(n *dv1.Node) (bool, error) {
+		if c := n.GetCapacity(); arch != "" && (c.GetArch() != arch || c.GetOs() != os) {
+			return false, nil
+		}
+		if len(req.On) == 0 {
+			return true, nil
+		}
+		ok, err := scheduler.Matches(n, req.On)
+		if err != nil {
+			return false, refuse(dv1.Error_INVALID, "%v", err)
+		}
+		return ok, nil
+	}, nil
+}
+
+// place chooses where a pull's content goes: to the contact, where it is already, or
+// to any other node that answers; of those that fit and were not tried.
+func place(snap *state.Snapshot, seen *fleet.Observations, digest string, req PullRequest, fits fits, tried []string) (string, error) {
+	var able []string
+	found := false
+	for n := range snap.Nodes() {
+		ok, err := fits(n)
+		if err != nil {
+			return "", err
+		}
+		found = found || ok
+		if _, silent := seen.Silent(n.Id); ok && !silent && !slices.Contains(tried, n.Id) {
+			able = append(able, n.Id)
+		}
+	}
+	if len(able) == 0 {
+		switch {
+		case len(req.On) > 0:
+			return "", refuse(dv1.Error_UNAVAILABLE, "no node answers that is %s", strings.Join(req.On, " and "))
+		case req.Platform != "" && !found:
+			return "", refuse(dv1.Error_INVALID, "platform %s does not run on any node of this fleet", req.Platform)
+		}
+		return "", refuse(dv1.Error_UNAVAILABLE, "no node answers that could hold the image")
+	}
+	for _, first := range append([]string{req.Contact}, seen.Holders(digest)...) {
+		if slices.Contains(able, first) {
+			return first, nil
+		}
+	}
+	return able[0], nil
+}

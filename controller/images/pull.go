@@ -1,0 +1,223 @@
+package images
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+
+	"github.com/distribution/reference"
+	godigest "github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/registry"
+)
+
+// PullRequest asks for an image out of its registry.
+type PullRequest struct {
+	Ref         string // as people write it; the tag latest if it has none
+	Platform    string // "": any node's
+	Credentials *registry.Credentials
+	Contact     string   // the node that the caller believes it talks to, "" for none
+	On          []string // constraints that the node fits; see scheduler.Matches
+}
+
+// Sink learns how a pull goes. It is called by one goroutine, and may block the pull.
+type Sink interface {
+	// Transferring is called once, before all else: a node fetches the content.
+	Transferring(ref reference.Named, node string)
+	Progress(Progress)
+}
+
+// Progress is about one layer.
+type Progress struct {
+	ID, Status     string
+	Current, Total int64 // bytes
+}
+
+// Pulled is what a pull came to.
+type Pulled struct {
+	Ref    reference.Named
+	Digest string
+	Node   string // which has the content
+	Newer  bool   // it was not all there before
+}
+
+// Pull resolves a reference, has one node fetch what it names, and commits its tag.
+// If that node is lost meanwhile, another one goes on. A node is believed only by
+// digest; see verified. snap says which nodes there are.
+func (i *Images) Pull(ctx context.Context, by Proposer, snap *state.Snapshot, req PullRequest, to Sink) (*Pulled, error) {
+	named, err := reference.ParseNormalizedNamed(req.Ref)
+	if err != nil {
+		return nil, refuse(dv1.Error_INVALID, "invalid reference format: %s", req.Ref)
+	}
+	named = reference.TagNameOnly(named)
+	fits, err := where(req)
+	if err != nil {
+		return nil, err
+	}
+	desc, err := i.o.Registry.Resolve(ctx, named.String(), req.Credentials)
+	if err != nil {
+		return nil, resolveError(named, err)
+	}
+	t := &transfer{Images: i, named: named, desc: desc.Digest, req: req, to: to}
+	at, err := reference.WithDigest(reference.TrimNamed(named), desc.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("naming %s by its digest: %w", named, err)
+	}
+	t.public = i.o.Registry.Public(ctx, at.String(), req.Credentials)
+	img, node, newer, err := t.anywhere(ctx, snap, fits)
+	if err != nil {
+		return nil, err
+	}
+	if err := commit(ctx, by, named, img); err != nil {
+		return nil, err
+	}
+	return &Pulled{Ref: named, Digest: img.Digest, Node: node, Newer: newer}, nil
+}
+
+func commit(ctx context.Context, by Proposer, named reference.Named, img *dv1.Image) error {
+	c := &dv1.CommitImage{Image: img}
+	img.RepoDigests = []string{reference.TrimNamed(named).String() + "@" + img.Digest}
+	if _, ok := named.(reference.Digested); !ok { // with a digest, a tag says nothing
+		c.Refs = []string{named.String()}
+	}
+	res, err := by.Propose(ctx, &dv1.Command{Of: &dv1.Command_CommitImage{CommitImage: c}})
+	if err != nil {
+		return err
+	}
+	return decided(res)
+}
+
+// resolveError puts a registry's refusal into docker's words.
+func resolveError(named reference.Named, err error) error {
+	var lost *registry.Unreachable
+	switch {
+	case errors.As(err, &lost):
+		return refuse(dv1.Error_INTERNAL, "failed to resolve reference %q: %v", named.String(), lost)
+	case errors.Is(err, registry.ErrUnauthorized):
+		return refuse(dv1.Error_NOT_FOUND, "pull access denied for %s, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", reference.FamiliarName(named))
+	case errors.Is(err, registry.ErrNotFound):
+		return refuse(dv1.Error_NOT_FOUND, "manifest for %s not found: manifest unknown: manifest unknown", reference.FamiliarString(named))
+	}
+	return err
+}
+
+// transfer is one pull's way of an image's content to a node.
+type transfer struct {
+	*Images
+	named  reference.Named
+	desc   godigest.Digest
+	public bool // anybody may pull it
+	req    PullRequest
+	to     Sink
+	told   bool // that it began
+}
+
+// errLost: a node broke off; another one may do.
+var errLost = errors.New("the node that pulls broke off")
+
+// anywhere has one node after the other try, until one has it, or refuses.
+func (t *transfer) anywhere(ctx context.Context, snap *state.Snapshot, fits fits) (img *dv1.Image, node string, newer bool, err error) {
+	digest := t.desc.String()
+	for tried := []string{}; ; tried = append(tried, node) {
+		seen := t.o.Fleet.Observe(ctx, fleet.Query{Images: []string{digest}})
+		next, unplaced := place(snap, seen, digest, t.req, fits, tried)
+		if unplaced != nil {
+			if err == nil {
+				err = unplaced
+			}
+			return nil, "", false, err
+		}
+		node = next
+		tag := snap.Tag(t.named.String())
+		newer = tag == nil || tag.Digest != digest || !slices.Contains(seen.Holders(digest), node)
+		img, err = t.on(ctx, snap, node, seen.Holders(digest))
+		var gone *fleet.UnreachableError
+		if !errors.Is(err, errLost) && !errors.As(err, &gone) || ctx.Err() != nil {
+			return img, node, newer, err
+		}
+		t.o.Logger.Warn("a node that pulled was lost", "node", node, "image", t.named.String(), "err", err)
+	}
+}
+
+// on has a node fetch the content, from those that hold it or from the registry.
+func (t *transfer) on(ctx context.Context, snap *state.Snapshot, node string, holders []string) (*dv1.Image, error) {
+	req := bulk.PullRequest{Ref: t.named.String(), Digest: t.desc.String(), Public: t.public}
+	if t.o.Grant != nil {
+		var err error
+		if req.Grant, err = t.o.Grant(node, req.Digest); err != nil {
+			return nil, err
+		}
+	}
+	for _, h := range holders {
+		if n := snap.Node(h); n != nil && h != node {
+			req.Holders = append(req.Holders, n.Addr)
+		}
+	}
+	if c := t.req.Credentials; c != nil {
+		req.Username, req.Password, req.IdentityToken, req.AuthServer = c.Username, c.Password, c.IdentityToken, c.ServerAddress
+	}
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a pull: %w", err)
+	}
+	resp, err := fleet.Ask(ctx, t.o.Fleet, node, http.MethodPost, "/v1/images/pull", body)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return nil, refusal(node, resp)
+	}
+	if !t.told {
+		t.told = true
+		t.to.Transferring(t.named, node)
+	}
+	img, err := t.follow(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	img.Public = t.public
+	return img, nil
+}
+
+// maxLine bounds a line of a node's: the last has manifests and configuration.
+const maxLine = 16 << 20
+
+// follow passes a node's progress on until the image comes.
+func (t *transfer) follow(r io.Reader) (*dv1.Image, error) {
+	sc := bufio.NewScanner(r)
+	sc.Buffer(nil, maxLine)
+	for sc.Scan() {
+		var l bulk.PullLine
+		if err := json.Unmarshal(sc.Bytes(), &l); err != nil {
+			return nil, fmt.Errorf("reading a pull's progress: %w", err)
+		}
+		switch {
+		case l.Error != "":
+			return nil, errors.New(l.Error)
+		case l.Image != nil:
+			img := &dv1.Image{}
+			if err := protojson.Unmarshal(l.Image, img); err != nil {
+				return nil, fmt.Errorf("reading a pull's image: %w", err)
+			}
+			return verified(t.desc.String(), img, l.Manifests)
+		}
+		t.to.Progress(Progress{ID: l.ID, Status: l.Status, Current: l.Current, Total: l.Total})
+	}
+	if err := sc.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return nil, fmt.Errorf("reading a pull's progress: %w", err)
+	} else if err != nil {
+		return nil, fmt.Errorf("%w: %w", errLost, err)
+	}
+	return nil, errLost
+}
