@@ -2,14 +2,13 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/drover/drover/agent/images"
@@ -18,6 +17,7 @@ import (
 	"github.com/drover/drover/agent/session"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/dial"
 )
@@ -85,35 +85,20 @@ func (a *agent) tag(ctx context.Context, ref string) (digest.Digest, error) {
 	ctx, cancel := context.WithTimeout(ctx, tagWithin)
 	defer cancel()
 	tr := &http.Transport{DisableKeepAlives: true, DialTLSContext: dial.Dialer(a.toController("http/1.1"), a.controllers)}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://controller/drover/v1/tags?"+url.Values{"ref": {ref}}.Encode(), nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := (&http.Client{Transport: tr}).Do(req)
-	if err != nil {
-		return "", fmt.Errorf("asking the fleet for %s: %w", ref, err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	var said struct {
-		Digest  string
-		Holders []string
-		Grant   []byte
-		Public  bool
-		Message string
-	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&said); err != nil {
-		return "", fmt.Errorf("asking the fleet for %s: %w", ref, err)
-	}
-	switch resp.StatusCode {
-	case http.StatusOK:
-		a.peers.Named(said.Digest, peers.Source{Holders: said.Holders, Grant: said.Grant, Public: said.Public})
-		return digest.Digest(said.Digest), nil
-	case http.StatusNotFound:
+	fleet := dv1connect.NewImagesClient(&http.Client{Transport: tr}, "https://controller", connect.WithReadMaxBytes(1<<20))
+	resp, err := fleet.Resolve(ctx, connect.NewRequest(&dv1.ResolveImageRequest{Reference: ref}))
+	var refused *connect.Error
+	switch {
+	case err == nil:
+		a.peers.Named(resp.Msg.Digest, peers.Source{Holders: resp.Msg.Holders, Grant: resp.Msg.Grant, Public: resp.Msg.Public})
+		return digest.Digest(resp.Msg.Digest), nil
+	case !errors.As(err, &refused):
+	case refused.Code() == connect.CodeNotFound:
 		return "", registry.ErrUnknown
-	case http.StatusForbidden:
-		return "", fmt.Errorf("%w: %s", registry.ErrPrivate, said.Message)
+	case refused.Code() == connect.CodePermissionDenied:
+		return "", fmt.Errorf("%w: %s", registry.ErrPrivate, refused.Message())
 	}
-	return "", fmt.Errorf("asking the fleet for %s: %s", ref, said.Message)
+	return "", fmt.Errorf("asking the fleet for %s: %w", ref, err)
 }
 
 // reporting is the image store, which reports what changes in it.

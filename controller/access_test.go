@@ -20,6 +20,7 @@ import (
 
 	"github.com/drover/drover/controller/access/accesstest"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
@@ -132,9 +133,11 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 					}
 				}
 			}
-			for _, path := range []string{"/peer/v1/status", "/peer/v1/digest", "/drover/v1/tokens", "/v1.44/drover/v1/tokens", "/x/../peer/v1/status"} {
-				if r := send(t, rt, "GET", path, nil, nil); r.code == 200 {
-					t.Errorf("%s at %s gets %s: %v", who, what, path, r)
+			for _, path := range []string{"/peer/v1/status", "/peer/v1/digest", dv1connect.TokensListProcedure, "/v1.44" + dv1connect.TokensListProcedure, "/x/../peer/v1/status"} {
+				for method, body := range map[string]string{"GET": "", "POST": "{}"} {
+					if r := send(t, rt, method, path, http.Header{"Content-Type": {"application/json"}}, []byte(body)); r.code == 200 {
+						t.Errorf("%s at %s gets %s %s: %v", who, what, method, path, r)
+					}
 				}
 			}
 			done()
@@ -163,7 +166,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 			lead, _ = split(t, all)
 			rt, done := lead.over(follower, wire.ALPNRelay, "", true)
 			defer done()
-			r := send(t, rt, "GET", "/drover/v1/tokens", http.Header{"Drover-Principal": {whose}}, nil)
+			r := send(t, rt, "POST", dv1connect.TokensListProcedure, http.Header{"Drover-Principal": {whose}, "Content-Type": {"application/json"}}, []byte("{}"))
 			if r.code != want && r.code != http.StatusMisdirectedRequest && r.err == nil {
 				t.Errorf("tokens, passed on for %q: %v, want %d", whose, r, want)
 			}
@@ -322,8 +325,8 @@ func TestEveryTokenExpires(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
-	for body, want := range map[string]int{`{"Role":"agent"}`: 201, `{"Role":"agent","TTL":1000000000}`: 201, `{"Role":"agent","TTL":-1}`: 400, `{"Role":"agent","TTL":31536000000000001}`: 400} {
-		if r := h.local("POST", "/drover/v1/tokens", body); r.code != want {
+	for body, want := range map[string]int{`{"role":"agent"}`: 200, `{"role":"agent","ttl":1000000000}`: 200, `{"role":"agent","ttl":-1}`: 400, `{"role":"agent","ttl":31536000000000001}`: 400} {
+		if r := h.fleet("Tokens/Create", body); r.code != want {
 			t.Errorf("%s: %v", body, r)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/grant"
 	"github.com/drover/drover/pkg/identity"
@@ -126,7 +127,7 @@ func TestANodeLearnsOnlyOfTheImagesItNeeds(t *testing.T) {
 		Grant  []byte
 	}, code int) {
 		t.Helper()
-		r := h.remote(files, "/drover/v1/tags?ref=docker.io/library/"+name+":latest")
+		r := h.keyed(files, name, dv1connect.ImagesResolveProcedure, `{"reference":"docker.io/library/`+name+`:latest"}`)
 		if err := json.Unmarshal([]byte(r.body), &out); err != nil {
 			t.Fatalf("%s: %v", name, r)
 		}

@@ -308,7 +308,7 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 
 func (c *controller) api(log *tracedLog, m *members) http.Handler {
 	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
-	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []fleetapi.Member { return c.memberList(log) }, Remove: m.remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
+	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []*dv1.ControllerInfo { return c.memberList(log) }, Remove: m.remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fleetapi.Serves(r.URL.Path) {
 			ours.ServeHTTP(w, r)

@@ -34,7 +34,7 @@ func TestWhoIsThereDecidesWhatIsAnswered(t *testing.T) {
 		if r := h.remote(admin, "/_ping", protos...); r.code != 200 || r.body != "OK" {
 			t.Fatalf("the admin with %v: %v", protos, r)
 		}
-		for _, path := range []string{"/_ping", "/version", "/drover/v1/traces", "/v1/traces", "/"} {
+		for _, path := range []string{"/_ping", "/version", "/drover.v1.Traces/List", "/v1/traces", "/"} {
 			if r := h.remote(nil, path, protos...); r.code != 401 || !strings.HasPrefix(r.body, `{"message":"`) {
 				t.Fatalf("nobody at %s with %v: %v", path, protos, r)
 			}

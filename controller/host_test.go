@@ -240,6 +240,14 @@ func (h *host) local(method, path, body string) response {
 	}}}, method, "http://drover"+path, body)
 }
 
+// fleet calls a procedure of the fleet API over the socket, as curl would: in JSON.
+func (h *host) fleet(procedure, body string) response {
+	h.t.Helper()
+	r := h.local(http.MethodPost, "/drover.v1."+procedure, body)
+	r.body = strings.ReplaceAll(r.body, " ", "") // of which protojson has some or none, at random
+	return r
+}
+
 // remote asks over the port, as files say or as nobody; protos are the ALPN names offered.
 func (h *host) remote(files *pki.Files, path string, protos ...string) response {
 	h.t.Helper()

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/drover/drover/controller/consensus"
-	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -119,7 +119,7 @@ func (m *members) step(ctx context.Context) error {
 
 // remove has do remove a controller, unless the quorum can't do without it. Two at
 // a time could each find that the other one is left.
-func (m *members) remove(ctx context.Context, name string, do func()) error {
+func (m *members) remove(ctx context.Context, name string, do func() error) error {
 	select {
 	case <-m.removing:
 	case <-ctx.Done():
@@ -129,8 +129,7 @@ func (m *members) remove(ctx context.Context, name string, do func()) error {
 	if err := m.spare(ctx, name); err != nil {
 		return err
 	}
-	do()
-	return nil
+	return do()
 }
 
 // spare says why the quorum can't do without a controller, nil if it can: those
@@ -191,28 +190,24 @@ func (m *members) status(ctx context.Context, id, addr string) (uint64, error) {
 }
 
 // memberList is the controllers, as this one knows raft's configuration.
-func (c *controller) memberList(log *tracedLog) []fleetapi.Member {
+func (c *controller) memberList(log *tracedLog) (out []*dv1.ControllerInfo) {
 	node := c.node.Load()
-	suffrage := map[string]string{}
+	roles := map[string]dv1.ControllerInfo_Role{}
 	if f := node.Raft().GetConfiguration(); f.Error() == nil {
 		for _, s := range f.Configuration().Servers {
-			suffrage[string(s.ID)] = "catching up"
+			roles[string(s.ID)] = dv1.ControllerInfo_CATCHING_UP
 			if s.Suffrage == raft.Voter {
-				suffrage[string(s.ID)] = "voter"
+				roles[string(s.ID)] = dv1.ControllerInfo_VOTER
 			}
 		}
 	}
 	_, leader := node.Leader()
-	var out []fleetapi.Member
 	for m := range log.Snapshot().Controllers() {
-		role := suffrage[m.Id]
-		if role == "" {
-			role = "joining"
-		}
+		role := cmp.Or(roles[m.Id], dv1.ControllerInfo_JOINING)
 		if m.Id == leader {
-			role = "leader"
+			role = dv1.ControllerInfo_LEADER
 		}
-		out = append(out, fleetapi.Member{ID: m.Id, Name: m.Name, Addr: m.Addr, Role: role, Joined: m.Joined})
+		out = append(out, &dv1.ControllerInfo{Id: m.Id, Name: m.Name, Addr: m.Addr, Role: role, Joined: m.Joined, Revision: m.Revision})
 	}
 	return out
 }

@@ -39,7 +39,7 @@ func TestAControllerComesBackAtAnotherAddress(t *testing.T) {
 	// It counts: with it, one of the two others may go.
 	others[1].off()
 	until(t, "a leader with whom the moved one answers", func() bool {
-		return moved.leader() != "" && lead.local("POST", "/drover/v1/pools", `{"Pool":"10.9.0.0/24"}`).code == 200
+		return moved.leader() != "" && lead.fleet("Nodes/AddPool", `{"pool":"10.9.0.0/24"}`).code == 200
 	})
 	if was == moved.addr {
 		t.Fatal("it did not move")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/identity"
 )
@@ -70,12 +71,12 @@ func TestAControllerThatIsRemovedAtItsOwnSocketAnswers(t *testing.T) {
 	defer done()
 	admin := lead.files(identity.AdminPKI(lead.data)).Principal.URI
 	tokens := func() response {
-		return send(t, rt, http.MethodGet, "/drover/v1/tokens", http.Header{"Drover-Principal": {admin}}, nil)
+		return send(t, rt, http.MethodPost, dv1connect.TokensListProcedure, http.Header{"Drover-Principal": {admin}, "Content-Type": {"application/json"}}, []byte("{}"))
 	}
 	if r := tokens(); r.code != http.StatusOK {
 		t.Fatalf("as a controller it gets %v", r)
 	}
-	if r := self.local(http.MethodDelete, "/drover/v1/controllers/"+self.id(), ""); r.code != http.StatusOK {
+	if r := self.fleet("Controllers/Remove", `{"controller":"`+self.id()+`"}`); r.code != http.StatusOK {
 		t.Errorf("removing it: %v", r)
 	}
 	if r := tokens(); r.code == http.StatusOK {
@@ -89,7 +90,7 @@ func TestTheOnlyControllerStays(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
-	if r := h.local(http.MethodDelete, "/drover/v1/controllers/"+h.id(), ""); r.code != http.StatusConflict || !strings.Contains(r.body, "is the only controller") {
+	if r := h.fleet("Controllers/Remove", `{"controller":"`+h.id()+`"}`); r.code != http.StatusBadRequest || !strings.Contains(r.body, "istheonlycontroller") {
 		t.Errorf("removing it: %v", r)
 	}
 }
@@ -128,18 +129,18 @@ func TestAControllerThatTheQuorumNeedsIsNotRemoved(t *testing.T) {
 	name := func(h *host) string { return lead.c.node.Load().Snapshot().Controller(h.id()).Name }
 	dead, live := others[0], others[1]
 	dead.off()
-	r := lead.local(http.MethodDelete, "/drover/v1/controllers/"+name(live), "")
-	if want := "of which 2 must answer, and " + name(dead) + " does not"; r.code != http.StatusConflict || !strings.Contains(r.body, want) {
+	r := lead.fleet("Controllers/Remove", `{"controller":"`+name(live)+`"}`)
+	if want := "of which 2 must answer, and " + name(dead) + " does not"; r.code != http.StatusBadRequest || !strings.Contains(r.body, strings.ReplaceAll(want, " ", "")) {
 		t.Fatalf("removing one of two that answer: %v, want %q", r, want)
 	}
-	if r = live.local(http.MethodDelete, "/drover/v1/controllers/"+lead.id(), ""); r.code != http.StatusConflict {
+	if r = live.fleet("Controllers/Remove", `{"controller":"`+lead.id()+`"}`); r.code != http.StatusBadRequest {
 		t.Fatalf("removing the leader, asked at the other: %v", r)
 	}
-	if r = lead.local(http.MethodDelete, "/drover/v1/controllers/"+name(dead), ""); r.code != http.StatusOK {
+	if r = lead.fleet("Controllers/Remove", `{"controller":"`+name(dead)+`"}`); r.code != http.StatusOK {
 		t.Fatalf("removing the one that does not answer: %v", r)
 	}
 	until(t, "two voters", func() bool { return len(lead.voters()) == 2 })
-	if r = lead.local(http.MethodDelete, "/drover/v1/controllers/"+name(live), ""); r.code != http.StatusOK {
+	if r = lead.fleet("Controllers/Remove", `{"controller":"`+name(live)+`"}`); r.code != http.StatusOK {
 		t.Fatalf("removing one of two: %v", r)
 	}
 	until(t, "one voter", func() bool { return len(lead.voters()) == 1 })
@@ -223,11 +224,11 @@ func TestRemovalsOfControllersAreJudgedOneAfterTheOther(t *testing.T) {
 	m := newMembers(h.c, h.c.node.Load(), h.c.relay.Relay)
 	first := make(chan error)
 	begun, end := make(chan struct{}), make(chan struct{})
-	go func() { first <- m.remove(t.Context(), "one", func() { close(begun); <-end }) }()
+	go func() { first <- m.remove(t.Context(), "one", func() error { close(begun); <-end; return nil }) }()
 	<-begun
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := m.remove(ctx, "other", func() { t.Error("another was removed meanwhile") }); !errors.Is(err, context.DeadlineExceeded) {
+	if err := m.remove(ctx, "other", func() error { t.Error("another was removed meanwhile"); return nil }); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("another removal: %v", err)
 	}
 	close(end)
@@ -235,7 +236,7 @@ func TestRemovalsOfControllersAreJudgedOneAfterTheOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := false
-	if err := m.remove(t.Context(), "other", func() { done = true }); err != nil || !done {
+	if err := m.remove(t.Context(), "other", func() error { done = true; return nil }); err != nil || !done {
 		t.Errorf("the next one: %v, done %v", err, done)
 	}
 }

@@ -15,24 +15,24 @@ func TestTheTimingIsSetForAllControllers(t *testing.T) {
 	noLeaks(t)
 	all, tk := fleet(t, 3)
 	lead, others := split(t, all)
-	if r := others[0].local("GET", "/drover/v1/timing", ""); r.code != 200 || !strings.Contains(r.body, `"Timing":"lan"`) {
+	if r := others[0].fleet("Controllers/GetTiming", "{}"); r.code != 200 || !strings.Contains(r.body, `"profile":"lan"`) {
 		t.Fatalf("shown first: %v", r)
 	}
-	if r := others[0].local("POST", "/drover/v1/timing", `{"Timing":"300/300/400"}`); r.code != 400 || !strings.Contains(r.body, "longer than the heartbeat timeout") {
+	if r := others[0].fleet("Controllers/SetTiming", `{"timing":"300/300/400"}`); r.code != 400 || !strings.Contains(r.body, "longerthantheheartbeattimeout") {
 		t.Fatalf("a lease that is too long: %v", r)
 	}
 	node := lead.files(identity.AgentPKI(lead.data))
-	if r := lead.remote(node, "/drover/v1/timing"); r.code != http.StatusForbidden {
+	if r := lead.keyed(node, "k", "/drover.v1.Controllers/GetTiming", "{}"); r.code != http.StatusForbidden {
 		t.Errorf("a node asks for it: %v", r)
 	}
 	const want = "400ms/500ms/300ms"
-	if r := others[0].local("POST", "/drover/v1/timing", `{"Timing":"400/500/300"}`); r.code != 200 {
+	if r := others[0].fleet("Controllers/SetTiming", `{"timing":"400/500/300"}`); r.code != 200 {
 		t.Fatalf("setting it: %v", r)
 	}
 	for _, h := range all {
 		until(t, h.c.Advertise+" with the new timing", func() bool { return h.c.node.Load().Timing().String() == want })
 	}
-	if r := others[1].local("GET", "/drover/v1/timing", ""); r.code != 200 || !strings.Contains(r.body, want) {
+	if r := others[1].fleet("Controllers/GetTiming", "{}"); r.code != 200 || !strings.Contains(r.body, want) {
 		t.Fatalf("shown then: %v", r)
 	}
 	h := machine(t)
@@ -52,7 +52,7 @@ func TestAFleetIsMadeWithATiming(t *testing.T) {
 	if got := h.c.node.Load().Timing().String(); got != "200ms/300ms/100ms" {
 		t.Errorf("it runs with %s", got)
 	}
-	if r := h.local("GET", "/drover/v1/timing", ""); !strings.Contains(r.body, "200ms/300ms/100ms") {
+	if r := h.fleet("Controllers/GetTiming", "{}"); !strings.Contains(r.body, "200ms/300ms/100ms") {
 		t.Errorf("it shows %v", r)
 	}
 }

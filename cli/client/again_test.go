@@ -40,7 +40,7 @@ func fleet(t *testing.T, h http.HandlerFunc) client.APIClient {
 	srv := &http.Server{Handler: h}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { _ = srv.Close() })
-	c, err := Target{Host: "unix://" + path}.Docker(noop.NewTracerProvider())
+	c, err := (&Session{Target: Target{Host: "unix://" + path}}).Docker(noop.NewTracerProvider())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,8 +74,6 @@ func TestAStartIsAskedAgainWithItsKeyUntilThereIsALeader(t *testing.T) {
 
 // A run that has begun goes on, too, if nobody was asked to start its container yet.
 func TestACommandThatHasBegunIsNotGivenUpForLackOfALeader(t *testing.T) {
-	seen.Store(0)
-	t.Cleanup(func() { seen.Store(0) })
 	asked := map[string]int{}
 	c := fleet(t, func(w http.ResponseWriter, r *http.Request) {
 		what := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
@@ -232,7 +230,7 @@ func (f *waits) ContainerWait(ctx context.Context, _ string, _ client.ContainerW
 func TestAWaitIsTakenUpEachTimeItBreaks(t *testing.T) {
 	for _, took := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			w := (&fleetClient{APIClient: &waits{took: took, lasts: time.Hour, left: 5}}).ContainerWait(t.Context(), "web", client.ContainerWaitOptions{})
+			w := (&fleetClient{s: &Session{}, APIClient: &waits{took: took, lasts: time.Hour, left: 5}}).ContainerWait(t.Context(), "web", client.ContainerWaitOptions{})
 			select {
 			case r := <-w.Result:
 				if !took || r.StatusCode != 7 {

@@ -3,9 +3,7 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,8 +22,8 @@ const goOn = 15 * time.Second
 // output go on where they broke off.
 type fleetClient struct {
 	client.APIClient
-	warn func(string)
-	far  bool // there are other controllers to go to
+	s   *Session
+	far bool // there are other controllers to go to
 
 	mu   sync.Mutex // guards lost
 	lost error
@@ -46,7 +44,7 @@ func (c *fleetClient) Ping(ctx context.Context, o client.PingOptions) (client.Pi
 	if err == nil || soon.Err() == nil || ctx.Err() != nil {
 		return r, err
 	}
-	frozen.Store(true)
+	c.s.frozen.Store(true)
 	return c.APIClient.Ping(ctx, o)
 }
 
@@ -71,6 +69,11 @@ func broken(err error) bool {
 // in the meantime is not done twice. What may be done already, and what a command
 // does that has begun, is asked again for lack of a leader, too.
 func again[R any](ctx context.Context, f func(context.Context) (R, error)) (R, error) {
+	return againIf(ctx, broken, f)
+}
+
+// againIf is again with its own idea of which errors leave open what was done.
+func againIf[R any](ctx context.Context, broken func(error) bool, f func(context.Context) (R, error)) (R, error) {
 	c := &call{key: key()}
 	ctx = context.WithValue(ctx, keyKey{}, c)
 	for end := time.Now().Add(goOn); ; {
@@ -169,7 +172,7 @@ func (c *fleetClient) ContainerWait(ctx context.Context, id string, o client.Con
 	results, errs := make(chan container.WaitResponse, 1), make(chan error, 1)
 	go func() {
 		w := first
-		ctx := context.WithValue(ctx, afterKey{}, seen.Load())
+		ctx := context.WithValue(ctx, afterKey{}, c.s.seen.Load())
 		var end time.Time // of looking for who takes the wait
 		for {
 			select {
@@ -191,5 +194,3 @@ func (c *fleetClient) ContainerWait(ctx context.Context, id string, o client.Con
 	}()
 	return client.ContainerWaitResult{Result: results, Error: errs}
 }
-
-func toStderr(msg string) { _, _ = fmt.Fprintln(os.Stderr, "drover: "+msg) }

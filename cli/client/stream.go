@@ -34,7 +34,7 @@ func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.C
 			}
 			continue
 		}
-		s := newStream(h.HijackedResponse, output{warn: c.warn, lose: c.lose})
+		s := newStream(h.HijackedResponse, output{warn: c.s.warn, lose: c.lose})
 		kind, b, err := s.conn.Next()
 		if err != nil {
 			h.Close()
@@ -68,7 +68,7 @@ func (c *fleetClient) ExecAttach(ctx context.Context, id string, o client.ExecAt
 		return h, err
 	}
 	kind, _ := h.MediaType()
-	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(h.HijackedResponse, output{warn: c.warn, lose: c.lose}), kind)}, nil
+	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(h.HijackedResponse, output{warn: c.s.warn, lose: c.lose}), kind)}, nil
 }
 
 // ContainerLogs gives a log that goes on at another controller.
@@ -79,7 +79,7 @@ func (c *fleetClient) ContainerLogs(ctx context.Context, id string, o client.Con
 	if err != nil {
 		return nil, err
 	}
-	return &pages{output: output{warn: c.warn, lose: c.lose}, ctx: ctx, cur: r, fr: bulk.NewFrameReader(r), again: func(from string) (io.ReadCloser, error) {
+	return &pages{output: output{warn: c.s.warn, lose: c.lose}, ctx: ctx, cur: r, fr: bulk.NewFrameReader(r), again: func(from string) (io.ReadCloser, error) {
 		return c.APIClient.ContainerLogs(context.WithValue(ctx, fromKey{}, from), id, o)
 	}}, nil
 }

@@ -142,7 +142,7 @@ func TestOutputIsWholeOrAnError(t *testing.T) {
 	} {
 		for _, logs := range []bool{false, true} {
 			f := &scripted{t: t, ended: make(chan struct{}, 9), each: c.each}
-			fc := &fleetClient{APIClient: f, warn: func(s string) { t.Error(s) }}
+			fc := &fleetClient{APIClient: f, s: &Session{Warn: func(s string) { t.Error(s) }}}
 			out, err := f.read(fc, logs)
 			lost := fc.Lost()
 			if out != c.out || (err == nil) != (c.fails == "") || (lost == nil) != (err == nil) {
@@ -161,7 +161,7 @@ func TestAStreamWithoutAPositionIsAskedForWhole(t *testing.T) {
 	whole := string([]byte{bulk.BeginWhole})
 	f := &scripted{t: t, ended: make(chan struct{}, 9), each: []func(string, *bulk.ServerConn) error{
 		says(), says(bulk.FrameBegin, whole), from("", says(bulk.FrameBegin, whole, stdout, "one", exit, ""))}}
-	c := &fleetClient{APIClient: f, warn: func(s string) { t.Error(s) }}
+	c := &fleetClient{APIClient: f, s: &Session{Warn: func(s string) { t.Error(s) }}}
 	if out, err := f.read(c, false); out != "one" || err != nil {
 		t.Errorf("%q (%v)", out, err)
 	}
@@ -181,7 +181,7 @@ func TestTheEndIsAcknowledgedBehindTheOutput(t *testing.T) {
 		close(acked)
 		return nil
 	}}}
-	c := &fleetClient{APIClient: f, warn: func(s string) { t.Error(s) }}
+	c := &fleetClient{APIClient: f, s: &Session{Warn: func(s string) { t.Error(s) }}}
 	h, err := c.ContainerAttach(t.Context(), "x", client.ContainerAttachOptions{Stdout: true})
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestAStreamWithoutOutputIsReadAllTheSame(t *testing.T) {
 			close(acked)
 			return nil
 		}}}
-	c := &fleetClient{APIClient: f, warn: func(string) {}}
+	c := &fleetClient{APIClient: f, s: &Session{Warn: func(string) {}}}
 	h, err := c.ContainerAttach(t.Context(), "x", client.ContainerAttachOptions{Stdin: true, Stream: true})
 	if err != nil {
 		t.Fatal(err)

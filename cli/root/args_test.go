@@ -19,13 +19,13 @@ func TestWrongArgumentsAreSaidInDockersWords(t *testing.T) {
 		"join":                  "'drover join' requires 1 argument",
 		"up x":                  "'drover up' accepts no arguments",
 	} {
-		a := &app{version: "test"}
+		a := newApp("test")
 		root, err := a.command(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		root.SetArgs(strings.Fields(args))
-		if err := root.Execute(); err == nil || !strings.Contains(a.words(err), want) {
+		if err := root.Execute(); err == nil || !strings.Contains(a.session.Explain(err), want) {
 			t.Errorf("drover %s: %v, want %q", args, err, want)
 		}
 	}

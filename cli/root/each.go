@@ -8,21 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"sync"
 
+	"connectrpc.com/connect"
 	"github.com/containerd/errdefs"
 	"github.com/docker/cli/cli"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
 	fleet "github.com/drover/drover/cli/client"
-	"github.com/drover/drover/controller/fleetapi"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // labelRun names the run that a container of several nodes belongs to.
@@ -51,7 +50,7 @@ func (a *app) spread(root *cobra.Command) {
 		docker := cmd.RunE
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if len(on) > 0 {
-				_ = os.Setenv(fleet.EnvOn, strings.Join(on, ","))
+				a.session.On = on
 			}
 			if !each {
 				if name == "exec" && len(on) > 0 {
@@ -83,26 +82,32 @@ type one struct {
 	aside bool // its output is no result
 }
 
-func (a *app) nodesFor(cmd *cobra.Command, on []string) ([]fleetapi.Node, error) {
-	var all []fleetapi.Node
-	if err := a.call(cmd, http.MethodGet, "nodes?"+url.Values{"on": {strings.Join(on, ",")}}.Encode(), nil, &all); err != nil {
+func (a *app) nodesFor(cmd *cobra.Command, on []string) (out []*dv1.NodeInfo, err error) {
+	api, err := a.session.API()
+	if err != nil {
 		return nil, err
 	}
-	var out []fleetapi.Node
-	for _, n := range all {
-		switch {
-		case n.Status != "ready":
-			_, _ = fmt.Fprintf(os.Stderr, "drover: node %s does not answer and is left out\n", n.Name)
-		case n.Availability != "active":
-			_, _ = fmt.Fprintf(os.Stderr, "drover: node %s is drained and is left out\n", n.Name)
-		default:
-			out = append(out, n)
+	err = fleet.Pages(func(token string) (string, error) {
+		resp, err := api.Nodes.List(cmd.Context(), connect.NewRequest(&dv1.ListNodesRequest{On: on, PageToken: token}))
+		if err != nil {
+			return "", err
 		}
+		for _, n := range resp.Msg.Nodes {
+			switch {
+			case n.Liveness != dv1.Node_READY:
+				_, _ = fmt.Fprintf(os.Stderr, "drover: node %s does not answer and is left out\n", n.Name)
+			case n.Availability != dv1.Node_ACTIVE:
+				_, _ = fmt.Fprintf(os.Stderr, "drover: node %s is drained and is left out\n", n.Name)
+			default:
+				out = append(out, n)
+			}
+		}
+		return resp.Msg.NextPageToken, nil
+	})
+	if err == nil && len(out) == 0 {
+		err = errors.New("drover: no node is there that will do")
 	}
-	if len(out) == 0 {
-		return nil, errors.New("drover: no node is there that will do")
-	}
-	return out, nil
+	return out, err
 }
 
 // given are the command's own arguments, as typed, without the flags of ours.
@@ -171,7 +176,7 @@ func (a *app) runEach(cmd *cobra.Command, args, on []string) error {
 		if cmd.Flags().Lookup("name").Changed {
 			flags = append(flags, "--name", fmt.Sprintf("%s-%d", run, i+1))
 		}
-		all = append(all, one{label: n.Name, on: n.ID, args: before(base, cmd, flags...)})
+		all = append(all, one{label: n.Name, on: n.Id, args: before(base, cmd, flags...)})
 	}
 	return a.each(cmd, all)
 }
@@ -232,7 +237,7 @@ func (a *app) pullEach(cmd *cobra.Command, on []string) error {
 	base := given(cmd)
 	var all []one
 	for _, n := range nodes {
-		all = append(all, one{label: n.Name, on: n.ID, args: base})
+		all = append(all, one{label: n.Name, on: n.Id, args: base})
 	}
 	// The first one asks the registry, the others the first.
 	if err := a.each(cmd, all[:1]); err != nil || len(all) == 1 {
@@ -263,7 +268,7 @@ func (a *app) each(cmd *cobra.Command, all []one) error {
 			defer func() { <-slots }()
 			child := exec.CommandContext(cmd.Context(), exe, x.args...)
 			child.Cancel = func() error { return child.Process.Signal(os.Interrupt) }
-			child.Env = append(os.Environ(), fleet.EnvHost+"="+a.target.Host)
+			child.Env = append(os.Environ(), fleet.EnvHost+"="+a.session.Host)
 			if x.on != "" {
 				child.Env = append(child.Env, fleet.EnvOn+"=node=="+x.on)
 			}

@@ -31,7 +31,8 @@ func TestTheFleetsFailuresAre125(t *testing.T) {
 		{"no controller for a run", "run", silent, nil, 125, "no controller"},
 		{"no controller for anything else", "ps", silent, nil, 1, "no controller"},
 	} {
-		a := &app{name: c.command, lost: func() error { return c.lost }}
+		a := newApp("test")
+		a.name, a.lost = c.command, func() error { return c.lost }
 		err := a.outcome(c.err, false)
 		code := 0
 		if err != nil {
@@ -41,8 +42,8 @@ func TestTheFleetsFailuresAre125(t *testing.T) {
 		if errors.As(err, &status) && status.StatusCode != 0 {
 			code = status.StatusCode
 		}
-		if code != c.code || !strings.Contains(a.words(err), c.words) {
-			t.Errorf("%s: exit code %d and %q, not %d and %q", c.name, code, a.words(err), c.code, c.words)
+		if code != c.code || !strings.Contains(a.session.Explain(err), c.words) {
+			t.Errorf("%s: exit code %d and %q, not %d and %q", c.name, code, a.session.Explain(err), c.code, c.words)
 		}
 	}
 }

@@ -1,383 +1,169 @@
 package fleetapi
 
 import (
-	"cmp"
-	"encoding/json"
+	"context"
 	"fmt"
-	"io"
 	"net/http"
-	"slices"
-	"strings"
-	"time"
 
+	"connectrpc.com/connect"
+
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
-	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/timing"
+	"github.com/drover/drover/pkg/subnet"
 )
 
-// Member is a controller, as lists show it.
-type Member struct {
-	ID     string
-	Name   string
-	Addr   string
-	Role   string // leader | voter | catching up | joining
-	Joined int64  // Unix ns
-}
+// nodes implements dv1connect.NodesHandler.
+type nodes struct{ *server }
 
-// Node is a node, as lists show it.
-type Node struct {
-	ID           string
-	Name         string
-	Addr         string
-	Subnet       string
-	Labels       map[string]string
-	Availability string // active | drain | removing
-	Status       string // ready | suspect | down
-	Silent       int64  `json:",omitempty"` // since, Unix ns
-	Controller   string // its role as a controller, "" for an agent only
-	Containers   int
-	Running      int
-	CPUs         float64
-	Memory       int64
-	Arch         string
-	OS           string
-	Kernel       string
-	Versions     map[string]string
-	Roles        map[string]string `json:",omitempty"`
-	Joined       int64
-	Revision     uint64
-}
-
-// TokenInfo is a token without its secret.
-type TokenInfo struct {
-	ID         string
-	Role       string
-	SocketRole string `json:",omitempty"`
-	Created    int64
-	Expires    int64 `json:",omitempty"`
-	Revoked    bool
-	Used       uint32
-	Text       string `json:",omitempty"` // once, in the answer to its making
-}
-
-// DefaultTTL is how long a token is good if nothing is said. None is good for longer
-// than a year: whoever finds one may join.
-const (
-	DefaultTTL = 24 * time.Hour
-	maxTTL     = 365 * 24 * time.Hour
-)
-
-// NewToken asks for a token.
-type NewToken struct {
-	Role       string
-	SocketRole string
-	TTL        time.Duration
-}
-
-// UpdateNode changes a node.
-type UpdateNode struct {
-	Set          map[string]string
-	Drop         []string
-	Availability string
-	Roles        map[string]string
-}
-
-const maxBody = 64 << 10
-
-func (s *server) nodes(w http.ResponseWriter, r *http.Request) {
-	snap, ok := s.state(w, r)
-	if !ok {
-		return
+func (s nodes) List(ctx context.Context, r *connect.Request[dv1.ListNodesRequest]) (*connect.Response[dv1.ListNodesResponse], error) {
+	for _, on := range r.Msg.On {
+		if err := scheduler.CheckConstraint(on); err != nil {
+			return nil, refuse(dv1.Error_INVALID, "%v", err)
+		}
 	}
-	out := []Node{}
-	seen, roles := s.o.Fleet.Observe(r.Context(), fleet.Query{}), s.roles()
-	on := scheduler.Split(r.URL.Query().Get("on"))
+	snap, err := s.state(ctx, r.Header())
+	if err != nil {
+		return nil, err
+	}
+	var fit []*dv1.Node
 	for n := range snap.Nodes() {
-		fits, err := scheduler.Matches(n, on)
+		ok, err := scheduler.Matches(n, r.Msg.On)
 		if err != nil {
-			refuse(w, http.StatusBadRequest, err.Error())
-			return
+			return nil, refuse(dv1.Error_INVALID, "%v", err)
 		}
-		if fits {
-			out = append(out, node(snap, seen, roles, n))
+		if ok {
+			fit = append(fit, n)
 		}
 	}
-	slices.SortFunc(out, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
-	answer(w, http.StatusOK, out)
+	fit, next, err := page(fit, (*dv1.Node).GetName, r.Msg.PageSize, r.Msg.PageToken)
+	if err != nil {
+		return nil, err
+	}
+	out := &dv1.ListNodesResponse{NextPageToken: next}
+	seen := s.observe(ctx)
+	for _, n := range fit {
+		out.Nodes = append(out.Nodes, seen.node(snap, n))
+	}
+	return reply(snap, out), nil
 }
 
-func (s *server) nodeOf(w http.ResponseWriter, r *http.Request) {
-	snap, ok := s.state(w, r)
-	if !ok {
-		return
+func (s nodes) Get(ctx context.Context, r *connect.Request[dv1.GetNodeRequest]) (*connect.Response[dv1.GetNodeResponse], error) {
+	snap, n, err := s.find(ctx, r.Header(), r.Msg.Node)
+	if err != nil {
+		return nil, err
 	}
-	n := snap.NodeByName(r.PathValue("name"))
+	return reply(snap, &dv1.GetNodeResponse{Node: s.observe(ctx).node(snap, n)}), nil
+}
+
+func (s nodes) find(ctx context.Context, header http.Header, name string) (*state.Snapshot, *dv1.Node, error) {
+	snap, err := s.state(ctx, header)
+	if err != nil {
+		return nil, nil, err
+	}
+	n := snap.NodeByName(name)
 	if n == nil {
-		refuse(w, http.StatusNotFound, "No such node: "+r.PathValue("name"))
-		return
+		return nil, nil, refuse(dv1.Error_NOT_FOUND, "No such node: %s", name)
 	}
-	answer(w, http.StatusOK, node(snap, s.o.Fleet.Observe(r.Context(), fleet.Query{}), s.roles(), n))
+	return snap, n, nil
 }
 
-// roles are what controllers are, by id.
-func (s *server) roles() map[string]string {
-	out := map[string]string{}
-	for _, m := range s.o.Members() {
-		out[m.ID] = m.Role
-	}
-	return out
+// observed is what is known of nodes beside the state.
+type observed struct {
+	*fleet.Observations
+	roles map[string]dv1.ControllerInfo_Role
 }
 
-func node(snap *state.Snapshot, seen *fleet.Observations, roles map[string]string, n *dv1.Node) Node {
-	c := n.Capacity
-	if c == nil {
-		c = &dv1.Capacity{}
+func (s nodes) observe(ctx context.Context) observed {
+	o := observed{s.Fleet.Observe(ctx, fleet.Query{}), map[string]dv1.ControllerInfo_Role{}}
+	for _, m := range s.Members() {
+		o.roles[m.Id] = m.Role
 	}
-	out := Node{ID: n.Id, Name: n.Name, Addr: n.Addr, Subnet: n.Subnet, Labels: n.Labels, Availability: wire.Word(n.Availability), Status: wire.Word(n.Liveness),
-		CPUs: float64(c.NanoCpus) / 1e9, Memory: c.Memory, Arch: c.Arch, OS: c.OsName, Kernel: c.Kernel, Roles: n.Roles, Joined: n.Joined, Revision: n.Revision,
-		Versions: map[string]string{"drover": c.Drover, "containerd": c.Containerd, "runc": c.Runc}}
-	if since, silent := seen.Silent(n.Id); silent {
-		out.Silent = since
-		if out.Status == "ready" {
-			out.Status = "suspect"
-		}
+	return o
+}
+
+func (o observed) node(snap *state.Snapshot, n *dv1.Node) *dv1.NodeInfo {
+	out := &dv1.NodeInfo{
+		Id: n.Id, Name: n.Name, Addr: n.Addr, Subnet: n.Subnet, Labels: n.Labels, Availability: n.Availability, Liveness: n.Liveness,
+		Controller: o.roles[n.Id], Capacity: n.Capacity, Roles: n.Roles, Joined: n.Joined, Revision: n.Revision,
+	}
+	var silent bool
+	if out.SilentSince, silent = o.Silent(n.Id); silent && out.Liveness == dv1.Node_READY {
+		out.Liveness = dv1.Node_SUSPECT
 	}
 	use := snap.Use(n.Id)
-	out.Containers, out.Running = use.All(), use.Running
-	out.Controller = roles[n.Id]
+	out.Containers, out.Running = uint32(use.All()), uint32(use.Running)
 	return out
 }
 
-func (s *server) updateNode(w http.ResponseWriter, r *http.Request) {
-	var u UpdateNode
-	if !read(w, r, &u) {
-		return
+func (s nodes) Update(ctx context.Context, r *connect.Request[dv1.UpdateNodeRequest]) (*connect.Response[dv1.UpdateNodeResponse], error) {
+	switch r.Msg.Availability {
+	case dv1.Node_AVAILABILITY_UNSPECIFIED, dv1.Node_ACTIVE, dv1.Node_DRAIN:
+	default:
+		return nil, refuse(dv1.Error_INVALID, "a node's availability is active or drain, not %s", wire.Word(r.Msg.Availability))
 	}
-	availability, ok := map[string]dv1.Node_Availability{"": 0, "active": dv1.Node_ACTIVE, "drain": dv1.Node_DRAIN}[u.Availability]
-	if !ok {
-		refuse(w, http.StatusBadRequest, fmt.Sprintf("a node's availability is active or drain, not %q", u.Availability))
-		return
+	res, err := s.propose(ctx, r, &dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{
+		NodeId: r.Msg.Node, SetLabels: r.Msg.SetLabels, DropLabels: r.Msg.DropLabels, Availability: r.Msg.Availability}}})
+	if err != nil {
+		return nil, err
 	}
-	s.do(w, r, &dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: r.PathValue("name"), SetLabels: u.Set, DropLabels: u.Drop, Availability: availability, Roles: u.Roles}}})
+	return done(res, &dv1.UpdateNodeResponse{Changed: res.Changed}), nil
 }
 
-func (s *server) removeNode(w http.ResponseWriter, r *http.Request) {
-	c := &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: r.PathValue("name"), Force: r.URL.Query().Get("force") != ""}}}
-	res, ok := s.propose(w, r, c)
-	if !ok {
-		return
+func (s nodes) Grant(ctx context.Context, r *connect.Request[dv1.GrantRequest]) (*connect.Response[dv1.GrantResponse], error) {
+	res, err := s.propose(ctx, r, &dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{
+		NodeId: r.Msg.Node, Roles: map[string]string{fmt.Sprint(r.Msg.Uid): r.Msg.Role}}}})
+	if err != nil {
+		return nil, err
 	}
-	// A node with many tasks takes several entries. The leader goes on by itself
-	// when this caller, or controller, is gone.
-	for left, part := res.Left, 1; left > 0; part++ {
-		next := &dv1.Command{Principal: c.Principal, Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: res.NodeId}}}
+	return done(res, &dv1.GrantResponse{Changed: res.Changed}), nil
+}
+
+// Remove takes several entries for a node with many tasks. The leader goes on by
+// itself when this caller, or this controller, is gone.
+func (s nodes) Remove(ctx context.Context, r *connect.Request[dv1.RemoveNodeRequest]) (*connect.Response[dv1.RemoveNodeResponse], error) {
+	c := &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: r.Msg.Node, Force: r.Msg.Force}}}
+	res, err := s.propose(ctx, r, c)
+	if err != nil {
+		return nil, err
+	}
+	id, name := res.NodeId, res.Name
+	for part := 1; res.Left > 0; part++ {
+		next := &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: id}}}
 		if c.Key != "" {
 			next.Key = fmt.Sprint(c.Key, "/", part)
 		}
-		more, err := s.o.Fleet.Propose(r.Context(), next)
+		more, err := s.propose(ctx, r, next)
+		if kindOf(err) == dv1.Error_NOT_FOUND { // the leader was faster
+			break
+		}
 		if err != nil {
-			refuse(w, http.StatusServiceUnavailable, fmt.Sprintf("node %s is being removed, which goes on: %v", res.Name, err))
-			return
+			return nil, refuse(dv1.Error_UNAVAILABLE, "node %s is being removed, which goes on: %s", name, words(err))
 		}
-		if e := more.GetError(); e != nil && e.Kind != dv1.Error_NOT_FOUND {
-			refuse(w, http.StatusServiceUnavailable, fmt.Sprintf("node %s is being removed, which goes on: %s", res.Name, e.Message))
-			return
-		}
-		left = more.Left
-		w.Header().Set(wire.HeaderIndex, fmt.Sprint(more.Index))
+		res = more
 	}
-	answer(w, http.StatusOK, map[string]any{"Name": res.Name, "ID": res.NodeId, "Changed": res.Changed})
+	return done(res, &dv1.RemoveNodeResponse{}), nil
 }
 
-func (s *server) controllers(w http.ResponseWriter, _ *http.Request) {
-	out := s.o.Members()
-	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
-	answer(w, http.StatusOK, out)
-}
-
-func (s *server) removeController(w http.ResponseWriter, r *http.Request) {
-	name := r.PathValue("name")
-	err := s.o.Remove(r.Context(), name, func() {
-		s.do(w, r, &dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: name}}})
-	})
+func (s nodes) ListPools(ctx context.Context, r *connect.Request[dv1.ListPoolsRequest]) (*connect.Response[dv1.ListPoolsResponse], error) {
+	snap, err := s.state(ctx, r.Header())
 	if err != nil {
-		refuse(w, http.StatusConflict, err.Error())
+		return nil, err
 	}
+	out := &dv1.ListPoolsResponse{}
+	for _, p := range command.Pools(snap.Cluster()) {
+		out.Pools = append(out.Pools, &dv1.PoolInfo{Pool: p.String(), Nodes: uint32(subnet.Nodes(p)), Used: uint32(subnet.Taken(p, snap.Subnets(), snap.SubnetAt))})
+	}
+	return reply(snap, out), nil
 }
 
-// Timing is raft's timing of the fleet: lan, wan or numbers, with the numbers.
-type Timing struct{ Timing, Numbers string }
-
-func (s *server) timing(w http.ResponseWriter, r *http.Request) {
-	snap, ok := s.state(w, r)
-	if !ok {
-		return
-	}
-	t := timing.FromProto(snap.Cluster().GetTiming())
-	answer(w, http.StatusOK, Timing{cmp.Or(t.Profile(), t.String()), t.String()})
-}
-
-func (s *server) setTiming(w http.ResponseWriter, r *http.Request) {
-	var to Timing
-	if !read(w, r, &to) {
-		return
-	}
-	if to.Timing == "" {
-		refuse(w, http.StatusBadRequest, "the new timing is not named")
-		return
-	}
-	t, err := timing.Parse(to.Timing)
+func (s nodes) AddPool(ctx context.Context, r *connect.Request[dv1.AddPoolRequest]) (*connect.Response[dv1.AddPoolResponse], error) {
+	res, err := s.propose(ctx, r, &dv1.Command{Of: &dv1.Command_AddPool{AddPool: &dv1.AddPool{Pool: r.Msg.Pool}}})
 	if err != nil {
-		refuse(w, http.StatusBadRequest, err.Error())
-		return
+		return nil, err
 	}
-	s.do(w, r, &dv1.Command{Of: &dv1.Command_SetTiming{SetTiming: &dv1.SetTiming{Timing: t.Proto()}}})
-}
-
-func (s *server) tokens(w http.ResponseWriter, r *http.Request) {
-	snap, ok := s.state(w, r)
-	if !ok {
-		return
-	}
-	out := []TokenInfo{}
-	for t := range snap.Tokens() {
-		out = append(out, info(t))
-	}
-	slices.SortFunc(out, func(a, b TokenInfo) int { return int(min(1, max(-1, a.Created-b.Created))) })
-	answer(w, http.StatusOK, out)
-}
-
-func info(t *dv1.Token) TokenInfo {
-	return TokenInfo{ID: t.Id, Role: t.Role, SocketRole: t.SocketRole, Created: t.Created, Expires: t.Expires, Revoked: t.Revoked, Used: t.Used}
-}
-
-func (s *server) newToken(w http.ResponseWriter, r *http.Request) {
-	var n NewToken
-	if !read(w, r, &n) {
-		return
-	}
-	t, err := pki.NewToken(s.o.Pin())
-	if err != nil {
-		refuse(w, http.StatusInternalServerError, err.Error())
-		return
-	}
-	if n.TTL == 0 {
-		n.TTL = DefaultTTL
-	}
-	if n.TTL < 0 || n.TTL > maxTTL {
-		refuse(w, http.StatusBadRequest, fmt.Sprintf("a token is good for some time, of %s at most, not for %s", maxTTL, n.TTL))
-		return
-	}
-	now := time.Now()
-	m := &dv1.Token{Id: t.ID, Hash: t.Hash(), Role: n.Role, SocketRole: n.SocketRole, Created: now.UnixNano(), Expires: now.Add(n.TTL).UnixNano()}
-	// A token can't be asked for again under the same key: its text is nowhere.
-	r.Header.Del(wire.HeaderKey)
-	if _, ok := s.propose(w, r, &dv1.Command{Of: &dv1.Command_PutToken{PutToken: &dv1.PutToken{Token: m}}}); ok {
-		i := info(m)
-		i.Text = t.String()
-		answer(w, http.StatusCreated, i)
-	}
-}
-
-func (s *server) revokeToken(w http.ResponseWriter, r *http.Request) {
-	s.do(w, r, &dv1.Command{Of: &dv1.Command_RevokeToken{RevokeToken: &dv1.RevokeToken{Id: r.PathValue("id")}}})
-}
-
-// tag answers a node's mirror: which digest a reference names. A node learns only of
-// what it needs: of public images, and of those that its tasks have.
-func (s *server) tag(w http.ResponseWriter, r *http.Request) {
-	snap, ok := s.state(w, r)
-	if !ok {
-		return
-	}
-	t := snap.Tag(r.URL.Query().Get("ref"))
-	if t == nil {
-		refuse(w, http.StatusNotFound, "No such image: "+r.URL.Query().Get("ref"))
-		return
-	}
-	out := tagged{Digest: t.Digest, Public: snap.Image(t.Digest).GetPublic()}
-	if p, _ := pki.PrincipalFrom(r.Context()); p.Kind == pki.KindNode {
-		if !out.Public && !needs(snap, p.ID, t.Digest) {
-			refuse(w, http.StatusForbidden, r.URL.Query().Get("ref")+" is a private image: its registry gives it to who has the credential")
-			return
-		}
-		if s.o.Grant != nil {
-			var err error
-			if out.Grant, err = s.o.Grant(p.ID, t.Digest); err != nil {
-				refuse(w, http.StatusInternalServerError, err.Error())
-				return
-			}
-		}
-	}
-	for _, id := range s.o.Fleet.Observe(r.Context(), fleet.Query{Images: []string{t.Digest}}).Holders(t.Digest) {
-		if n := snap.Node(id); n != nil {
-			out.Holders = append(out.Holders, n.Addr)
-		}
-	}
-	answer(w, http.StatusOK, out)
-}
-
-type tagged struct {
-	Digest  string
-	Holders []string
-	Public  bool
-	Grant   []byte `json:",omitempty"`
-}
-
-func needs(snap *state.Snapshot, node, digest string) bool {
-	for t := range snap.TasksOfImage(digest) {
-		if t.NodeId == node {
-			return true
-		}
-	}
-	return false
-}
-
-func (s *server) state(w http.ResponseWriter, r *http.Request) (*state.Snapshot, bool) {
-	snap, err := s.o.Fleet.State(r.Context(), 0)
-	if err != nil {
-		refuse(w, http.StatusServiceUnavailable, err.Error())
-		return nil, false
-	}
-	return snap, true
-}
-
-func (s *server) do(w http.ResponseWriter, r *http.Request, c *dv1.Command) {
-	if res, ok := s.propose(w, r, c); ok {
-		answer(w, http.StatusOK, map[string]any{"Name": res.Name, "ID": res.NodeId, "Changed": res.Changed})
-	}
-}
-
-func (s *server) propose(w http.ResponseWriter, r *http.Request, c *dv1.Command) (*dv1.CommandResult, bool) {
-	p, _ := pki.PrincipalFrom(r.Context())
-	c.Principal = p.URI
-	if c.Key = r.Header.Get(wire.HeaderKey); c.Key != "" {
-		c.Key = "fleet-" + c.Key
-	}
-	res, err := s.o.Fleet.Propose(r.Context(), c)
-	if err != nil {
-		refuse(w, http.StatusServiceUnavailable, err.Error())
-		return nil, false
-	}
-	w.Header().Set(wire.HeaderIndex, fmt.Sprint(res.Index))
-	if e := res.GetError(); e != nil {
-		refuse(w, wire.Status(e.Kind), e.Message)
-		return nil, false
-	}
-	return res, true
-}
-
-func read(w http.ResponseWriter, r *http.Request, v any) bool {
-	b, err := io.ReadAll(r.Body)
-	if err == nil && len(b) > 0 {
-		err = json.Unmarshal(b, v)
-	}
-	if err != nil {
-		refuse(w, http.StatusBadRequest, "reading the request: "+err.Error())
-	}
-	return err == nil
+	return done(res, &dv1.AddPoolResponse{}), nil
 }

@@ -299,7 +299,7 @@ func (f *Fleet) API(local http.Handler) http.Handler {
 		if r = f.admit(w, r, rt, f.learn(r, rt)); r == nil {
 			return
 		}
-		change := r.Method != http.MethodGet && r.Method != http.MethodHead
+		change := rt.Changes(r.Method)
 		if change && r.Header.Get(wire.HeaderKey) == "" {
 			r.Header.Set(wire.HeaderKey, newKey()) // what a deposed leader left open can be asked again
 		}

@@ -88,6 +88,12 @@ type Route struct {
 	At      Place
 	Who     Who
 	Body    int64 // bytes that are read of a body, at most
+	Read    bool  // it changes nothing, whatever its method
+}
+
+// Changes reports whether a request of the route by a method may change something.
+func (r Route) Changes(method string) bool {
+	return !r.Read && method != http.MethodGet && method != http.MethodHead
 }
 
 // String is the route as people write it.

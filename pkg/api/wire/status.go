@@ -5,29 +5,45 @@ import (
 	"net/http"
 	"strings"
 
+	"connectrpc.com/connect"
+
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Status is the HTTP status of an answer that is a refusal of this kind: docker's,
-// where docker has one.
+// statuses are how refusals of each kind are answered: over docker's API with
+// docker's status, where docker has one, and over the fleet API with connect's code.
+var statuses = map[dv1.Error_Kind]struct {
+	http int
+	code connect.Code
+}{
+	dv1.Error_INTERNAL:     {http.StatusInternalServerError, connect.CodeInternal},
+	dv1.Error_INVALID:      {http.StatusBadRequest, connect.CodeInvalidArgument},
+	dv1.Error_NOT_FOUND:    {http.StatusNotFound, connect.CodeNotFound},
+	dv1.Error_NO_IMAGE:     {http.StatusNotFound, connect.CodeNotFound},
+	dv1.Error_CONFLICT:     {http.StatusConflict, connect.CodeFailedPrecondition},
+	dv1.Error_NAME_TAKEN:   {http.StatusConflict, connect.CodeAlreadyExists},
+	dv1.Error_PORT_TAKEN:   {http.StatusInternalServerError, connect.CodeFailedPrecondition},
+	dv1.Error_UNAVAILABLE:  {http.StatusServiceUnavailable, connect.CodeUnavailable},
+	dv1.Error_FORBIDDEN:    {http.StatusForbidden, connect.CodePermissionDenied},
+	dv1.Error_NOT_MODIFIED: {http.StatusNotModified, connect.CodeAlreadyExists},
+	dv1.Error_AGENTS_ONLY:  {http.StatusNotAcceptable, connect.CodeFailedPrecondition},
+	dv1.Error_STALE_KEY:    {http.StatusConflict, connect.CodeFailedPrecondition},
+}
+
+// Status is the HTTP status of an answer that is a refusal of this kind.
 func Status(k dv1.Error_Kind) int {
-	switch k {
-	case dv1.Error_INVALID:
-		return http.StatusBadRequest
-	case dv1.Error_NOT_FOUND, dv1.Error_NO_IMAGE:
-		return http.StatusNotFound
-	case dv1.Error_CONFLICT, dv1.Error_NAME_TAKEN, dv1.Error_STALE_KEY:
-		return http.StatusConflict
-	case dv1.Error_UNAVAILABLE:
-		return http.StatusServiceUnavailable
-	case dv1.Error_FORBIDDEN:
-		return http.StatusForbidden
-	case dv1.Error_NOT_MODIFIED:
-		return http.StatusNotModified
-	case dv1.Error_AGENTS_ONLY:
-		return http.StatusNotAcceptable
+	if s, ok := statuses[k]; ok {
+		return s.http
 	}
-	return http.StatusInternalServerError // PORT_TAKEN too, as docker
+	return http.StatusInternalServerError
+}
+
+// Code is connect's code of a refusal of this kind.
+func Code(k dv1.Error_Kind) connect.Code {
+	if s, ok := statuses[k]; ok {
+		return s.code
+	}
+	return connect.CodeInternal
 }
 
 // Word is how an enum's value is shown to people and read from them: in lower case.

@@ -5,18 +5,29 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"connectrpc.com/connect"
+
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Every kind but those that docker answers with 500 has a status of its own choice:
-// one that is added without is found here.
+// Each kind is answered over both APIs on purpose: one that is added without is
+// found here.
 func TestEveryKindHasAStatus(t *testing.T) {
 	internal := map[dv1.Error_Kind]bool{dv1.Error_INTERNAL: true, dv1.Error_PORT_TAKEN: true}
 	for k := range dv1.Error_Kind_name {
 		kind := dv1.Error_Kind(k)
+		if _, ok := statuses[kind]; !ok {
+			t.Errorf("%s is not in the table", kind)
+		}
 		if got := Status(kind); (got == http.StatusInternalServerError) != internal[kind] {
 			t.Errorf("%s: %d", kind, got)
 		}
+		if got := Code(kind); (got == connect.CodeInternal) != (kind == dv1.Error_INTERNAL) {
+			t.Errorf("%s: %s", kind, got)
+		}
+	}
+	if Status(99) != http.StatusInternalServerError || Code(99) != connect.CodeInternal {
+		t.Error("a kind of a later build is not internal")
 	}
 }
 

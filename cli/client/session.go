@@ -1,0 +1,158 @@
+package client
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/moby/moby/client"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/drover/drover/pkg/api/wire"
+)
+
+// Session is what one command has to do with a fleet: where it answers, what goes
+// along with each request, and what its answers said. Safe for concurrent use.
+type Session struct {
+	Target
+	On   []string         // placement constraints for what is created
+	Warn func(msg string) // what the fleet wants people to know
+	Time func() time.Time // nil: the clock
+
+	seen   atomic.Uint64 // the highest raft index of an answer
+	frozen atomic.Bool   // this host's controller takes connections and answers nothing
+	stale  sync.Once     // is said once
+}
+
+// Now is the time that ages are counted from.
+func (s *Session) Now() time.Time {
+	if s.Time != nil {
+		return s.Time()
+	}
+	return time.Now()
+}
+
+// HTTP is a client whose requests to http://drover/… reach the fleet.
+func (s *Session) HTTP() (*http.Client, error) {
+	connect, err := s.dialer(&s.frozen)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Transport: &marked{s, &http.Transport{DialContext: connect, DisableCompression: true}}}, nil
+}
+
+// marked is a transport whose requests and answers the session sees.
+type marked struct {
+	s    *Session
+	next http.RoundTripper
+}
+
+// RoundTrip implements http.RoundTripper.
+func (m *marked) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	m.s.mark(r)
+	resp, err := m.next.RoundTrip(r)
+	if err == nil {
+		m.s.note(resp)
+	}
+	return resp, err
+}
+
+// Docker is docker's own client on the fleet. Its requests are spans of tp.
+func (s *Session) Docker(tp trace.TracerProvider) (client.APIClient, error) {
+	connect, err := s.dialer(&s.frozen)
+	if err != nil {
+		return nil, err
+	}
+	otel.SetTextMapPropagator(propagation.TraceContext{})
+	mark := func(r *http.Request) error { s.mark(r); return nil }
+	inner, err := client.New(client.WithHost(s.Host), client.WithHTTPClient(&http.Client{Transport: &http.Transport{DialContext: connect, DisableCompression: true}}),
+		client.WithDialContext(connect), client.WithHTTPRequestHook(mark), client.WithHTTPResponseHook(s.note), client.WithTraceProvider(tp),
+		client.WithTraceOptions(otelhttp.WithSpanNameFormatter(spanName)), client.WithUserAgent("drover"))
+	if err != nil {
+		return nil, fmt.Errorf("preparing the client for %s: %w", s.Host, err)
+	}
+	return &fleetClient{APIClient: inner, s: s, far: s.elsewhere() != nil}, nil
+}
+
+var longID = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// spanName is a request with ids as users know them.
+func spanName(_ string, r *http.Request) string {
+	return r.Method + " " + longID.ReplaceAllStringFunc(r.URL.Path, func(id string) string { return id[:12] })
+}
+
+// note takes what an answer's headers say.
+func (s *Session) note(r *http.Response) {
+	if c, ok := r.Request.Context().Value(keyKey{}).(*call); ok && r.StatusCode == http.StatusServiceUnavailable && r.Header.Get("Retry-After") != "" {
+		c.later.Store(r.Header.Get(wire.HeaderUndecided) != "" || s.seen.Load() > 0)
+	}
+	if taken, ok := r.Request.Context().Value(underway{}).(*atomic.Bool); ok && r.StatusCode == http.StatusOK {
+		taken.Store(true)
+	}
+	i, err := strconv.ParseUint(r.Header.Get(wire.HeaderIndex), 10, 64)
+	for err == nil {
+		old := s.seen.Load()
+		if i <= old || s.seen.CompareAndSwap(old, i) {
+			break
+		}
+	}
+	if w := r.Header.Get(wire.HeaderWarning); w != "" {
+		s.warn(w)
+	}
+	if r.Header.Get(wire.HeaderStale) != "" {
+		s.stale.Do(func() { s.warn("the controllers have no leader: this is what the one that answered knew last") })
+	}
+}
+
+func (s *Session) warn(msg string) {
+	if s.Warn != nil {
+		s.Warn(msg)
+	}
+}
+
+// mark gives every change a key, so that a repetition is never done twice, and
+// says what this command has seen, where it is, and that it reads frames.
+func (s *Session) mark(r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		k := key()
+		if c, ok := r.Context().Value(keyKey{}).(*call); ok {
+			k = c.key
+		}
+		r.Header.Set(wire.HeaderKey, k)
+	}
+	if i := s.seen.Load(); i > 0 {
+		r.Header.Set(wire.HeaderIndex, strconv.FormatUint(i, 10))
+	}
+	if i, ok := r.Context().Value(afterKey{}).(uint64); ok {
+		r.Header.Set(wire.HeaderAfter, strconv.FormatUint(i, 10))
+	}
+	if len(s.On) > 0 {
+		r.Header.Set(wire.HeaderOn, strings.Join(s.On, ","))
+	}
+	if s.contact != "" {
+		r.Header.Set(wire.HeaderContact, s.contact)
+	}
+	if from, ok := r.Context().Value(fromKey{}).(string); ok && from != "" {
+		r.Header.Set(wire.HeaderFrom, from)
+	}
+	if strings.HasSuffix(r.URL.Path, "/attach") || strings.HasSuffix(r.URL.Path, "/logs") || strings.Contains(r.URL.Path, "/exec/") && strings.HasSuffix(r.URL.Path, "/start") {
+		r.Header.Set(wire.HeaderFrames, "1")
+	}
+}
+
+func key() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}

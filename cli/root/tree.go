@@ -1,0 +1,107 @@
+package root
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/docker/cli/cli"
+	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/command/commands"
+	dockerversion "github.com/docker/cli/cli/version"
+	"github.com/moby/term"
+	"github.com/spf13/cobra"
+
+	fleet "github.com/drover/drover/cli/client"
+	"github.com/drover/drover/cli/controller"
+	"github.com/drover/drover/cli/host"
+	"github.com/drover/drover/cli/node"
+	"github.com/drover/drover/cli/token"
+	"github.com/drover/drover/cli/trace"
+)
+
+// without are docker's commands that a fleet doesn't have.
+var without = map[string]bool{
+	"swarm": true, "stack": true, "service": true, "config": true, "secret": true, "plugin": true,
+	"checkpoint": true, "builder": true, "buildx": true, "trust": true, "manifest": true, "context": true, "compose": true,
+}
+
+// command is the whole tree.
+func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error) {
+	stdin, stdout, stderr := term.StdStreams()
+	out := stdout
+	if shown(args) {
+		out = &heading{w: stdout}
+	}
+	dc, err := command.NewDockerCli(command.WithBaseContext(ctx), command.WithInputStream(stdin), command.WithOutputStream(out), command.WithErrorStream(stderr),
+		command.WithUserAgent("drover/"+a.version))
+	if err != nil {
+		return nil, fmt.Errorf("preparing the commands: %w", err)
+	}
+	a.docker = dc
+	dockerversion.Version = a.version
+	root := &cobra.Command{
+		Use: "drover [OPTIONS] COMMAND [ARG...]", Short: "The whole fleet as one Docker Engine", Long: "The whole fleet as one Docker Engine",
+		SilenceUsage: true, SilenceErrors: true, TraverseChildren: true, DisableFlagsInUseLine: true, SuggestionsMinimumDistance: 2,
+	}
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return unknown(cmd, args[0])
+	}
+	root.Args = cobra.ArbitraryArgs
+	root.SetIn(dc.In())
+	root.SetOut(dc.Out())
+	root.SetErr(dc.Err())
+	opts, _ := cli.SetupRootCommand(root)
+	for _, f := range []string{"config", "context", "tls", "tlscacert", "tlscert", "tlskey", "tlsverify", "log-level", "debug"} {
+		if fl := root.Flags().Lookup(f); fl != nil {
+			fl.Hidden = true
+		}
+	}
+	if fl := root.Flags().Lookup("host"); fl != nil {
+		fl.Usage = "Where the fleet answers: unix://PATH or tcp://HOST:PORT (" + fleet.EnvHost + ")"
+	}
+	root.Annotations = map[string]string{}
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.before(cmd, opts) }
+	commands.AddCommands(root, dc)
+	for _, c := range root.Commands() {
+		if c.Name() == "node" || without[c.Name()] { // Swarm's nodes
+			root.RemoveCommand(c)
+		}
+	}
+	for _, c := range host.Commands(a.version) {
+		if c.Name() == "controller" {
+			c.AddCommand(controller.Commands(a.session)...)
+		}
+		root.AddCommand(c)
+	}
+	root.AddCommand(node.Command(a.session), token.Command(a.session), trace.Command(a.session))
+	a.spread(root)
+	visit(root, rename)
+	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
+		// Completions run without what comes ahead of commands, and ask the fleet too.
+		return root, a.complete(opts)
+	}
+	return root, nil
+}
+
+// unknown names the commands that were perhaps meant.
+func unknown(cmd *cobra.Command, arg string) error {
+	msg := fmt.Sprintf("drover: unknown command: drover %s", arg)
+	if without[arg] {
+		return fmt.Errorf("drover: docker's %s commands are not there on a fleet\n\nRun 'drover --help' for what is", arg)
+	}
+	if near := cmd.SuggestionsFor(arg); len(near) > 0 {
+		msg += "\n\nDid you mean this?\n\t" + strings.Join(near, "\n\t")
+	}
+	return fmt.Errorf("%s\n\nRun 'drover --help' for more information", msg)
+}
+
+func visit(c *cobra.Command, f func(*cobra.Command)) {
+	f(c)
+	for _, sub := range c.Commands() {
+		visit(sub, f)
+	}
+}

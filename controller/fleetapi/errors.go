@@ -1,0 +1,65 @@
+package fleetapi
+
+import (
+	"errors"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"github.com/drover/drover/controller/consensus"
+	"github.com/drover/drover/controller/fleet"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
+)
+
+func refuse(kind dv1.Error_Kind, format string, args ...any) error {
+	return decided(&dv1.Error{Kind: kind, Message: fmt.Sprintf(format, args...)})
+}
+
+// decided is a refusal as clients get it: its code, its words, and itself as a detail.
+func decided(e *dv1.Error) *connect.Error {
+	err := connect.NewError(wire.Code(e.Kind), errors.New(e.Message))
+	if detail, derr := connect.NewErrorDetail(e); derr == nil {
+		err.AddDetail(detail)
+	}
+	return err
+}
+
+// failed is an error of the control plane, which the caller may ask again after.
+func failed(err error) error {
+	if errors.Is(err, consensus.ErrKeyReused) {
+		return refuse(dv1.Error_CONFLICT, "%v", err)
+	}
+	e := decided(&dv1.Error{Kind: dv1.Error_UNAVAILABLE, Message: err.Error()})
+	if errors.Is(err, fleet.ErrNoLeader) {
+		e.Meta().Set("Retry-After", "1")
+		if errors.Is(err, fleet.ErrUndecided) {
+			e.Meta().Set(wire.HeaderUndecided, "1")
+		}
+	}
+	return e
+}
+
+// kindOf is the kind of a refusal; INTERNAL of any other error and of none.
+func kindOf(err error) dv1.Error_Kind {
+	var e *connect.Error
+	if errors.As(err, &e) {
+		for _, d := range e.Details() {
+			if m, err := d.Value(); err == nil {
+				if r, ok := m.(*dv1.Error); ok {
+					return r.Kind
+				}
+			}
+		}
+	}
+	return dv1.Error_INTERNAL
+}
+
+// words are a refusal's, without its code.
+func words(err error) string {
+	var e *connect.Error
+	if errors.As(err, &e) {
+		return e.Message()
+	}
+	return err.Error()
+}
