@@ -13,7 +13,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -32,6 +31,7 @@ const (
 
 type decision struct {
 	*state.Snapshot
+	batch   *Batch
 	cmd     *dv1.Command
 	who     pki.Principal // whose command it is
 	now     int64
@@ -42,19 +42,9 @@ type decision struct {
 	res     *dv1.CommandResult
 }
 
-// Decide leaves view as it is. With result.Error there are no effects. Whoever
-// relayed a command, its principal must be allowed what it asks for, in this view.
+// Decide is what a Batch of one command decides.
 func Decide(view *state.Txn, cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.CommandResult) {
-	d := &decision{Snapshot: view.View(), cmd: cmd, now: now, gone: map[string]int{}, res: &dv1.CommandResult{}}
-	var err error
-	if d.who, err = access.Allowed(d.Snapshot, cmd.GetPrincipal(), access.Command(cmd)); err != nil {
-		return nil, &dv1.CommandResult{Error: refuse(dv1.Error_FORBIDDEN, "%v", err)}
-	}
-	if e := d.decide(); e != nil {
-		return nil, &dv1.CommandResult{Error: e}
-	}
-	d.res.Changed = d.res.Changed || len(d.effects) > 0
-	return d.effects, d.res
+	return NewBatch(view).Decide(cmd, now)
 }
 
 // Evict deletes key results older than 15 minutes, and the oldest above a count or a
@@ -250,10 +240,15 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	}
 	g := scheduler.Group{Count: 1, On: c.On, Digest: digest, Contact: c.Contact}
 	if h := r.HostConfig; h != nil {
-		g.Memory, g.Pinned = h.MemoryReservation, c.Contact != "" && pinned(h)
+		g.Memory = h.MemoryReservation
+		if c.Contact != "" && pinned(h) {
+			g.Pins = append(g.Pins, scheduler.Pin{Node: c.Contact, Why: "lack the bind's source, which is the contact's"})
+		}
 		var reserved []*dv1.Port // a range goes round them
-		for n := range d.Nodes() {
-			reserved = append(reserved, scheduler.Reserved(n)...)
+		if len(h.PortBindings) > 0 {
+			for n := range d.Nodes() {
+				reserved = append(reserved, scheduler.Reserved(n)...)
+			}
 		}
 		if g.Ports, e = wantedPorts(&r, d.Image(c.Spec.GetDigest()), reserved); e != nil {
 			return e
@@ -264,7 +259,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 			return refuse(dv1.Error_INVALID, "%v", err)
 		}
 	}
-	place := scheduler.Place(d.Snapshot, []scheduler.Group{g})[0]
+	place := d.batch.place(g)
 	if len(place.Nodes) == 0 {
 		return refuse(dv1.Error_UNAVAILABLE, "%s", place.Reason())
 	}

@@ -83,10 +83,10 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 		if ip == "" {
 			ip = "0.0.0.0"
 		}
-		if scheduler.Holder(reserved, p) {
+		if scheduler.Conflicts(reserved, p) {
 			return refuse(dv1.Error_PORT_TAKEN, "Bind for %s:%d failed: port %d is reserved for drover", ip, p.Host, p.Host)
 		}
-		if scheduler.Holder(held, p) {
+		if scheduler.Conflicts(held, p) {
 			return refuse(dv1.Error_PORT_TAKEN, "Bind for %s:%d failed: port is already allocated%s", ip, p.Host, d.takers(p))
 		}
 	}
@@ -103,7 +103,7 @@ func (d *decision) takers(p *dv1.Port) string {
 	for n := range d.Nodes() {
 		nodes++
 		for t := range d.TasksOfNode(n.Id) {
-			if t.Desired == dv1.Desired_RUNNING && scheduler.Holder(t.Ports, p) {
+			if t.Desired == dv1.Desired_RUNNING && scheduler.Conflicts(t.Ports, p) {
 				out = append(out, n.Name+" (by "+t.Name+")")
 			}
 		}
@@ -139,7 +139,7 @@ func wantedPorts(r *container.CreateRequest, img *dv1.Image, held []*dv1.Port) (
 					return nil, refuse(dv1.Error_INVALID, "invalid port specification: %q", b.HostPort)
 				}
 				p.Host = uint32(hr.Start())
-				for p.Host < uint32(hr.End()) && (scheduler.Holder(held, p) || scheduler.Holder(out, p)) {
+				for p.Host < uint32(hr.End()) && (scheduler.Conflicts(held, p) || scheduler.Conflicts(out, p)) {
 					p.Host++
 				}
 			}

@@ -182,6 +182,7 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 type batch struct {
 	base    *state.Snapshot
 	view    *state.Txn
+	decider *command.Batch // on view
 	entry   *dv1.Entry
 	size    int
 	waiting []waiting
@@ -212,9 +213,10 @@ func (n *Node) stamp(last int64) int64 {
 // answers. False: leadership or the base is in doubt, go behind a Barrier.
 func (n *Node) propose(s *state.Snapshot, first *pending) bool {
 	now := n.stamp(s.Time())
-	b := &batch{base: s, view: state.NewTxn(s), entry: &dv1.Entry{
+	b := &batch{base: s, entry: &dv1.Entry{
 		Format: state.Format, Type: state.EntryEffects, MinVersion: 1, Base: s.Index(), Time: now,
 	}}
+	b.begin()
 	for p := first; p != nil; {
 		b.decide(p, now, n.o.Logger)
 		p = nil
@@ -237,6 +239,12 @@ func (n *Node) propose(s *state.Snapshot, first *pending) bool {
 		}
 	}
 	return err == nil
+}
+
+// begin makes the view on which the batch is decided.
+func (b *batch) begin() {
+	b.view = state.NewTxn(b.base)
+	b.decider = command.NewBatch(b.view)
 }
 
 // decide takes a command into the batch. One that panics is refused and told of: it
@@ -264,7 +272,7 @@ func (b *batch) take(p *pending, now int64) {
 			return
 		}
 	}
-	effects, result := command.Decide(b.view, p.cmd, now)
+	effects, result := b.decider.Decide(p.cmd, now)
 	if result.Error != nil {
 		b.waiting = append(b.waiting, waiting{p: p, result: result})
 		return
@@ -285,7 +293,7 @@ func (b *batch) take(p *pending, now int64) {
 		}}})
 		return
 	}
-	if err := b.view.Apply(effects...); err != nil {
+	if err := b.decider.Apply(effects...); err != nil {
 		// Deciding made what applying refuses: keep it out of the log, where
 		// it would halt every member.
 		b.waiting = append(b.waiting, waiting{p: p, err: fmt.Errorf("deciding a command: %w", err)})
@@ -303,7 +311,7 @@ func (b *batch) take(p *pending, now int64) {
 
 // rebuild makes the view anew, for a failed Apply may have written half.
 func (b *batch) rebuild() {
-	b.view = state.NewTxn(b.base)
+	b.begin()
 	if err := b.view.Apply(b.entry.Effects...); err != nil {
 		panic(fmt.Sprintf("effects that were applied once can't be again: %v", err))
 	}

@@ -1,17 +1,16 @@
-// Package scheduler chooses nodes for groups of equal tasks on a snapshot.
+// Package scheduler chooses nodes for groups of equal tasks on a view of the state.
 // It only decides: names, ports at start, committing and telling agents are
 // left to command, consensus and dispatch.
 package scheduler
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
-	"github.com/moby/moby/api/types/container"
+	"github.com/docker/go-units"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -26,9 +25,15 @@ type Group struct {
 	NanoCPUs int64    // reserved
 	Ports    []*dv1.Port
 	Digest   string   // image: nodes that hold it are preferred
-	Holders  []string // nodes known to hold it, beside those that the snapshot shows
+	Holders  []string // nodes known to hold it, beside those that the view shows
 	Contact  string   // preferred node, "" for none
-	Pinned   bool     // only the contact will do: binds and what else lives there
+	Pins     []Pin    // where the tasks must be: all of them hold
+}
+
+// Pin ties a group to the one node where something of it is.
+type Pin struct {
+	Node string
+	Why  string // "lack the bind's source": what the other nodes are turned away for
 }
 
 // Rejection counts the nodes that one filter turned away.
@@ -60,209 +65,168 @@ func (d Decision) Reason() string {
 	return fmt.Sprintf("0 of %d %s: %s", d.Total, noun, strings.Join(parts, ", "))
 }
 
-// use is what is taken on a node, with what this call places added.
-type use struct {
-	node     *dv1.Node
-	tasks    int
-	memory   int64
-	cpus     int64
-	ports    []*dv1.Port
-	hasImage bool
+// Place returns one decision per group, in order; later groups see what
+// earlier ones took. It does no I/O, and equal states give equal placements.
+func Place(s *state.Snapshot, groups ...Group) []Decision { return New(s).Place(groups...) }
+
+// Placer places groups one after the other on a view that changes between them.
+// It keeps what it found out about each node, so that a group of a shape that was
+// placed before costs what it changes, however many nodes and tasks there are.
+// One goroutine owns it and the view.
+type Placer struct {
+	view   *state.Snapshot
+	nodes  []*node
+	byID   map[string]*node
+	shapes map[string]*shape
+	stale  map[string]bool // nodes that may be other than the view's
+	log    []*node         // each change of a node, for shapes that haven't seen it
 }
 
-// Place returns one decision per group, in order; later groups see what
-// earlier ones took. It does no I/O, and equal snapshots give equal placements.
-func Place(s *state.Snapshot, groups []Group) []Decision {
-	uses := survey(s, groups)
+// node is a node with what is taken there, and what a call of Place adds.
+type node struct {
+	*dv1.Node
+	state.Use
+	at int // its place in Placer.nodes
+}
+
+// New makes a Placer on a view.
+func New(view *state.Snapshot) *Placer {
+	p := &Placer{view: view, stale: map[string]bool{}}
+	p.survey()
+	return p
+}
+
+// survey reads every node anew.
+func (p *Placer) survey() {
+	p.nodes, p.byID, p.shapes, p.log = nil, map[string]*node{}, map[string]*shape{}, nil
+	for n := range p.view.Nodes() {
+		n := &node{Node: n, Use: p.view.Use(n.Id), at: len(p.nodes)}
+		p.nodes = append(p.nodes, n)
+		p.byID[n.Id] = n
+	}
+	clear(p.stale)
+}
+
+// Changed says that the view's nodes of these ids, or their tasks, changed.
+func (p *Placer) Changed(ids ...string) {
+	for _, id := range ids {
+		p.stale[id] = true
+	}
+}
+
+// refresh reads the nodes that changed.
+func (p *Placer) refresh() {
+	for _, id := range slices.Sorted(maps.Keys(p.stale)) {
+		now, n := p.view.Node(id), p.byID[id]
+		if (now == nil) != (n == nil) {
+			p.survey()
+			return
+		}
+		if n != nil {
+			n.Node, n.Use = now, p.view.Use(id)
+			p.log = append(p.log, n)
+		}
+	}
+	clear(p.stale)
+}
+
+// Place returns one decision per group, in order; later groups see what earlier
+// ones took. It leaves the view as it is: whoever writes a decision there says so
+// with Changed.
+func (p *Placer) Place(groups ...Group) []Decision {
+	p.refresh()
 	out := make([]Decision, len(groups))
 	for i, g := range groups {
-		out[i] = place(s, uses, g)
+		out[i] = p.place(g)
 	}
 	return out
 }
 
-func survey(s *state.Snapshot, groups []Group) []*use {
-	// Reading every spec is dear, and only reservations need it.
-	reserves := slices.ContainsFunc(groups, func(g Group) bool { return g.Memory > 0 || g.NanoCPUs > 0 })
-	var uses []*use
-	for n := range s.Nodes() {
-		u := &use{node: n}
-		for t := range s.TasksOfNode(n.Id) {
-			if t.Desired != dv1.Desired_RUNNING && t.Desired != dv1.Desired_CREATED {
-				continue
-			}
-			u.tasks++
-			if t.Desired == dv1.Desired_RUNNING {
-				u.ports = append(u.ports, t.Ports...)
-			}
-			if reserves {
-				m, c := reservation(s.Spec(t.SpecId))
-				u.memory, u.cpus = u.memory+m, u.cpus+c
-			}
-		}
-		uses = append(uses, u)
-	}
-	return uses
-}
-
-func place(s *state.Snapshot, uses []*use, g Group) Decision {
-	d := Decision{Total: len(uses)}
-	holders := map[string]bool{}
-	for _, h := range g.Holders {
-		holders[h] = true
-	}
-	if g.Digest != "" {
-		for t := range s.TasksOfImage(g.Digest) {
-			holders[t.NodeId] = true
-		}
-	}
+func (p *Placer) place(g Group) Decision {
+	d := Decision{Total: len(p.nodes)}
+	s := p.shape(g)
 	for range g.Count {
-		rejected := map[string]int{}
-		var fit []*use
-		for _, u := range uses {
-			u.hasImage = holders[u.node.Id]
-			if why := refuse(u, g); why != "" {
-				rejected[why]++
-			} else {
-				fit = append(fit, u)
-			}
+		n := s.best()
+		if n == nil {
+			d.Rejected = s.rejections()
+			break
 		}
-		if len(fit) == 0 {
-			for _, why := range slices.Sorted(maps.Keys(rejected)) {
-				d.Rejected = append(d.Rejected, Rejection{rejected[why], why})
-			}
-			slices.SortStableFunc(d.Rejected, func(a, b Rejection) int { return b.Nodes - a.Nodes })
-			return d
-		}
-		best := slices.MinFunc(fit, func(a, b *use) int { return better(a, b, g) })
-		best.tasks++
-		best.memory += g.Memory
-		best.cpus += g.NanoCPUs
-		best.ports = append(best.ports, g.Ports...)
-		d.Nodes = append(d.Nodes, best.node.Id)
+		n.Wanted++
+		n.Memory += g.Memory
+		n.NanoCPUs += g.NanoCPUs
+		n.Ports = append(slices.Clip(n.Ports), g.Ports...)
+		s.look(n)
+		p.log = append(p.log, n)
+		s.seen = len(p.log)
+		p.stale[n.Id] = true // until it is written, only this call knows of it
+		d.Nodes = append(d.Nodes, n.Id)
 	}
 	return d
 }
 
-// refuse runs the filters: the first that turns the node away says why.
-func refuse(u *use, g Group) string {
-	n := u.node
-	switch {
-	case n.Liveness == dv1.Node_DOWN:
-		return "down"
-	case n.Liveness == dv1.Node_SUSPECT:
-		return "silent"
-	case n.Availability == dv1.Node_DRAIN || n.Availability == dv1.Node_REMOVING:
-		return "drained"
-	case g.Pinned && n.Id != g.Contact:
-		return "lack the bind's source, which is the contact's"
-	case g.Arch != "" && n.Capacity.GetArch() != g.Arch:
-		return "are not " + g.Arch
+// filter turns nodes away, all of them for one reason.
+type filter struct {
+	why     string
+	refuses func(*node) bool
+}
+
+// filters are what a node must pass for a group: the first that it doesn't pass is
+// the reason that people see.
+func filters(g Group) []filter {
+	out := []filter{
+		{"down", func(n *node) bool { return n.Liveness == dv1.Node_DOWN }},
+		{"silent", func(n *node) bool { return n.Liveness == dv1.Node_SUSPECT }},
+		{"drained", func(n *node) bool { return n.Availability == dv1.Node_DRAIN || n.Availability == dv1.Node_REMOVING }},
 	}
-	for _, c := range g.On {
-		k, err := parseConstraint(c)
+	add := func(why string, refuses func(*node) bool) { out = append(out, filter{why, refuses}) }
+	for _, p := range g.Pins {
+		add(p.Why, func(n *node) bool { return n.Id != p.Node })
+	}
+	if g.Arch != "" {
+		add("are not "+g.Arch, func(n *node) bool { return n.Capacity.GetArch() != g.Arch })
+	}
+	for _, on := range g.On {
+		c, err := parseConstraint(on)
 		if err != nil {
-			return err.Error()
+			add(err.Error(), func(*node) bool { return true })
+			continue
 		}
-		if !k.matches(n) {
-			return "don't match " + c
-		}
+		add("don't match "+on, func(n *node) bool { return !c.matches(n.Node) })
 	}
 	for _, p := range g.Ports {
-		if Holder(Reserved(n), p) {
-			return fmt.Sprintf("reserve port %d for drover", p.Host)
-		}
+		add(fmt.Sprintf("reserve port %d for drover", p.Host), func(n *node) bool { return Conflicts(Reserved(n.Node), p) })
 	}
-	if g.Memory > 0 && n.Capacity.GetMemory()-u.memory < g.Memory {
-		return "lack " + bytesText(g.Memory) + " memory"
+	if g.Memory > 0 {
+		add("lack "+units.CustomSize("%.4g %s", float64(g.Memory), 1024, binary)+" memory", func(n *node) bool { return n.Capacity.GetMemory()-n.Memory < g.Memory })
 	}
-	if g.NanoCPUs > 0 && n.Capacity.GetNanoCpus()-u.cpus < g.NanoCPUs {
-		return fmt.Sprintf("lack %g CPUs", float64(g.NanoCPUs)/1e9)
-	}
-	return ""
-}
-
-// better orders nodes that fit: free ports first, for they are only a preference
-// here (they are taken at start), then what a container would cost.
-func better(a, b *use, g Group) int {
-	return cmp.Or(
-		cmp.Compare(clashes(a, g), clashes(b, g)),
-		cmp.Compare(a.cost(g), b.cost(g)),
-		cmp.Compare(a.node.Id, b.node.Id),
-	)
-}
-
-func clashes(u *use, g Group) int {
-	if clash(u.ports, g.Ports) {
-		return 1
-	}
-	return 0
-}
-
-// cost spreads containers: each counts two, as does an image that is to be
-// fetched first, and a node that is not the contact counts one.
-func (u *use) cost(g Group) int {
-	c := 2 * u.tasks
-	if g.Digest != "" && !u.hasImage {
-		c += 2
-	}
-	if g.Contact != "" && u.node.Id != g.Contact {
-		c++
-	}
-	return c
-}
-
-func clash(held, want []*dv1.Port) bool {
-	for _, w := range want {
-		if Holder(held, w) {
-			return true
-		}
-	}
-	return false
-}
-
-// Holder says whether one of the held ports keeps want from being bound.
-func Holder(held []*dv1.Port, want *dv1.Port) bool {
-	return slices.ContainsFunc(held, func(h *dv1.Port) bool { return Overlap(h, want) })
-}
-
-// Reserved are the ports that drover itself has on a node, for Holder.
-func Reserved(n *dv1.Node) []*dv1.Port {
-	var out []*dv1.Port
-	for _, p := range n.GetReservedPorts() {
-		out = append(out, &dv1.Port{Proto: "tcp", Host: p}, &dv1.Port{Proto: "udp", Host: p})
+	if g.NanoCPUs > 0 {
+		add(fmt.Sprintf("lack %g CPUs", float64(g.NanoCPUs)/1e9), func(n *node) bool { return n.Capacity.GetNanoCpus()-n.NanoCPUs < g.NanoCPUs })
 	}
 	return out
 }
 
-// Overlap says whether two host ports can't be bound side by side; a wildcard
-// address overlaps every other. Port 0 is yet to be chosen and overlaps none.
-func Overlap(a, b *dv1.Port) bool {
-	if a.Host == 0 || a.Host != b.Host || a.Proto != b.Proto {
-		return false
+var binary = []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
+
+// score orders nodes that fit: free ports first, for they are only a preference
+// here (they are taken at start), then what a container would cost.
+type score struct{ clash, cost int }
+
+// scoreOf spreads containers: each costs two, as does an image that is to be
+// fetched first, and a node that is not the contact costs one.
+func scoreOf(g Group, n *node, holds bool) score {
+	s := score{cost: 2 * n.Wanted}
+	if slices.ContainsFunc(g.Ports, func(p *dv1.Port) bool { return Conflicts(n.Ports, p) }) {
+		s.clash = 1
 	}
-	return Wildcard(a.Ip) || Wildcard(b.Ip) || a.Ip == b.Ip
+	if g.Digest != "" && !holds {
+		s.cost += 2
+	}
+	if g.Contact != "" && n.Id != g.Contact {
+		s.cost++
+	}
+	return s
 }
 
-// Wildcard says whether a host address stands for all of them.
-func Wildcard(ip string) bool { return ip == "" || ip == "0.0.0.0" || ip == "::" }
-
-func reservation(s *dv1.Spec) (memory, nanoCPUs int64) {
-	var r container.CreateRequest
-	if s == nil || json.Unmarshal(s.Body, &r) != nil || r.HostConfig == nil {
-		return 0, 0
-	}
-	return r.HostConfig.MemoryReservation, 0
-}
-
-func bytesText(n int64) string {
-	for _, u := range []struct {
-		size int64
-		name string
-	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
-		if n >= u.size {
-			return fmt.Sprintf("%.4g %s", float64(n)/float64(u.size), u.name)
-		}
-	}
-	return fmt.Sprintf("%d B", n)
+func (s score) compare(o score) int {
+	return cmp.Or(cmp.Compare(s.clash, o.clash), cmp.Compare(s.cost, o.cost))
 }

@@ -33,7 +33,7 @@ func id(of string) []byte { return fmt.Appendf(nil, "%-32s", of)[:32] }
 
 func TestSpreadLocalityAndContact(t *testing.T) {
 	x := fleet(t, 3)
-	d := Place(x.View(), []Group{{Count: 7, Digest: digest, Contact: "n0001"}})[0]
+	d := Place(x.View(), Group{Count: 7, Digest: digest, Contact: "n0001"})[0]
 	per := map[string]int{}
 	for _, n := range d.Nodes {
 		per[n]++
@@ -44,10 +44,10 @@ func TestSpreadLocalityAndContact(t *testing.T) {
 	// Who has the image is preferred, but not piled upon.
 	put(t, x, &dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: id("s"), Digest: digest}}},
 		&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: id("t"), RunId: id("r"), SpecId: id("s"), Name: "t", NodeId: "n0002", Desired: dv1.Desired_STOPPED}}})
-	if d := Place(x.View(), []Group{{Count: 1, Digest: digest}})[0]; d.Nodes[0] != "n0002" {
+	if d := Place(x.View(), Group{Count: 1, Digest: digest})[0]; d.Nodes[0] != "n0002" {
 		t.Errorf("the image is on n0002, it went to %v", d.Nodes)
 	}
-	if d := Place(x.View(), []Group{{Count: 6, Digest: digest}})[0]; slices.Compact(slices.Sorted(slices.Values(d.Nodes)))[0] != "n0000" {
+	if d := Place(x.View(), Group{Count: 6, Digest: digest})[0]; slices.Compact(slices.Sorted(slices.Values(d.Nodes)))[0] != "n0000" {
 		t.Errorf("six of them are on %v", d.Nodes)
 	}
 }
@@ -60,14 +60,14 @@ func TestEveryRejectionIsCounted(t *testing.T) {
 		change(n)
 		put(t, x, &dv1.Effect{Of: &dv1.Effect_Node{Node: n}})
 	}
-	d := Place(x.View(), []Group{{Count: 1, Arch: "amd64", Memory: 2 << 30, On: []string{"node!=host-5"}}})[0]
+	d := Place(x.View(), Group{Count: 1, Arch: "amd64", Memory: 2 << 30, On: []string{"node!=host-5"}})[0]
 	reason := d.Reason()
 	for _, want := range []string{"0 of 6 nodes fit", "1 down", "1 silent", "1 drained", "1 are not amd64", "1 lack 2 GiB memory", "1 don't match node!=host-5"} {
 		if !strings.Contains(reason, want) {
 			t.Errorf("%q lacks %q", reason, want)
 		}
 	}
-	if r := Place(fleet(t, 0).View(), []Group{{Count: 1}})[0].Reason(); !strings.Contains(r, "no node has joined") {
+	if r := Place(fleet(t, 0).View(), Group{Count: 1})[0].Reason(); !strings.Contains(r, "no node has joined") {
 		t.Errorf("without nodes: %q", r)
 	}
 }
@@ -84,12 +84,5 @@ func TestConstraints(t *testing.T) {
 		if CheckConstraint(bad) == nil {
 			t.Errorf("%q was taken", bad)
 		}
-	}
-}
-
-func BenchmarkPlaceOnAThousandNodes(b *testing.B) {
-	x := fleet(b, 1000)
-	for b.Loop() {
-		Place(x.View(), []Group{{Count: 1, Digest: digest, Contact: "n0001"}})
 	}
 }
