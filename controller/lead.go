@@ -11,7 +11,7 @@ import (
 type leadership interface {
 	Ready() bool // it leads, and has all that was committed before its term
 	Term() uint64
-	Changed() <-chan struct{} // closed when one of these may have changed
+	LeadershipChanged() <-chan struct{} // closed when one of these may have changed
 }
 
 // lead runs what only the leader does: all of it for each term under one context
@@ -19,7 +19,7 @@ type leadership interface {
 // returns when ctx ends, or with the first error of a part while its term lasts.
 func lead(ctx context.Context, l leadership, parts ...func(context.Context) error) error {
 	for ctx.Err() == nil {
-		changed, term := l.Changed(), l.Term()
+		changed, term := l.LeadershipChanged(), l.Term()
 		if l.Ready() {
 			if err := leadOnce(ctx, l, term, parts); err != nil {
 				return fmt.Errorf("leading term %d: %w", term, err)
@@ -47,7 +47,7 @@ func leadOnce(ctx context.Context, l leadership, term uint64, parts []func(conte
 		})
 	}
 	for ctx.Err() == nil {
-		changed := l.Changed()
+		changed := l.LeadershipChanged()
 		if !l.Ready() || l.Term() != term {
 			break
 		}

@@ -19,7 +19,7 @@ type elections struct {
 
 func (e *elections) Ready() bool  { e.mu.Lock(); defer e.mu.Unlock(); return e.ready }
 func (e *elections) Term() uint64 { e.mu.Lock(); defer e.mu.Unlock(); return e.term }
-func (e *elections) Changed() <-chan struct{} {
+func (e *elections) LeadershipChanged() <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.changed

@@ -86,6 +86,6 @@ func (n *Node) compact() {
 		if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && !errors.Is(err, raft.ErrRaftShutdown) {
 			n.o.Logger.Warn("the log could not be cut by a snapshot", "bytes", since, "err", err)
 		}
-		n.fsm.announce()
+		n.fsm.changed.notify()
 	}
 }

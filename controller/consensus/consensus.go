@@ -111,6 +111,8 @@ type Node struct {
 	lead  chan bool
 	ready atomic.Uint64 // the term in which all that was committed before it was applied here; 0: none
 
+	leadership signal
+
 	seen     chan raft.Observation
 	stamped  time.Time // when Run last gave an entry its time
 	parts    sync.WaitGroup
@@ -210,12 +212,12 @@ func newRaft(c *raft.Config, f raft.FSM, logs store, snaps raft.SnapshotStore, t
 	return raft.NewRaft(c, f, logs, logs, snaps, trans)
 }
 
-// observe announces other leaders: who waits for one looks again.
+// observe announces other leaders.
 func (n *Node) observe() {
 	for {
 		select {
 		case <-n.seen:
-			n.fsm.announce()
+			n.announce()
 		case <-n.stopped:
 			return
 		}
@@ -267,25 +269,40 @@ func (n *Node) Bootstrap(servers []raft.Server) error {
 // Snapshot is the state applied here so far.
 func (n *Node) Snapshot() *state.Snapshot { return n.fsm.store.Snapshot() }
 
-// Changed is closed at the next change of the state; take it before reading.
-func (n *Node) Changed() <-chan struct{} { return n.fsm.changed() }
+// Changed returns a channel that is closed at the next change of the state or of the
+// leadership; take it before looking. It wakes at each commit: waits of which there
+// are many are WaitIndex or LeadershipChanged.
+func (n *Node) Changed() <-chan struct{} { return n.fsm.changed.wait() }
 
-// WaitIndex gives the state once it is at index or later.
+// LeadershipChanged returns a channel that is closed when another member leads, none
+// does any more, or this one becomes ready or ceases to be; take it before looking.
+func (n *Node) LeadershipChanged() <-chan struct{} { return n.leadership.wait() }
+
+// announce wakes who waits for another leader.
+func (n *Node) announce() {
+	n.leadership.notify()
+	n.fsm.changed.notify()
+}
+
+// WaitIndex blocks until the state is at index or later, and returns it.
 func (n *Node) WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, error) {
-	for {
-		ch := n.Changed()
-		if s := n.Snapshot(); s.Index() >= index {
-			return s, nil
-		}
-		select {
-		case <-ch:
-		case <-n.fsm.halted:
-			return nil, n.fsm.store.Fatal()
-		case <-n.stopped:
-			return nil, raft.ErrRaftShutdown
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for raft index %d, at %d: %w", index, n.Snapshot().Index(), ctx.Err())
-		}
+	if s := n.Snapshot(); s.Index() >= index {
+		return s, nil
+	}
+	w := n.fsm.waiters.add(index)
+	defer n.fsm.waiters.remove(w)
+	if s := n.Snapshot(); s.Index() >= index { // it came before the waiter did
+		return s, nil
+	}
+	select {
+	case <-w.done:
+		return n.Snapshot(), nil
+	case <-n.fsm.halted:
+		return nil, n.fsm.store.Fatal()
+	case <-n.stopped:
+		return nil, raft.ErrRaftShutdown
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for raft index %d, at %d: %w", index, n.Snapshot().Index(), ctx.Err())
 	}
 }
 

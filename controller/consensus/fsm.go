@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
@@ -24,25 +23,12 @@ type fsm struct {
 	size      logSize
 	applied   atomic.Uint64 // index of the last entry that was applied or restored
 
-	mu   sync.Mutex // guards next
-	next chan struct{}
+	waiters waiters
+	changed signal // of the state, or of the leadership
 }
 
 func newFSM(onCommit func([]*dv1.Effect, uint64), onRestore func(before, after *state.Snapshot)) *fsm {
-	return &fsm{store: state.NewStore(), onCommit: onCommit, onRestore: onRestore, halted: make(chan struct{}), timing: make(chan struct{}, 1), size: logSize{grown: make(chan struct{}, 1)}, next: make(chan struct{})}
-}
-
-func (f *fsm) changed() <-chan struct{} {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.next
-}
-
-func (f *fsm) announce() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	close(f.next)
-	f.next = make(chan struct{})
+	return &fsm{store: state.NewStore(), onCommit: onCommit, onRestore: onRestore, halted: make(chan struct{}), timing: make(chan struct{}, 1), size: logSize{grown: make(chan struct{}, 1)}}
 }
 
 // Apply answers nil, state.ErrBase, or a *state.FatalError, after which this
@@ -65,7 +51,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 	case err != nil:
 		return err
 	}
-	f.announce()
+	f.reached(l.Index)
 	if f.onCommit != nil {
 		f.onCommit(e.Effects, l.Index)
 	}
@@ -90,11 +76,17 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	}
 	after := f.store.Snapshot()
 	f.settled(before.Cluster(), after.Index())
-	f.announce()
+	f.reached(after.Index())
 	if f.onRestore != nil {
 		f.onRestore(before, after)
 	}
 	return nil
+}
+
+// reached wakes who waits for the state to be at index, or for it to change.
+func (f *fsm) reached(index uint64) {
+	f.waiters.applied(index)
+	f.changed.notify()
 }
 
 // settled notes how far the state is, and whether the cluster's record is another.

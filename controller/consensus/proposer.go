@@ -143,10 +143,10 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 	}
 	n.ready.Store(term)
 	n.stamped = time.Now()
-	n.fsm.announce() // Ready changed: who waits for it looks again
+	n.announce() // Ready changed
 	defer func() {
 		n.ready.Store(0)
-		n.fsm.announce()
+		n.announce()
 	}()
 	for {
 		select {

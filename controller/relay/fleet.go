@@ -108,7 +108,7 @@ func (f *Fleet) State(ctx context.Context, least uint64) (*state.Snapshot, error
 func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snapshot) bool) (*state.Snapshot, bool, error) {
 	least = max(least, f.seen.Load())
 	for began := time.Now(); ; {
-		changed := f.o.Log.Changed()
+		changed := f.o.Log.LeadershipChanged()
 		if f.Leads() {
 			if i, err := f.o.Log.Verify(); err == nil {
 				snap, err := f.o.Log.WaitIndex(ctx, max(least, i))
@@ -140,7 +140,7 @@ func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snaps
 
 // Leader implements engineapi.Fleet.
 func (f *Fleet) Leader() (known bool, changed <-chan struct{}) {
-	changed = f.o.Log.Changed()
+	changed = f.o.Log.LeadershipChanged()
 	if f.Leads() {
 		return true, changed
 	}
@@ -160,7 +160,7 @@ func (f *Fleet) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task
 		return over
 	}
 	for ctx.Err() == nil {
-		changed := f.o.Log.Changed()
+		changed := f.o.Log.LeadershipChanged()
 		round, cancel := context.WithCancel(ctx)
 		var ended sync.WaitGroup
 		leads := f.Leads()
@@ -169,7 +169,7 @@ func (f *Fleet) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task
 			for ch := changed; f.Leads() == leads && round.Err() == nil; {
 				select {
 				case <-ch:
-					ch = f.o.Log.Changed()
+					ch = f.o.Log.LeadershipChanged()
 				case <-round.Done():
 				}
 			}
@@ -280,10 +280,10 @@ func (f *Fleet) view(w http.ResponseWriter, r *http.Request) {
 	}
 	go func() { // a deposed leader's view is no good
 		defer cancel()
-		for ch := f.o.Log.Changed(); f.Leads(); {
+		for ch := f.o.Log.LeadershipChanged(); f.Leads(); {
 			select {
 			case <-ch:
-				ch = f.o.Log.Changed()
+				ch = f.o.Log.LeadershipChanged()
 			case <-ctx.Done():
 				return
 			}

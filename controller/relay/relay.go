@@ -56,7 +56,7 @@ type Log interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 	Snapshot() *state.Snapshot
 	WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, error)
-	Changed() <-chan struct{}
+	LeadershipChanged() <-chan struct{}
 	Leader() (addr, id string)
 	Ready() bool
 	IsLeader() bool
@@ -135,7 +135,7 @@ func (p *peer) close() {
 func (r *Relay) Run(ctx context.Context) error {
 	last, term := "", uint64(0)
 	for {
-		changed := r.o.Log.Changed()
+		changed := r.o.Log.LeadershipChanged()
 		_, id := r.o.Log.Leader()
 		if id != "" {
 			r.lost.Store(nil)
@@ -311,7 +311,7 @@ func (r *Relay) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 	defer enough.Stop()
 	maybe := false // it was decided
 	for {
-		changed := r.o.Log.Changed()
+		changed := r.o.Log.LeadershipChanged()
 		res, err := r.propose(ctx, c)
 		maybe = maybe || errors.Is(err, consensus.ErrRetry)
 		again := errors.Is(err, consensus.ErrNotLeader) || errors.Is(err, consensus.ErrRetry) && c.GetKey() != ""

@@ -90,7 +90,7 @@ func (m *member) WaitIndex(context.Context, uint64) (*state.Snapshot, error) {
 	return m.Snapshot(), nil
 }
 
-func (m *member) Changed() <-chan struct{} {
+func (m *member) LeadershipChanged() <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.changed

@@ -335,7 +335,7 @@ func (f *Fleet) forward(w http.ResponseWriter, r *http.Request, rt route.Route, 
 	defer enough.Stop()
 	asked := false // a leader, which did not answer
 	for {
-		changed := f.o.Log.Changed()
+		changed := f.o.Log.LeadershipChanged()
 		if f.Leads() {
 			again(r, body)
 			local.ServeHTTP(w, r)
@@ -465,7 +465,7 @@ func (f *Fleet) Sessions(local http.Handler) http.Handler {
 		enough := time.NewTimer(sessionWait)
 		defer enough.Stop()
 		for {
-			changed := f.o.Log.Changed()
+			changed := f.o.Log.LeadershipChanged()
 			if f.Leads() {
 				local.ServeHTTP(w, r)
 				return
