@@ -112,6 +112,8 @@ type Node struct {
 	ready atomic.Uint64 // the term in which all that was committed before it was applied here; 0: none
 
 	leadership signal
+	pipelines  pipelines
+	heartbeats heartbeats
 
 	seen     chan raft.Observation
 	stamped  time.Time // when Run last gave an entry its time
@@ -169,6 +171,7 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 		fsm:     newFSM(o.OnCommit, o.OnRestore),
 	}
 	n.fsm.size.every = o.compact / 4
+	n.fsm.committed = n.pipelines.committed
 	n.pace.Store(&o.Timing)
 	if n.trans == nil {
 		n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
@@ -189,7 +192,7 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 
 // begin makes the raft of this member.
 func (n *Node) begin(c *raft.Config) error {
-	r, err := newRaft(c, n.fsm, n.log, n.snaps, kept(n.trans))
+	r, err := newRaft(c, n.fsm, n.log, n.snaps, n.transport())
 	if err != nil {
 		return fmt.Errorf("starting raft in %s: %w", n.o.Dir, err)
 	}
@@ -232,7 +235,7 @@ func (n *Node) Verify() (uint64, error) {
 		return 0, ErrNotLeader
 	}
 	index := n.Snapshot().Index()
-	if err := n.Raft().VerifyLeader().Error(); err != nil {
+	if err := n.verifyLeader(); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
 	}
 	if n.readyTerm() != term { // it led, lost, and leads again: the index is of before
@@ -246,7 +249,7 @@ func (n *Node) config(hl hclog.Logger) *raft.Config {
 	c.LocalID = raft.ServerID(n.o.ID)
 	t := n.Timing()
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = t.Heartbeat, t.Election, t.Lease
-	c.CommitTimeout = 5 * time.Millisecond
+	c.CommitTimeout = commitTimeout
 	c.TrailingLogs = trailing
 	c.SnapshotThreshold = 4096
 	c.NotifyCh = n.lead

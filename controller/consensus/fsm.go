@@ -23,8 +23,9 @@ type fsm struct {
 	size      logSize
 	applied   atomic.Uint64 // index of the last entry that was applied or restored
 
-	waiters waiters
-	changed signal // of the state, or of the leadership
+	committed func(index uint64) // gets the index of each entry; may be nil
+	waiters   waiters
+	changed   signal // of the state, or of the leadership
 }
 
 func newFSM(onCommit func([]*dv1.Effect, uint64), onRestore func(before, after *state.Snapshot)) *fsm {
@@ -36,6 +37,9 @@ func newFSM(onCommit func([]*dv1.Effect, uint64), onRestore func(before, after *
 func (f *fsm) Apply(l *raft.Log) any {
 	if l.Index <= f.applied.Load() {
 		return nil // raft was begun anew in this process, from its last snapshot
+	}
+	if f.committed != nil {
+		f.committed(l.Index)
 	}
 	before := f.store.Snapshot().Cluster()
 	defer f.settled(before, l.Index)

@@ -141,6 +141,7 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		}
 		return nil
 	}
+	n.pipelines.committed(n.Raft().CommitIndex()) // the barrier is no entry of the state's
 	n.ready.Store(term)
 	n.stamped = time.Now()
 	n.announce() // Ready changed
@@ -324,7 +325,7 @@ func (b *batch) rebuild() {
 func (n *Node) commit(b *batch) error {
 	if len(b.entry.Effects) == 0 && len(b.entry.Results) == 0 {
 		// Nothing to log, but a deposed leader must not answer from the past.
-		if err := n.Raft().VerifyLeader().Error(); err != nil {
+		if err := n.verifyLeader(); err != nil {
 			return fmt.Errorf("%w: %w", ErrNotLeader, err)
 		}
 		b.number(b.entry.Base)

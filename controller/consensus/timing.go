@@ -86,17 +86,6 @@ func (n *Node) caughtUp() bool {
 	return true
 }
 
-// kept is a transport that outlives a raft which uses it.
-func kept(t raft.Transport) raft.Transport {
-	if p, ok := t.(raft.WithPreVote); ok {
-		return struct {
-			raft.Transport
-			raft.WithPreVote
-		}{t, p}
-	}
-	return struct{ raft.Transport }{t}
-}
-
 func poke(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

@@ -17,7 +17,10 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-const maxMessage = 16 << 20
+const (
+	maxMessage   = 16 << 20
+	compressFrom = 4 << 10 // bytes: a beat is cheaper as it is
+)
 
 // session is one agent's stream.
 type session struct {
@@ -103,7 +106,7 @@ type unblockKey struct{}
 // certificate says, which the listener has verified.
 func (h *Hub) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(dv1connect.NewSessionHandler(h, connect.WithReadMaxBytes(maxMessage)))
+	mux.Handle(dv1connect.NewSessionHandler(h, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(compressFrom)))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := r.Context()
 		if _, relayed := pki.PrincipalFrom(ctx); !relayed && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {

@@ -1,0 +1,219 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// sent is a pipeline that notes what it is given.
+type sent struct {
+	raft.AppendPipeline
+	mu   sync.Mutex
+	all  []*raft.AppendEntriesRequest
+	fail bool
+}
+
+func (s *sent) AppendEntries(r *raft.AppendEntriesRequest, _ *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail {
+		return nil, errors.New("broken")
+	}
+	s.all = append(s.all, r)
+	return nil, nil //nolint:nilnil // nobody looks at the future
+}
+
+func (s *sent) Close() error { return nil }
+
+func (s *sent) take() (out []*raft.AppendEntriesRequest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out, s.all = s.all, nil
+	return out
+}
+
+func entry(index, term uint64) *raft.Log { return &raft.Log{Index: index, Term: term} }
+
+// A follower is brought what was committed: once, as of the entries that it surely
+// has, and not where raft's next entry brings it anyway.
+func TestAFollowerIsBroughtWhatIsCommitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ps pipelines
+		inner := &sent{}
+		ps.taken("b", &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 4, PrevLogTerm: 2, Entries: []*raft.Log{entry(5, 3)}, LeaderCommitIndex: 4})
+		p := ps.begin("b", inner)
+		defer func() { _ = p.Close() }()
+		send := func(r *raft.AppendEntriesRequest) {
+			t.Helper()
+			if _, err := p.AppendEntries(r, nil); err != nil {
+				t.Fatal(err)
+			}
+			inner.take()
+		}
+		told := func(prev, prevTerm, commit uint64) {
+			t.Helper()
+			time.Sleep(2 * tellAfter)
+			synctest.Wait()
+			got := inner.take()
+			if commit == 0 {
+				if len(got) > 0 {
+					t.Errorf("it was told %+v", got[0])
+				}
+				return
+			}
+			if len(got) != 1 || got[0].PrevLogEntry != prev || got[0].PrevLogTerm != prevTerm || got[0].LeaderCommitIndex != commit || got[0].Term != 3 || len(got[0].Entries) > 0 {
+				t.Errorf("it was told %+v, want that %d is committed behind %d", got, commit, prev)
+			}
+		}
+		told(0, 0, 0)
+		ps.committed(5) // as of what it took before its pipeline
+		told(5, 3, 5)
+		ps.committed(5)
+		told(0, 0, 0)
+		send(&raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 5, PrevLogTerm: 3, Entries: []*raft.Log{entry(6, 3), entry(7, 3)}, LeaderCommitIndex: 5})
+		ps.committed(9) // of which it has not seen all
+		told(7, 3, 7)
+		send(&raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 7, PrevLogTerm: 3, Entries: []*raft.Log{entry(8, 3), entry(9, 3)}, LeaderCommitIndex: 7})
+		ps.committed(10)
+		send(&raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 9, PrevLogTerm: 3, Entries: []*raft.Log{entry(10, 3)}, LeaderCommitIndex: 10})
+		told(0, 0, 0)
+		inner.fail = true
+		send10 := ps.committedIndex()
+		ps.committed(send10 + 1)
+		told(0, 0, 0)
+	})
+}
+
+// A pipeline whose follower took nothing from this leader is left to raft.
+func TestAPipelineWithoutAPositionTellsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ps pipelines
+		inner := &sent{}
+		p := ps.begin("b", inner)
+		ps.committed(5)
+		time.Sleep(2 * tellAfter)
+		synctest.Wait()
+		if got := inner.take(); len(got) > 0 {
+			t.Errorf("it was told %+v", got[0])
+		}
+		if err := p.Close(); err != nil || len(ps.open) > 0 {
+			t.Errorf("closed: %v, open are %v", err, ps.open)
+		}
+	})
+}
+
+func TestHeartbeatsAreSpacedUntilSomebodyWaitsForThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const every = 30 * time.Millisecond
+		var h heartbeats
+		began := time.Now()
+		at := func(want time.Duration) {
+			t.Helper()
+			h.wait("b", every)
+			if got := time.Since(began); got != want {
+				t.Errorf("a heartbeat leaves after %v, want %v", got, want)
+			}
+		}
+		at(0)
+		at(every)
+		time.Sleep(every + every/2)
+		at(2*every + every/2) // it is late: that is not made up for
+		at(3*every + every/2)
+		h.wait("c", every) // another member's are its own
+		go func() {
+			time.Sleep(every / 3)
+			done := h.verify()
+			time.Sleep(every)
+			done()
+		}()
+		at(3*every + every/2 + every/3)
+		at(3*every + every/2 + every/3)
+		time.Sleep(2 * every)
+		synctest.Wait()
+		at(5*every + every/2 + every/3)
+		at(6*every + every/2 + every/3)
+	})
+}
+
+// counting is a transport that counts what it is asked to send.
+type counting struct {
+	*raft.InmemTransport
+	heartbeats, requests *atomic.Int64
+}
+
+func (c counting) AppendEntries(id raft.ServerID, target raft.ServerAddress, r *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if isHeartbeat(r) {
+		c.heartbeats.Add(1)
+	} else {
+		c.requests.Add(1)
+	}
+	return c.InmemTransport.AppendEntries(id, target, r, resp)
+}
+
+func (c counting) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := c.InmemTransport.AppendEntriesPipeline(id, target)
+	return countingPipeline{p, c.requests}, err
+}
+
+type countingPipeline struct {
+	raft.AppendPipeline
+	requests *atomic.Int64
+}
+
+func (p countingPipeline) AppendEntries(r *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	p.requests.Add(1)
+	return p.AppendPipeline.AppendEntries(r, resp)
+}
+
+// What an idle fleet sends is its heartbeats and little else, and yet followers have
+// an entry within milliseconds of its commit.
+func TestAnIdleLeaderSendsLittleAndACommitReachesFollowersAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var heartbeats, requests atomic.Int64
+		s := simulate(t.Context(), t, 1, "", func(o *Options) {
+			tr, _ := o.Transport.(*raft.InmemTransport)
+			o.Transport = counting{tr, &heartbeats, &requests}
+		})
+		defer func() {
+			for _, id := range s.ids {
+				s.crash(id)
+			}
+		}()
+		time.Sleep(time.Second)
+		heartbeats.Store(0)
+		requests.Store(0)
+		const span = 60 * time.Second
+		time.Sleep(span)
+		perFollower := func(n *atomic.Int64) float64 { return float64(n.Load()) / 2 / span.Seconds() }
+		if hb, rq := perFollower(&heartbeats), perFollower(&requests); hb > 34 || hb < 25 || rq > 4 {
+			t.Errorf("a follower gets %.1f heartbeats and %.1f other requests a second", hb, rq)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for i := range 5 {
+			time.Sleep(time.Second)
+			r := s.ask(ctx, &dv1.Command{Of: &dv1.Command_PutTag{PutTag: &dv1.PutTag{Ref: "t" + string(rune('a'+i)), Source: digest}}})
+			if r.GetError() != nil {
+				t.Fatal(r.Error)
+			}
+			began := time.Now()
+			for _, id := range s.ids {
+				if _, err := s.members[id].WaitIndex(ctx, r.Index); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if lag := time.Since(began); lag > 2*tellAfter {
+				t.Errorf("followers have it %v later", lag)
+			}
+		}
+	})
+}
