@@ -176,6 +176,9 @@ func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
 	return h.Status(id)
 }
 
+// Paused is how many tasks are paused.
+func (h *Hub) Paused() int { return h.View().Paused() }
+
 // Holders returns the nodes that reported an image's content.
 func (h *Hub) Holders(digest string) []string { return slices.Collect(h.View().Holders(digest)) }
 

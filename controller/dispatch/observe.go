@@ -25,6 +25,7 @@ type inventory struct {
 	tasks  btree.Map[string, *dv1.TaskStatus] // by id
 	images btree.Set[string]                  // digests
 	size   int
+	paused int // how many of tasks are
 }
 
 func (i *inventory) status(task []byte) *dv1.TaskStatus {
@@ -38,7 +39,7 @@ func (i *inventory) status(task []byte) *dv1.TaskStatus {
 // edit begins the next inventory. It is called for one observation of a node after
 // the other: copying marks what is shared.
 func (i *inventory) edit() *draft {
-	return &draft{inventory: &inventory{tasks: *i.tasks.Copy(), images: *i.images.Copy(), size: i.size}, gained: map[string]bool{}, lost: map[string]bool{}}
+	return &draft{inventory: &inventory{tasks: *i.tasks.Copy(), images: *i.images.Copy(), size: i.size, paused: i.paused}, gained: map[string]bool{}, lost: map[string]bool{}}
 }
 
 // draft is an inventory that nobody else sees yet, and how its images differ from
@@ -66,12 +67,18 @@ func (d *draft) put(st *dv1.TaskStatus) bool {
 	}
 	d.size += size
 	d.tasks.Set(string(st.Id), st)
+	if st.Paused {
+		d.paused++
+	}
 	return true
 }
 
 func (d *draft) delete(task []byte) {
 	if st, ok := d.tasks.Delete(string(task)); ok {
 		d.size -= statusSize(st)
+		if st.Paused {
+			d.paused--
+		}
 	}
 }
 

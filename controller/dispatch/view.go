@@ -17,6 +17,7 @@ type View struct {
 	nodes   btree.Map[string, *inventory]
 	holders btree.Set[string]
 	silent  btree.Map[string, int64]
+	paused  int
 }
 
 // Status returns the last status of a task that is, or was until its removal, on a
@@ -25,6 +26,9 @@ func (v *View) Status(node string, task []byte) *dv1.TaskStatus {
 	i, _ := v.nodes.Get(node)
 	return i.status(task)
 }
+
+// Paused is how many tasks are.
+func (v *View) Paused() int { return v.paused }
 
 // Holds reports whether a node reported an image's content.
 func (v *View) Holds(node, digest string) bool {
@@ -77,7 +81,7 @@ func (o *observations) view() *View {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.last == nil {
-		o.last = &View{nodes: *o.v.nodes.Copy(), holders: *o.v.holders.Copy(), silent: *o.v.silent.Copy()}
+		o.last = &View{nodes: *o.v.nodes.Copy(), holders: *o.v.holders.Copy(), silent: *o.v.silent.Copy(), paused: o.v.paused}
 	}
 	return o.last
 }
@@ -111,8 +115,10 @@ func (o *observations) admit(node string) {
 func (o *observations) put(node string, d *draft) {
 	ok := false
 	o.change(func(v *View) {
-		if _, ok = v.nodes.Get(node); ok {
+		var old *inventory
+		if old, ok = v.nodes.Get(node); ok {
 			v.nodes.Set(node, d.inventory)
+			v.paused += d.paused - old.paused
 		}
 	})
 	if !ok {
@@ -134,7 +140,9 @@ func (o *observations) put(node string, d *draft) {
 func (o *observations) remove(node string) {
 	var old *inventory
 	o.change(func(v *View) {
-		old, _ = v.nodes.Delete(node)
+		if old, _ = v.nodes.Delete(node); old != nil {
+			v.paused -= old.paused
+		}
 		v.silent.Delete(node)
 	})
 	if old == nil {

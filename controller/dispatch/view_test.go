@@ -119,3 +119,32 @@ func TestAnAcknowledgedTaskIsForgotten(t *testing.T) {
 		t.Error("not that task alone is forgotten")
 	}
 }
+
+func TestPausedTasksAreCounted(t *testing.T) {
+	f, sessions := crowd(t, 2)
+	id := func(node int) []byte { return tid(node * tasksPerNode) }
+	pause := func(node int, paused bool) {
+		observe(f.hub, sessions[node], &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: id(node), Attempt: 1, Paused: paused}}})
+	}
+	for _, step := range []struct {
+		what string
+		do   func()
+		want int
+	}{
+		{"one is", func() { pause(0, true) }, 1},
+		{"it is reported again", func() { pause(0, true) }, 1},
+		{"another node's is", func() { pause(1, true) }, 2},
+		{"one goes on", func() { pause(0, false) }, 1},
+		{"one's container is gone", func() {
+			observe(f.hub, sessions[1], &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: id(1), Gone: true}}})
+		}, 0},
+		{"a whole inventory has one", func() {
+			observe(f.hub, sessions[1], &dv1.Observation{Full: true, Tasks: []*dv1.TaskStatus{{Id: id(1), Attempt: 1, Paused: true}}})
+		}, 1},
+		{"its node is removed", func() { f.put(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: "n1"}}) }, 0},
+	} {
+		if step.do(); f.hub.Paused() != step.want {
+			t.Errorf("%s: %d are paused, not %d", step.what, f.hub.Paused(), step.want)
+		}
+	}
+}

@@ -36,7 +36,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	}
 	in := r.URL.Query()
 	if snap != nil && boolean(in, "stdin") {
-		if err := s.within(r, request(snap, t).HostConfig); err != nil {
+		if err := s.within(r, s.shapeOf(snap, t).req.HostConfig); err != nil {
 			return err
 		}
 	}
@@ -62,7 +62,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 		return s.upgrade(ctx, t.NodeId, "/v1/tasks/"+hexID(t)+"/attach?"+q.Encode())
 	}
 	return s.hijack(w, r, stream{
-		tty: request(snap, t).Tty, stdin: q.Has("stdin"), keys: in.Get("detachKeys"), whole: q.Has("logs"), live: q.Has("stream"),
+		tty: s.shapeOf(snap, t).req.Tty, stdin: q.Has("stdin"), keys: in.Get("detachKeys"), whole: q.Has("logs"), live: q.Has("stream"),
 		node: t.NodeId, task: hexID(t), from: at, again: true,
 	}, open)
 }
@@ -127,7 +127,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 	if q.Get("stdout")+q.Get("stderr") == "" {
 		return refuse(http.StatusBadRequest, "Bad parameters: you must choose at least one stream")
 	}
-	st := stream{tty: request(snap, t).Tty, node: t.NodeId, task: hexID(t), from: r.Header.Get(wire.HeaderFrom), again: true}
+	st := stream{tty: s.shapeOf(snap, t).req.Tty, node: t.NodeId, task: hexID(t), from: r.Header.Get(wire.HeaderFrom), again: true}
 	open := func(from string) (*http.Response, error) {
 		if from != "" {
 			q.Set("from", from)

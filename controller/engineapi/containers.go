@@ -213,7 +213,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 	_ = resp.Body.Close()
 	bare := strings.TrimPrefix(sig, "SIG")
 	stop := "TERM"
-	if c := request(snap, t).Config; c != nil && c.StopSignal != "" {
+	if c := s.shapeOf(snap, t).req.Config; c.StopSignal != "" {
 		stop = strings.TrimPrefix(strings.ToUpper(c.StopSignal), "SIG")
 	}
 	deadly := bare == "KILL" || bare == "9"

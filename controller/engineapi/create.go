@@ -19,7 +19,6 @@ import (
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/scheduler"
-	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/fields"
@@ -189,21 +188,6 @@ func decodeCreate(b []byte, version int) ([]byte, *container.CreateRequest, erro
 	fields["Labels"] = labels
 	b, err = json.Marshal(fields)
 	return b, req, err
-}
-
-// request is the create request that a task was made with.
-func request(snap *state.Snapshot, t *dv1.Task) container.CreateRequest {
-	var req container.CreateRequest
-	if spec := snap.Spec(t.SpecId); spec != nil {
-		_ = json.Unmarshal(spec.Body, &req) // was decoded before it was committed
-	}
-	if req.Config == nil {
-		req.Config = &container.Config{}
-	}
-	if req.HostConfig == nil {
-		req.HostConfig = &container.HostConfig{}
-	}
-	return req
 }
 
 func random() []byte {

@@ -66,7 +66,7 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.within(r, request(snap, t).HostConfig); err != nil {
+	if err := s.within(r, s.shapeOf(snap, t).req.HostConfig); err != nil {
 		return err
 	}
 	if o.Privileged {
@@ -152,9 +152,9 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	inside := request(snap, t).HostConfig
+	inside := *s.shapeOf(snap, t).req.HostConfig
 	inside.Privileged = inside.Privileged || st.Options.Privileged
-	if err := s.within(r, inside); err != nil {
+	if err := s.within(r, &inside); err != nil {
 		return err
 	}
 	if st.Running || st.ExitCode != nil {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	regtypes "github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
@@ -45,31 +44,20 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 	if c := snap.Cluster(); c != nil {
 		i.ID, i.Name = c.GetId(), c.GetName()
 	}
-	seen := s.Fleet.Observe(r.Context(), fleet.Query{Tasks: idsOf(snap.Tasks())})
-	perNode := map[string]int{}
-	for t := range snap.Tasks() {
-		i.Containers++
-		switch newView(snap, seen, t).state() {
-		case container.StateRunning:
-			i.ContainersRunning++
-			perNode[t.NodeId]++
-		case container.StatePaused:
-			i.ContainersPaused++
-			perNode[t.NodeId]++
-		default:
-			i.ContainersStopped++
-		}
-	}
+	seen, n := s.Fleet.Observe(r.Context(), fleet.Query{}), snap.Counts()
+	i.Containers, i.ContainersPaused = n.All(), min(seen.Paused, n.Running)
+	i.ContainersRunning = n.Running - i.ContainersPaused
+	i.ContainersStopped = i.Containers - n.Running
 	for range snap.Images() {
 		i.Images++
 	}
-	nodes(snap, seen, &i, perNode)
+	nodes(snap, seen, &i)
 	missing(w, seen)
 	return answer(w, http.StatusOK, i)
 }
 
 // nodes sums what nodes have, and lists them, silent ones first.
-func nodes(snap *state.Snapshot, seen *fleet.Observations, i *system.Info, running map[string]int) {
+func nodes(snap *state.Snapshot, seen *fleet.Observations, i *system.Info) {
 	var nodes []*dv1.Node
 	for n := range snap.Nodes() {
 		nodes = append(nodes, n)
@@ -107,7 +95,7 @@ func nodes(snap *state.Snapshot, seen *fleet.Observations, i *system.Info, runni
 			state = "silent for " + since
 			i.Warnings = append(i.Warnings, fmt.Sprintf("WARNING: node %s has not answered for %s", n.Name, since))
 		}
-		i.SystemStatus = append(i.SystemStatus, [2]string{" " + n.Name, fmt.Sprintf("%s, %d running, %d CPUs, %s", state, running[n.Id], c.NanoCpus/1e9, units.BytesSize(float64(c.Memory)))})
+		i.SystemStatus = append(i.SystemStatus, [2]string{" " + n.Name, fmt.Sprintf("%s, %d running, %d CPUs, %s", state, snap.Use(n.Id).Running, c.NanoCpus/1e9, units.BytesSize(float64(c.Memory)))})
 	}
 }
 
@@ -209,8 +197,8 @@ func (s *server) event(r *http.Request, h *dv1.Event) oldMessage {
 	m.Actor = events.Actor{ID: fmt.Sprintf("%x", h.TaskId), Attributes: map[string]string{}}
 	if snap, err := s.Fleet.State(r.Context(), 0); err == nil {
 		if t := snap.Task(h.TaskId); t != nil {
-			v := newView(snap, nil, t)
-			for k, x := range v.config().Labels {
+			v := s.view(snap, nil, t)
+			for k, x := range v.configured().Labels {
 				m.Actor.Attributes[k] = x
 			}
 			m.Actor.Attributes["image"] = v.ref

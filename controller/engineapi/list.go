@@ -1,13 +1,11 @@
 package engineapi
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"iter"
 	"net/http"
-	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,60 +14,12 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/drover/drover/controller/fleet"
-	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 )
 
 func sha(s string) [32]byte { return sha256.Sum256([]byte(s)) }
-
-// filters are docker's: for each key any of its values must fit.
-type filters map[string][]string
-
-func parseFilters(r *http.Request, known ...string) (filters, error) {
-	raw := r.URL.Query().Get("filters")
-	f := filters{}
-	if raw == "" {
-		return f, nil
-	}
-	var sets map[string]map[string]bool
-	if err := json.Unmarshal([]byte(raw), &sets); err == nil {
-		for k, vs := range sets {
-			for v, on := range vs {
-				if on {
-					f[k] = append(f[k], v)
-				}
-			}
-		}
-	} else if err := json.Unmarshal([]byte(raw), (*map[string][]string)(&f)); err != nil {
-		return nil, refuse(http.StatusBadRequest, "invalid filters: %v", err)
-	}
-	for k := range f {
-		if !slices.Contains(known, k) {
-			return nil, refuse(http.StatusBadRequest, "invalid filter '%s'", k)
-		}
-	}
-	return f, nil
-}
-
-// any says whether a key has no values, or ok of one of them.
-func (f filters) any(key string, ok func(string) bool) bool {
-	return len(f[key]) == 0 || slices.ContainsFunc(f[key], ok)
-}
-
-// all is for labels, where docker wants every value.
-func (f filters) all(key string, ok func(string) bool) bool {
-	return !slices.ContainsFunc(f[key], func(v string) bool { return !ok(v) })
-}
-
-func hasLabel(labels map[string]string) func(string) bool {
-	return func(want string) bool {
-		k, v, valued := strings.Cut(want, "=")
-		have, ok := labels[k]
-		return ok && (!valued || have == v)
-	}
-}
 
 func (s *server) listContainers(w http.ResponseWriter, r *http.Request) error {
 	snap, err := s.state(w, r)
@@ -92,31 +42,12 @@ func (s *server) listContainers(w http.ResponseWriter, r *http.Request) error {
 			return refuse(http.StatusBadRequest, "%v", err)
 		}
 	}
-	keep, err := newSieve(snap, f)
+	keep, err := s.newSieve(snap, f)
 	if err != nil {
 		return err
 	}
-	all := boolean(q, "all") || limit > 0 || len(f["status"]) > 0
-	seen := s.Fleet.Observe(r.Context(), fleet.Query{Tasks: idsOf(snap.Tasks())})
-	var views []*view
-	for t := range snap.Tasks() {
-		v := newView(snap, seen, t)
-		if st := v.state(); !all && st != container.StateRunning && st != container.StatePaused {
-			continue
-		}
-		if keep.fits(v) {
-			views = append(views, v)
-		}
-	}
-	slices.SortFunc(views, func(a, b *view) int {
-		if a.t.Created != b.t.Created {
-			return int(min(1, max(-1, b.t.Created-a.t.Created)))
-		}
-		return strings.Compare(hexID(a.t), hexID(b.t))
-	})
-	if limit > 0 && len(views) > limit {
-		views = views[:limit]
-	}
+	keep.running = !boolean(q, "all") && limit <= 0 && len(f["status"]) == 0
+	views, seen := s.listed(r.Context(), snap, keep, limit)
 	missing(w, seen)
 	now := time.Now()
 	out := make([]container.Summary, 0, len(views))
@@ -126,6 +57,51 @@ func (s *server) listContainers(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusOK, out)
 }
 
+// listed are the containers that pass, the newest first, up to limit (0: all) of them:
+// first by what the log says, then by what agents reported of what is left, and only
+// what is shown is decoded.
+func (s *server) listed(ctx context.Context, snap *state.Snapshot, keep *sieve, limit int) (views []*view, seen *fleet.Observations) {
+	var part []*dv1.Task
+	pass := func() {
+		seen = s.Fleet.Observe(ctx, fleet.Query{Tasks: liveIDs(part)})
+		for _, t := range part {
+			if keep.inState(&view{t: t, st: current(seen, t)}) {
+				if v := s.view(snap, seen, t); keep.published(v) {
+					views = append(views, v)
+				}
+			}
+		}
+		part = nil
+	}
+	size := limit
+	if keep.observes() {
+		size = max(limit, 512)
+	}
+	for t := range keep.candidates() {
+		if !keep.recorded(t) {
+			continue
+		}
+		part = append(part, t)
+		switch {
+		case limit <= 0 || len(part) < size:
+			continue
+		case !keep.observes():
+		default:
+			size *= 2 // so that few parts make a long list
+		}
+		if pass(); len(views) >= limit {
+			break
+		}
+	}
+	if len(part) > 0 || seen == nil {
+		pass()
+	}
+	if limit > 0 && len(views) > limit {
+		views = views[:limit]
+	}
+	return views, seen
+}
+
 // missing names the silent nodes, whose part may be old.
 func missing(w http.ResponseWriter, seen *fleet.Observations) {
 	if nodes := seen.SilentNodes(); len(nodes) > 0 {
@@ -133,16 +109,18 @@ func missing(w http.ResponseWriter, seen *fleet.Observations) {
 	}
 }
 
-// idsOf are tasks' ids, as observations are asked for.
-func idsOf(tasks iter.Seq[*dv1.Task]) (ids []string) {
-	for t := range tasks {
-		ids = append(ids, hexID(t))
+// liveIDs are the ids of the tasks that agents may know more of than raft does.
+func liveIDs(tasks []*dv1.Task) (ids []string) {
+	for _, t := range tasks {
+		if state.Live(t) {
+			ids = append(ids, hexID(t))
+		}
 	}
 	return ids
 }
 
 func summary(v *view, now time.Time) container.Summary {
-	c := v.config()
+	c := v.configured()
 	sum := container.Summary{
 		ID: hexID(v.t), Names: []string{"/" + v.t.Name}, Image: v.ref, ImageID: v.image.GetDigest(), Command: commandLine(c),
 		Created: v.t.Created / 1e9, Ports: v.portSummary(), Labels: c.Labels, State: v.state(), Status: v.status(now),
@@ -163,120 +141,14 @@ func commandLine(c *container.Config) string {
 	return strings.Join(args, " ")
 }
 
-// sieve holds what filters compile to.
-type sieve struct {
-	filters
-	names         []*regexp.Regexp
-	ancestors     map[string]bool
-	before, since *dv1.Task
-	codes         map[int]bool
-}
-
-func newSieve(snap *state.Snapshot, f filters) (*sieve, error) {
-	s := &sieve{filters: f, codes: map[int]bool{}}
-	for _, n := range f["name"] {
-		re, err := regexp.Compile(n)
-		if err != nil {
-			return nil, refuse(http.StatusBadRequest, "invalid filter 'name=%s': %v", n, err)
-		}
-		s.names = append(s.names, re)
-	}
-	for _, c := range f["exited"] {
-		n, err := strconv.Atoi(c)
-		if err != nil {
-			return nil, refuse(http.StatusBadRequest, "invalid filter 'exited=%s'", c)
-		}
-		s.codes[n] = true
-	}
-	var err error
-	for _, b := range f["before"] {
-		if s.before, err = find(snap, b); err != nil {
-			return nil, err
-		}
-	}
-	for _, b := range f["since"] {
-		if s.since, err = find(snap, b); err != nil {
-			return nil, err
-		}
-	}
-	if len(f["ancestor"]) > 0 {
-		s.ancestors = map[string]bool{}
-		for _, a := range f["ancestor"] {
-			if d, err := images.Find(snap, a); err == nil {
-				s.ancestors[d] = true
-			}
-		}
-	}
-	return s, nil
-}
-
-func (s *sieve) fits(v *view) bool {
-	id := hexID(v.t)
-	labels := v.labels(v.config().Labels)
-	switch {
-	case len(s.names) > 0 && !slices.ContainsFunc(s.names, func(re *regexp.Regexp) bool {
-		return re.MatchString(v.t.Name) || re.MatchString("/"+v.t.Name)
-	}),
-		!s.any("id", func(p string) bool { return strings.HasPrefix(id, p) }),
-		!s.all("label", hasLabel(labels)),
-		!s.any("status", func(st string) bool { return string(v.state()) == st }),
-		!s.any("node", func(n string) bool { ok, _ := path.Match(n, v.node); return ok || n == v.t.NodeId }),
-		!s.any("network", func(n string) bool { return n == v.networkMode() || n == networkID(v.networkMode()) }),
-		!s.any("is-task", func(b string) bool { return b == "false" || b == "0" }),
-		!s.any("health", func(h string) bool { return h == "none" }),
-		!s.any("publish", func(p string) bool { return v.hasPort(p, true) }),
-		!s.any("expose", func(p string) bool { return v.hasPort(p, false) }),
-		!s.any("volume", v.hasMount),
-		s.ancestors != nil && !s.ancestors[v.image.GetDigest()],
-		s.before != nil && v.t.Created >= s.before.Created,
-		s.since != nil && v.t.Created <= s.since.Created:
-		return false
-	}
-	if len(s.codes) > 0 {
-		e := v.exit()
-		return e != nil && v.state() == container.StateExited && s.codes[int(e.Code)]
-	}
-	return true
-}
-
-func (v *view) hasPort(want string, public bool) bool {
-	num, proto, ok := strings.Cut(want, "/")
-	if !ok {
-		proto = "tcp"
-	}
-	lo, hi, ranged := strings.Cut(num, "-")
-	if !ranged {
-		hi = lo
-	}
-	a, err1 := strconv.Atoi(lo)
-	b, err2 := strconv.Atoi(hi)
-	if err1 != nil || err2 != nil {
-		return false
-	}
-	for _, p := range v.portSummary() {
-		n := int(p.PrivatePort)
-		if public {
-			n = int(p.PublicPort)
-		}
-		if p.Type == proto && n != 0 && n >= a && n <= b {
-			return true
-		}
-	}
-	return false
-}
-
-func (v *view) hasMount(want string) bool {
-	return slices.ContainsFunc(v.mounts(), func(m container.MountPoint) bool { return m.Source == want || m.Destination == want || m.Name == want })
-}
-
 func (s *server) inspectContainer(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
 	if err != nil {
 		return err
 	}
 	seen := s.Fleet.Observe(r.Context(), fleet.Query{Tasks: []string{hexID(t)}})
-	v := newView(snap, seen, t)
-	c := v.config()
+	v := s.view(snap, seen, t)
+	c := v.configured()
 	args := append(slices.Clone([]string(c.Entrypoint)), c.Cmd...)
 	st := v.state()
 	e := v.exit()

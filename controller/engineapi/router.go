@@ -59,6 +59,7 @@ type server struct {
 	Options
 	images *images.Images
 	routes []answered
+	shapes shapes
 }
 
 // handler writes its answer or returns an error, which becomes docker's JSON.

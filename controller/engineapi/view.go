@@ -16,7 +16,6 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"github.com/drover/drover/controller/fleet"
-	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -24,27 +23,33 @@ import (
 // view is a container as clients see it: what raft keeps, what its agent
 // observed last, and its request merged with its image.
 type view struct {
-	t     *dv1.Task
-	st    *dv1.TaskStatus // of the current attempt, nil if none
-	req   container.CreateRequest
+	t  *dv1.Task
+	st *dv1.TaskStatus // of the current attempt, nil if none
+	*shape
 	image *dv1.Image
 	ref   string // the image as the user wrote it
 	node  string
 	quiet string // how long its node is silent, "" if it isn't
 }
 
-func newView(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Task) *view {
-	v := &view{t: t, st: seen.Status(hexID(t)), req: request(snap, t), node: t.NodeId}
-	if v.st != nil && v.st.Attempt != t.Attempt {
-		v.st = nil
+// current is the status of a task's current attempt, nil if none was reported.
+func current(seen *fleet.Observations, t *dv1.Task) *dv1.TaskStatus {
+	if st := seen.Status(hexID(t)); st.GetAttempt() == t.Attempt {
+		return st
 	}
+	return nil
+}
+
+func (s *server) view(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Task) *view {
+	spec := snap.Spec(t.SpecId)
+	v := &view{t: t, st: current(seen, t), shape: s.shapes.of(snap, spec), node: t.NodeId}
 	if n := snap.Node(t.NodeId); n != nil {
 		v.node = n.Name
 	}
 	if since, is := silence(seen, t.NodeId); is {
 		v.quiet = since
 	}
-	if spec := snap.Spec(t.SpecId); spec != nil {
+	if spec != nil {
 		v.ref = spec.Image
 		v.image = snap.Image(spec.Digest)
 		if v.image == nil {
@@ -54,11 +59,9 @@ func newView(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Task) *view 
 	return v
 }
 
-// config is what the container runs with: docker's merge of image and request.
-func (v *view) config() *container.Config {
-	c := *v.req.Config
-	img := images.Config(v.image).Config
-	mergeConfig(&c, &img)
+// configured is what the container runs with: docker's merge of image and request.
+func (v *view) configured() *container.Config {
+	c := v.config
 	if c.Hostname == "" {
 		c.Hostname = hexID(v.t)[:12]
 	}
@@ -210,7 +213,7 @@ func (v *view) portSummary() []container.PortSummary {
 		shown[fmt.Sprintf("%d/%s", p.Container, p.Proto)] = true
 	}
 	if st := v.state(); st == container.StateRunning {
-		for p := range v.config().ExposedPorts {
+		for p := range v.configured().ExposedPorts {
 			if !shown[p.String()] {
 				out = append(out, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
 			}
@@ -227,7 +230,7 @@ func (v *view) portMap() network.PortMap {
 	if st := v.state(); st != container.StateRunning && st != container.StatePaused {
 		return m
 	}
-	for p := range v.config().ExposedPorts {
+	for p := range v.configured().ExposedPorts {
 		m[p] = nil
 	}
 	for _, p := range v.ports() {

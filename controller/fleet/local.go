@@ -30,6 +30,7 @@ type Reports interface {
 	Observed(taskID string) *dv1.TaskStatus // nil if none
 	Holders(digest string) []string
 	Silent() map[string]int64 // since when, Unix ns; a map of the caller's own
+	Paused() int              // how many tasks are
 }
 
 // LocalOptions of NewLocal; all but Contact are needed.
@@ -132,7 +133,7 @@ func poke(c chan struct{}) {
 
 // Observe returns what agents reported to this controller. It does not block.
 func (l *Local) Observe(_ context.Context, q Query) *Observations {
-	o := &Observations{Silence: l.o.Reports.Silent(), Tasks: make(map[string]*dv1.TaskStatus, len(q.Tasks)), Images: make(map[string][]string, len(q.Images))}
+	o := &Observations{Silence: l.o.Reports.Silent(), Paused: l.o.Reports.Paused(), Tasks: make(map[string]*dv1.TaskStatus, len(q.Tasks)), Images: make(map[string][]string, len(q.Images))}
 	for _, id := range q.Tasks {
 		if st := l.status(id); st != nil {
 			o.Tasks[id] = st

@@ -32,6 +32,7 @@ type Observations struct {
 	Silence map[string]int64           // silent nodes, and since when (Unix ns)
 	Tasks   map[string]*dv1.TaskStatus // by hex id; a task without a status is not in it
 	Images  map[string][]string        // nodes that hold an image, by digest
+	Paused  int                        // how many tasks are paused; only the leader knows
 }
 
 // Silent reports whether a node is silent, and since when (Unix ns).

@@ -28,6 +28,9 @@ var specsByImage = &index[*dv1.Spec]{key: func(m *dv1.Spec) string { return m.Di
 // Spec is nil if there is none.
 func (s *Snapshot) Spec(id []byte) *dv1.Spec { return specs.get(s, string(id)) }
 
+// Specs yields all specs.
+func (s *Snapshot) Specs() iter.Seq[*dv1.Spec] { return specs.each(s, "") }
+
 // TasksOfImage yields the tasks whose spec names the image.
 func (s *Snapshot) TasksOfImage(digest string) iter.Seq[*dv1.Task] {
 	return func(yield func(*dv1.Task) bool) {

@@ -12,7 +12,7 @@ import (
 var tasks = &kind[*dv1.Task]{
 	name:    "task",
 	key:     func(m *dv1.Task) string { return string(m.Id) },
-	indexes: []*index[*dv1.Task]{tasksByName, tasksByNode, tasksByRun, tasksBySpec, tasksByAge},
+	indexes: []*index[*dv1.Task]{tasksByName, tasksByNode, tasksByRun, tasksBySpec, tasksByAge, liveTasksByAge},
 	stamp:   func(m *dv1.Task, index uint64) { m.Revision = index },
 	total:   newUsage,
 }
@@ -28,10 +28,16 @@ var (
 	tasksByRun  = &index[*dv1.Task]{key: func(m *dv1.Task) string { return string(m.RunId) }}
 	tasksBySpec = &index[*dv1.Task]{key: func(m *dv1.Task) string { return string(m.SpecId) }}
 	// The newest first.
-	tasksByAge = &index[*dv1.Task]{width: 8, key: func(m *dv1.Task) string {
-		return string(binary.BigEndian.AppendUint64(nil, ^uint64(m.Created)))
+	tasksByAge     = &index[*dv1.Task]{width: 8, key: age}
+	liveTasksByAge = &index[*dv1.Task]{width: 8, key: func(m *dv1.Task) string {
+		if !Live(m) {
+			return ""
+		}
+		return age(m)
 	}}
 )
+
+func age(m *dv1.Task) string { return string(binary.BigEndian.AppendUint64(nil, ^uint64(m.Created))) }
 
 // Live reports whether a task's current attempt may have a process: it is wanted, and
 // the log knows of no end.
@@ -87,3 +93,6 @@ func (s *Snapshot) TasksOfRun(run []byte) iter.Seq[*dv1.Task] {
 func (s *Snapshot) TasksOfSpec(spec []byte) iter.Seq[*dv1.Task] {
 	return tasks.by(s, tasksBySpec, string(spec))
 }
+
+// LiveTasksByAge yields the tasks that are Live, in the order of TasksByAge.
+func (s *Snapshot) LiveTasksByAge() iter.Seq[*dv1.Task] { return tasks.by(s, liveTasksByAge, "") }

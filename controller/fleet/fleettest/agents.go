@@ -48,6 +48,18 @@ func (r *reports) Silent() map[string]int64 {
 	return maps.Clone(r.silent)
 }
 
+// Paused implements fleet.Reports.
+func (r *reports) Paused() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, st := range r.tasks {
+		if st.Paused {
+			n++
+		}
+	}
+	return n
+}
+
 // Observed has a task's agent report a status, of which the log learns nothing.
 func (f *Fleet) Observed(st *dv1.TaskStatus) {
 	id := hex.EncodeToString(st.Id)

@@ -1,0 +1,84 @@
+package engineapi
+
+import (
+	"encoding/json"
+	"sync"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/drover/drover/controller/images"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// shape is what a container is by its spec and its image alone. It is decoded once
+// and shared by all that show it: it must not be modified.
+type shape struct {
+	req    container.CreateRequest // Config and HostConfig are never nil
+	config container.Config        // docker's merge of request and image
+}
+
+// maxShapes bounds the bytes of a generation of shapes.
+const maxShapes = 32 << 20
+
+// shapes are those that were used last, in two generations: what a full generation
+// does not hand on to the next is decoded again. Safe for concurrent use.
+type shapes struct {
+	mu         sync.Mutex // guards the fields below
+	young, old map[shapeKey]*shape
+	bytes      int // of young
+}
+
+// A spec and an image never change, but an image may come later than its spec, or go.
+type shapeKey struct {
+	spec   string
+	pulled bool
+}
+
+// of returns the shape of a spec's containers; nil has one too.
+func (c *shapes) of(snap *state.Snapshot, spec *dv1.Spec) *shape {
+	image := snap.Image(spec.GetDigest())
+	k := shapeKey{string(spec.GetId()), image != nil}
+	c.mu.Lock()
+	s, young := c.young[k]
+	if !young {
+		s = c.old[k]
+	}
+	c.mu.Unlock()
+	if young {
+		return s
+	}
+	if s == nil {
+		s = newShape(spec, image)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.young == nil || c.bytes > maxShapes {
+		c.old, c.young, c.bytes = c.young, map[shapeKey]*shape{}, 0
+	}
+	if _, have := c.young[k]; !have {
+		c.young[k] = s
+		c.bytes += 1<<10 + 4*(len(spec.GetBody())+len(image.GetConfig())) // what decoded JSON takes, about
+	}
+	return s
+}
+
+// shapeOf is the shape of a task.
+func (s *server) shapeOf(snap *state.Snapshot, t *dv1.Task) *shape {
+	return s.shapes.of(snap, snap.Spec(t.SpecId))
+}
+
+func newShape(spec *dv1.Spec, image *dv1.Image) *shape {
+	s := &shape{}
+	_ = json.Unmarshal(spec.GetBody(), &s.req) // was decoded before it was committed
+	if s.req.Config == nil {
+		s.req.Config = &container.Config{}
+	}
+	if s.req.HostConfig == nil {
+		s.req.HostConfig = &container.HostConfig{}
+	}
+	s.config = *s.req.Config
+	img := images.Config(image).Config
+	mergeConfig(&s.config, &img)
+	return s
+}
