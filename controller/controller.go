@@ -36,6 +36,7 @@ import (
 	"github.com/drover/drover/controller/engineapi"
 	views "github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/fleetapi"
+	"github.com/drover/drover/controller/membership"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
 	"github.com/drover/drover/controller/vault"
@@ -143,7 +144,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 // end moves a removed controller's files aside.
 func (c *controller) end(err error) error {
-	if errors.Is(err, ErrRemoved) {
+	if errors.Is(err, membership.ErrRemoved) {
 		return errors.Join(err, identity.RemoveController(c.DataDir))
 	}
 	return err
@@ -231,9 +232,11 @@ func (c *controller) run(ctx context.Context) error {
 		}
 	}
 	defer c.start("the proposer", node.Run)()
-	defer c.start("its address", func(ctx context.Context) error { return c.tellAddress(ctx, node) })()
-	defer c.start("its place in the quorum", func(ctx context.Context) error { return c.askIfRemoved(ctx, node) })()
-	if err := c.serve(ctx, node, stopFront); err != nil && ctx.Err() == nil {
+	place := membership.NewPlace(membership.PlaceOptions{Files: c.files, DataDir: c.DataDir, Addr: c.Advertise, Log: node,
+		NotRevoked: c.identities.NotRevoked, Logger: c.Logger})
+	defer c.start("its address", place.KeepAddress)()
+	defer c.start("its place in the quorum", place.Run)()
+	if err := c.serve(ctx, node, place, stopFront); err != nil && ctx.Err() == nil {
 		return err
 	}
 	var broken *failure
@@ -244,7 +247,7 @@ func (c *controller) run(ctx context.Context) error {
 }
 
 // serve goes from an open log to answering, until ctx ends.
-func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront func()) error {
+func (c *controller) serve(ctx context.Context, node *consensus.Node, place *membership.Place, stopFront func()) error {
 	if err := c.becomeReady(ctx, node); err != nil {
 		return err
 	}
@@ -265,6 +268,8 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		return err
 	}
 	keys := vault.NewKeeper(vault.KeeperOptions{Vault: v, Self: c.files.Principal, Log: node, Logger: c.Logger, Overlap: c.gossipOverlap})
+	quorum := membership.NewQuorum(membership.QuorumOptions{Self: c.files.Principal.ID, Log: node, Status: way.Status, Logger: c.Logger})
+	clock := membership.NewClock(membership.ClockOptions{Self: c.files.Principal.ID, Snapshot: node.Snapshot, Ask: way.Clock, Believe: c.believe.Store, Logger: c.Logger})
 	var local *views.Local // which the hub tells of what it hears while this controller leads: after it is made
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
@@ -275,7 +280,8 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		c.revocations(effects)
 		c.agents.Committed(effects)
 		keys.Committed(effects)
-		c.removal(effects)
+		quorum.Committed(effects)
+		place.Committed(effects)
 	}, func(before, after *state.Snapshot) {
 		hub.Restored(after)
 		local.Seed(after)
@@ -283,15 +289,15 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 		c.revocations(missed)
 		c.agents.Committed(missed)
 		keys.Committed(missed)
-		c.removal(missed)
+		quorum.Committed(missed)
+		place.Committed(missed)
 	})
-	members := newMembers(c, node, way)
-	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, members.run, keys.Run) })()
+	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run) })()
 	defer c.start("its host's admin", func(ctx context.Context) error {
 		return vault.OwnAdmin(ctx, vault.AdminOptions{Dir: identity.AdminPKI(c.DataDir), Self: c.files.Principal,
 			Snapshot: log.Snapshot, Propose: way.Own, Authority: v.Authority, Logger: c.Logger})
 	})()
-	apis := c.api(log, members)
+	apis := c.api(quorum)
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
@@ -306,9 +312,9 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, stopFront 
 	return nil
 }
 
-func (c *controller) api(log *tracedLog, m *members) http.Handler {
+func (c *controller) api(quorum *membership.Quorum) http.Handler {
 	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
-	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: func() []*dv1.ControllerInfo { return c.memberList(log) }, Remove: m.remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
+	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fleetapi.Serves(r.URL.Path) {
 			ours.ServeHTTP(w, r)

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/drover/drover/controller/bootstrap"
+	"github.com/drover/drover/controller/membership"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
@@ -75,7 +76,7 @@ func (h *host) off() {
 	h.cancel()
 	select {
 	case err := <-h.ended:
-		if err != nil && !errors.Is(err, ErrRemoved) {
+		if err != nil && !errors.Is(err, membership.ErrRemoved) {
 			h.t.Errorf("a controller ended with %v", err)
 		}
 	case <-time.After(20 * time.Second):

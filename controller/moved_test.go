@@ -56,28 +56,3 @@ func TestTheOnlyControllerComesBackAtAnotherAddress(t *testing.T) {
 		h.down()
 	}
 }
-
-// A host with several addresses stays at the one that is known, while that is its own.
-func TestAnAddressThatIsStillOnesOwnStays(t *testing.T) {
-	noLeaks(t)
-	h := newHost(t)
-	h.up()
-	until(t, "its address", func() bool { return h.c.knownAt(h.c.node.Load()) == h.addr })
-	if !h.c.answersAt(t.Context(), h.addr) {
-		t.Error("it is not found at its own address")
-	}
-	other := newHost(t)
-	other.up()
-	if h.c.answersAt(t.Context(), other.addr) || h.c.answersAt(t.Context(), machine(t).addr) {
-		t.Error("somebody else's address is its own, or nobody's")
-	}
-}
-
-// A host that starts without a network has no address to tell.
-func TestNoAddressIsGivenUpForLoopback(t *testing.T) {
-	for a, want := range map[string]bool{"127.0.0.1:7443": true, "[::1]:7443": true, "localhost:7443": true, "10.0.0.1:7443": false, "host:7443": false} {
-		if loopback(a) != want {
-			t.Errorf("%s is loopback: %v", a, !want)
-		}
-	}
-}

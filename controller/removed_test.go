@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"os"
@@ -9,7 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/drover/drover/controller/state"
+	"github.com/drover/drover/controller/membership"
+	"github.com/drover/drover/controller/relay"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/api/wire"
@@ -22,7 +22,7 @@ func (h *host) gone() {
 	select {
 	case err := <-h.ended:
 		h.ended <- err
-		if !errors.Is(err, ErrRemoved) {
+		if !errors.Is(err, membership.ErrRemoved) {
 			h.t.Fatalf("it ended with %v", err)
 		}
 	case <-time.After(20 * time.Second):
@@ -49,7 +49,7 @@ func TestAControllerThatWasRemovedWhileOffLearnsIt(t *testing.T) {
 	off.off()
 	lead.propose(&dv1.Command{Of: &dv1.Command_RemoveController{RemoveController: &dv1.RemoveController{Id: off.id()}}})
 	until(t, "two voters", func() bool { return len(lead.voters()) == 2 })
-	if err := off.on(); err != nil && !errors.Is(err, ErrRemoved) {
+	if err := off.on(); err != nil && !errors.Is(err, membership.ErrRemoved) {
 		t.Fatal(err)
 	} else if err == nil {
 		off.gone()
@@ -95,32 +95,6 @@ func TestTheOnlyControllerStays(t *testing.T) {
 	}
 }
 
-// Who is no longer answered by anybody was not removed by that.
-func TestAControllerAloneWasNotRemoved(t *testing.T) {
-	noLeaks(t)
-	all, _ := fleet(t, 3)
-	_, others := split(t, all)
-	for _, h := range all {
-		if h != others[0] {
-			h.off()
-		}
-	}
-	if by := others[0].c.toldRemoved(t.Context(), others[0].c.node.Load()); by != "" {
-		t.Errorf("%s said that it was removed", by)
-	}
-	for _, h := range all {
-		if h != others[0] {
-			if err := h.on(); err != nil {
-				t.Fatal(err)
-			}
-			break
-		}
-	}
-	if by := others[0].c.toldRemoved(t.Context(), others[0].c.node.Load()); by != "" {
-		t.Errorf("%s said that it was removed", by)
-	}
-}
-
 // The quorum is not left to those who don't answer.
 func TestAControllerThatTheQuorumNeedsIsNotRemoved(t *testing.T) {
 	noLeaks(t)
@@ -159,13 +133,13 @@ func TestTheWayBackWithoutAMajority(t *testing.T) {
 	left := others[0]
 	until(t, "the container at a follower", func() bool { return left.c.node.Load().Snapshot().TaskByName("kept") != nil })
 	epoch, key := left.c.node.Load().Snapshot().Cluster().Epoch, left.dataKey()
-	if _, err := Recover(left.data, left.addr, nil); err == nil || !strings.Contains(err.Error(), "stop drover here") {
+	if _, err := membership.Recover(left.data, left.addr, nil); err == nil || !strings.Contains(err.Error(), "stop drover here") {
 		t.Fatalf("beside a controller that runs: %v", err)
 	}
 	for _, h := range all {
 		h.off()
 	}
-	r, err := Recover(left.data, left.addr, nil)
+	r, err := membership.Recover(left.data, left.addr, nil)
 	if err != nil || r.Epoch != epoch+1 || len(r.Removed) != 2 {
 		t.Fatalf("recovered: %+v %v", r, err)
 	}
@@ -183,7 +157,7 @@ func TestTheWayBackWithoutAMajority(t *testing.T) {
 		t.Errorf("a change: %v", r)
 	}
 	until(t, "a new data key", func() bool { return left.dataKey() != key })
-	if err := others[1].on(); err != nil && !errors.Is(err, ErrRemoved) {
+	if err := others[1].on(); err != nil && !errors.Is(err, membership.ErrRemoved) {
 		t.Fatal(err)
 	} else if err == nil {
 		others[1].gone()
@@ -203,60 +177,20 @@ func TestAControllerWithoutALeaderVouchesForNobody(t *testing.T) {
 	noLeaks(t)
 	all, _ := fleet(t, 3)
 	lead, others := split(t, all)
-	asked, asks := others[0], others[1].c
-	if known, gone := asks.askPlace(t.Context(), asked.addr); !known || gone {
-		t.Fatalf("a member of the quorum: known %v, gone %v", known, gone)
+	asked, asks := others[0], others[1].files(identity.ControllerPKI(others[1].data))
+	rt, done := asked.over(asks, wire.ALPNPeer, "", true)
+	defer done()
+	vouches := func() bool {
+		r := send(t, rt, http.MethodGet, relay.StatusPath, nil, nil)
+		if r.header.Get(wire.HeaderRemoved) == "true" {
+			t.Fatal("it says that the other was removed")
+		}
+		return r.code == http.StatusOK && r.header.Get(wire.HeaderLeader) != ""
+	}
+	if !vouches() {
+		t.Fatal("a member of the quorum vouches for nobody")
 	}
 	lead.off()
 	others[1].off()
-	until(t, "nobody vouches", func() bool {
-		known, gone := asks.askPlace(t.Context(), asked.addr)
-		if gone {
-			t.Fatal("it says that the other was removed")
-		}
-		return !known
-	})
-}
-
-func TestRemovalsOfControllersAreJudgedOneAfterTheOther(t *testing.T) {
-	h := newHost(t)
-	h.up()
-	m := newMembers(h.c, h.c.node.Load(), h.c.relay.Relay)
-	first := make(chan error)
-	begun, end := make(chan struct{}), make(chan struct{})
-	go func() { first <- m.remove(t.Context(), "one", func() error { close(begun); <-end; return nil }) }()
-	<-begun
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	if err := m.remove(ctx, "other", func() error { t.Error("another was removed meanwhile"); return nil }); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("another removal: %v", err)
-	}
-	close(end)
-	if err := <-first; err != nil {
-		t.Fatal(err)
-	}
-	done := false
-	if err := m.remove(t.Context(), "other", func() error { done = true; return nil }); err != nil || !done {
-		t.Errorf("the next one: %v, done %v", err, done)
-	}
-}
-
-// A host may have another address when it is all that is left.
-func TestARecoveredControllerIsWhereItSaysThatItIs(t *testing.T) {
-	txn := state.NewTxn(state.NewStore().Snapshot())
-	if err := txn.Apply(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: &dv1.Cluster{Id: "c", Epoch: 1}}},
-		&dv1.Effect{Of: &dv1.Effect_Controller{Controller: &dv1.Controller{Id: "a", Name: "a", Addr: "10.0.0.1:7443"}}},
-		&dv1.Effect{Of: &dv1.Effect_Controller{Controller: &dv1.Controller{Id: "b", Name: "b", Addr: "10.0.0.2:7443"}}}); err != nil {
-		t.Fatal(err)
-	}
-	_, effects, err := alone(txn.View(), "a", "10.0.0.9:7443")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := txn.Apply(effects...); err != nil {
-		t.Fatal(err)
-	}
-	if a, b := txn.View().Controller("a"), txn.View().Controller("b"); a.GetAddr() != "10.0.0.9:7443" || b != nil {
-		t.Errorf("after recovering there are %v and %v", a, b)
-	}
+	until(t, "nobody vouches", func() bool { return !vouches() })
 }

@@ -3,6 +3,7 @@ package controller
 import (
 	"time"
 
+	"github.com/drover/drover/controller/membership"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
@@ -53,7 +54,7 @@ func (c *controller) revocations(effects []*dv1.Effect) {
 			c.sessions.expel(uri)
 		}
 		if p, err := pki.FromURI(uri); err == nil && p.Kind == pki.KindController {
-			time.AfterFunc(parting, expel)
+			time.AfterFunc(membership.Parting, expel)
 		} else {
 			expel()
 		}

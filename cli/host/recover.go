@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/drover/drover/agent"
-	"github.com/drover/drover/controller"
+	"github.com/drover/drover/controller/membership"
 	"github.com/drover/drover/pkg/durable"
 )
 
@@ -50,7 +50,7 @@ Never run it while a majority still works somewhere: that would make two fleets.
 			return fmt.Errorf("drover is up on this host: stop it first: %w", err)
 		}
 		defer unlock()
-		r, err := controller.Recover(c.DataDir, net.JoinHostPort(c.Advertise, fmt.Sprint(agent.Port(c.ControllerListen))), logger(c, "recover"))
+		r, err := membership.Recover(c.DataDir, net.JoinHostPort(c.Advertise, fmt.Sprint(agent.Port(c.ControllerListen))), logger(c, "recover"))
 		if err != nil {
 			return err
 		}

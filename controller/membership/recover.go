@@ -1,4 +1,4 @@
-package controller
+package membership
 
 import (
 	"errors"
@@ -31,7 +31,7 @@ type Recovered struct {
 // controller had not received is lost. Its controller must not run; advertise is
 // where others dial it.
 func Recover(dataDir, advertise string, log *slog.Logger) (*Recovered, error) {
-	dir := filepath.Join(dataDir, "controller")
+	dir := identity.ControllerDir(dataDir)
 	if !identity.HasController(dataDir) {
 		return nil, errors.New("this host is no controller of a fleet")
 	}
