@@ -49,8 +49,9 @@ type agentStats struct {
 	Started int // tasks, in all
 }
 
-// opening bounds how many agents open their first session at once.
-const opening = 64
+// opening bounds how many agents open a session at once: they come from one address,
+// and a controller bounds the handshakes of each.
+const opening = 48
 
 func (p agentsPart) run(ctx context.Context, ready func()) error {
 	f, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -84,7 +85,7 @@ func (p agentsPart) run(ctx context.Context, ready func()) error {
 
 // shared is what a process needs once, however many agents it has.
 type shared struct {
-	turns   chan struct{} // holds who is opening its first session
+	turns   chan struct{} // holds who is opening a session
 	started atomic.Int64  // tasks
 
 	mu     sync.Mutex // guards roster
@@ -128,7 +129,7 @@ type agent struct {
 	box   session.Outbox
 
 	shared   *shared
-	turn     sync.Once    // gives the turn back
+	opening  atomic.Bool  // it has one of shared.turns
 	welcomed atomic.Int64 // when the session was, Unix ns
 	synced   atomic.Int64 // welcomed, of the last session whose first sync was taken
 }
@@ -179,13 +180,8 @@ func (a *agent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.rec.Run(ctx) })
 	g.Go(func() error {
-		select {
-		case a.shared.turns <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
 		defer a.opened()
-		return session.Run(ctx, session.Options{Controllers: a.controllers, TLS: a.tls, Agent: a, Outbox: &a.box, Log: a.log})
+		return session.Run(ctx, session.Options{Controllers: func() []string { return a.controllers(ctx) }, TLS: a.tls, Agent: a, Outbox: &a.box, Log: a.log})
 	})
 	if err := g.Wait(); ctx.Err() == nil {
 		return err
@@ -193,10 +189,21 @@ func (a *agent) run(ctx context.Context) error {
 	return nil
 }
 
-func (a *agent) opened() { a.turn.Do(func() { <-a.shared.turns }) }
+func (a *agent) opened() {
+	if a.opening.CompareAndSwap(true, false) {
+		<-a.shared.turns
+	}
+}
 
-// controllers are in an order of this agent's own, so that sessions are spread.
-func (a *agent) controllers() []string {
+// controllers are in an order of this agent's own, so that sessions are spread. It is
+// asked before each session, and waits for a turn.
+func (a *agent) controllers(ctx context.Context) []string {
+	a.opened() // the last one failed
+	select {
+	case a.shared.turns <- struct{}{}:
+		a.opening.Store(true)
+	case <-ctx.Done():
+	}
 	weight := func(addr string) uint64 {
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(nodeID(a.n) + addr))

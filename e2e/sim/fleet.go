@@ -15,7 +15,11 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"github.com/drover/drover/controller/bootstrap"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/unixsock"
@@ -47,36 +51,38 @@ type member struct {
 // newFleet brings up a fleet of a size whose agents have all their tasks.
 // What lasts is below dir, which should be on a real disk; the agents' stores, each
 // of which would have a disk of its own, are in memory where that is possible.
-func newFleet(ctx context.Context, dir string, s size) (f *fleet, err error) {
-	f = &fleet{size: s}
-	if f.dir, err = os.MkdirTemp(dir, "sim"); err != nil { // short: paths of sockets are limited
-		return nil, err
+func newFleet(ctx context.Context, dir string, s size) (*fleet, error) {
+	f := &fleet{size: s}
+	if err := f.up(ctx, dir); err != nil {
+		return nil, errors.Join(err, f.close())
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.close())
-		}
-	}()
+	return f, nil
+}
+
+func (f *fleet) up(ctx context.Context, dir string) (err error) {
+	if f.dir, err = os.MkdirTemp(dir, "sim"); err != nil { // short: paths of sockets are limited
+		return err
+	}
 	memory := "/dev/shm"
 	if _, err := os.Stat(memory); err != nil {
 		memory = f.dir
 	}
 	if f.stores, err = os.MkdirTemp(memory, "drover-sim"); err != nil {
-		return nil, err
+		return err
 	}
 	ca, token, err := f.first()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for len(f.members) < s.controllers {
+	for len(f.members) < f.controllers {
 		if err := f.join(ctx, token); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := f.voters(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	return f, f.populate(ctx, ca)
+	return f.populate(ctx, ca)
 }
 
 func (f *fleet) newMember() (*member, error) {
@@ -182,21 +188,36 @@ func (f *fleet) settle(ctx context.Context, since time.Time) error {
 	})
 }
 
+// roles are those of the controllers as one of them knows, by name.
+func (m *member) roles(ctx context.Context) (map[string]dv1.ControllerInfo_Role, error) {
+	resp, err := dv1connect.NewControllersClient(m.api, "http://sim").List(ctx, connect.NewRequest(&dv1.ListControllersRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]dv1.ControllerInfo_Role{}
+	for _, c := range resp.Msg.Controllers {
+		out[c.Name] = c.Role
+	}
+	return out, nil
+}
+
 // leader is the controller that leads.
 func (f *fleet) leader(ctx context.Context) (leader *member, err error) {
 	err = poll(ctx, "a leader", 50*time.Millisecond, func() (bool, error) {
-		var all []struct{ Name, Role string }
+		var last error
 		for _, m := range f.members {
-			if m.proc == nil || ask(ctx, m.api, http.MethodGet, "/drover/v1/controllers", nil, &all) != nil {
+			if m.proc == nil {
 				continue
 			}
-			for _, c := range all {
-				if c.Role == "leader" {
-					leader = f.named(c.Name)
+			roles, err := m.roles(ctx)
+			last = errors.Join(last, err)
+			for name, role := range roles {
+				if role == dv1.ControllerInfo_LEADER {
+					leader = f.named(name)
 				}
 			}
 		}
-		return leader != nil && leader.proc != nil, nil
+		return leader != nil && leader.proc != nil, last
 	})
 	return leader, err
 }
@@ -212,17 +233,14 @@ func (f *fleet) named(name string) *member {
 
 func (f *fleet) voters(ctx context.Context) error {
 	return poll(ctx, "that all controllers vote", 50*time.Millisecond, func() (bool, error) {
-		var all []struct{ Name, Role string }
-		if err := ask(ctx, f.members[0].api, http.MethodGet, "/drover/v1/controllers", nil, &all); err != nil {
-			return false, err
-		}
+		roles, err := f.members[0].roles(ctx)
 		n := 0
-		for _, c := range all {
-			if c.Role == "leader" || c.Role == "voter" {
+		for _, role := range roles {
+			if role == dv1.ControllerInfo_LEADER || role == dv1.ControllerInfo_VOTER {
 				n++
 			}
 		}
-		return n == f.controllers, nil
+		return n == f.controllers, err
 	})
 }
 
