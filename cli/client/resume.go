@@ -94,6 +94,9 @@ func rest(ctx context.Context) {
 }
 
 func (c *fleetClient) ContainerCreate(ctx context.Context, o client.ContainerCreateOptions) (client.ContainerCreateResult, error) {
+	if create := intercepted(ctx).Create; create != nil {
+		return create(ctx, o)
+	}
 	return again(ctx, func(ctx context.Context) (client.ContainerCreateResult, error) {
 		return c.APIClient.ContainerCreate(ctx, o)
 	})

@@ -137,8 +137,8 @@ func (s *Session) mark(r *http.Request) {
 	if i, ok := r.Context().Value(afterKey{}).(uint64); ok {
 		r.Header.Set(wire.HeaderAfter, strconv.FormatUint(i, 10))
 	}
-	if len(s.On) > 0 {
-		r.Header.Set(wire.HeaderOn, strings.Join(s.On, ","))
+	if on := s.on(r.Context()); len(on) > 0 {
+		r.Header.Set(wire.HeaderOn, strings.Join(on, ","))
 	}
 	if s.contact != "" {
 		r.Header.Set(wire.HeaderContact, s.contact)

@@ -92,7 +92,7 @@ func Commands(version string) []*cobra.Command {
 }
 
 func controllerCommand(version string) *cobra.Command {
-	cmd := &cobra.Command{Use: "controller", Short: "Run this host's controller in the foreground", Args: cli.NoArgs}
+	cmd := &cobra.Command{Use: "controller", Short: "Manage the fleet's controllers; alone, run this host's in the foreground", Args: cli.NoArgs}
 	f := addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := f.load(cmd)

@@ -136,7 +136,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 // asksTheFleet reports whether a command is about the fleet, not about this host or
 // this program.
 func asksTheFleet(cmd *cobra.Command) bool {
-	if !cmd.HasParent() {
+	if _, is := cmd.Annotations[annotationAbsent]; is || !cmd.HasParent() {
 		return false
 	}
 	switch cmd.Name() {

@@ -14,17 +14,12 @@ import (
 
 	fleet "github.com/drover/drover/cli/client"
 	"github.com/drover/drover/cli/controller"
+	"github.com/drover/drover/cli/each"
 	"github.com/drover/drover/cli/host"
 	"github.com/drover/drover/cli/node"
 	"github.com/drover/drover/cli/token"
 	"github.com/drover/drover/cli/trace"
 )
-
-// without are docker's commands that a fleet doesn't have.
-var without = map[string]bool{
-	"swarm": true, "stack": true, "service": true, "config": true, "secret": true, "plugin": true,
-	"checkpoint": true, "builder": true, "buildx": true, "trust": true, "manifest": true, "context": true, "compose": true,
-}
 
 // command is the whole tree.
 func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error) {
@@ -67,10 +62,11 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.before(cmd, opts) }
 	commands.AddCommands(root, dc)
 	for _, c := range root.Commands() {
-		if c.Name() == "node" || without[c.Name()] { // Swarm's nodes
+		if c.Name() == "node" { // Swarm's
 			root.RemoveCommand(c)
 		}
 	}
+	answerAbsent(root)
 	for _, c := range host.Commands(a.version) {
 		if c.Name() == "controller" {
 			c.AddCommand(controller.Commands(a.session)...)
@@ -78,8 +74,16 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 		root.AddCommand(c)
 	}
 	root.AddCommand(node.Command(a.session), token.Command(a.session), trace.Command(a.session))
-	a.spread(root)
+	each.Add(root, a.session, dc)
 	visit(root, rename)
+	inner := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		if cmd == root {
+			help(root.OutOrStdout(), root)
+			return
+		}
+		inner(cmd, args)
+	})
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
 		// Completions run without what comes ahead of commands, and ask the fleet too.
 		return root, a.complete(opts)
@@ -90,9 +94,6 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 // unknown names the commands that were perhaps meant.
 func unknown(cmd *cobra.Command, arg string) error {
 	msg := fmt.Sprintf("drover: unknown command: drover %s", arg)
-	if without[arg] {
-		return fmt.Errorf("drover: docker's %s commands are not there on a fleet\n\nRun 'drover --help' for what is", arg)
-	}
 	if near := cmd.SuggestionsFor(arg); len(near) > 0 {
 		msg += "\n\nDid you mean this?\n\t" + strings.Join(near, "\n\t")
 	}

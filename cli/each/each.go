@@ -1,0 +1,194 @@
+// Package each is --each: docker's run, exec and pull on many nodes at once. Docker's
+// own parser reads the command line, up to the request that it would make; this
+// package makes that request for every node, and stays with all of them as docker's
+// command stays with one.
+package each
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"connectrpc.com/connect"
+	"github.com/docker/cli/cli"
+	"github.com/docker/cli/cli/command"
+	"github.com/spf13/cobra"
+
+	"github.com/drover/drover/cli/client"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// labelRun names the run that a container of several nodes belongs to.
+const labelRun = "io.drover.run"
+
+// atOnce bounds how many nodes a command works on at the same time.
+const atOnce = 64
+
+// errTaken ends docker's own command once its request is taken over.
+var errTaken = errors.New("taken over by --each")
+
+// verbs are docker's commands that --each has a meaning for.
+var verbs = map[string]struct {
+	usage string
+	do    func(e *each, cmd *cobra.Command, args []string) error
+}{
+	"run":  {"Run once on every node that will do", (*each).run},
+	"exec": {"Run in every container of a run --each, named by its --name", (*each).exec},
+	"pull": {"Pull to every node that will do", (*each).pull},
+}
+
+// each is a command that is carried out on many nodes.
+type each struct {
+	s      *client.Session
+	docker command.Cli
+	inner  func(cmd *cobra.Command, args []string) error // docker's own
+	on     []string
+}
+
+// Add gives docker's commands below root --on and, where that has a meaning, --each.
+func Add(root *cobra.Command, s *client.Session, docker command.Cli) {
+	for _, path := range []string{"run", "container run", "create", "container create", "exec", "container exec", "pull", "image pull"} {
+		if cmd, rest, err := root.Find(strings.Fields(path)); err == nil && len(rest) == 0 {
+			add(cmd, s, docker)
+		}
+	}
+}
+
+func add(cmd *cobra.Command, s *client.Session, docker command.Cli) {
+	e := &each{s: s, docker: docker, inner: cmd.RunE}
+	cmd.Flags().StringSliceVar(&e.on, "on", nil, "Nodes that will do: node==NAME, LABEL==VALUE, LABEL!=VALUE (globs allowed)")
+	verb, many := verbs[cmd.Name()]
+	all := false
+	if many {
+		cmd.Flags().BoolVar(&all, "each", false, verb.usage)
+	}
+	if cmd.Name() == "exec" {
+		cmd.Flags().Lookup("on").Usage = "With --each: only containers on these nodes"
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !all {
+			if cmd.Name() == "exec" && len(e.on) > 0 {
+				return errors.New("drover: exec knows its node by its container: --on goes with --each")
+			}
+			if len(e.on) > 0 {
+				s.On = e.on
+			}
+			return e.inner(cmd, args)
+		}
+		for _, f := range []struct{ flag, only string }{{"interactive", "terminal"}, {"tty", "terminal"}, {"cidfile", "file"}} {
+			if x := cmd.Flags().Lookup(f.flag); x != nil && x.Changed {
+				return fmt.Errorf("drover: --each and --%s don't go together: there is one %s", f.flag, f.only)
+			}
+		}
+		return verb.do(e, cmd, args)
+	}
+}
+
+// nodes are those that will do. Others that were asked for are named.
+func (e *each) nodes(ctx context.Context) (out []*dv1.NodeInfo, err error) {
+	api, err := e.s.API()
+	if err != nil {
+		return nil, err
+	}
+	on := e.on
+	if len(on) == 0 {
+		on = e.s.On
+	}
+	err = client.Pages(func(token string) (string, error) {
+		resp, err := api.Nodes.List(ctx, connect.NewRequest(&dv1.ListNodesRequest{On: on, PageSize: 1000, PageToken: token}))
+		if err != nil {
+			return "", err
+		}
+		for _, n := range resp.Msg.Nodes {
+			switch {
+			case n.Liveness != dv1.Node_READY:
+				e.say("node %s does not answer and is left out", n.Name)
+			case n.Availability != dv1.Node_ACTIVE:
+				e.say("node %s is drained and is left out", n.Name)
+			default:
+				out = append(out, n)
+			}
+		}
+		return resp.Msg.NextPageToken, nil
+	})
+	if err == nil && len(out) == 0 {
+		err = cli.StatusError{StatusCode: 125, Status: "drover: no node is there that will do"}
+	}
+	return out, err
+}
+
+func (e *each) say(format string, a ...any) {
+	_, _ = fmt.Fprintf(e.docker.Err(), "drover: "+format+"\n", a...)
+}
+
+// outcome is how it ended on one node.
+type outcome struct {
+	node string
+	code int
+	err  error // why the fleet failed at it
+}
+
+// all calls do for each of n nodes, on some at once, and returns how the whole ended:
+// well if it did everywhere, with the nodes' code if that is one, else with 1.
+func (e *each) all(n int, do func(i int) outcome) error {
+	ends := make([]outcome, n)
+	slots := make(chan struct{}, atOnce)
+	var working sync.WaitGroup
+	for i := range n {
+		slots <- struct{}{}
+		working.Go(func() {
+			defer func() { <-slots }()
+			ends[i] = do(i)
+		})
+	}
+	working.Wait()
+	return e.end(ends)
+}
+
+func (e *each) end(ends []outcome) error {
+	codes := map[int]bool{}
+	var failed []string
+	for _, o := range ends {
+		if o.err != nil {
+			e.say("node %s: %s", o.node, reason(e.s.Explain(o.err)))
+			o.code = cmp.Or(o.code, 125)
+		}
+		codes[o.code] = true
+		if o.code != 0 {
+			failed = append(failed, o.node)
+		}
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	code := 1
+	if len(codes) == 1 {
+		for c := range codes {
+			code = c
+		}
+	}
+	slices.Sort(failed)
+	msg := ""
+	if len(ends) > 1 {
+		msg = fmt.Sprintf("drover: failed on %d of %d nodes: %s", len(failed), len(ends), strings.Join(failed, ", "))
+	}
+	return cli.StatusError{StatusCode: code, Status: msg}
+}
+
+// reason is an error without the words that others begin with.
+func reason(msg string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(msg, "drover: "), "Error: ")
+}
+
+// names are what each of all is called.
+func names[T any](all []T, name func(T) string) []string {
+	out := make([]string, len(all))
+	for i, x := range all {
+		out[i] = name(x)
+	}
+	return out
+}

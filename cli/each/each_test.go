@@ -1,0 +1,332 @@
+package each
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/docker/cli/cli"
+	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/command/commands"
+	cliflags "github.com/docker/cli/cli/flags"
+	"github.com/moby/moby/api/types/container"
+	docker "github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/drover/drover/cli/clitest"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/bulk"
+)
+
+// fleet is docker's API and the list of nodes, as a test plays them. Containers are
+// called by their node.
+type fleet struct {
+	dv1connect.UnimplementedNodesHandler
+	nodes   []*dv1.NodeInfo
+	out     map[string]string // of a node's container; "" is "hello\n"
+	code    map[string]int
+	full    map[string]string // why a node takes no container
+	fails   map[string]string // why a node's container does not start
+	absent  bool              // the image, until it is pulled
+	endless bool              // containers end when they are killed
+
+	mu     sync.Mutex // guards the fields below
+	log    []string
+	bodies map[string]container.CreateRequest
+	ended  map[string]chan struct{}
+}
+
+func (f *fleet) note(format string, a ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.log = append(f.log, fmt.Sprintf(format, a...))
+}
+
+func (f *fleet) end(node string) chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended[node] == nil {
+		f.ended[node] = make(chan struct{})
+	}
+	return f.ended[node]
+}
+
+func (f *fleet) List(_ context.Context, r *connect.Request[dv1.ListNodesRequest]) (*connect.Response[dv1.ListNodesResponse], error) {
+	out := &dv1.ListNodesResponse{}
+	for _, n := range f.nodes {
+		if len(r.Msg.On) == 0 || slices.Contains(r.Msg.On, "node=="+n.Name) {
+			out.Nodes = append(out.Nodes, n)
+		}
+	}
+	return connect.NewResponse(out), nil
+}
+
+var route = regexp.MustCompile(`^(?:/v[0-9.]+)?/(containers|exec|images)/(?:([^/]+)/)?([a-z]+)$`)
+
+// ServeHTTP is docker's API.
+func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Api-Version", "1.44")
+	w.Header().Set("Ostype", "linux")
+	m := route.FindStringSubmatch(r.URL.Path)
+	if m == nil {
+		return // a ping
+	}
+	node := strings.TrimPrefix(m[2], "on-")
+	switch m[1] + " " + m[3] {
+	case "containers create":
+		node = strings.TrimPrefix(r.Header.Get(wire.HeaderOn), "node==")
+		f.create(w, r, node)
+	case "containers attach", "exec start":
+		f.stream(w, r, node)
+	case "containers wait":
+		_ = http.NewResponseController(w).Flush()
+		<-f.end(node)
+		_, _ = fmt.Fprintf(w, `{"StatusCode":%d}`, f.code[node])
+	case "containers start":
+		f.note("start %s", node)
+		if why := f.fails[node]; why != "" {
+			refuse(w, 400, why)
+			return
+		}
+		if !f.endless {
+			close(f.end(node))
+		}
+		w.WriteHeader(204)
+	case "containers kill":
+		f.note("kill %s with %s", node, r.URL.Query().Get("signal"))
+		close(f.end(node))
+	case "containers json":
+		if m[2] != "" {
+			_, _ = io.WriteString(w, `{"Id":"`+m[2]+`"}`)
+			return
+		}
+		var all []container.Summary
+		for _, n := range f.nodes {
+			all = append(all, container.Summary{ID: "on-" + n.Name, Labels: map[string]string{labelNode: n.Name}})
+		}
+		if !strings.Contains(r.URL.Query().Get("filters"), labelRun+"=s") {
+			all = nil
+		}
+		_ = json.NewEncoder(w).Encode(all)
+	case "containers exec":
+		var o struct{ Cmd []string }
+		_ = json.NewDecoder(r.Body).Decode(&o)
+		f.note("exec %s %s", node, strings.Join(o.Cmd, " "))
+		w.WriteHeader(201)
+		_, _ = fmt.Fprintf(w, `{"Id":"on-%s"}`, node)
+	case "exec json":
+		_, _ = fmt.Fprintf(w, `{"ID":"x","ExitCode":%d}`, f.code[node])
+	case "images create":
+		on := strings.TrimPrefix(r.Header.Get(wire.HeaderOn), "node==")
+		f.note("pull %s", on)
+		if why := f.full[on]; why != "" {
+			refuse(w, 500, why)
+			return
+		}
+		f.absent = false
+		_, _ = io.WriteString(w, "{\"status\":\"Pulling from library/alpine\"}\n{\"status\":\"Digest: sha256:1\"}\n")
+	default:
+		refuse(w, 501, r.URL.Path)
+	}
+}
+
+func refuse(w http.ResponseWriter, code int, msg string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(map[string]string{"message": msg})
+}
+
+func (f *fleet) create(w http.ResponseWriter, r *http.Request, node string) {
+	var body container.CreateRequest
+	_ = json.NewDecoder(r.Body).Decode(&body)
+	switch why := f.full[node]; {
+	case f.absent:
+		refuse(w, 404, "No such image: alpine:latest")
+	case why != "":
+		refuse(w, 503, why)
+	default:
+		f.note("create %s %q", node, r.URL.Query().Get("name"))
+		f.mu.Lock()
+		f.bodies[node] = body
+		f.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(201)
+		_, _ = fmt.Fprintf(w, `{"Id":"on-%s"}`, node)
+	}
+}
+
+func (f *fleet) stream(w http.ResponseWriter, r *http.Request, node string) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	_, _ = io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.multiplexed-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+	_ = bulk.WriteFrame(conn, bulk.FrameBegin, []byte{0})
+	if strings.HasSuffix(r.URL.Path, "/attach") {
+		<-f.end(node)
+	}
+	out := f.out[node]
+	if out == "" {
+		out = "hello\n"
+	}
+	_ = bulk.WriteFrame(conn, bulk.FrameStdout, []byte(out))
+	_ = bulk.WriteFrame(conn, bulk.FrameExit, nil)
+	_, _ = io.Copy(io.Discard, conn) // until it is read
+}
+
+func newFleet(nodes ...string) *fleet {
+	f := &fleet{out: map[string]string{}, code: map[string]int{}, full: map[string]string{}, fails: map[string]string{}, bodies: map[string]container.CreateRequest{}, ended: map[string]chan struct{}{}}
+	for _, n := range nodes {
+		f.nodes = append(f.nodes, &dv1.NodeInfo{Id: n, Name: n, Liveness: dv1.Node_READY, Availability: dv1.Node_ACTIVE})
+	}
+	return f
+}
+
+// drover runs docker's commands on the fleet, with --each.
+func (f *fleet) drover(t *testing.T, line string) (stdout, stderr string, code int) {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.Handle(dv1connect.NewNodesHandler(f))
+	mux.Handle("/", f)
+	s := clitest.Serve(t, mux)
+	var out, errs bytes.Buffer
+	dc, err := command.NewDockerCli(command.WithInputStream(io.NopCloser(strings.NewReader(""))), command.WithOutputStream(&out), command.WithErrorStream(&errs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	if err := dc.Initialize(cliflags.NewClientOptions(), command.WithInitializeClient(func(*command.DockerCli) (docker.APIClient, error) { return s.Docker(noop.NewTracerProvider()) })); err != nil {
+		t.Fatal(err)
+	}
+	root := &cobra.Command{Use: "drover", SilenceUsage: true, SilenceErrors: true, TraverseChildren: true}
+	commands.AddCommands(root, dc)
+	Add(root, s, dc)
+	root.SetArgs(strings.Fields(line))
+	root.SetOut(&out)
+	root.SetErr(&errs)
+	err = root.ExecuteContext(t.Context())
+	if err != nil {
+		code = 1
+		if st, ok := err.(cli.StatusError); ok {
+			code = st.StatusCode
+		}
+		_, _ = fmt.Fprintln(&errs, s.Explain(err))
+	}
+	return out.String(), errs.String(), code
+}
+
+// sorted are lines of several nodes, which come in any order.
+func sorted(s string) string {
+	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n") + "\n"
+}
+
+func TestWhatPeopleRead(t *testing.T) {
+	for _, c := range []struct {
+		name, line string
+		set        func(f *fleet)
+		code       int
+	}{
+		{"alike", "run --each --rm alpine uname -r", func(*fleet) {}, 0},
+		{"two-kinds", "run --each --rm alpine uname -r", func(f *fleet) { f.out["b"] = "6.1\n"; f.out["d"] = "6.1\n" }, 0},
+		{"no-newline", "run --each alpine cat", func(f *fleet) { f.out["c"] = "no end" }, 0},
+		{"one-fails", "run --each --rm alpine false", func(f *fleet) { f.code["b"] = 4 }, 1},
+		{"all-fail", "run --each --rm alpine false", func(f *fleet) { f.code = map[string]int{"a": 7, "b": 7, "c": 7, "d": 7} }, 7},
+		{"one-is-full", "run --each alpine true", func(f *fleet) { f.full["c"] = "0 of 1 node fits: 1 lack 2 GiB memory" }, 1},
+		{"not-found", "run --each alpine nothing", func(f *fleet) {
+			for _, n := range f.nodes {
+				f.fails[n.Name] = "exec: \"nothing\": executable file not found in $PATH"
+			}
+		}, 127},
+		{"left-out", "run --each alpine true", func(f *fleet) {
+			f.nodes[0].Liveness, f.nodes[1].Availability = dv1.Node_DOWN, dv1.Node_DRAIN
+		}, 0},
+		{"nobody", "run --each --on node==z alpine true", func(*fleet) {}, 125},
+		{"chosen", "run --each --on node==b,node==c alpine true", func(*fleet) {}, 0},
+		{"detached", "run -d --each --name s alpine sleep 9", func(*fleet) {}, 0},
+		{"pulled-first", "run --each alpine true", func(f *fleet) { f.absent = true }, 0},
+		{"terminal", "run --each -it alpine sh", func(*fleet) {}, 1},
+		{"cidfile", "run --each --cidfile x alpine sh", func(*fleet) {}, 1},
+		{"exec", "exec --each s cat /etc/hostname", func(f *fleet) { f.out["a"] = "other\n" }, 0},
+		{"exec-fails", "exec --each s false", func(f *fleet) { f.code["c"] = 3 }, 1},
+		{"exec-some", "exec --each --on node==b s true", func(*fleet) {}, 0},
+		{"exec-nobody", "exec --each t true", func(*fleet) {}, 1},
+		{"exec-on", "exec --on node==b s true", func(*fleet) {}, 1},
+		{"pull", "pull --each alpine", func(*fleet) {}, 0},
+		{"pull-quiet", "pull -q --each alpine", func(*fleet) {}, 0},
+		{"pull-fails", "pull --each alpine", func(f *fleet) { f.full["b"] = "registry answered 429" }, 1},
+		{"pull-first-fails", "pull --each alpine", func(f *fleet) { f.full["a"] = "registry answered 429" }, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFleet("a", "b", "c", "d")
+			c.set(f)
+			out, errs, code := f.drover(t, c.line)
+			if code != c.code {
+				t.Errorf("exit code %d, not %d", code, c.code)
+			}
+			clitest.Golden(t, c.name+".txt", "$ drover "+c.line+"\n"+sorted(out)+"--- stderr\n"+sorted(errs))
+		})
+	}
+}
+
+// Each node gets the request that docker's own command makes, with its part of the name.
+func TestEachNodeGetsDockersRequest(t *testing.T) {
+	f := newFleet("a", "b")
+	if _, errs, code := f.drover(t, "run -d --each --rm --name web -e X=1 -p 80:80 -l k=v -m 64m alpine sleep 9"); code != 0 {
+		t.Fatal(errs)
+	}
+	for i, node := range []string{"a", "b"} {
+		b := f.bodies[node]
+		if b.Image != "alpine" || strings.Join(b.Cmd, " ") != "sleep 9" || !b.HostConfig.AutoRemove || b.HostConfig.Memory != 64<<20 || b.Labels["k"] != "v" || b.Labels[labelRun] != "web" || !slices.Contains(b.Env, "X=1") {
+			t.Errorf("%s gets %+v", node, b)
+		}
+		if want := fmt.Sprintf("create %s \"web-%d\"", node, i+1); !slices.Contains(f.log, want) {
+			t.Errorf("%q lacks %s", f.log, want)
+		}
+	}
+}
+
+// An interrupt goes to every container; the command ends when they have.
+func TestAnInterruptGoesToAll(t *testing.T) {
+	f := newFleet("a", "b", "c")
+	f.endless = true
+	f.code = map[string]int{"a": 130, "b": 130, "c": 130}
+	go func() {
+		for started := 0; started < 3; {
+			f.mu.Lock()
+			started = 0
+			for _, l := range f.log {
+				if strings.HasPrefix(l, "start ") {
+					started++
+				}
+			}
+			f.mu.Unlock()
+			<-time.After(time.Millisecond)
+		}
+		_ = syscall.Kill(syscall.Getpid(), syscall.SIGINT)
+	}()
+	if _, errs, code := f.drover(t, "run --each --rm alpine sleep 1000"); code != 130 || !strings.Contains(errs, "failed on 3 of 3") {
+		t.Errorf("it ended with %d: %s", code, errs)
+	}
+	for _, n := range []string{"a", "b", "c"} {
+		if !slices.Contains(f.log, "kill "+n+" with 2") {
+			t.Errorf("%s got no interrupt: %q", n, f.log)
+		}
+	}
+}

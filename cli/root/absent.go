@@ -1,0 +1,71 @@
+package root
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Sentences that answer commands of docker's that a fleet doesn't have.
+const (
+	noBuilder = "a fleet builds no images: build them with docker buildx or any other tool, push them to your registry, and drover pull"
+	noSwarm   = "docker's swarm commands are not there on a fleet, which is one itself: drover node ls lists its hosts, drover run --each runs on all of them"
+	noSearch  = "a fleet searches no registry: name the image in full, as in drover pull registry.lan:5000/web:1.4"
+	noContext = "a fleet is named by -H or DROVER_HOST, not by a context"
+	noCompose = "run docker's own: DOCKER_HOST=unix:///run/drover/drover.sock docker compose up, for the fleet is one engine to it"
+	never     = "this is not there on a fleet"
+	notYet    = "this is not there on a fleet yet"
+)
+
+// absent are docker's commands that a fleet doesn't have, and what says so. They are
+// not shown.
+var absent = map[string]string{
+	"build": noBuilder, "builder": noBuilder, "buildx": noBuilder, "bake": noBuilder, "image build": noBuilder,
+	"swarm": noSwarm, "stack": noSwarm, "service": noSwarm, "config": noSwarm, "secret": noSwarm,
+	"search": noSearch, "context": noContext, "compose": noCompose,
+	"plugin": never, "trust": never, "manifest": never, "checkpoint": never,
+	"network": notYet, "volume": notYet, "system prune": notYet, "system df": notYet,
+	"commit": notYet, "cp": notYet, "diff": notYet, "export": notYet, "pause": notYet, "unpause": notYet, "stats": notYet, "top": notYet, "update": notYet,
+	"history": notYet, "import": notYet, "load": notYet, "push": notYet, "save": notYet,
+	"container prune": notYet, "image prune": notYet,
+}
+
+// answerAbsent has absent commands answer with their sentence, also below container,
+// image and system. Those that docker's tree lacks here are added.
+func answerAbsent(root *cobra.Command) {
+	for path, sentence := range absent {
+		if cmd, rest, err := root.Find([]string{path}); err == nil && len(rest) == 0 && cmd != root {
+			root.RemoveCommand(cmd)
+		}
+		if words := strings.Fields(path); len(words) == 1 && path != "config" { // which is a host's
+			root.AddCommand(answer(words[0], path, sentence))
+		}
+	}
+	for _, parent := range root.Commands() {
+		for _, cmd := range parent.Commands() {
+			path := parent.Name() + " " + cmd.Name()
+			sentence, is := absent[path]
+			if !is && (parent.Name() == "container" || parent.Name() == "image") {
+				sentence, is = absent[cmd.Name()]
+			}
+			if is {
+				parent.RemoveCommand(cmd)
+				parent.AddCommand(answer(cmd.Name(), path, sentence))
+			}
+		}
+	}
+}
+
+// answer is a hidden command that only says why it is not there.
+func answer(name, path, sentence string) *cobra.Command {
+	return &cobra.Command{
+		Use: name, Hidden: true, DisableFlagParsing: true, Annotations: map[string]string{annotationAbsent: ""},
+		RunE: func(*cobra.Command, []string) error {
+			return errors.New("drover: " + path + ": " + sentence + "\n\nRun 'drover --help' for what there is")
+		},
+	}
+}
+
+// annotationAbsent marks commands that ask nobody.
+const annotationAbsent = "drover.absent"

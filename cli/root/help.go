@@ -1,0 +1,67 @@
+package root
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// groups are how the commands are shown. What is in none comes with the rest of
+// docker's.
+var groups = []struct {
+	title    string
+	commands []string
+}{
+	{"Common Commands", []string{"run", "exec", "ps", "logs", "pull", "images", "stop", "rm", "info"}},
+	{"Fleet Commands", []string{"node", "controller", "token", "trace"}},
+	{"Host Commands", []string{"up", "join", "agent", "config"}},
+}
+
+// help shows the commands in groups.
+func help(out io.Writer, root *cobra.Command) {
+	shown := map[string]bool{"help": true}
+	_, _ = fmt.Fprintf(out, "Usage:  %s\n\n%s\n", root.Use, root.Long)
+	list := func(title string, commands []*cobra.Command) {
+		_, _ = fmt.Fprintf(out, "\n%s:\n", title)
+		for _, c := range commands {
+			_, _ = fmt.Fprintf(out, "  %-12s%s\n", c.Name(), c.Short)
+		}
+	}
+	for _, g := range groups {
+		var all []*cobra.Command
+		for _, name := range g.commands {
+			if c := find(root, name); c != nil {
+				all = append(all, c)
+				shown[name] = true
+			}
+		}
+		list(g.title, all)
+	}
+	var managing, rest []*cobra.Command
+	for _, c := range root.Commands() {
+		switch {
+		case !c.IsAvailableCommand() || shown[c.Name()]:
+		case c.HasAvailableSubCommands():
+			managing = append(managing, c)
+		default:
+			rest = append(rest, c)
+		}
+	}
+	list("More of Docker's Commands", rest)
+	list("Management Commands", managing)
+	_, _ = fmt.Fprintf(out, "\nGlobal Options:\n%s\n\nRun 'drover COMMAND --help' for more information on a command.\n", strings.TrimRight(root.Flags().FlagUsagesWrapped(helpWidth), " \n"))
+}
+
+// helpWidth wraps what options are for.
+const helpWidth = 79
+
+func find(root *cobra.Command, name string) *cobra.Command {
+	i := slices.IndexFunc(root.Commands(), func(c *cobra.Command) bool { return c.Name() == name && c.IsAvailableCommand() })
+	if i < 0 {
+		return nil
+	}
+	return root.Commands()[i]
+}
