@@ -187,7 +187,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 
 // A stream that a node's user has open through a door ends with the node, and with what
 // the user was granted.
-func TestADoorsStreamEndsWithItsNode(t *testing.T) {
+func TestAProxiedStreamEndsWithItsNode(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
@@ -240,11 +240,12 @@ func TestADoorsStreamEndsWithItsNode(t *testing.T) {
 
 // A controller that has not its log yet says nothing of who may do what: the users of
 // a host without one wait for it.
-func TestADoorGetsNoVerdictFromAControllerWithoutItsLog(t *testing.T) {
-	defer func(d time.Duration) { startPatience = d }(startPatience)
-	startPatience = 50 * time.Millisecond
+func TestAProxiedSocketGetsNoVerdictFromAControllerWithoutItsLog(t *testing.T) {
 	noLeaks(t)
 	all, _ := fleet(t, 3)
+	for _, h := range all {
+		h.tuning.patience = 50 * time.Millisecond // from their next start
+	}
 	node := all[0].identity(pki.KindNode, "d")
 	all[0].eventually(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: node.Principal.URI, Roles: []string{pki.KindNode}}}}})
 	all[0].eventually(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "d", Name: "d"}}}})
@@ -288,7 +289,7 @@ func TestADoorGetsNoVerdictFromAControllerWithoutItsLog(t *testing.T) {
 }
 
 // A host whose doors are refused all the time fills no log, and writes nothing into it.
-func TestRefusedDoorsFillNoLog(t *testing.T) {
+func TestRefusedProxiedSocketsFillNoLog(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)
 	h.up()
@@ -303,7 +304,7 @@ func TestRefusedDoorsFillNoLog(t *testing.T) {
 		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 		_, _ = io.WriteString(c, first)
 		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) { // cut when the line is written
-			t.Fatal("a door without a hello stays open")
+			t.Fatal("a connection without a hello stays open")
 		}
 	}
 	for range 5 {
@@ -312,7 +313,7 @@ func TestRefusedDoorsFillNoLog(t *testing.T) {
 	}
 	knock("127.0.0.2", "\n")
 	said := h.log.String()
-	if n := strings.Count(said, "refused a door"); n != 2 || strings.Count(said, "peer=127.0.0.1 ") != 1 || strings.Count(said, "peer=127.0.0.2 ") != 1 {
+	if n := strings.Count(said, "refused a proxied socket"); n != 2 || strings.Count(said, "peer=127.0.0.1 ") != 1 || strings.Count(said, "peer=127.0.0.2 ") != 1 {
 		t.Errorf("%d lines of two hosts, want one of each:\n%s", n, said)
 	}
 	if strings.Contains(said, "666666") || strings.Contains(said, "forged") {

@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +35,7 @@ import (
 	"github.com/drover/drover/controller/engineapi"
 	views "github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/fleetapi"
+	"github.com/drover/drover/controller/gateway"
 	"github.com/drover/drover/controller/membership"
 	"github.com/drover/drover/controller/relay"
 	"github.com/drover/drover/controller/state"
@@ -44,12 +44,12 @@ import (
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/grant"
 	"github.com/drover/drover/pkg/identity"
-	"github.com/drover/drover/pkg/mux"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/registry"
 	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/timing"
 	traces "github.com/drover/drover/pkg/trace"
+	"github.com/drover/drover/pkg/unixsock"
 )
 
 // DefaultListen is every address of the host, on the control plane's port.
@@ -113,24 +113,18 @@ type controller struct {
 
 	relay *relay.Fleet
 
-	port     net.Listener
-	mux      *mux.Mux
-	layer    *raftLayer
-	requests *visitors
-	sessions *visitors
-
-	node          atomic.Pointer[consensus.Node] // nil before raft is open
-	serving       atomic.Pointer[serving]        // nil before everything is ready
-	ready         chan struct{}                  // closed when serving is set
-	commits       gate
-	told          sync.Map // identities whose refusal was logged
-	granted       granted
-	believe       atomic.Bool   // this clock, also far ahead of the state's time
-	gossipOverlap time.Duration // of vault.KeeperOptions; tests have less
+	node    atomic.Pointer[consensus.Node] // nil before raft is open
+	commits gate
+	believe atomic.Bool // this clock, also far ahead of the state's time
+	tuning  tuning
 }
 
-// serving is what answers once the controller is ready.
-type serving struct{ api, sessions, peers, callers, joins http.Handler }
+// tuning is what tests can't wait for; the zero value is what rooms choose.
+type tuning struct {
+	gossipOverlap time.Duration
+	patience      time.Duration
+	pace          gateway.Pace
+}
 
 // Run is a controller from start to end: nil when ctx ended, else why it could
 // not go on. It needs what bootstrap.Up put into DataDir.
@@ -160,8 +154,7 @@ func load(cfg Config) (_ *controller, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &controller{Config: cfg, ready: make(chan struct{}), granted: granted{},
-		requests: newVisitors(), sessions: newVisitors()}
+	c := &controller{Config: cfg}
 	c.dir = filepath.Join(cfg.DataDir, "controller")
 	if c.unlock, err = durable.Lock(c.dir); err != nil {
 		return nil, err
@@ -199,20 +192,21 @@ func (c *controller) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c.fail = func(err error) { cancel(&failure{err}) }
-	defer c.start("connections to agents", c.agents.Run)()
-	front, err := c.listen()
+	defer c.start(ctx, "connections to agents", c.agents.Run)()
+	gw, err := gateway.Listen(gateway.Options{Listen: c.Listen, Advertise: c.Advertise, Socket: unixsock.File(c.RunDir), Files: c.files,
+		Identities: c.identities, Logger: c.Logger, Linger: membership.Parting, Patience: c.tuning.patience, Pace: c.tuning.pace})
 	if err != nil {
 		return err
 	}
-	defer c.start("the port "+c.port.Addr().String(), c.mux.Run)()
-	stopFront := front()
-	defer stopFront()
+	defer c.start(ctx, "the port "+gw.Addr().String(), gw.Run)()
+	stopRequests := c.start(ctx, "requests", gw.Serve)
+	defer stopRequests()
 	first, err := bootstrap.Pending(c.DataDir)
 	if err != nil {
 		return err
 	}
 	node, err := consensus.Open(consensus.Options{
-		ID: c.files.Principal.ID, Dir: filepath.Join(c.dir, "raft"), Addr: raft.ServerAddress(c.Advertise), Layer: c.layer,
+		ID: c.files.Principal.ID, Dir: filepath.Join(c.dir, "raft"), Addr: raft.ServerAddress(gw.Advertise()), Layer: gw.Raft(),
 		Logger: c.Logger, Version: c.Version, OnCommit: c.commits.committed, OnRestore: c.commits.restore, Believe: c.believe.Load,
 		Timing: timing.FromProto(first.GetInit().GetCluster().GetTiming()), TimingFile: identity.TimingFile(c.DataDir),
 	})
@@ -226,17 +220,17 @@ func (c *controller) run(ctx context.Context) error {
 	}()
 	c.node.Store(node)
 	if !node.HasState() && first != nil {
-		self := raft.Server{ID: raft.ServerID(c.files.Principal.ID), Address: raft.ServerAddress(c.Advertise)}
+		self := raft.Server{ID: raft.ServerID(c.files.Principal.ID), Address: raft.ServerAddress(gw.Advertise())}
 		if err := node.Bootstrap([]raft.Server{self}); err != nil {
 			return err
 		}
 	}
-	defer c.start("the proposer", node.Run)()
-	place := membership.NewPlace(membership.PlaceOptions{Files: c.files, DataDir: c.DataDir, Addr: c.Advertise, Log: node,
+	defer c.start(ctx, "the proposer", node.Run)()
+	place := membership.NewPlace(membership.PlaceOptions{Files: c.files, DataDir: c.DataDir, Addr: gw.Advertise(), Log: node,
 		NotRevoked: c.identities.NotRevoked, Logger: c.Logger})
-	defer c.start("its address", place.KeepAddress)()
-	defer c.start("its place in the quorum", place.Run)()
-	if err := c.serve(ctx, node, place, stopFront); err != nil && ctx.Err() == nil {
+	defer c.start(ctx, "its address", place.KeepAddress)()
+	defer c.start(ctx, "its place in the quorum", place.Run)()
+	if err := c.serve(ctx, gw, node, place, stopRequests); err != nil && ctx.Err() == nil {
 		return err
 	}
 	var broken *failure
@@ -247,7 +241,7 @@ func (c *controller) run(ctx context.Context) error {
 }
 
 // serve goes from an open log to answering, until ctx ends.
-func (c *controller) serve(ctx context.Context, node *consensus.Node, place *membership.Place, stopFront func()) error {
+func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *consensus.Node, place *membership.Place, stopRequests func()) error {
 	if err := c.becomeReady(ctx, node); err != nil {
 		return err
 	}
@@ -261,23 +255,23 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, place *mem
 		}))
 	}})
 	defer way.Close()
-	defer c.start("the way to the leader", way.Run)()
+	defer c.start(ctx, "the way to the leader", way.Run)()
 	v, err := bootstrap.Unseal(ctx, bootstrap.UnsealOptions{DataDir: c.DataDir, RunDir: c.RunDir, Files: c.files,
 		Snapshot: log.Snapshot, Propose: way.Own, Stdout: c.Stdout, Logger: c.Logger})
 	if err != nil {
 		return err
 	}
-	keys := vault.NewKeeper(vault.KeeperOptions{Vault: v, Self: c.files.Principal, Log: node, Logger: c.Logger, Overlap: c.gossipOverlap})
+	keys := vault.NewKeeper(vault.KeeperOptions{Vault: v, Self: c.files.Principal, Log: node, Logger: c.Logger, Overlap: c.tuning.gossipOverlap})
 	quorum := membership.NewQuorum(membership.QuorumOptions{Self: c.files.Principal.ID, Log: node, Status: way.Status, Logger: c.Logger})
 	clock := membership.NewClock(membership.ClockOptions{Self: c.files.Principal.ID, Snapshot: node.Snapshot, Ask: way.Clock, Believe: c.believe.Store, Logger: c.Logger})
 	var local *views.Local // which the hub tells of what it hears while this controller leads: after it is made
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
 	c.relay = &relay.Fleet{Relay: way, Local: local}
-	c.commits.open(func() { local.Seed(node.Snapshot()); c.granted.seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
+	c.commits.open(func() { local.Seed(node.Snapshot()); gw.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
 		local.Committed(effects, node.Snapshot().Time())
-		c.revocations(effects)
+		gw.Committed(effects)
 		c.agents.Committed(effects)
 		keys.Committed(effects)
 		quorum.Committed(effects)
@@ -286,14 +280,14 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, place *mem
 		hub.Restored(after)
 		local.Seed(after)
 		missed := between(before, after)
-		c.revocations(missed)
+		gw.Committed(missed)
 		c.agents.Committed(missed)
 		keys.Committed(missed)
 		quorum.Committed(missed)
 		place.Committed(missed)
 	})
-	defer c.start("leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run) })()
-	defer c.start("its host's admin", func(ctx context.Context) error {
+	defer c.start(ctx, "leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run) })()
+	defer c.start(ctx, "its host's admin", func(ctx context.Context) error {
 		return vault.OwnAdmin(ctx, vault.AdminOptions{Dir: identity.AdminPKI(c.DataDir), Self: c.files.Principal,
 			Snapshot: log.Snapshot, Propose: way.Own, Authority: v.Authority, Logger: c.Logger})
 	})()
@@ -302,13 +296,12 @@ func (c *controller) serve(ctx context.Context, node *consensus.Node, place *mem
 	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
 	joins := admission.New(admission.Options{Snapshot: log.Snapshot, Propose: way.Propose, Vault: v, Logger: c.Logger})
-	c.serving.Store(&serving{api: c.relay.API(apis), sessions: c.relay.Sessions(hub.Handler()),
-		peers: c.relay.Peers(c.Traces), callers: c.relay.Callers(apis, hub.Handler()), joins: joins})
-	close(c.ready)
-	c.Logger.Info("controller is ready", "addr", c.port.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())
-	c.OnReady(c.port.Addr())
+	gw.Ready(gateway.Handlers{API: c.relay.API(apis), Sessions: c.relay.Sessions(hub.Handler()),
+		Peers: c.relay.Peers(c.Traces), Callers: c.relay.Callers(apis, hub.Handler()), Joins: joins})
+	c.Logger.Info("controller is ready", "addr", gw.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())
+	c.OnReady(gw.Addr())
 	<-ctx.Done()
-	stopFront() // before the log, which requests in progress need
+	stopRequests() // before the log, which requests in progress need
 	return nil
 }
 
@@ -364,8 +357,8 @@ func (c *controller) becomeReady(ctx context.Context, node *consensus.Node) erro
 
 // start runs a part until the stop that it gives is called. A part that fails
 // before ends the controller.
-func (c *controller) start(what string, run func(context.Context) error) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background()) // parts end in order, not all at once
+func (c *controller) start(ctx context.Context, what string, run func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // parts end in order, not all at once
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

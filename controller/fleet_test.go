@@ -50,6 +50,7 @@ func (h *host) on() error {
 	if err != nil {
 		return err
 	}
+	c.tuning = h.tuning
 	ctx, cancel := context.WithCancel(context.Background())
 	h.c, h.cancel, h.ended = c, cancel, make(chan error, 1)
 	go func() { h.ended <- c.end(c.run(ctx)) }()

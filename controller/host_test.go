@@ -36,11 +36,11 @@ import (
 
 // host is one machine's folders and the controller that runs on them.
 type host struct {
-	t       *testing.T
-	data    string
-	rundir  string
-	ca      *pki.Authority
-	overlap time.Duration // of the gossip's keys; 0 is the default
+	t      *testing.T
+	data   string
+	rundir string
+	ca     *pki.Authority
+	tuning tuning // of its next start
 
 	c      *controller
 	addr   string
@@ -120,7 +120,7 @@ func (h *host) up() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	c.gossipOverlap = h.overlap
+	c.tuning = h.tuning
 	ctx, cancel := context.WithCancel(context.Background())
 	h.c, h.cancel, h.ended = c, cancel, make(chan error, 1)
 	go func() { h.ended <- c.run(ctx) }()

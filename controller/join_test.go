@@ -134,7 +134,7 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 // gossip that it never had; the old one goes.
 func TestARemovalIsToldToNodesAndEndsTheGossipsKey(t *testing.T) {
 	h := newHost(t)
-	h.overlap = 10 * time.Millisecond
+	h.tuning.gossipOverlap = 10 * time.Millisecond
 	h.up()
 	h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: pki.URI(h.cluster(), pki.KindNode, "b"), Roles: []string{pki.KindNode}}}}})
 	h.propose(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "b", Name: "b", Addr: "10.0.0.2:7444"}}}})

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover/drover/controller/gateway"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/identity"
@@ -20,12 +21,8 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// impatient makes the pace of bodies one that a test can wait for.
-func impatient(t *testing.T) {
-	grace, rate := bodyGrace, bodyRate
-	bodyGrace, bodyRate = time.Second, 1<<20
-	t.Cleanup(func() { bodyGrace, bodyRate = grace, rate })
-}
+// impatient is a pace of bodies that a test can wait for.
+var impatient = tuning{pace: gateway.Pace{Grace: time.Second, Rate: 1 << 20}}
 
 // connect opens a connection to the controller's port with an ALPN name ("" for
 // none), and with files' certificate unless they are nil.
@@ -59,8 +56,8 @@ func closes(t *testing.T, c net.Conn, r io.Reader, within time.Duration) {
 // without it, and who is known, or joins, must keep a pace.
 func TestASlowBodyIsNotWaitedFor(t *testing.T) {
 	noLeaks(t)
-	impatient(t)
 	h := newHost(t)
+	h.tuning = impatient
 	h.up()
 	const long = 30 * time.Second // against a machine that is busy, not a measure
 	for _, c := range []struct {
@@ -125,8 +122,8 @@ func TestWhoIsRefusedHoldsNoConnection(t *testing.T) {
 // deadline doesn't outlive it.
 func TestABodyThatComesIsRead(t *testing.T) {
 	noLeaks(t)
-	impatient(t)
 	h := newHost(t)
+	h.tuning = impatient
 	h.up()
 	body := `{"Image":"` + strings.Repeat("x", 64<<10) + `"}`
 	conn := h.connect(h.files(identity.AdminPKI(h.data)), "http/1.1")
@@ -147,6 +144,6 @@ func TestABodyThatComesIsRead(t *testing.T) {
 		if resp.StatusCode != http.StatusBadRequest && resp.StatusCode != http.StatusNotFound || strings.Contains(string(b), "reading the request") {
 			t.Fatalf("%d %s", resp.StatusCode, b)
 		}
-		time.Sleep(bodyGrace + 100*time.Millisecond) // beyond what the body had: the connection must still be good
+		time.Sleep(h.tuning.pace.Grace + 100*time.Millisecond) // beyond what the body had: the connection must still be good
 	}
 }

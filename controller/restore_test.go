@@ -1,7 +1,10 @@
 package controller
 
 import (
+	"bufio"
 	"bytes"
+	"io"
+	"net/http"
 	"testing"
 	"time"
 
@@ -46,18 +49,14 @@ func TestASnapshotIsAsGoodAsTheEntriesThatItHolds(t *testing.T) {
 	snap := lead.c.node.Load().Snapshot()
 
 	admin := at.files(identity.AdminPKI(gone.data))
-	cut := make(chan response, 1)
-	go func() { cut <- at.remote(admin, "/events") }()
-	until(t, "the request of an admin", func() bool {
-		at.c.requests.mu.Lock()
-		defer at.c.requests.mu.Unlock()
-		for v := range at.c.requests.in {
-			if v.uri == admin.Principal.URI {
-				return true
-			}
-		}
-		return false
-	})
+	conn := at.connect(admin, "http/1.1")
+	_, _ = io.WriteString(conn, "GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+	r := bufio.NewReader(conn)
+	if resp, err := http.ReadResponse(r, nil); err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("the request of an admin: %v %v", resp, err)
+	}
+	cut := make(chan error, 1)
+	go func() { _, err := io.Copy(io.Discard, r); cut <- err }()
 
 	old := snap.TaskByName("old")
 	young := proto.CloneOf(old)

@@ -30,7 +30,7 @@ func TestTheTimingIsSetForAllControllers(t *testing.T) {
 		t.Fatalf("setting it: %v", r)
 	}
 	for _, h := range all {
-		until(t, h.c.Advertise+" with the new timing", func() bool { return h.c.node.Load().Timing().String() == want })
+		until(t, h.addr+" with the new timing", func() bool { return h.c.node.Load().Timing().String() == want })
 	}
 	if r := others[1].fleet("Controllers/GetTiming", "{}"); r.code != 200 || !strings.Contains(r.body, want) {
 		t.Fatalf("shown then: %v", r)

@@ -1,9 +1,8 @@
-package controller
+package gateway
 
 import (
 	"time"
 
-	"github.com/drover/drover/controller/membership"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/pki"
@@ -20,7 +19,7 @@ func (g granted) seed(s *state.Snapshot) {
 	}
 }
 
-// change notes a node's roles, and gives the users who may do less than before.
+// change records a node's roles, and returns the users who may do less than before.
 func (g granted) change(n *dv1.Node) (less []string) {
 	for uid, role := range g[n.Id] {
 		if now := n.Roles[uid]; now != role && now != pki.RoleAdmin {
@@ -31,33 +30,35 @@ func (g granted) change(n *dv1.Node) (less []string) {
 	return less
 }
 
-// revocations ends connections of identities that were just revoked, and of users who
-// were granted more before: a controller's after it had the time to be told that it was
-// removed, which may have been asked through it; what else it asks meanwhile is
-// refused. It is called within a commit and never blocks.
-func (c *controller) revocations(effects []*dv1.Effect) {
+// Seed takes a state's roles, before the first Committed.
+func (g *Gateway) Seed(s *state.Snapshot) { g.granted.seed(s) }
+
+// Committed ends connections of identities that were just revoked, and of users who
+// were granted more before: a controller's after Linger; what it asks meanwhile is
+// refused. It is called with each entry's effects, in order, and never blocks.
+func (g *Gateway) Committed(effects []*dv1.Effect) {
 	for _, e := range effects {
 		if n := e.GetNode(); n != nil {
-			host := pki.Principal{URI: pki.URI(c.files.Principal.Cluster, pki.KindNode, n.Id)}
-			for _, uid := range c.granted.change(n) {
-				c.requests.expel(pki.Principal{ID: uid}.At(host).URI)
+			host := pki.Principal{URI: pki.URI(g.o.Files.Principal.Cluster, pki.KindNode, n.Id)}
+			for _, uid := range g.granted.change(n) {
+				g.requests.expel(pki.Principal{ID: uid}.At(host).URI)
 			}
 		}
-		delete(c.granted, e.GetDeleteNode())
+		delete(g.granted, e.GetDeleteNode())
 		id := e.GetIdentity()
 		if !id.GetRevoked() {
 			continue
 		}
 		uri := id.GetUri()
 		expel := func() {
-			c.requests.expel(uri)
-			c.sessions.expel(uri)
+			g.requests.expel(uri)
+			g.streams.expel(uri)
 		}
 		if p, err := pki.FromURI(uri); err == nil && p.Kind == pki.KindController {
-			time.AfterFunc(membership.Parting, expel)
+			time.AfterFunc(g.o.Linger, expel)
 		} else {
 			expel()
 		}
-		c.layer.conns.expel(uri)
+		g.raft.conns.expel(uri)
 	}
 }

@@ -1,4 +1,4 @@
-package controller
+package gateway
 
 import (
 	"bufio"
@@ -14,10 +14,8 @@ import (
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/dial"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/unixsock"
 )
-
-// startPatience is how long requests wait for a controller that is starting.
-var startPatience = 5 * time.Second
 
 // refusal is an answer instead of the asked-for one.
 type refusal struct {
@@ -27,6 +25,8 @@ type refusal struct {
 
 func (e *refusal) Error() string { return e.msg }
 
+var errStarting = &refusal{http.StatusServiceUnavailable, "this controller is starting: its log is not ready yet"}
+
 type connKey struct{}
 
 func withConn(ctx context.Context, c net.Conn) context.Context {
@@ -34,18 +34,18 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// front is what every request passes, on the port and on the socket: who is
+// request is what every request passes, on the port and on the socket: who is
 // there, and is the controller ready for it.
-func (c *controller) front(w http.ResponseWriter, r *http.Request) {
+func (g *Gateway) request(w http.ResponseWriter, r *http.Request) {
 	out := &answer{ResponseWriter: w}
-	pace(out, r)
+	g.o.Pace.hold(out, r)
 	defer func() {
 		p := recover()
 		if p == nil {
 			return
 		}
 		if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
-			c.Logger.Error("a request panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			g.o.Logger.Error("a request panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
 			if !out.begun {
 				refuse(out, &refusal{http.StatusInternalServerError, fmt.Sprintf("this request met an error in drover: %v", p)})
 				return
@@ -53,21 +53,21 @@ func (c *controller) front(w http.ResponseWriter, r *http.Request) {
 		}
 		panic(http.ErrAbortHandler) // too late for words: the client must see a broken answer
 	}()
-	p, err := c.caller(r)
+	p, err := g.caller(r)
 	if err != nil {
 		refuse(out, err)
 		return
 	}
 	conn, _ := r.Context().Value(connKey{}).(net.Conn)
-	leave, ok := c.requests.enter(conn, p.URI)
+	leave, ok := g.requests.enter(conn, p.URI)
 	if !ok {
 		refuse(out, &refusal{http.StatusServiceUnavailable, "this controller is stopping"})
 		return
 	}
 	defer leave()
-	s := c.served(r.Context())
-	if s == nil {
-		refuse(out, &refusal{http.StatusServiceUnavailable, "this controller is starting: its log is not ready yet"})
+	h := g.awaitReady(r.Context())
+	if h == nil {
+		refuse(out, errStarting)
 		return
 	}
 	if k := r.Header.Get(wire.HeaderKey); len(k) > maxKey {
@@ -76,32 +76,49 @@ func (c *controller) front(w http.ResponseWriter, r *http.Request) {
 	}
 	// What it may do is asked after enter: a revocation that this misses ends the
 	// connection.
-	s.api.ServeHTTP(out, r.WithContext(pki.WithPrincipal(r.Context(), p)))
+	h.API.ServeHTTP(out, r.WithContext(pki.WithPrincipal(r.Context(), p)))
 }
 
 // maxKey leaves room for what drover puts before a caller's key.
 const maxKey = consensus.MaxKey - 56
 
-// served waits a moment for a controller that is starting.
-func (c *controller) served(ctx context.Context) *serving {
-	if s := c.serving.Load(); s != nil {
-		return s
+// awaitReady waits a moment for a controller that is starting; nil if it still is.
+func (g *Gateway) awaitReady(ctx context.Context) *Handlers {
+	if h := g.handlers.Load(); h != nil {
+		return h
 	}
-	enough := time.NewTimer(startPatience)
+	enough := time.NewTimer(g.o.Patience)
 	defer enough.Stop()
 	select {
-	case <-c.ready:
+	case <-g.ready:
 	case <-enough.C:
 	case <-ctx.Done():
 	}
-	return c.serving.Load()
+	return g.handlers.Load()
+}
+
+// join answers a host that wants to join.
+func (g *Gateway) join(w http.ResponseWriter, r *http.Request) {
+	g.o.Pace.hold(w, r)
+	w.Header().Set("Connection", "close") // each try costs a handshake
+	leave, ok := g.requests.enter(nil, "")
+	if !ok {
+		return
+	}
+	defer leave()
+	h := g.awaitReady(r.Context())
+	if h == nil {
+		refuse(w, errStarting)
+		return
+	}
+	h.Joins.ServeHTTP(w, r)
 }
 
 // caller is who sent a request, as far as connections tell.
-func (c *controller) caller(r *http.Request) (pki.Principal, error) {
-	if d, ok := r.Context().Value(doorKey{}).(*doorConn); ok {
-		r.Header.Set(wire.HeaderContact, d.node.ID)
-		return d.who, nil
+func (g *Gateway) caller(r *http.Request) (pki.Principal, error) {
+	if p, ok := r.Context().Value(proxiedKey{}).(*proxiedConn); ok {
+		r.Header.Set(wire.HeaderContact, p.node.ID)
+		return p.who, nil
 	}
 	if local, ok := r.Context().Value(peerKey{}).(peerResult); ok {
 		if local.err != nil {
@@ -119,6 +136,20 @@ func (c *controller) caller(r *http.Request) (pki.Principal, error) {
 	return p, nil
 }
 
+type peerKey struct{}
+
+// peerResult is what the kernel said of a connection.
+type peerResult struct {
+	principal pki.Principal
+	err       error
+}
+
+// withPeer names who connects to the socket as a user of this host.
+func (g *Gateway) withPeer(ctx context.Context, conn net.Conn) context.Context {
+	p, err := unixsock.Peer(g.o.Socket, conn)
+	return context.WithValue(withConn(ctx, conn), peerKey{}, peerResult{p.At(g.o.Files.Principal), err})
+}
+
 func refuse(w http.ResponseWriter, err error) {
 	code := http.StatusInternalServerError
 	if r := (*refusal)(nil); errors.As(err, &r) {
@@ -127,7 +158,7 @@ func refuse(w http.ResponseWriter, err error) {
 	wire.Refuse(w, code, err.Error())
 }
 
-// answer knows whether it has begun. One that refuses a caller ends its connection:
+// answer records whether it has begun. One that refuses a caller ends its connection:
 // neither the rest of a body nor another request is waited for, so that who was
 // removed holds none.
 type answer struct {

@@ -1,4 +1,4 @@
-package controller
+package gateway
 
 import (
 	"crypto/tls"
@@ -7,6 +7,7 @@ import (
 
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/pki/pkitest"
 )
 
 // shaken gives connections whose handshake is over.
@@ -20,8 +21,8 @@ func (s shaken) Accept() (net.Conn, error) { return <-s.c, nil }
 // A controller that is removed between its handshake and the moment in which raft takes
 // its connection has no part in the quorum any more.
 func TestRaftTakesNoConnectionOfWhoWasJustRemoved(t *testing.T) {
-	h := newHost(t)
-	gone, stays := h.identity(pki.KindController, "gone"), h.identity(pki.KindController, "stays")
+	ca := pkitest.Authority(t, "c")
+	gone, stays := pkitest.Files(t, ca, "c", pki.KindController, "gone"), pkitest.Files(t, ca, "c", pki.KindController, "stays")
 	in := shaken{c: make(chan net.Conn, 2)}
 	for _, who := range []*pki.Files{gone, stays} {
 		near, far := net.Pipe()
@@ -44,7 +45,7 @@ func TestRaftTakesNoConnectionOfWhoWasJustRemoved(t *testing.T) {
 		}
 		in.c <- server
 	}
-	l := &raftLayer{Listener: in, conns: newVisitors(), verify: func(p pki.Principal) error {
+	l := &raftLayer{Listener: in, conns: newConns(), verify: func(p pki.Principal) error {
 		if p.ID == "gone" {
 			return pki.ErrRevoked
 		}

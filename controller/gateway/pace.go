@@ -1,4 +1,4 @@
-package controller
+package gateway
 
 import (
 	"errors"
@@ -7,35 +7,38 @@ import (
 	"time"
 )
 
-// A request's body has to come at a pace: bodyGrace for its beginning, and bodyRate
-// bytes a second from then on. (Variables for tests.) Who is slower than that is holding a connection.
-var (
-	bodyGrace = 10 * time.Second
-	bodyRate  = 8 << 10
-)
+// Pace is what a request's body has to keep. Who is slower is holding a connection.
+type Pace struct {
+	Grace time.Duration // for its beginning
+	Rate  int           // bytes a second from then on
+}
+
+// DefaultPace is that of a bad link.
+var DefaultPace = Pace{Grace: 10 * time.Second, Rate: 8 << 10}
 
 // pacedBody moves its connection's read deadline along as bytes come in.
 type pacedBody struct {
 	io.ReadCloser
 	rc    *http.ResponseController
+	pace  Pace
 	began time.Time
 	n     int64
 }
 
-// pace holds a request to the pace above. net/http reads what a handler left of
+// hold has a request keep a pace. net/http reads what a handler left of
 // a body: the deadline is there from the start, so that this ends too. Taking the
 // connection over, or reading the body to its end, lifts it.
-func pace(w http.ResponseWriter, r *http.Request) {
+func (p Pace) hold(w http.ResponseWriter, r *http.Request) {
 	if r.Body == nil || r.ContentLength == 0 {
 		return
 	}
-	b := &pacedBody{ReadCloser: r.Body, rc: http.NewResponseController(w), began: time.Now()}
+	b := &pacedBody{ReadCloser: r.Body, rc: http.NewResponseController(w), pace: p, began: time.Now()}
 	b.extend()
 	r.Body = b
 }
 
 func (b *pacedBody) extend() {
-	left := bodyGrace + time.Duration(b.n)*time.Second/time.Duration(bodyRate)
+	left := b.pace.Grace + time.Duration(b.n)*time.Second/time.Duration(b.pace.Rate)
 	_ = b.rc.SetReadDeadline(b.began.Add(left)) // a connection without deadlines has gone
 }
 

@@ -1,4 +1,4 @@
-package controller
+package gateway
 
 import (
 	"crypto/tls"
@@ -8,31 +8,31 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// visitors are the connections on which something goes on. net/http forgets
+// conns are the connections on which something goes on. net/http forgets
 // those that a handler took over, and handlers that outlive their connection:
 // here both can be ended and waited for.
-type visitors struct {
+type conns struct {
 	mu     sync.Mutex // guards closed and in
 	closed bool
-	in     map[*visitor]struct{}
+	in     map[*open]struct{}
 	all    sync.WaitGroup
 }
 
-type visitor struct {
-	conn net.Conn // nil where another visitor has it
+type open struct {
+	conn net.Conn // nil where another has it
 	uri  string
 }
 
-func newVisitors() *visitors { return &visitors{in: map[*visitor]struct{}{}} }
+func newConns() *conns { return &conns{in: map[*open]struct{}{}} }
 
 // enter refuses once close was called. leave is to be called once.
-func (v *visitors) enter(c net.Conn, uri string) (leave func(), ok bool) {
+func (v *conns) enter(c net.Conn, uri string) (leave func(), ok bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
 		return nil, false
 	}
-	who := &visitor{c, uri}
+	who := &open{c, uri}
 	v.in[who] = struct{}{}
 	v.all.Add(1)
 	return func() {
@@ -45,7 +45,7 @@ func (v *visitors) enter(c net.Conn, uri string) (leave func(), ok bool) {
 
 // expel ends an identity's connections, and a host's also those of its users. It never
 // blocks.
-func (v *visitors) expel(uri string) {
+func (v *conns) expel(uri string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for who := range v.in {
@@ -56,7 +56,7 @@ func (v *visitors) expel(uri string) {
 }
 
 // close lets nobody in any more and ends every connection.
-func (v *visitors) close() {
+func (v *conns) close() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.closed = true
@@ -65,8 +65,8 @@ func (v *visitors) close() {
 	}
 }
 
-// wait returns when everybody left, after close.
-func (v *visitors) wait() { v.all.Wait() }
+// wait blocks until everybody has left, after close.
+func (v *conns) wait() { v.all.Wait() }
 
 // cut closes without TLS's good-bye, which waits for a peer that doesn't read.
 func cut(c net.Conn) {
