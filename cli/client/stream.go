@@ -34,7 +34,7 @@ func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.C
 			}
 			continue
 		}
-		s := newStream(h.HijackedResponse, output{warn: c.s.warn, lose: c.lose})
+		s := newStream(ctx, h.HijackedResponse, output{warn: c.s.warn, lose: c.lose})
 		kind, b, err := s.conn.Next()
 		if err != nil {
 			h.Close()
@@ -44,7 +44,7 @@ func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.C
 			continue
 		}
 		s.take(kind, b)
-		s.ctx, s.typed = ctx, o.Stdin
+		s.typed = o.Stdin
 		s.again = func(from string) (client.HijackedResponse, error) {
 			o := o
 			o.Logs = s.begun&bulk.BeginWhole != 0 // where there is no position yet
@@ -68,7 +68,7 @@ func (c *fleetClient) ExecAttach(ctx context.Context, id string, o client.ExecAt
 		return h, err
 	}
 	kind, _ := h.MediaType()
-	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(h.HijackedResponse, output{warn: c.s.warn, lose: c.lose}), kind)}, nil
+	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(ctx, h.HijackedResponse, output{warn: c.s.warn, lose: c.lose}), kind)}, nil
 }
 
 // ContainerLogs gives a log that goes on at another controller.
@@ -163,7 +163,7 @@ func (o *output) take(kind byte, b []byte) {
 }
 
 // resumed opens a stream anew from where it was.
-func resumed[S any](o *output, open func(from string) (S, error), left func() bool) (s S, ok bool) {
+func resumed[S any](ctx context.Context, o *output, open func(from string) (S, error), left func() bool) (s S, ok bool) {
 	from := o.at.Again()
 	for end := time.Now().Add(goOn); ; {
 		s, err := open(from)
@@ -183,7 +183,7 @@ func resumed[S any](o *output, open func(from string) (S, error), left func() bo
 			o.fail(fmt.Errorf("the connection to the fleet broke, and no controller takes it up: %w", err))
 			return s, false
 		}
-		rest(context.Background())
+		rest(ctx)
 	}
 }
 
@@ -210,9 +210,9 @@ type stream struct {
 	net net.Conn
 }
 
-func newStream(h client.HijackedResponse, o output) *stream {
+func newStream(ctx context.Context, h client.HijackedResponse, o output) *stream {
 	c := bulk.NewConn(h.Conn, h.Reader)
-	return &stream{output: o, ctx: context.Background(), conn: c, in: bulk.NewInput(c), net: h.Conn}
+	return &stream{output: o, ctx: ctx, conn: c, in: bulk.NewInput(c), net: h.Conn}
 }
 
 // Read implements net.Conn.
@@ -237,7 +237,7 @@ func (s *stream) next() {
 		return
 	}
 	_ = s.conn.Close()
-	h, ok := resumed(&s.output, s.again, s.left)
+	h, ok := resumed(s.ctx, &s.output, s.again, s.left)
 	if !ok {
 		return
 	}
@@ -301,7 +301,7 @@ func (s *pages) next() {
 		return
 	}
 	_ = s.cur.Close()
-	r, ok := resumed(&s.output, s.again, s.left)
+	r, ok := resumed(s.ctx, &s.output, s.again, s.left)
 	if !ok {
 		return
 	}

@@ -13,8 +13,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -43,11 +41,10 @@ type flags struct {
 func addFlags(cmd *cobra.Command) *flags {
 	f := &flags{set: map[string]*string{}}
 	cmd.Flags().StringVar(&f.file, "config", "", "Configuration file (default "+config.DefaultFile+", if it is there)")
-	for key, usage := range map[string]string{
-		"data-dir": "Durable data", "run-dir": "Sockets and other volatile data", "node-name": "Name of this host in the fleet",
-		"advertise": "Address that other hosts dial", "log-level": "debug, info, warn or error",
-	} {
-		f.set[key] = cmd.Flags().String(key, "", usage)
+	for _, k := range config.Keys {
+		if k.Flag {
+			f.set[k.Name] = cmd.Flags().String(k.Name, "", k.Usage)
+		}
 	}
 	return f
 }
@@ -64,14 +61,14 @@ func (f *flags) load(cmd *cobra.Command) (*config.Config, error) {
 		return nil, err
 	}
 	if c.Advertise == "" {
-		c.Advertise = outward()
+		c.Advertise = outward(cmd.Context())
 	}
 	return c, nil
 }
 
 // outward is the address that this host has on its default route. Nothing is sent.
-func outward() string {
-	c, err := net.Dial("udp4", "192.0.2.1:9")
+func outward(ctx context.Context) string {
+	c, err := (&net.Dialer{}).DialContext(ctx, "udp4", "192.0.2.1:9")
 	if err != nil {
 		return "127.0.0.1"
 	}
@@ -202,62 +199,10 @@ func configCommand() *cobra.Command {
 		}
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
 		_, _ = fmt.Fprintln(w, "KEY\tVALUE\tFROM")
-		for _, k := range config.Keys() {
-			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", k, value(c, k), c.Origin(k))
+		for _, k := range config.Keys {
+			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", k.Name, k.Text(c), c.Origin(k.Name))
 		}
 		return w.Flush()
 	}
 	return cmd
-}
-
-func value(c *config.Config, key string) string {
-	switch key {
-	case "cluster-name":
-		return c.ClusterName
-	case "data-dir":
-		return c.DataDir
-	case "run-dir":
-		return c.RunDir
-	case "node-name":
-		return c.NodeName
-	case "advertise":
-		return c.Advertise
-	case "controller-listen":
-		return c.ControllerListen
-	case "agent-listen":
-		return c.AgentListen
-	case "gossip-listen":
-		return c.GossipListen
-	case "mirror-listen":
-		return c.MirrorListen
-	case "bridge":
-		return c.Bridge
-	case "subnet-pool":
-		return c.SubnetPool
-	case "raft-timing":
-		return c.RaftTiming
-	case "log-level":
-		return c.LogLevel
-	case "labels":
-		var out []string
-		for k, v := range c.Labels {
-			out = append(out, k+"="+v)
-		}
-		slices.Sort(out)
-		return strings.Join(out, ",")
-	case "registries":
-		var out []string
-		for _, r := range c.Registries {
-			s := r.Name
-			if r.Endpoint != "" {
-				s += " at " + r.Endpoint
-			}
-			if r.PlainHTTP {
-				s += " (plain HTTP)"
-			}
-			out = append(out, s)
-		}
-		return strings.Join(out, ", ")
-	}
-	return ""
 }

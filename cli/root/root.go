@@ -51,7 +51,7 @@ func Main(version string, args []string) int {
 	for _, v := range []string{"DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION"} {
 		_ = os.Unsetenv(v) // another engine's
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT) //nolint:forbidigo // the program's own
 	defer stop()
 	a := newApp(version)
 	root, err := a.command(ctx, args)
@@ -60,7 +60,7 @@ func Main(version string, args []string) int {
 		err = root.ExecuteContext(ctx)
 	}
 	err = a.outcome(err, ctx.Err() != nil)
-	a.finish(err)
+	a.finish(ctx, err)
 	if err == nil || errdefs.IsCanceled(err) && ctx.Err() != nil {
 		return 0
 	}
@@ -189,7 +189,7 @@ func (a *app) client() (client.APIClient, error) {
 }
 
 // finish sends the operation's spans, unless nobody answered anyway.
-func (a *app) finish(err error) {
+func (a *app) finish(ctx context.Context, err error) {
 	if a.tp == nil {
 		return
 	}
@@ -200,7 +200,7 @@ func (a *app) finish(err error) {
 	if !a.used || err != nil && client.IsErrConnectionFailed(err) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = a.tp.Shutdown(ctx)
 }

@@ -26,23 +26,22 @@ const maxRunDir = 39
 
 // Config of a host.
 type Config struct {
-	ClusterName      string            `mapstructure:"cluster-name" desc:"name of the fleet that the first host makes (its node-name if empty)"`
-	DataDir          string            `mapstructure:"data-dir" desc:"durable data: identities, the log, images, containers"`
-	RunDir           string            `mapstructure:"run-dir" desc:"sockets and other volatile data; keep its path short"`
-	NodeName         string            `mapstructure:"node-name" desc:"name of this host in the fleet (its host name if empty)"`
-	Advertise        string            `mapstructure:"advertise" desc:"address that other hosts dial (that of the default route if empty)"`
-	ControllerListen string            `mapstructure:"controller-listen" desc:"address of the API, sessions and raft"`
-	AgentListen      string            `mapstructure:"agent-listen" desc:"address of this node's own port"`
-	GossipListen     string            `mapstructure:"gossip-listen" desc:"address of the gossip among agents; its port is the same on all hosts"`
-	MirrorListen     string            `mapstructure:"mirror-listen" desc:"loopback address where tools of this host pull the fleet's images; empty for none"`
-	Bridge           string            `mapstructure:"bridge" desc:"name of the containers' bridge, at most 15 characters"`
-	SubnetPool       string            `mapstructure:"subnet-pool" desc:"where the nodes' /24 come from; set when the fleet is made, extended by drover node pool add"`
-	RaftTiming       string            `mapstructure:"raft-timing" desc:"how fast controllers notice a dead leader: lan, wan or HEARTBEAT/ELECTION/LEASE; set when the fleet is made, later by drover controller timing"`
-	LogLevel         string            `mapstructure:"log-level" desc:"debug, info, warn or error"`
-	Labels           map[string]string `mapstructure:"labels" desc:"of this node, for --on"`
-	Registries       []Registry        `mapstructure:"registries" desc:"how registries are reached"`
+	ClusterName      string            `mapstructure:"cluster-name"`
+	DataDir          string            `mapstructure:"data-dir"`
+	RunDir           string            `mapstructure:"run-dir"`
+	NodeName         string            `mapstructure:"node-name"`
+	Advertise        string            `mapstructure:"advertise"`
+	ControllerListen string            `mapstructure:"controller-listen"`
+	AgentListen      string            `mapstructure:"agent-listen"`
+	GossipListen     string            `mapstructure:"gossip-listen"`
+	MirrorListen     string            `mapstructure:"mirror-listen"`
+	Bridge           string            `mapstructure:"bridge"`
+	SubnetPool       string            `mapstructure:"subnet-pool"`
+	RaftTiming       string            `mapstructure:"raft-timing"`
+	LogLevel         string            `mapstructure:"log-level"`
+	Labels           map[string]string `mapstructure:"labels"`
+	Registries       []Registry        `mapstructure:"registries"`
 	origin           map[string]string
-	file             string
 }
 
 // Registry says how one registry is reached.
@@ -56,33 +55,14 @@ type Registry struct {
 	Password   string `mapstructure:"password"`
 }
 
-// defaults are also the list of plain keys.
-var defaults = []struct {
-	key   string
-	value any
-}{
-	{"cluster-name", ""}, {"data-dir", "/var/lib/drover"}, {"run-dir", "/run/drover"}, {"node-name", ""}, {"advertise", ""},
-	{"controller-listen", "0.0.0.0:7443"}, {"agent-listen", "0.0.0.0:7444"}, {"gossip-listen", "0.0.0.0:7946"}, {"mirror-listen", "127.0.0.1:5000"}, {"bridge", "drover0"}, {"subnet-pool", "10.208.0.0/12"}, {"raft-timing", "lan"},
-	{"log-level", "info"}, {"labels", map[string]string{}}, {"registries", []map[string]any{}},
-}
-
-// Keys are all that a file may set, in the order of documentation.
-func Keys() []string {
-	var out []string
-	for _, d := range defaults {
-		out = append(out, d.key)
-	}
-	return out
-}
-
 // Load reads file ("" is DefaultFile, if there), DROVER_* of the environment and
 // set (key to value, of flags that were given).
 func Load(file string, set map[string]string) (*Config, error) {
 	v := viper.NewWithOptions(viper.KeyDelimiter("\x00")) // labels may hold dots
 	origin := map[string]string{}
-	for _, d := range defaults {
-		v.SetDefault(d.key, d.value)
-		origin[d.key] = "default"
+	for _, k := range Keys {
+		v.SetDefault(k.Name, k.initial)
+		origin[k.Name] = "default"
 	}
 	path := file
 	if path == "" {
@@ -97,24 +77,24 @@ func Load(file string, set map[string]string) (*Config, error) {
 		path = ""
 	}
 	for _, k := range v.AllKeys() {
-		if top, _, _ := strings.Cut(k, "\x00"); !slices.Contains(Keys(), top) {
+		if top, _, _ := strings.Cut(k, "\x00"); !known(top) {
 			return nil, fmt.Errorf("the configuration %s has the unknown key %q%s", path, top, nearest(top))
 		} else if v.InConfig(top) {
 			origin[top] = path
 		}
 	}
-	for _, k := range Keys() {
-		env := "DROVER_" + strings.ToUpper(strings.ReplaceAll(k, "-", "_"))
-		if x, ok := os.LookupEnv(env); ok && k != "labels" && k != "registries" {
-			v.Set(k, x)
-			origin[k] = env
+	for _, k := range Keys {
+		env := "DROVER_" + strings.ToUpper(strings.ReplaceAll(k.Name, "-", "_"))
+		if x, ok := os.LookupEnv(env); ok && !k.structured {
+			v.Set(k.Name, x)
+			origin[k.Name] = env
 		}
-		if x, ok := set[k]; ok {
-			v.Set(k, x)
-			origin[k] = "--" + k
+		if x, ok := set[k.Name]; ok {
+			v.Set(k.Name, x)
+			origin[k.Name] = "--" + k.Name
 		}
 	}
-	c := &Config{origin: origin, file: path}
+	c := &Config{origin: origin}
 	strict := func(d *mapstructure.DecoderConfig) { d.ErrorUnused = true }
 	if err := v.Unmarshal(c, strict); err != nil {
 		return nil, fmt.Errorf("reading the configuration %s: %w", path, err)
@@ -168,19 +148,16 @@ func (c *Config) Mirrors() []registry.Mirror {
 // Origin says where a key's value came from: default, a file, a variable, a flag.
 func (c *Config) Origin(key string) string { return c.origin[key] }
 
-// File is the file that was read, "" if none.
-func (c *Config) File() string { return c.file }
-
 // nearest suggests the key that was perhaps meant.
 func nearest(key string) string {
 	best, at := "", 4
-	for _, k := range Keys() {
-		if d := distance(strings.ReplaceAll(strings.ToLower(key), "_", "-"), k); d < at {
-			best, at = k, d
+	for _, k := range Keys {
+		if d := distance(strings.ReplaceAll(strings.ToLower(key), "_", "-"), k.Name); d < at {
+			best, at = k.Name, d
 		}
 	}
 	if best == "" {
-		return "; known are " + strings.Join(Keys(), ", ")
+		return "; known are " + strings.Join(names(), ", ")
 	}
 	return fmt.Sprintf("; did you mean %q?", best)
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -52,5 +53,42 @@ func TestBadInputIsNamed(t *testing.T) {
 	}
 	if _, err := Load("/nonexistent/config.yaml", nil); err == nil {
 		t.Error("a named file that isn't there")
+	}
+}
+
+// Each key is a field of Config that its text shows, and each field a key.
+func TestEveryKeyIsShown(t *testing.T) {
+	fields := map[string]bool{}
+	for f := range reflect.TypeFor[Config]().Fields() {
+		if name := f.Tag.Get("mapstructure"); name != "" {
+			fields[name] = true
+		}
+	}
+	file := "labels: {zone: b, disk: ssd}\nregistries: [{name: docker.io, endpoint: 'r:5000', plain-http: true}, {name: quay.io}]\nbridge: br7\nlog-level: warn\nraft-timing: wan\n"
+	want := map[string]string{"labels": "disk=ssd,zone=b", "registries": "docker.io at r:5000 (plain HTTP), quay.io", "bridge": "br7", "log-level": "warn", "raft-timing": "wan", "data-dir": "/var/lib/drover", "mirror-listen": "127.0.0.1:5000"}
+	for _, k := range Keys {
+		switch k.Name {
+		case "labels", "registries", "bridge", "log-level", "raft-timing", "data-dir", "mirror-listen":
+		default:
+			file += k.Name + ": x-" + k.Name + "\n"
+			want[k.Name] = "x-" + k.Name
+		}
+		if k.Usage == "" || !fields[k.Name] {
+			t.Errorf("%s has no usage or no field", k.Name)
+		}
+		delete(fields, k.Name)
+	}
+	want["run-dir"] = "/x-run-dir"
+	c, err := Load(write(t, strings.Replace(file, "x-run-dir", "/x-run-dir", 1)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range Keys {
+		if got := k.Text(c); got != want[k.Name] {
+			t.Errorf("%s is shown as %q, not %q", k.Name, got, want[k.Name])
+		}
+	}
+	for f := range fields {
+		t.Errorf("%s is no key", f)
 	}
 }
