@@ -40,7 +40,7 @@ func timingCommand(s *client.Session) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "timing [lan|wan|HEARTBEAT/ELECTION/LEASE]", Short: "Show or set how fast the controllers notice that their leader is gone", Args: cli.RequiresMaxArgs(1),
 		Long: "Show or set raft's timeouts, one set for all controllers of the fleet.\n" +
-			"lan is 150ms/150ms/100ms; wan is 2s/2s/1.5s, for controllers that are far apart or on busy machines.\n" +
+			"lan is 150ms/150ms/140ms; wan is 2s/2s/1.5s, for controllers that are far apart or on busy machines.\n" +
 			"HEARTBEAT: a follower that hears nothing for as long begins an election. ELECTION: one without a winner begins anew after as long.\n" +
 			"LEASE: a leader that reaches no majority for as long steps down; half of HEARTBEAT at least, all of it at most.\n" +
 			"Setting it costs one election. Leaders that change without anything being broken are a reason for longer ones.",

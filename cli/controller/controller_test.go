@@ -49,7 +49,7 @@ func TestWhatPeopleRead(t *testing.T) {
 		"ls.txt": "ls", "rm.txt": "rm b a c", "timing.txt": "timing", "timing-set.txt": "timing 1s/1s/1s", "rm-none.txt": "rm",
 	} {
 		mux := http.NewServeMux()
-		mux.Handle(dv1connect.NewControllersHandler(&controllers{timing: &dv1.GetTimingResponse{Profile: "lan", Timing: "150ms/150ms/100ms"}}))
+		mux.Handle(dv1connect.NewControllersHandler(&controllers{timing: &dv1.GetTimingResponse{Profile: "lan", Timing: "150ms/150ms/140ms"}}))
 		s := clitest.Serve(t, mux)
 		parent := &cobra.Command{Use: "controller"}
 		parent.AddCommand(Commands(s)...)

@@ -116,31 +116,33 @@ func TestHeartbeatsAreSpacedUntilSomebodyWaitsForThem(t *testing.T) {
 		const every = 30 * time.Millisecond
 		var h heartbeats
 		began := time.Now()
-		at := func(want time.Duration) {
+		at := func(to raft.ServerID, want time.Duration) {
 			t.Helper()
-			h.wait("b", every)
+			h.wait(to, every)
 			if got := time.Since(began); got != want {
-				t.Errorf("a heartbeat leaves after %v, want %v", got, want)
+				t.Errorf("a heartbeat to %s leaves after %v, want %v", to, got, want)
 			}
 		}
-		at(0)
-		at(every)
-		time.Sleep(every + every/2)
-		at(2*every + every/2) // it is late: that is not made up for
-		at(3*every + every/2)
-		h.wait("c", every) // another member's are its own
+		at("b", 0)
+		at("b", every)
+		time.Sleep(every + every/3)
+		at("b", 2*every+every/3) // it is late
+		at("b", 3*every)         // the next one is not
+		time.Sleep(every / 3)
+		at("c", 3*every+every/3) // the first to another member
+		at("c", 4*every)         // goes on with the others'
+		at("b", 4*every)
 		go func() {
 			time.Sleep(every / 3)
 			done := h.verify()
-			time.Sleep(every)
+			time.Sleep(every / 3)
 			done()
 		}()
-		at(3*every + every/2 + every/3)
-		at(3*every + every/2 + every/3)
-		time.Sleep(2 * every)
+		at("b", 4*every+every/3)
+		at("b", 4*every+every/3)
+		time.Sleep(every / 2)
 		synctest.Wait()
-		at(5*every + every/2 + every/3)
-		at(6*every + every/2 + every/3)
+		at("b", 5*every)
 	})
 }
 

@@ -522,7 +522,7 @@ func TestPoolsAndTimingAreShown(t *testing.T) {
 		t.Errorf("the pools: %v, %v", p, err)
 	}
 	g, err := f.controllers().GetTiming(t.Context(), req(&dv1.GetTimingRequest{}))
-	if err != nil || g.Msg.Profile != "lan" || g.Msg.Timing != "150ms/150ms/100ms" {
+	if err != nil || g.Msg.Profile != "lan" || g.Msg.Timing != "150ms/150ms/140ms" {
 		t.Errorf("the timing: %v, %v", g, err)
 	}
 	l, err := f.controllers().List(t.Context(), req(&dv1.ListControllersRequest{}))

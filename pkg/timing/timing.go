@@ -26,7 +26,7 @@ type Timing struct {
 
 // Profiles.
 var (
-	LAN = Timing{150 * time.Millisecond, 150 * time.Millisecond, 100 * time.Millisecond}
+	LAN = Timing{150 * time.Millisecond, 150 * time.Millisecond, 140 * time.Millisecond}
 	WAN = Timing{2 * time.Second, 2 * time.Second, 1500 * time.Millisecond}
 )
 
