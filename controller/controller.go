@@ -155,7 +155,7 @@ func load(cfg Config) (_ *controller, err error) {
 		return nil, err
 	}
 	c := &controller{Config: cfg}
-	c.dir = filepath.Join(cfg.DataDir, "controller")
+	c.dir = identity.ControllerDir(cfg.DataDir)
 	if c.unlock, err = durable.Lock(c.dir); err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func (c *controller) run(ctx context.Context) error {
 	defer cancel(nil)
 	c.fail = func(err error) { cancel(&failure{err}) }
 	defer c.start(ctx, "connections to agents", c.agents.Run)()
-	gw, err := gateway.Listen(gateway.Options{Listen: c.Listen, Advertise: c.Advertise, Socket: unixsock.File(c.RunDir), Files: c.files,
+	gw, err := gateway.Listen(ctx, gateway.Options{Listen: c.Listen, Advertise: c.Advertise, Socket: unixsock.File(c.RunDir), Files: c.files,
 		Identities: c.identities, Logger: c.Logger, Linger: membership.Parting, Patience: c.tuning.patience, Pace: c.tuning.pace})
 	if err != nil {
 		return err
@@ -268,25 +268,23 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
 	c.relay = &relay.Fleet{Relay: way, Local: local}
+	committed := func(effects []*dv1.Effect) {
+		for _, room := range []interface{ Committed([]*dv1.Effect) }{gw, c.agents, keys, quorum, place} {
+			room.Committed(effects)
+		}
+	}
 	c.commits.open(func() { local.Seed(node.Snapshot()); gw.Seed(node.Snapshot()) }, func(effects []*dv1.Effect, index uint64) {
 		hub.Committed(effects, index)
 		local.Committed(effects, node.Snapshot().Time())
-		gw.Committed(effects)
-		c.agents.Committed(effects)
-		keys.Committed(effects)
-		quorum.Committed(effects)
-		place.Committed(effects)
+		committed(effects)
 	}, func(before, after *state.Snapshot) {
 		hub.Restored(after)
 		local.Seed(after)
-		missed := between(before, after)
-		gw.Committed(missed)
-		c.agents.Committed(missed)
-		keys.Committed(missed)
-		quorum.Committed(missed)
-		place.Committed(missed)
+		committed(between(before, after))
 	})
-	defer c.start(ctx, "leadership", func(ctx context.Context) error { return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run) })()
+	defer c.start(ctx, "leadership", func(ctx context.Context) error {
+		return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run) // all that only a leader does
+	})()
 	defer c.start(ctx, "its host's admin", func(ctx context.Context) error {
 		return vault.OwnAdmin(ctx, vault.AdminOptions{Dir: identity.AdminPKI(c.DataDir), Self: c.files.Principal,
 			Snapshot: log.Snapshot, Propose: way.Own, Authority: v.Authority, Logger: c.Logger})
@@ -355,8 +353,8 @@ func (c *controller) becomeReady(ctx context.Context, node *consensus.Node) erro
 	}
 }
 
-// start runs a part until the stop that it gives is called. A part that fails
-// before ends the controller.
+// start runs a part until the stop that it returns is called, which waits for its end.
+// A part that fails before ends the controller.
 func (c *controller) start(ctx context.Context, what string, run func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // parts end in order, not all at once
 	done := make(chan struct{})

@@ -17,6 +17,11 @@ type leadership interface {
 // lead runs what only the leader does: all of it for each term under one context
 // that ends with the term, and all of it has ended before it runs for another. It
 // returns when ctx ends, or with the first error of a part while its term lasts.
+//
+// Its parts are listed in one place, where it is called. What every controller does,
+// whoever leads, is not among them: its own address (the leader dials the old one, and
+// so can't know), whether it was removed (asked where there is no leader), the admin's
+// files of its own host, its connections. Those propose through whoever leads.
 func lead(ctx context.Context, l leadership, parts ...func(context.Context) error) error {
 	for ctx.Err() == nil {
 		changed, term := l.LeadershipChanged(), l.Term()

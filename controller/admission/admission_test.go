@@ -289,7 +289,7 @@ func TestAJoinMeetsANewDataKey(t *testing.T) {
 			if tries++; tries <= c.rotations {
 				f.rotate()
 			}
-			return f.Log.Propose(ctx, cmd)
+			return f.Propose(ctx, cmd)
 		}
 		req, seal := f.controller(tk)
 		req.Name = fmt.Sprint("b", c.rotations)

@@ -89,7 +89,7 @@ type Gateway struct {
 }
 
 // Listen takes the port and the socket. Nothing is answered before Serve.
-func Listen(o Options) (_ *Gateway, err error) {
+func Listen(ctx context.Context, o Options) (_ *Gateway, err error) {
 	if o.Patience == 0 {
 		o.Patience = 5 * time.Second
 	}
@@ -97,7 +97,7 @@ func Listen(o Options) (_ *Gateway, err error) {
 		o.Pace = DefaultPace
 	}
 	g := &Gateway{o: o, ready: make(chan struct{}), requests: newConns(), streams: newConns(), granted: granted{}}
-	if g.port, err = net.Listen("tcp", o.Listen); err != nil {
+	if g.port, err = new(net.ListenConfig).Listen(ctx, "tcp", o.Listen); err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", o.Listen, err)
 	}
 	if g.advertise, err = advertise(o.Advertise, g.port.Addr()); err == nil {

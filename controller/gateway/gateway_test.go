@@ -78,7 +78,7 @@ func newWay(t *testing.T) *way {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w.Gateway, err = Listen(Options{Listen: "127.0.0.1:0", Socket: filepath.Join(dir, "s"), Files: w.files(pki.KindController, "self"), Identities: w,
+	w.Gateway, err = Listen(t.Context(), Options{Listen: "127.0.0.1:0", Socket: filepath.Join(dir, "s"), Files: w.files(pki.KindController, "self"), Identities: w,
 		Logger: slog.New(slog.DiscardHandler), Linger: 300 * time.Millisecond, Patience: 50 * time.Millisecond, Pace: Pace{Grace: time.Second, Rate: 1 << 20}})
 	if err != nil {
 		t.Fatal(err)

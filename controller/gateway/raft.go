@@ -64,6 +64,7 @@ func (c *raftConn) Close() error {
 
 // Dial implements raft.StreamLayer.
 func (l *raftLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	//nolint:noctx // raft has a timeout for it, and no context
 	c, err := tls.DialWithDialer(&net.Dialer{Timeout: timeout}, "tcp", string(addr), l.config)
 	if err != nil {
 		return nil, fmt.Errorf("dialing controller %s: %w", addr, err)
