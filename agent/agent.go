@@ -210,7 +210,7 @@ func (a *agent) run(ctx context.Context) error {
 	return a.parts.Wait()
 }
 
-// listen gives the bulk connections of the port: of the fleet's members only.
+// listen accepts the port's bulk connections: of the fleet's members only.
 func (a *agent) listen(port *mux.Mux) net.Listener {
 	members := pki.All(pki.Kinds(pki.KindController, pki.KindNode), a.fleet.known)
 	return a.fleet.guests.Listen(port.Handle(pki.PeerServerTLS(a.files, members), wire.ALPNBulk))
@@ -221,7 +221,7 @@ func (a *agent) toController(alpn string) *tls.Config {
 	return pki.PeerClientTLS(a.files, alpn, pki.All(pki.Kinds(pki.KindController), a.fleet.notRevoked))
 }
 
-// controllers gives where to open a session: this host's own first, then in an
+// controllers returns where to open a session: this host's own first, then in an
 // order that differs from node to node, so that sessions are spread.
 func (a *agent) controllers() []string {
 	all := slices.Clone(a.Controllers)
@@ -275,17 +275,17 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	if a.daemon, err = containerd.Connect(a.socket()); err != nil {
 		return err
 	}
-	store := images.New(images.Options{Containerd: a.daemon, Registry: a.reg, Peers: a.peers.Clients, Public: a.peers.Public, Log: a.Logger})
+	stored := images.New(images.Options{Containerd: a.daemon, Registry: a.reg, Peers: a.peers.Clients, Public: a.peers.Public, Log: a.Logger})
 	a.eng, err = engine.Open(engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
-		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: store, Event: a.event, Log: a.Logger,
+		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: stored, Event: a.event, Log: a.Logger,
 	})
 	if err != nil {
 		return err
 	}
-	a.stored.Store(store)
-	a.images = &reporting{Store: store, box: &a.box, changed: a.peers.Announce}
-	if err := a.serveMirror(store); err != nil {
+	a.stored.Store(stored)
+	a.images = &reporting{store: stored, box: &a.box, changed: a.peers.Announce}
+	if err := a.serveMirror(stored); err != nil {
 		return err
 	}
 	a.rec = task.New(task.Options{Runtime: a.eng, Images: a.images, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
@@ -294,7 +294,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 		h := streams.Handler(a.eng, a.images, streams.Options{
 			Log: a.Logger, Probe: a.probe, Pull: a.pulling, Calls: a.store,
 			Reading: func(id string) streams.Reader { return a.rec.Reading(id) },
-			Peers:   registry.New(registry.Options{Store: store.Content(), Log: a.Logger, May: a.peers.MayRead(store)}),
+			Peers:   registry.New(registry.Options{Store: stored.Content(), Log: a.Logger, May: a.peers.MayRead(stored)}),
 		})
 		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))
 	})
@@ -352,6 +352,9 @@ func Port(addr string) uint16 {
 	if err != nil {
 		return 0
 	}
-	n, _ := strconv.ParseUint(p, 10, 16)
+	n, err := strconv.ParseUint(p, 10, 16)
+	if err != nil {
+		return 0
+	}
 	return uint16(n)
 }

@@ -39,6 +39,16 @@ func newAuthority(t *testing.T) *authority {
 
 func (a *authority) files(kind, id string) *pki.Files {
 	a.t.Helper()
+	f, err := pki.LoadFiles(a.dir(kind, id))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return f
+}
+
+// dir is a folder with an identity.
+func (a *authority) dir(kind, id string) string {
+	a.t.Helper()
 	key, err := pki.NewKey()
 	if err != nil {
 		a.t.Fatal(err)
@@ -51,11 +61,7 @@ func (a *authority) files(kind, id string) *pki.Files {
 	if err := pki.WriteFiles(dir, [][]byte{a.ca.Cert.Raw}, der, key, nil); err != nil {
 		a.t.Fatal(err)
 	}
-	f, err := pki.LoadFiles(dir)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return f
+	return dir
 }
 
 // port serves h as an agent of those files does, and gives where.

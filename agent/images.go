@@ -101,16 +101,22 @@ func (a *agent) tag(ctx context.Context, ref string) (digest.Digest, error) {
 	return "", fmt.Errorf("asking the fleet for %s: %w", ref, err)
 }
 
+// store is what controllers use of the image store.
+type store interface {
+	task.Images
+	Manifest(ctx context.Context, digest string) ([]byte, error)
+}
+
 // reporting is the image store, which reports what changes in it.
 type reporting struct {
-	*images.Store
+	store
 	box     *session.Outbox
 	changed func() // called when there is another image
 }
 
 // Pull implements task.Puller.
 func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
-	i, err := r.Store.Pull(ctx, ref, digest, auth, progress)
+	i, err := r.store.Pull(ctx, ref, digest, auth, progress)
 	if err == nil {
 		r.box.Image(&dv1.ImageStatus{Digest: i.Digest, Size: i.Size})
 		r.changed()
@@ -120,7 +126,7 @@ func (r *reporting) Pull(ctx context.Context, ref, digest string, auth *task.Cre
 
 // Remove implements task.Images.
 func (r *reporting) Remove(ctx context.Context, digest string) error {
-	err := r.Store.Remove(ctx, digest)
+	err := r.store.Remove(ctx, digest)
 	if err == nil {
 		r.box.ImageGone(digest)
 	}

@@ -237,7 +237,7 @@ func (o Options) start() (*exec.Cmd, error) {
 	return c, nil
 }
 
-// running gives the pid of this host's daemon, 0 if there is none. A pid that
+// running returns the pid of this host's daemon, 0 if there is none. A pid that
 // another program got meanwhile is told by its command line.
 func (o Options) running() (int, error) {
 	b, err := os.ReadFile(o.pidFile())

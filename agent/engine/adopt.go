@@ -15,7 +15,7 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// process gives a task's process, nil if containerd has none.
+// process returns a task's process, nil if containerd has none.
 func (e *Engine) process(ctx context.Context, id string) (*tasktypes.Process, error) {
 	r, err := e.c.TaskService().Get(ctx, &taskspb.GetRequest{ContainerID: id})
 	if err != nil {
@@ -31,8 +31,8 @@ func notFound(err error) bool {
 	return errdefs.IsNotFound(err) || strings.Contains(err.Error(), "NotFound") || strings.Contains(err.Error(), "not found")
 }
 
-// found is a task as it is now. p is its process, looked up if nil. With an error,
-// the task it gives has neither ended nor is it said to run.
+// found is a task as it is now. p is its process, looked up if nil. The task
+// that comes with an error is neither ended nor running: that is not known.
 func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.Process) (task.Found, error) {
 	f := task.Found{Spec: s.Spec, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
 	if a.Number == 0 {

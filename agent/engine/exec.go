@@ -176,7 +176,7 @@ func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock s
 	return &execStream{PipeReader: r, c: c.(*net.UnixConn)}, nil
 }
 
-// accompany hands on what an exec's shim sends, to its end, and lets go of it then.
+// accompany passes on what an exec's shim sends, to its end, and deletes it then.
 func (e *Engine) accompany(x *execution, p client.Process, c net.Conn, to *io.PipeWriter) {
 	stop := context.AfterFunc(e.life, func() { _, _ = c.Close(), to.Close() })
 	defer stop()
@@ -194,7 +194,7 @@ func (e *Engine) accompany(x *execution, p client.Process, c net.Conn, to *io.Pi
 	x.ended.Store(time.Now().UnixNano())
 	e.o.Event(x.taskID, "exec_die", map[string]string{"execID": x.id, "exitCode": strconv.Itoa(code)})
 	if b, err := exitFrame(exit); err == nil {
-		_, _ = to.Write(b) // who left hears of no end
+		_, _ = to.Write(b) // whoever left is not told
 	}
 	_, _ = c.Close(), to.Close()
 	e.retry(func() error { _, err := p.Delete(e.ctx(e.life)); return err })
@@ -281,7 +281,7 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 	if x.o.Tty && width > 0 && height > 0 {
 		p.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
 	}
-	u, err := userIn(int(t.Pid()), x.o.User) // for none, too: it says whether processes can start
+	u, err := userIn(int(t.Pid()), x.o.User) // for none, too: it checks that processes can start
 	if err != nil {
 		return nil, err
 	}

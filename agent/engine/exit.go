@@ -54,7 +54,7 @@ func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error
 	}
 }
 
-// settleWhenDead gives the exit of an attempt that runs no more though its shim
+// settleWhenDead returns the exit of an attempt that runs no more though its shim
 // has not recorded one; nil where it may go on.
 func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) *dv1.Exit {
 	p, err := e.process(e.ctx(ctx), id)
@@ -72,7 +72,7 @@ func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) *dv1.
 // shim waits for the last output first.
 const recordWithin = 5 * time.Second
 
-// settle gives the exit of an attempt that runs no more; p is its stopped
+// settle returns the exit of an attempt that runs no more; p is its stopped
 // process, nil where its shim is gone. nil: it never began.
 func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
 	if x, err := e.readExit(id, a.Number); x != nil || err != nil {
@@ -98,7 +98,7 @@ func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.
 	return e.readExit(id, a.Number)
 }
 
-// stopped gives the exit of a process whose shim lives, and so is the one to
+// stopped returns the exit of a process whose shim lives, and so is the one to
 // record it. Where the shim can't for long (a full disk), its word is taken.
 func (e *Engine) stopped(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
 	ch, stop, err := e.follow.listen(e.o.dir(id))
@@ -123,7 +123,7 @@ func (e *Engine) stopped(ctx context.Context, id string, a attempt, p *tasktypes
 	}
 }
 
-// mayHaveBegun says whether a try's process may have run.
+// mayHaveBegun reports whether a try's process may have run.
 func (e *Engine) mayHaveBegun(id string, a attempt) (bool, error) {
 	if a.Boot != e.boot {
 		return true, nil // begunFile need not have lasted
@@ -135,7 +135,7 @@ func (e *Engine) mayHaveBegun(id string, a attempt) (bool, error) {
 	return err == nil, err
 }
 
-// unrecorded says whether the exit of a stopped process is still to be recorded.
+// unrecorded reports whether the exit of a stopped process is still to be recorded.
 func (e *Engine) unrecorded(id string) bool {
 	a, err := e.readAttempt(id)
 	if err != nil || a.Number == 0 {

@@ -36,7 +36,7 @@ func (f *follower) Close() error {
 	return err
 }
 
-// listen gives a channel that gets a token after changes in the folders, and how
+// listen returns a channel that gets a token after changes in the folders, and how
 // to stop. A token may stand for many changes.
 func (f *follower) listen(dirs ...string) (<-chan struct{}, func(), error) {
 	ch := make(chan struct{}, 1)

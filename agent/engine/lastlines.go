@@ -68,7 +68,7 @@ func (e *Engine) lastLines(id string, o task.LogOptions) (mark, error) {
 	return mark{off: parts[len(parts)-1].from}, nil
 }
 
-// enough says whether the last tail lines begin in parts, and it is known of each
+// enough reports whether the last tail lines begin in parts, and it is known of each
 // piece whether it begins one of them.
 func enough(parts []part, tail int) bool {
 	n := 0

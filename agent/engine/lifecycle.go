@@ -223,7 +223,7 @@ func (e *Engine) begunFile(id string, a attempt) string {
 	return e.o.recordFile(id, a) + ".begun"
 }
 
-// connect makes the sandbox of an attempt, and the files that tell of it. nil: the
+// connect makes the sandbox of an attempt, and the files that name it. nil: the
 // container has no network of its own.
 func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*network.Sandbox, error) {
 	names, _ := spec.Networks(s.Create)

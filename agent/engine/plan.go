@@ -17,7 +17,7 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// made is what containerd is told of a container for one attempt.
+// made is what containerd needs for one attempt of a container.
 type made struct {
 	root    []mount.Mount // its files
 	spec    typeurl.Any
@@ -48,7 +48,7 @@ func (e *Engine) plan(ctx context.Context, s *prepared, snapshot string) (m made
 	return m, err
 }
 
-// withPlan gives a new container its first spec, so that what can't be done is
+// withPlan makes a new container's first spec, so that what can't be done is
 // refused when it is prepared.
 func (e *Engine) withPlan(s *prepared) client.NewContainerOpts {
 	return func(ctx context.Context, _ *client.Client, c *containers.Container) error {

@@ -98,7 +98,7 @@ func (e *Engine) forgetTry(id string, a attempt) error {
 	return errors.Join(errs...)
 }
 
-// readAttempt gives number 0 where nothing was started yet.
+// readAttempt returns number 0 where nothing was started yet.
 func (e *Engine) readAttempt(id string) (attempt, error) {
 	var a attempt
 	err := readJSON(filepath.Join(e.o.dir(id), attemptFile), &a)
@@ -110,7 +110,7 @@ func (e *Engine) readAttempt(id string) (attempt, error) {
 	return a, err
 }
 
-// readExit gives nil while attempt n runs. A record that can't be understood says
+// readExit returns nil while attempt n runs. A record that can't be understood says
 // that it ended, not how.
 func (e *Engine) readExit(id string, n int32) (*dv1.Exit, error) {
 	x, err := shimapi.ReadExit(e.o.exitFile(id, n))

@@ -294,7 +294,7 @@ func (i *input) conn() (net.Conn, error) {
 	}
 }
 
-// made gives the connection, which is c from now on unless c is nil.
+// made returns the connection, which is c from now on unless c is nil.
 func (i *input) made(c net.Conn) (net.Conn, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

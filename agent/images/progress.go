@@ -28,8 +28,8 @@ type layer struct {
 
 // watcher reports a pull's layers in docker's words.
 type watcher struct {
-	c   *client.Client
-	say func(task.Progress) // called with mu held: lines follow each other
+	c      *client.Client
+	report func(task.Progress) // called with mu held: lines follow each other
 
 	mu     sync.Mutex // guards the fields below
 	layers map[digest.Digest]*layer
@@ -96,7 +96,7 @@ func (w *watcher) add(ctx context.Context, d ocispec.Descriptor) {
 	l := &layer{desc: d, status: status}
 	w.layers[d.Digest] = l
 	w.order = append(w.order, l)
-	w.say(task.Progress{ID: shortDigest(d.Digest.String()), Status: status})
+	w.report(task.Progress{ID: shortDigest(d.Digest.String()), Status: status})
 }
 
 // run looks at the downloads until its result is called, with whether all went well.
@@ -155,7 +155,7 @@ func (w *watcher) to(l *layer, status string, cur, total int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	l.status = status
-	w.say(task.Progress{ID: shortDigest(l.desc.Digest.String()), Status: status, Current: cur, Total: total})
+	w.report(task.Progress{ID: shortDigest(l.desc.Digest.String()), Status: status, Current: cur, Total: total})
 }
 
 func shortDigest(d string) string {

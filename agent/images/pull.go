@@ -64,7 +64,7 @@ func (s *Store) fetch(ctx context.Context, at, dgst string, auth *task.Credentia
 		return nil, err
 	}
 	defer func() { _ = done(context.WithoutCancel(ctx)) }()
-	w := &watcher{c: s.c, say: progress, layers: map[digest.Digest]*layer{}}
+	w := &watcher{c: s.c, report: progress, layers: map[digest.Digest]*layer{}}
 	stop := w.run(ctx)
 	err = s.fromAnywhere(ctx, at, dgst, auth, w)
 	stop(err == nil)

@@ -24,7 +24,7 @@ func NewReader(dir string, from uint64) *Reader { return &Reader{dir: dir, at: f
 // Offset is where the next record begins.
 func (r *Reader) Offset() uint64 { return r.at }
 
-// Next gives the next record. Its data is good until the next call.
+// Next returns the next record. Its data is valid until the next call.
 func (r *Reader) Next() (Record, error) {
 	for {
 		if r.seg == nil {
@@ -100,7 +100,7 @@ func (r *Reader) open() error {
 	return nil
 }
 
-// Close lets go of the file; Next opens it again.
+// Close closes the file; Next opens it again.
 func (r *Reader) Close() error {
 	if r.seg == nil {
 		return nil

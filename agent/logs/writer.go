@@ -165,7 +165,7 @@ func segmentFile(dir string, base uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%020d.log", base))
 }
 
-// Segments gives the first offsets of the log's segments, ascending. A log that
+// Segments returns the first offsets of the log's segments, ascending. A log that
 // isn't there yet has none.
 func Segments(dir string) ([]uint64, error) {
 	entries, err := os.ReadDir(dir)

@@ -32,7 +32,7 @@ type change struct {
 // userChain is where docker has administrators put what holds for containers.
 const userChain = "DOCKER-USER"
 
-// plan gives the changes to the chains of others.
+// plan returns the changes to the chains of others.
 func (t *table) plan(r *ruleset) []change {
 	var out []change
 	for _, ch := range r.chains {

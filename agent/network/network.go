@@ -210,7 +210,7 @@ func (n *Network) reserve(id string, to []Connection) (s *Sandbox, made bool, er
 	return s, true, nil
 }
 
-// free gives addresses back. It is called with mu held.
+// free returns addresses to the pool. It is called with mu held.
 func (n *Network) free(s *Sandbox) {
 	for _, e := range s.Endpoints {
 		for _, a := range e.Addresses {

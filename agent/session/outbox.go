@@ -132,7 +132,7 @@ func (o *Outbox) change(f func()) {
 	}
 }
 
-// take gives as much of what there is as messages may hold, or a channel that is
+// take returns as much of what there is as messages may hold, or a channel that is
 // closed when there is something.
 func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 	o.mu.Lock()

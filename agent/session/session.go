@@ -55,7 +55,7 @@ var errSilent = fmt.Errorf("nothing was heard for %v", Silence)
 // ErrStale: the sync is older than the agent's highest (epoch, term, index).
 var ErrStale = errors.New("the sync is older than what this agent has")
 
-// Options of Run. Controllers gives host:port of each, the preferred one first;
+// Options of Run. Controllers returns host:port of each, the preferred one first;
 // TLS is pki.PeerClientTLS for ALPN.
 type Options struct {
 	Controllers func() []string
@@ -101,7 +101,7 @@ func (c *conns) close() {
 	}
 }
 
-// Run keeps a session open until ctx ends; it gives up on nothing else.
+// Run keeps a session open until ctx ends, and returns for nothing else.
 func Run(ctx context.Context, o Options) error {
 	wait := time.Duration(0)
 	failing := ""
@@ -139,7 +139,7 @@ func Run(ctx context.Context, o Options) error {
 	return ctx.Err()
 }
 
-// once holds one session until it ends; welcomed says whether it ever worked.
+// once holds one session until it ends; welcomed reports whether it ever worked.
 func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (welcomed bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

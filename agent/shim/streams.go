@@ -236,7 +236,7 @@ func (t *taskIO) started(at time.Time) {
 	t.began = at
 }
 
-// hasBegun says whether the process was started: one that was only created has no exit.
+// hasBegun reports whether the process was started: one that was only created has no exit.
 func (t *taskIO) hasBegun() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -24,7 +24,7 @@ import (
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// Options of Run. TLS is pki.PeerClientTLS for wire.ALPNSocket; Controllers gives
+// Options of Run. TLS is pki.PeerClientTLS for wire.ALPNSocket; Controllers returns
 // host:port of each, the preferred one first.
 type Options struct {
 	Path        string

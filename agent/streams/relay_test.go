@@ -26,15 +26,15 @@ func (a attachable) Attach(context.Context, string, task.AttachOptions) (task.St
 	return a.st(), nil
 }
 
-// serve answers a controller over tasks, and returns a client of it.
-func serve(t *testing.T, tasks task.Streams, o Options) *http.Client {
+// serve answers a controller over tasks and images, and returns a client of it.
+func serve(t *testing.T, tasks task.Streams, images Images, o Options) *http.Client {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	o.Log = slog.New(slog.DiscardHandler)
-	h := Handler(tasks, nil, o)
+	h := Handler(tasks, images, o)
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r.WithContext(pki.WithPrincipal(r.Context(), pki.Principal{Kind: pki.KindController})))
 	})}
@@ -72,7 +72,7 @@ func TestAKilledClientLeavesNothingBehindUnreadStdin(t *testing.T) {
 		s := &stuck{writing: make(chan struct{}, 1), gone: make(chan struct{})}
 		closed <- s
 		return s
-	}}, Options{})
+	}}, nil, Options{})
 	before := goleak.IgnoreCurrent()
 	for range 20 {
 		c, err := bulk.Upgrade(t.Context(), hc, "/v1/tasks/x/attach?stdin=1&stdout=1&stream=1", nil)
@@ -115,7 +115,7 @@ func TestOutputIsReadWhenItsReaderSaysSo(t *testing.T) {
 			_ = w.Close()
 		}()
 		return said{r}
-	}}, Options{Reading: func(string) Reader { return leaving(left) }})
+	}}, nil, Options{Reading: func(string) Reader { return leaving(left) }})
 	for _, c := range []struct {
 		name   string
 		frames int

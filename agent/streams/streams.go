@@ -34,9 +34,9 @@ const maxBody = 1 << 20
 const pullQuiet = 100 * time.Millisecond
 
 // Options of Handler. Probe asks another node whether it is there. Peers answers
-// other nodes, which may use nothing else here; nil refuses them. Pull is told what
-// is to be pulled, and may be nil. Reading is told that a reader of a task's output
-// came; it may be nil.
+// other nodes, which may use nothing else here; nil refuses them. Pull is called
+// with what is to be pulled, and Reading when a reader of a task's output comes; both
+// may be nil.
 type Options struct {
 	Log     *slog.Logger
 	Probe   func(ctx context.Context, node, addr string) error
@@ -54,15 +54,15 @@ type Images interface {
 	Manifest(ctx context.Context, digest string) ([]byte, error)
 }
 
-// Reader is told of one who reads a task's output: which attempt's, and when it
-// left, whether with the output to its end.
+// Reader is notified of one who reads a task's output: of which attempt, and when it
+// left, with the output to its end or without.
 type Reader interface {
 	Of(attempt int32)
 	Left(end bool)
 }
 
 // Calls remembers durably which calls were made, for those that must not be made
-// twice: First says whether one is new, Undo forgets one that came to nothing.
+// twice: First reports whether one is new, Undo forgets one that came to nothing.
 type Calls interface {
 	First(key string) (bool, error)
 	Undo(key string) error
@@ -110,7 +110,7 @@ var Routes = table((&server{}).surface())
 // Handler answers Routes over the node's tasks and images. Callers are in a
 // request's context.
 func Handler(tasks task.Streams, images Images, o Options) http.Handler {
-	s := &server{tasks: tasks, images: images, log: o.Log, told: o.Pull, calls: o.Calls, reading: o.Reading, probe: o.Probe, peers: o.Peers}
+	s := &server{tasks: tasks, images: images, log: o.Log, pulling: o.Pull, calls: o.Calls, reading: o.Reading, probe: o.Probe, peers: o.Peers}
 	if s.reading == nil {
 		s.reading = func(string) Reader { return &task.Reader{} }
 	}
@@ -142,7 +142,7 @@ type server struct {
 	tasks   task.Streams
 	images  Images
 	log     *slog.Logger
-	told    func(bulk.PullRequest)
+	pulling func(bulk.PullRequest)
 	calls   Calls
 	reading func(string) Reader
 	probe   func(ctx context.Context, node, addr string) error
@@ -188,7 +188,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	read = s.relay(w, r, st, reader)
 }
 
-// relay joins an engine's stream with the caller's until either ends, and says
+// relay joins an engine's stream with the caller's until either ends, and reports
 // whether the caller has read the end. Ended stdin is passed on as a half-close; a
 // caller that is gone ends the stream.
 func (s *server) relay(w http.ResponseWriter, r *http.Request, st task.Stream, reader Reader) (read bool) {
@@ -408,8 +408,8 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	if s.told != nil {
-		s.told(p)
+	if s.pulling != nil {
+		s.pulling(p)
 	}
 	var auth *task.Credentials
 	if p.Username != "" || p.IdentityToken != "" {

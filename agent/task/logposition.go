@@ -16,7 +16,7 @@ type LogPosition struct {
 
 const positionLen = 17
 
-// Encode gives p as a bulk.FramePos carries it.
+// Encode returns p as a bulk.FramePos carries it.
 func (p LogPosition) Encode() []byte {
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, positionLen), uint32(p.Attempt))
 	b = binary.BigEndian.AppendUint64(b, p.Offset)

@@ -80,7 +80,7 @@ func nextOfRemoved(w want, h have) step {
 	return hold
 }
 
-// wants says whether an attempt is still to be started; 0 stands for the container
+// wants reports whether an attempt is still to be started; 0 stands for the container
 // without one.
 func (w want) wants(attempt int32) bool {
 	if w.tomb != nil || w.task == nil || w.orphan {
@@ -89,8 +89,8 @@ func (w want) wants(attempt int32) bool {
 	return attempt == 0 || attempt == w.task.Attempt && w.task.Desired == dv1.Desired_RUNNING
 }
 
-// order says whether the running attempt is to be stopped. An attempt above the
-// wanted one is not what the order speaks of.
+// order reports whether the running attempt is to be stopped. It does not apply to an
+// attempt above the wanted one.
 func order(w want, h have) stopping {
 	if w.tomb != nil {
 		return stopping{ordered: true, killing: true}
@@ -104,7 +104,7 @@ func order(w want, h have) stopping {
 	return stopping{}
 }
 
-// forward says whether a status may follow another: attempts and, within one,
+// forward reports whether a status may follow another: attempts and, within one,
 // phases only grow.
 func forward(old, s *dv1.TaskStatus) bool {
 	if old == nil || s.Attempt != old.Attempt {

@@ -102,7 +102,7 @@ func OpenStore(path string) (*Store, error) {
 // Close ends the use of the store.
 func (s *Store) Close() error { return s.db.Close() }
 
-// NextSession gives a session number above all that were given.
+// NextSession returns a session number above all earlier ones.
 func (s *Store) NextSession() (n uint64, err error) {
 	err = s.db.Update(func(tx *bbolt.Tx) error {
 		m := tx.Bucket(bMeta)
@@ -139,7 +139,7 @@ func (s *Store) SetSubnet(subnet string) error {
 	return nil
 }
 
-// take stores a sync, or a part of one, and gives what it changed, by id. A stale
+// take stores a sync, or a part of one, and returns what it changed, by id. A stale
 // one changes nothing. A part raises what is stale at once, and the position with
 // the last of its sync only.
 func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
@@ -202,7 +202,7 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 	return changed, nil
 }
 
-// parts stores what a sync's part says, and gives the tasks that it names.
+// parts stores what a sync's part says, and returns the tasks that it names.
 func (s *Store) parts(tx *bbolt.Tx, y *dv1.Sync) (map[string]bool, error) {
 	named := map[string]bool{}
 	for _, x := range y.Specs {
@@ -269,7 +269,7 @@ func usesKey(spec, task []byte) []byte {
 	return append(append(u64s(uint64(len(spec))), spec...), task...)
 }
 
-// unnamed gives the tasks that a full sync left out and no tombstone explains.
+// unnamed returns the tasks that a full sync left out and no tombstone explains.
 func unnamed(tx *bbolt.Tx, named map[string]bool) (out [][]byte, err error) {
 	err = tx.Bucket(bTasks).ForEach(func(id, _ []byte) error {
 		if !named[string(id)] && tx.Bucket(bTombs).Get(id) == nil {
@@ -280,7 +280,7 @@ func unnamed(tx *bbolt.Tx, named map[string]bool) (out [][]byte, err error) {
 	return out, err
 }
 
-// all gives every task that the store knows.
+// all returns every task that the store knows.
 func (s *Store) all() (map[string]want, error) {
 	out := map[string]want{}
 	err := s.db.View(func(tx *bbolt.Tx) error {
@@ -315,7 +315,7 @@ func (s *Store) fail(st *dv1.TaskStatus) error {
 // keepCalls bounds how many calls are remembered.
 const keepCalls = 4096
 
-// First remembers a call that must not be done twice, and says whether it is new.
+// First remembers a call that must not be done twice, and reports whether it is new.
 func (s *Store) First(key string) (first bool, err error) {
 	err = s.db.Update(func(tx *bbolt.Tx) error {
 		calls, numbers := tx.Bucket(bCalls), tx.Bucket(bNumbers)
@@ -343,7 +343,7 @@ func (s *Store) First(key string) (first bool, err error) {
 	return first, nil
 }
 
-// Undo forgets a call that First was told of and that came to nothing.
+// Undo forgets a call that First remembers and that came to nothing.
 func (s *Store) Undo(key string) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		n := tx.Bucket(bCalls).Get([]byte(key))

@@ -131,7 +131,7 @@ func (w *worker) adopt(f *Found) {
 		w.have.attempt, w.have.held, w.have.failed = x.Attempt, true, true
 		s = x
 	}
-	w.tell(s, w.want)
+	w.report(s, w.want)
 }
 
 // seen is the status of an attempt as the engine sees it.
@@ -155,8 +155,8 @@ func ended(s *dv1.TaskStatus, x *dv1.Exit) {
 	}
 }
 
-// tell publishes s, with what the store knows.
-func (w *worker) tell(s *dv1.TaskStatus, x want) {
+// report publishes s, with what the store knows.
+func (w *worker) report(s *dv1.TaskStatus, x want) {
 	s.Orphan = x.orphan || (x.task == nil && x.tomb == nil)
 	s.At = time.Now().UnixNano()
 	w.r.publish(s)
@@ -172,7 +172,7 @@ func (w *worker) run(ctx context.Context, f *Found) {
 	for ctx.Err() == nil {
 		x := w.look()
 		if s := w.r.status(w.raw); s != nil && s.Orphan != (x.orphan || (x.task == nil && x.tomb == nil)) {
-			w.tell(proto.CloneOf(s), x)
+			w.report(proto.CloneOf(s), x)
 		}
 		switch next(x, w.have) {
 		case prepare:
@@ -242,10 +242,10 @@ func (w *worker) prepare(ctx context.Context, x want) {
 			return
 		}
 		w.log.Warn("preparing a task failed", "err", err)
-		w.tell(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_FAILED, Why: err.Error()}, x)
+		w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_FAILED, Why: err.Error()}, x)
 		return
 	}
-	w.tell(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_READY}, x)
+	w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_READY}, x)
 }
 
 // made prepares the container, with its image pulled if it isn't here.
@@ -302,11 +302,11 @@ func (w *worker) wants(attempt int32) bool {
 	return w.want.wants(attempt)
 }
 
-// phase tells of a step towards an attempt; what was told already isn't told again.
+// phase reports a step towards an attempt, once.
 func (w *worker) phase(x want, attempt int32, p dv1.Phase) {
 	s := &dv1.TaskStatus{Id: w.raw, Attempt: attempt, Phase: p}
 	if forward(w.r.status(w.raw), s) {
-		w.tell(s, x)
+		w.report(s, x)
 	}
 }
 
@@ -334,7 +334,7 @@ func (w *worker) release(ctx context.Context) {
 		if next(x, w.have) != release {
 			return nil
 		}
-		err := w.say("releasing", w.r.o.Runtime.Release(ctx, w.id))
+		err := w.logged("releasing", w.r.o.Runtime.Release(ctx, w.id))
 		w.have.held = err != nil && !errors.Is(err, ErrNotFound)
 		return err
 	}, ErrNotFound)
@@ -363,7 +363,7 @@ func (w *worker) start(ctx context.Context, x want) {
 		if errors.Is(last, ErrNotFound) {
 			w.have.prepared = false
 		}
-		return w.say("starting", last)
+		return w.logged("starting", last)
 	}
 	if try() != nil { // from now on the engine is away, however long it took to say so
 		bctx, cancel := context.WithTimeout(ctx, startBudget)
@@ -391,7 +391,7 @@ func (w *worker) start(ctx context.Context, x want) {
 	if w.have.running {
 		w.watch(ctx, n)
 	}
-	w.tell(w.seen(a), x)
+	w.report(w.seen(a), x)
 }
 
 // span joins the trace of the operation that asked for a step.
@@ -421,7 +421,7 @@ func (w *worker) fail(x want, err error) {
 		w.log.Error("a failed start would be forgotten if this agent restarted", "err", err)
 	}
 	w.have.attempt, w.have.running, w.have.held, w.have.failed = x.task.Attempt, false, true, true
-	w.tell(s, x)
+	w.report(s, x)
 }
 
 // watch waits for the running attempt's exit on the side.
@@ -450,7 +450,7 @@ func (w *worker) exited(e *dv1.Exit, x want) {
 		s = &dv1.TaskStatus{Id: w.raw, Attempt: w.have.attempt}
 	}
 	ended(s, e)
-	w.tell(s, x)
+	w.report(s, x)
 }
 
 // stop signals the running attempt and arms what comes if that doesn't help.
@@ -477,28 +477,28 @@ func (w *worker) stop(ctx context.Context, x want) {
 		sig = "SIGTERM"
 	}
 	err := w.r.o.Runtime.Signal(ctx, w.id, sig)
-	if err = w.say("stopping", err); err != nil && !errors.Is(err, ErrNotRunning) {
+	if err = w.logged("stopping", err); err != nil && !errors.Is(err, ErrNotRunning) {
 		w.timer.Reset(killAgain) // a signal that did not arrive is not waited for
 	}
 }
 
 func (w *worker) kill(ctx context.Context) {
-	_ = w.say("killing", w.r.o.Runtime.Signal(ctx, w.id, "SIGKILL"))
+	_ = w.logged("killing", w.r.o.Runtime.Signal(ctx, w.id, "SIGKILL"))
 	w.timer.Reset(killAgain)
 }
 
 func (w *worker) remove(ctx context.Context) (done bool) {
 	err := again(ctx, func() error {
-		if err := w.say("removing", w.r.o.Runtime.Remove(ctx, w.id)); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := w.logged("removing", w.r.o.Runtime.Remove(ctx, w.id)); err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		return w.say("forgetting", w.r.gone(w))
+		return w.logged("forgetting", w.r.gone(w))
 	})
 	return err == nil
 }
 
-// say logs what went wrong in a step that is tried again.
-func (w *worker) say(doing string, err error) error {
+// logged logs what went wrong in a step that is retried, and returns it.
+func (w *worker) logged(doing string, err error) error {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrNotRunning) || errors.Is(err, ErrNotFound) {
 		return err
 	}

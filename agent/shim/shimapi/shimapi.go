@@ -167,7 +167,7 @@ type Timing struct {
 // TimingsFile is beside an attempt's exit file.
 func TimingsFile(exitFile string) string { return exitFile + ".timings" }
 
-// ReadTimings gives what the shim noted; none is no error.
+// ReadTimings returns what the shim noted; none is no error.
 func ReadTimings(exitFile string) ([]Timing, error) {
 	b, err := os.ReadFile(TimingsFile(exitFile))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -67,7 +67,7 @@ func (p *process) signal(s string) error {
 	return nil
 }
 
-// ended gives the exit code of a program that returned code.
+// ended returns the exit code of a program that returned code.
 func (p *process) ended(code int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

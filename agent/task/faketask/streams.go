@@ -29,7 +29,7 @@ func (e *Engine) write(t *container_, kind byte, b []byte) {
 	t.change()
 }
 
-// stream gives frames of a log as they come.
+// stream returns frames of a log as they come.
 type stream struct {
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -84,7 +84,7 @@ func exitFrame(x *dv1.Exit) ([]byte, error) {
 	return frame(bulk.FrameExit, b), err
 }
 
-// follow gives the records from pos on, through f (nil bytes: skipped), each
+// follow returns the records from pos on, through f (nil bytes: skipped), each
 // behind its position; behind the last one of attempt n comes end, then io.EOF.
 func (e *Engine) follow(t *container_, pos int, live bool, n int32, f func(record) []byte, end func(*dv1.Exit) ([]byte, error)) func(context.Context) ([]byte, error) {
 	over := false
