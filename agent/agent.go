@@ -154,7 +154,7 @@ func load(c Config) (*agent, error) {
 }
 
 func (a *agent) run(ctx context.Context) error {
-	l, err := net.Listen("tcp", a.Listen)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.Listen)
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", a.Listen, err)
 	}

@@ -68,7 +68,7 @@ func (a *agent) serveMirror(s *images.Store) error {
 		}
 		return err
 	}})
-	l, err := net.Listen("tcp", a.Mirror)
+	l, err := (&net.ListenConfig{}).Listen(a.ctx, "tcp", a.Mirror)
 	if err != nil {
 		a.Logger.Warn("there is no mirror for other tools", "err", err)
 		return nil

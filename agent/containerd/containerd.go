@@ -215,6 +215,7 @@ func (o Options) start() (*exec.Cmd, error) {
 			return nil, fmt.Errorf("starting containerd: %w", err)
 		}
 	}
+	//nolint:noctx // it outlives this process
 	c := exec.Command(o.Binary, "-root", o.Root, "-state", o.State, "-address", o.Socket)
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // an agent's death must not reach it
 	if o.LogTo != "" {

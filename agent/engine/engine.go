@@ -87,8 +87,9 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{o: o, c: o.Containerd, follow: f, boot: bootID(), recordWithin: recordWithin, node: sync.OnceValues(func() (spec.Node, error) { return readNode(o) }), execs: map[string]*execution{}}
-	e.life, e.end = context.WithCancel(context.Background())
+	e := &Engine{o: o, c: o.Containerd, follow: f, boot: bootID(), recordWithin: recordWithin, execs: map[string]*execution{}}
+	e.life, e.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
+	e.node = sync.OnceValues(func() (spec.Node, error) { return readNode(e.life, o) })
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

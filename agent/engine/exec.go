@@ -157,7 +157,7 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 // run starts p with its streams connected. Called with x.mu held.
 func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock string, attach bool) (task.Stream, error) {
 	defer func() { _ = os.Remove(sock) }()
-	c, err := net.Dial("unix", sock)
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", sock)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the streams of exec %s: %w", short(x.id), err)
 	}

@@ -26,20 +26,19 @@ import (
 )
 
 // readNode finds out what a spec depends on of this node.
-func readNode(o Options) (spec.Node, error) {
+func readNode(ctx context.Context, o Options) (spec.Node, error) {
 	caps, err := cap.Current()
 	if err != nil {
 		return spec.Node{}, fmt.Errorf("reading this node's capabilities: %w", err)
 	}
-	// Which paths are masked depends on the node's CPUs. The context only names a
-	// namespace, as GenerateSpec wants one.
-	usual, err := oci.GenerateSpec(namespaces.WithNamespace(context.Background(), containerd.Namespace), nil, &containers.Container{})
+	// Which paths are masked depends on the node's CPUs.
+	usual, err := oci.GenerateSpec(namespaces.WithNamespace(ctx, containerd.Namespace), nil, &containers.Container{})
 	if err != nil {
 		return spec.Node{}, fmt.Errorf("reading which paths are masked: %w", err)
 	}
 	_, err = os.Stat("/sys/fs/selinux/enforce")
 	return spec.Node{
-		Name: o.HostName, CgroupParent: o.cgroup(), CgroupV2: unified(), RecursiveReadOnly: kernelHasSetattr() && runcHas("rro"),
+		Name: o.HostName, CgroupParent: o.cgroup(), CgroupV2: unified(), RecursiveReadOnly: kernelHasSetattr() && runcHas(ctx, "rro"),
 		AppArmor: hostapparmor.HostSupports(), SELinux: err == nil, Seccomp: kernelHasSeccomp(),
 		Capabilities: caps, MaskedPaths: usual.Linux.MaskedPaths,
 	}, nil
@@ -104,11 +103,11 @@ func kernelHasSetattr() bool {
 }
 
 // runcHas reports whether the node's runc knows a mount option.
-func runcHas(option string) bool {
+func runcHas(ctx context.Context, option string) bool {
 	var features struct {
 		MountOptions []string `json:"mountOptions"`
 	}
-	b, err := exec.Command("runc", "features").Output()
+	b, err := exec.CommandContext(ctx, "runc", "features").Output()
 	return err == nil && json.Unmarshal(b, &features) == nil && slices.Contains(features.MountOptions, option)
 }
 

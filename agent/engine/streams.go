@@ -57,7 +57,7 @@ func (e *Engine) newTail(id string, p task.LogPosition, follow bool) (*tail, err
 		}
 		return nil, err
 	}
-	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.ctx, t.cancel = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with the stream, which its reader closes
 	return t, nil
 }
 
@@ -282,7 +282,7 @@ func (i *input) conn() (net.Conn, error) {
 		if a, err := i.e.readAttempt(i.id); err != nil {
 			return nil, err
 		} else if a.Number >= i.n {
-			if c, err := net.Dial("unix", i.e.o.stdinSocket(i.id)); err == nil {
+			if c, err := (&net.Dialer{}).DialContext(i.ctx, "unix", i.e.o.stdinSocket(i.id)); err == nil {
 				return i.made(c)
 			}
 		}
@@ -379,7 +379,7 @@ func (i *input) leave() {
 	}
 	// The write that is cut off leaves part of a frame: the end takes a way of its own.
 	_ = c.Close()
-	if c, err := net.Dial("unix", i.e.o.stdinSocket(i.id)); err == nil {
+	if c, err := (&net.Dialer{}).DialContext(context.WithoutCancel(i.ctx), "unix", i.e.o.stdinSocket(i.id)); err == nil {
 		_ = endInput(c)
 		_ = c.Close()
 	}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -33,7 +34,7 @@ func (h *holder) Close() error {
 }
 
 // hold binds p, and sets its host port where that was left to us.
-func (n *Network) hold(p *Port) (*holder, error) {
+func (n *Network) hold(ctx context.Context, p *Port) (*holder, error) {
 	where := net.JoinHostPort(shown(p.IP), strconv.Itoa(int(p.Host)))
 	if p.Host != 0 && slices.Contains(n.o.Reserved, p.Host) {
 		return nil, &PortError{fmt.Sprintf("Bind for %s failed: port %d is reserved for drover", where, p.Host)}
@@ -52,13 +53,13 @@ func (n *Network) hold(p *Port) (*holder, error) {
 	switch p.Proto {
 	case "tcp":
 		var l net.Listener
-		if l, err = net.Listen("tcp4", addr); err == nil {
+		if l, err = (&net.ListenConfig{}).Listen(ctx, "tcp4", addr); err == nil {
 			h.tcp = l.(*net.TCPListener)
 			p.Host = uint16(l.Addr().(*net.TCPAddr).Port)
 		}
 	case "udp":
 		var c net.PacketConn
-		if c, err = net.ListenPacket("udp4", addr); err == nil {
+		if c, err = (&net.ListenConfig{}).ListenPacket(ctx, "udp4", addr); err == nil {
 			h.udp = c.(*net.UDPConn)
 			p.Host = uint16(c.LocalAddr().(*net.UDPAddr).Port)
 		}

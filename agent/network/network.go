@@ -68,7 +68,7 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 		return nil, err
 	}
 	for _, s := range n.sandboxes {
-		if err := n.bind(s); err != nil {
+		if err := n.bind(ctx, s); err != nil {
 			o.Log.Error("a published port could not be taken again", "task", s.ID, "err", err)
 			continue
 		}
@@ -111,7 +111,7 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 		return nil, err
 	}
 	if made {
-		if err := n.bind(s); err != nil {
+		if err := n.bind(ctx, s); err != nil {
 			return nil, errors.Join(err, n.forget(s))
 		}
 		if err := n.save(s); err != nil {
@@ -121,7 +121,7 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 	if err := n.link(s); err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting container %s: %w", short(id), err), n.Detach(ctx, id))
 	}
-	if err := n.publish(s); err != nil {
+	if err := n.publish(ctx, s); err != nil {
 		return nil, errors.Join(err, n.Detach(ctx, id))
 	}
 	return s, ctx.Err()
@@ -236,11 +236,11 @@ func (n *Network) freeAddr() (netip.Addr, error) {
 }
 
 // bind takes the ports of a new sandbox, choosing those that are asked as 0.
-func (n *Network) bind(s *Sandbox) error {
+func (n *Network) bind(ctx context.Context, s *Sandbox) error {
 	var hs []*holder
 	for i := range s.Endpoints {
 		for j := range s.Endpoints[i].Ports {
-			h, err := n.hold(&s.Endpoints[i].Ports[j])
+			h, err := n.hold(ctx, &s.Endpoints[i].Ports[j])
 			if err != nil {
 				for _, h := range hs {
 					_ = h.Close()
@@ -257,12 +257,12 @@ func (n *Network) bind(s *Sandbox) error {
 }
 
 // publish makes sure that the sockets of s are held and its rules are there.
-func (n *Network) publish(s *Sandbox) error {
+func (n *Network) publish(ctx context.Context, s *Sandbox) error {
 	n.mu.Lock()
 	_, held := n.held[s.ID]
 	n.mu.Unlock()
 	if !held {
-		if err := n.bind(s); err != nil {
+		if err := n.bind(ctx, s); err != nil {
 			return err
 		}
 	}

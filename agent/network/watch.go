@@ -46,7 +46,7 @@ func watch(t *table) (*watcher, error) {
 		_ = c.Close()
 		return nil, fmt.Errorf("watching nftables: %w", err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
 	w := &watcher{t: t, events: c, ns: ns, look: make(chan struct{}, 1), stop: stop}
 	w.done.Go(func() { w.listen(ctx) })
 	w.done.Go(func() { w.reconcile(ctx) })

@@ -482,7 +482,7 @@ func listen(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
-	l, err := net.Listen("unix", path)
+	l, err := net.Listen("unix", path) //nolint:noctx // a path is not resolved
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
