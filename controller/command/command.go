@@ -241,7 +241,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	g := scheduler.Group{Count: 1, On: c.On, Digest: digest, Contact: c.Contact}
 	if h := r.HostConfig; h != nil {
 		g.Memory = h.MemoryReservation
-		if c.Contact != "" && pinned(h) {
+		if c.Contact != "" && !scheduler.NamesNode(c.On) && pinned(h) {
 			g.Pins = append(g.Pins, scheduler.Pin{Node: c.Contact, Why: "lack the bind's source, which is the contact's"})
 		}
 		var reserved []*dv1.Port // a range goes round them

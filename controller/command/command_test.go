@@ -191,6 +191,10 @@ func TestDataPins(t *testing.T) {
 	}
 	f.ok(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "a", Availability: dv1.Node_DRAIN}}})
 	f.no(create("pinned", bind), dv1.Error_UNAVAILABLE, "0 of 2 nodes fit: 1 drained, 1 lack the bind's source")
+	if r := f.ok(create("named", bind, "node==b")); r.NodeId != "n1" { // who names a node knows whose folder it is
+		t.Errorf("a bind on the node that was named went to %s", r.NodeId)
+	}
+	f.no(create("anywhere", bind, "node==*"), dv1.Error_UNAVAILABLE, "1 lack the bind's source")
 	if r := f.ok(create("free", `{"Image":"alpine"}`)); r.NodeId != "n1" {
 		t.Errorf("with a drained it went to %s", r.NodeId)
 	}

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -34,6 +35,15 @@ func parseConstraint(s string) (constraint, error) {
 func CheckConstraint(s string) error {
 	_, err := parseConstraint(s)
 	return err
+}
+
+// NamesNode reports whether constraints name one node, so that whoever wrote them
+// knows which it is.
+func NamesNode(constraints []string) bool {
+	return slices.ContainsFunc(constraints, func(s string) bool {
+		c, err := parseConstraint(s)
+		return err == nil && c.key == "node" && !c.not && !strings.ContainsAny(c.pattern, `*?[\\`)
+	})
 }
 
 func (c constraint) matches(n *dv1.Node) bool {
