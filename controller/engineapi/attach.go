@@ -143,7 +143,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	kind := "raw-stream"
-	if !st.tty && api(r) >= 42 {
+	if !st.tty && apiVersion(r) >= 42 {
 		kind = "multiplexed-stream"
 	}
 	w.Header().Set("Content-Type", "application/vnd.docker."+kind)

@@ -49,7 +49,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	body, req, err := decodeCreate(sent, api(r))
+	body, req, err := decodeCreate(sent, apiVersion(r))
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if len(merged.Entrypoint)+len(merged.Cmd) == 0 {
 		return refuse(http.StatusBadRequest, "no command specified")
 	}
-	if err := platformOf(snap.Image(digest), req.Image, r.URL.Query().Get("platform"), api(r)); err != nil {
+	if err := platformOf(snap.Image(digest), req.Image, r.URL.Query().Get("platform"), apiVersion(r)); err != nil {
 		return err
 	}
 	warnings, err := fields.CheckCreate(req)

@@ -194,7 +194,7 @@ func (s *server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 	if v.quiet != "" {
 		missing(w, seen)
 	}
-	if api(r) < 52 {
+	if apiVersion(r) < 52 {
 		return answer(w, http.StatusOK, oldInspect(out, v))
 	}
 	return answer(w, http.StatusOK, out)

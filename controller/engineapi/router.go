@@ -254,8 +254,8 @@ func minor(v string) int {
 	return n
 }
 
-// api tells the minor version that the request speaks.
-func api(r *http.Request) int {
+// apiVersion is the minor version that the request speaks.
+func apiVersion(r *http.Request) int {
 	v, _ := r.Context().Value(versionKey{}).(int)
 	return v
 }

@@ -60,7 +60,7 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open 
 	defer func() { _ = conn.Close() }()
 	upgrade := r.Header.Get("Upgrade") != ""
 	kind := "raw-stream"
-	if upgrade && !st.tty && api(r) >= 42 {
+	if upgrade && !st.tty && apiVersion(r) >= 42 {
 		kind = "multiplexed-stream"
 	}
 	w.Header().Set("Content-Type", "application/vnd.docker."+kind)

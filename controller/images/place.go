@@ -15,22 +15,24 @@ import (
 // fits reports whether a pull's content may go to a node.
 type fits func(*dv1.Node) (bool, error)
 
-// where is the nodes that a pull asks for.
-func where(req PullRequest) (fits, error) {
-	var os, arch string
+// where is the nodes that a pull asks for. A variant tells no nodes apart.
+func where(snap *state.Snapshot, req PullRequest) (fits, error) {
+	platform := func(*dv1.Node) bool { return true }
 	if req.Platform != "" {
 		p, err := platforms.Parse(req.Platform)
 		if err != nil {
 			return nil, refuse(dv1.Error_INVALID, "%v", err)
 		}
-		os, arch = p.OS, p.Architecture
+		platform = func(n *dv1.Node) bool {
+			return n.GetCapacity().GetArch() == p.Architecture && n.GetCapacity().GetOs() == p.OS
+		}
+		if !slices.ContainsFunc(slices.Collect(snap.Nodes()), platform) {
+			return nil, refuse(dv1.Error_INVALID, "platform %s does not run on any node of this fleet", req.Platform)
+		}
 	}
 	return func(n *dv1.Node) (bool, error) {
-		if c := n.GetCapacity(); arch != "" && (c.GetArch() != arch || c.GetOs() != os) {
-			return false, nil
-		}
-		if len(req.On) == 0 {
-			return true, nil
+		if !platform(n) || len(req.On) == 0 {
+			return platform(n), nil
 		}
 		ok, err := scheduler.Matches(n, req.On)
 		if err != nil {
@@ -44,23 +46,18 @@ func where(req PullRequest) (fits, error) {
 // to any other node that answers; of those that fit and were not tried.
 func place(snap *state.Snapshot, seen *fleet.Observations, digest string, req PullRequest, fits fits, tried []string) (string, error) {
 	var able []string
-	found := false
 	for n := range snap.Nodes() {
 		ok, err := fits(n)
 		if err != nil {
 			return "", err
 		}
-		found = found || ok
 		if _, silent := seen.Silent(n.Id); ok && !silent && !slices.Contains(tried, n.Id) {
 			able = append(able, n.Id)
 		}
 	}
 	if len(able) == 0 {
-		switch {
-		case len(req.On) > 0:
+		if len(req.On) > 0 {
 			return "", refuse(dv1.Error_UNAVAILABLE, "no node answers that is %s", strings.Join(req.On, " and "))
-		case req.Platform != "" && !found:
-			return "", refuse(dv1.Error_INVALID, "platform %s does not run on any node of this fleet", req.Platform)
 		}
 		return "", refuse(dv1.Error_UNAVAILABLE, "no node answers that could hold the image")
 	}

@@ -60,7 +60,7 @@ func (i *Images) Pull(ctx context.Context, by Proposer, snap *state.Snapshot, re
 		return nil, refuse(dv1.Error_INVALID, "invalid reference format: %s", req.Ref)
 	}
 	named = reference.TagNameOnly(named)
-	fits, err := where(req)
+	fits, err := where(snap, req)
 	if err != nil {
 		return nil, err
 	}
