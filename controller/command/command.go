@@ -234,7 +234,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	if e != nil {
 		return e
 	}
-	digest, e := d.resolve(c.Spec.Image)
+	digest, e := FindImage(d.Snapshot, c.Spec.Image)
 	if e != nil {
 		return e
 	}

@@ -2,7 +2,6 @@ package command
 
 import (
 	"encoding/hex"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -13,8 +12,6 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-var hexID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{1,64}$`)
-
 func normalize(s string) (reference.Named, *dv1.Error) {
 	r, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
@@ -23,37 +20,29 @@ func normalize(s string) (reference.Named, *dv1.Error) {
 	return reference.TagNameOnly(r), nil
 }
 
-// resolve finds the digest that a reference, image id or id prefix names.
-func (d *decision) resolve(s string) (string, *dv1.Error) {
-	if strings.HasPrefix(s, "sha256:") || (len(s) == 64 && hexID.MatchString(s)) {
-		return d.byID(s)
-	}
-	n, e := normalize(s)
-	if e != nil {
-		return "", e
-	}
-	if t := d.Tag(n.String()); t != nil {
-		return t.Digest, nil
-	}
-	if c, ok := n.(reference.Digested); ok && d.Image(c.Digest().String()) != nil {
-		return c.Digest().String(), nil
-	}
-	if hexID.MatchString(s) {
-		if digest, e := d.byID(s); e == nil || e.Kind == dv1.Error_INVALID {
-			return digest, e
+// FindImage returns the digest that a name stands for, in docker's words if it is
+// none: a reference, an image's id, or the beginning of an id that no other image has.
+func FindImage(snap *state.Snapshot, name string) (digest string, e *dv1.Error) {
+	shown := name
+	if named, err := reference.ParseNormalizedNamed(name); err == nil {
+		named = reference.TagNameOnly(named)
+		shown = reference.FamiliarString(named)
+		if t := snap.Tag(named.String()); t != nil {
+			return t.Digest, nil
+		}
+		if d, ok := named.(reference.Digested); ok && snap.Image(d.Digest().String()) != nil {
+			return d.Digest().String(), nil
 		}
 	}
-	return "", refuse(dv1.Error_NO_IMAGE, "No such image: %s", reference.FamiliarString(n))
-}
-
-func (d *decision) byID(s string) (string, *dv1.Error) {
-	switch found := d.ImagesByPrefix(s); len(found) {
-	case 0:
-		return "", refuse(dv1.Error_NO_IMAGE, "No such image: %s", s)
-	case 1:
-		return found[0].Digest, nil
+	if name != "" {
+		switch found := snap.ImagesByPrefix(name); {
+		case len(found) == 1:
+			return found[0].Digest, nil
+		case len(found) > 1:
+			return "", refuse(dv1.Error_INVALID, "multiple IDs found with provided prefix: %s", name)
+		}
 	}
-	return "", refuse(dv1.Error_INVALID, "image id prefix %s is ambiguous", s)
+	return "", refuse(dv1.Error_NO_IMAGE, "No such image: %s", shown)
 }
 
 func (d *decision) commitImage(c *dv1.CommitImage) *dv1.Error {
@@ -92,7 +81,7 @@ func (d *decision) tag(ref, digest string) *dv1.Error {
 }
 
 func (d *decision) putTag(c *dv1.PutTag) *dv1.Error {
-	digest, e := d.resolve(c.Source)
+	digest, e := FindImage(d.Snapshot, c.Source)
 	if e != nil {
 		return e
 	}
@@ -107,7 +96,7 @@ func (d *decision) untag(c *dv1.Untag) *dv1.Error {
 	if want == "" {
 		want = c.Digest
 	}
-	digest, e := d.resolve(want)
+	digest, e := FindImage(d.Snapshot, want)
 	if e != nil {
 		return e
 	}

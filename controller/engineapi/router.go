@@ -235,14 +235,14 @@ func (s *server) before(r *http.Request, snap *state.Snapshot) *dv1.CommandResul
 		return nil
 	}
 	res := snap.Result(k)
-	if sum := digest(r, nil); res == nil || !bytes.Equal(res.Hash, sum) {
+	if sum := requestSum(r, nil); res == nil || !bytes.Equal(res.Hash, sum) {
 		return nil
 	}
 	return res.Result
 }
 
-// digest is over what the client sent, and who it is: a key is its own.
-func digest(r *http.Request, body []byte) []byte {
+// requestSum is over what the client sent, and who it is: a key is its own.
+func requestSum(r *http.Request, body []byte) []byte {
 	p, _ := pki.PrincipalFrom(r.Context())
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q %s %s\n%s", pki.Account(p.URI), r.Method, r.URL.RequestURI(), body))
 	return sum[:]
@@ -293,7 +293,7 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c 
 		c.Principal = p.URI
 	}
 	if c.Key = r.Header.Get(wire.HeaderKey); c.Key != "" {
-		c.Hash = digest(r, body)
+		c.Hash = requestSum(r, body)
 	}
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(r.Context(), carrier)

@@ -49,7 +49,6 @@ func (s stream) escape(in io.Reader) (io.Reader, error) {
 // hijack answers first and opens the stream with the node then, so that an attach
 // never gates the start that its client sends next.
 func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open opener) error {
-	framed := r.Header.Get(wire.HeaderFrames) != ""
 	if _, err := st.escape(nil); err != nil {
 		return err
 	}
@@ -58,23 +57,8 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open 
 		return fmt.Errorf("taking over the connection: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	upgrade := r.Header.Get("Upgrade") != ""
-	kind := "raw-stream"
-	if upgrade && !st.tty && apiVersion(r) >= 42 {
-		kind = "multiplexed-stream"
-	}
-	w.Header().Set("Content-Type", "application/vnd.docker."+kind)
-	status := "200 OK"
-	if upgrade {
-		status = "101 UPGRADED"
-		w.Header().Set("Connection", "Upgrade")
-		w.Header().Set("Upgrade", "tcp")
-	}
-	_, _ = fmt.Fprintf(buf, "HTTP/1.1 %s\r\n", status)
-	_ = w.Header().Write(buf)
-	_, _ = buf.WriteString("\r\n")
-	if err := buf.Flush(); err != nil {
-		return nil //nolint:nilerr // the client left
+	if st.head(w, r, buf.Writer) != nil {
+		return nil // the client left
 	}
 	// The server takes a half-close for the client's end, and ends the request's
 	// context once what is typed is read: that of a hijacked connection ends here, or
@@ -84,24 +68,46 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open 
 	if server, ok := ctx.Value(serverKey{}).(context.Context); ok {
 		defer context.AfterFunc(server, cancel)()
 	}
-	if !framed {
+	if r.Header.Get(wire.HeaderFrames) == "" {
 		s.stream(r.Context(), ctx, &plain{conn, buf.Reader, st.tty, cancel}, st, open)
 		return nil
 	}
 	c := bulk.NewServerConn(ctx, conn, buf.Reader)
 	defer func() { _ = c.Close() }()
 	defer context.AfterFunc(c.Context(), cancel)()
-	begin := byte(0)
+	if c.WriteFrame(bulk.FrameBegin, []byte{st.begin()}) == nil {
+		s.stream(ctx, ctx, framedViewer{c}, st, open)
+	}
+	return nil
+}
+
+// head writes the head of a hijacked connection's answer, with w's headers.
+func (st stream) head(w http.ResponseWriter, r *http.Request, to *bufio.Writer) error {
+	h, status, kind := w.Header(), "200 OK", "raw-stream"
+	if r.Header.Get("Upgrade") != "" {
+		status = "101 UPGRADED"
+		h.Set("Connection", "Upgrade")
+		h.Set("Upgrade", "tcp")
+		if !st.tty && apiVersion(r) >= 42 {
+			kind = "multiplexed-stream"
+		}
+	}
+	h.Set("Content-Type", "application/vnd.docker."+kind)
+	_, _ = fmt.Fprintf(to, "HTTP/1.1 %s\r\n", status)
+	_ = h.Write(to)
+	_, _ = to.WriteString("\r\n")
+	return to.Flush()
+}
+
+// begin is what the first frame says of a stream.
+func (st stream) begin() (begin byte) {
 	if st.whole {
 		begin |= bulk.BeginWhole
 	}
 	if st.tty {
 		begin |= bulk.BeginRaw
 	}
-	if c.WriteFrame(bulk.FrameBegin, []byte{begin}) == nil {
-		s.stream(ctx, ctx, framedViewer{c}, st, open)
-	}
-	return nil
+	return begin
 }
 
 type serverKey struct{}

@@ -35,71 +35,111 @@ type warned struct {
 // wait sends its header at once, because clients start only after they have it.
 func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
-	if err != nil {
-		if snap == nil {
-			return err
-		}
-		if t = ended(snap, r.PathValue("id")); t == nil {
-			return err
+	if err != nil && snap != nil {
+		if t = ended(snap, r.PathValue("id")); t != nil {
+			err = nil
 		}
 	}
-	cond := container.WaitCondition(r.URL.Query().Get("condition"))
-	switch cond {
-	case "":
-		cond = container.WaitConditionNotRunning
-	case container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
-	default:
-		return refuse(http.StatusBadRequest, "invalid condition: %q", cond)
+	if err != nil {
+		return err
+	}
+	x, err := newWaiting(r, t)
+	if err != nil {
+		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(w).Flush()
-	if after, err := strconv.ParseUint(r.Header.Get(wire.HeaderAfter), 10, 64); err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
-		cond = container.WaitConditionNotRunning // the exit that was waited for has been
+	alone, direct := s.alone(r, t, x.current)
+	err = s.Fleet.WaitTask(alone, hexID(t), x.over)
+	if e := direct(); e != nil && err != nil && r.Context().Err() == nil {
+		return encode(w, warned{container.WaitResponse{StatusCode: int64(e.Code)}, unrecorded})
 	}
-	before, last, failed, attempt := t.Exit.GetAttempt(), t.Exit, "", t.Attempt
-	var mu sync.Mutex // guards attempt
-	alone, direct := s.alone(r, t, func() int32 { mu.Lock(); defer mu.Unlock(); return attempt })
-	err = s.Fleet.WaitTask(alone, hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
-		if e := st.GetExit(); e != nil && e.Attempt >= last.GetAttempt() {
-			last = e
-		}
-		if t == nil {
-			return true
-		}
-		mu.Lock()
-		attempt = t.Attempt
-		mu.Unlock()
-		if t.Exit != nil && t.Exit.Attempt >= last.GetAttempt() {
-			last = t.Exit
-		}
-		failed = t.Failed
-		switch cond {
-		case container.WaitConditionRemoved:
-			return false
-		case container.WaitConditionNextExit:
-			return t.Exit.GetAttempt() > before || failed != "" && t.Attempt > before
-		}
-		return t.Exit.GetAttempt() >= t.Attempt || failed != "" || t.Desired == dv1.Desired_CREATED
-	})
-	if x := direct(); x != nil && err != nil && r.Context().Err() == nil {
-		return encode(w, warned{container.WaitResponse{StatusCode: int64(x.Code)}, unrecorded})
+	x.observed(s.observed(r.Context(), t))
+	return encode(w, x.response(err))
+}
+
+// waiting is what a wait knows of its task's end.
+type waiting struct {
+	cond   container.WaitCondition
+	before int32     // the last attempt that had ended when it began
+	last   *dv1.Exit // of the newest attempt that is known to have ended
+	failed string    // why the newest attempt did not begin, "" if it did
+
+	mu      sync.Mutex // guards attempt
+	attempt int32      // the newest
+}
+
+func newWaiting(r *http.Request, t *dv1.Task) (*waiting, error) {
+	x := &waiting{cond: container.WaitCondition(r.URL.Query().Get("condition")), before: t.Exit.GetAttempt(), last: t.Exit, attempt: t.Attempt}
+	switch x.cond {
+	case "":
+		x.cond = container.WaitConditionNotRunning
+	case container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
+	default:
+		return nil, refuse(http.StatusBadRequest, "invalid condition: %q", x.cond)
 	}
-	if st := s.observed(r.Context(), t); st.GetExit() != nil && st.Exit.Attempt >= last.GetAttempt() {
-		last = st.Exit
-	} else if failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > last.GetAttempt() {
-		failed = st.Why // of a task that was removed with its failed start
+	after, err := strconv.ParseUint(r.Header.Get(wire.HeaderAfter), 10, 64)
+	if err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
+		x.cond = container.WaitConditionNotRunning // the exit that was waited for has been
 	}
-	res := container.WaitResponse{StatusCode: int64(last.GetCode())}
+	return x, nil
+}
+
+// current is the newest attempt.
+func (x *waiting) current() int32 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.attempt
+}
+
+// over notes what is known of the task now (nil: it is gone), and reports whether the
+// wait is.
+func (x *waiting) over(t *dv1.Task, st *dv1.TaskStatus) bool {
+	x.exited(st.GetExit())
+	if t == nil {
+		return true
+	}
+	x.exited(t.Exit)
+	x.failed = t.Failed
+	x.mu.Lock()
+	x.attempt = t.Attempt
+	x.mu.Unlock()
+	switch x.cond {
+	case container.WaitConditionRemoved:
+		return false
+	case container.WaitConditionNextExit:
+		return t.Exit.GetAttempt() > x.before || x.failed != "" && t.Attempt > x.before
+	}
+	return t.Exit.GetAttempt() >= t.Attempt || x.failed != "" || t.Desired == dv1.Desired_CREATED
+}
+
+func (x *waiting) exited(e *dv1.Exit) {
+	if e != nil && e.Attempt >= x.last.GetAttempt() {
+		x.last = e
+	}
+}
+
+// observed adds what the node reported last of a task that is gone with its end.
+func (x *waiting) observed(st *dv1.TaskStatus) {
+	x.exited(st.GetExit())
+	if x.failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > x.last.GetAttempt() {
+		x.failed = st.Why
+	}
+}
+
+// response is the answer to a wait that ended with err.
+func (x *waiting) response(err error) container.WaitResponse {
+	res := container.WaitResponse{StatusCode: int64(x.last.GetCode())}
 	switch {
 	case err != nil:
 		res.Error = &container.WaitExitError{Message: err.Error()}
-	case last == nil && failed == "" && cond != container.WaitConditionNotRunning:
-		res = container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: "the container is gone, and how it ended is not known here"}}
-	case failed != "" && last.GetAttempt() <= before:
-		res.StatusCode = int64(failedCode(failed))
+	case x.last == nil && x.failed == "" && x.cond != container.WaitConditionNotRunning:
+		return container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: "the container is gone, and how it ended is not known here"}}
+	case x.failed != "" && x.last.GetAttempt() <= x.before:
+		res.StatusCode = int64(failedCode(x.failed))
 	}
-	return encode(w, res)
+	return res
 }
 
 // alone ends its context once the task's node reported an exit that no leader

@@ -15,6 +15,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -74,29 +75,13 @@ func decided(res *dv1.CommandResult) error {
 	return nil
 }
 
-// Find returns the digest that a name stands for: a reference, an image's id, or the
-// beginning of an id that no other image has.
+// Find returns the digest that a name stands for. See command.FindImage.
 func Find(snap *state.Snapshot, name string) (digest string, err error) {
-	shown := name
-	if named, err := reference.ParseNormalizedNamed(name); err == nil {
-		named = reference.TagNameOnly(named)
-		shown = reference.FamiliarString(named)
-		if t := snap.Tag(named.String()); t != nil {
-			return t.Digest, nil
-		}
-		if d, ok := named.(reference.Digested); ok && snap.Image(d.Digest().String()) != nil {
-			return d.Digest().String(), nil
-		}
+	digest, e := command.FindImage(snap, name)
+	if e != nil {
+		return "", &Error{e.Kind, e.Message}
 	}
-	if name != "" {
-		switch is := snap.ImagesByPrefix(name); {
-		case len(is) == 1:
-			return is[0].Digest, nil
-		case len(is) > 1:
-			return "", refuse(dv1.Error_INVALID, "multiple IDs found with provided prefix: %s", name)
-		}
-	}
-	return "", refuse(dv1.Error_NOT_FOUND, "No such image: %s", shown)
+	return digest, nil
 }
 
 // Config is an image's configuration. An image without a readable one has an empty one.

@@ -426,7 +426,7 @@ func TestFind(t *testing.T) {
 		"alpine@sha256:" + strings.Repeat("9", 64): "No such image: alpine@sha256:999",
 	} {
 		_, err := Find(snap, name)
-		refused(t, name, err, dv1.Error_NOT_FOUND, words)
+		refused(t, name, err, dv1.Error_NO_IMAGE, words)
 	}
 	_, err := Find(snap, "aaaa")
 	refused(t, "an ambiguous id", err, dv1.Error_INVALID, "multiple IDs found with provided prefix: aaaa")
@@ -442,7 +442,7 @@ func TestTagAndRemove(t *testing.T) {
 	if err := w.i.Tag(ctx, admin{w.f}, w.f.Snapshot(), w.host+"/web:1", "mine"); err != nil || w.f.Snapshot().Tag("docker.io/library/mine:latest").GetDigest() != digest {
 		t.Fatalf("tagging: %v", err)
 	}
-	refused(t, "tagging nothing", w.i.Tag(ctx, admin{w.f}, w.f.Snapshot(), "nothing", "x"), dv1.Error_NOT_FOUND, "No such image: nothing:latest")
+	refused(t, "tagging nothing", w.i.Tag(ctx, admin{w.f}, w.f.Snapshot(), "nothing", "x"), dv1.Error_NO_IMAGE, "No such image: nothing:latest")
 	refused(t, "a bad name", w.i.Tag(ctx, admin{w.f}, w.f.Snapshot(), "mine", "X"), dv1.Error_INVALID, "invalid reference format: X")
 	refused(t, "a digest", w.i.Tag(ctx, admin{w.f}, w.f.Snapshot(), "mine", "x@"+digest), dv1.Error_INVALID, "digest reference")
 
