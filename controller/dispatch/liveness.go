@@ -16,7 +16,7 @@ const frozenAfter = SuspectAfter / 2
 // judge has the log keep which nodes are silent, until ctx ends. A silent node is
 // suspect; one that answers no probe either is down.
 func (t *term) judge(ctx context.Context) {
-	w := &watch{term: t, probes: probes{of: t.o.Probe, asking: map[string]bool{}, answers: map[string]bool{}}, silent: map[string]time.Time{}}
+	w := &watch{term: t, began: t.started, ticked: t.started, probes: probes{of: t.o.Probe, asking: map[string]bool{}, answers: map[string]bool{}}, silent: map[string]time.Time{}}
 	defer w.probes.all.Wait()
 	found := make(chan []*dv1.Command, 1)
 	var watching sync.WaitGroup

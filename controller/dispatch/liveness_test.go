@@ -24,11 +24,16 @@ type leading struct {
 	before atomic.Pointer[func()]
 	said   []string // liveness that was proposed, as node=liveness
 	end    context.CancelFunc
+
+	onCommand func(*dv1.Command) // may be nil
 }
 
 func (l *leading) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	if before := l.before.Load(); before != nil {
 		(*before)()
+	}
+	if l.onCommand != nil {
+		l.onCommand(c)
 	}
 	nodes := c.GetSetLiveness().GetNodes()
 	left := max(0, len(nodes)-perEntry)

@@ -1,0 +1,133 @@
+package dispatch
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+// Verdicts on many nodes are one command, and what an entry does not take of it goes
+// into the next at once.
+func TestManyVerdictsAreFewProposals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const nodes = 2*perEntry + 1
+		l := beginTerm(t, slices.Repeat([]dv1.Node_Liveness{dv1.Node_READY}, nodes)...)
+		defer l.end()
+		proposals := 0
+		count := func() { proposals++ }
+		l.before.Store(&count)
+		l.answer.Store(true)
+		time.Sleep(SuspectAfter + 2*BeatEvery)
+		var want []string
+		for i := range nodes {
+			want = append(want, fmt.Sprintf("n%d=suspect", i))
+		}
+		l.want(want...)
+		if proposals != 3 {
+			t.Errorf("%d verdicts took %d proposals", nodes, proposals)
+		}
+	})
+}
+
+// A removal that somebody began is gone on with, whatever becomes of its node.
+func TestALeaderGoesOnWithRemovals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := beginTerm(t, dv1.Node_READY)
+		defer l.end()
+		var removals int
+		l.onCommand = func(c *dv1.Command) {
+			if c.GetRemoveNode().GetNodeId() == "n0" {
+				removals++
+			}
+		}
+		l.put(&dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: "n0", Availability: dv1.Node_REMOVING}}})
+		time.Sleep(BeatEvery + BeatEvery/2)
+		l.want()
+		if removals != 1 {
+			t.Errorf("its removal is proposed %d times", removals)
+		}
+		l.put(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: "n0"}})
+		time.Sleep(2 * BeatEvery)
+		synctest.Wait()
+		if removals > 2 || len(l.hub.Silent()) > 0 {
+			t.Errorf("once it is gone: %d removals, silent are %v", removals, l.hub.Silent())
+		}
+	})
+}
+
+// A node is silent in views until it is heard, and no moment longer; one that was
+// removed meanwhile is not.
+func TestANodeThatIsHeardIsNotSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := beginTerm(t, dv1.Node_READY, dv1.Node_READY, dv1.Node_READY)
+		defer l.end()
+		l.answer.Store(true)
+		began := time.Now()
+		l.heard(BeatEvery, "n0")
+		time.Sleep(SuspectAfter + 2*BeatEvery)
+		synctest.Wait()
+		silent := l.hub.Silent()
+		if ids := slices.Sorted(maps.Keys(silent)); !slices.Equal(ids, []string{"n0", "n1", "n2"}) || silent["n1"] < began.UnixNano() {
+			t.Fatalf("silent are %v", silent)
+		}
+		before := l.hub.View()
+		term := l.hub.term.Load()
+		for _, id := range []string{"n0", "n1"} { // the one had a session in this term, the other not
+			if err := term.enter(newSession(id, func(error) {}), 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.put(&dv1.Effect{Of: &dv1.Effect_DeleteNode{DeleteNode: "n2"}})
+		if silent := l.hub.Silent(); len(silent) > 0 {
+			t.Errorf("once they were heard, silent are %v", silent)
+		}
+		if _, is := before.SilentSince("n0"); !is {
+			t.Error("a view of before has changed")
+		}
+		l.heard(2*SuspectAfter, "n0", "n1")
+		if silent := l.hub.Silent(); len(silent) > 0 {
+			t.Errorf("while they are heard, silent are %v", silent)
+		}
+	})
+}
+
+// A node whose session broke has a grace to come back; one whose session ended because
+// it was silent has none.
+func TestASessionThatBreaksLeavesAGrace(t *testing.T) {
+	for _, c := range []struct {
+		why   error
+		after time.Duration
+	}{{errDeposed, grace}, {errSilent, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			l := beginTerm(t, dv1.Node_READY)
+			defer l.end()
+			l.answer.Store(true)
+			term := l.hub.term.Load()
+			s := newSession("n0", func(error) {})
+			if err := term.enter(s, 1); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(SuspectAfter - BeatEvery/2) // nearly silent already
+			term.leave(s, c.why)
+			if s.of.session.Load() != nil {
+				t.Error("its session is still there")
+			}
+			left := time.Now()
+			for len(l.hub.Silent()) == 0 {
+				time.Sleep(BeatEvery / 10)
+				synctest.Wait()
+			}
+			if after := time.Since(left); after < c.after || after > c.after+2*BeatEvery {
+				t.Errorf("%v: it is silent after %v", c.why, after)
+			}
+			if term.leave(s, c.why); s.of.session.Load() != nil {
+				t.Error("leaving twice made a session")
+			}
+		})
+	}
+}
