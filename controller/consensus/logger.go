@@ -26,16 +26,18 @@ func (a *logAdapter) Log(level hclog.Level, msg string, args ...any) {
 	case hclog.Error:
 		l = slog.LevelError
 	}
-	a.l.Log(context.Background(), l, msg, args...)
+	a.l.Log(context.Background(), l, msg, args...) //nolint:forbidigo // raft's logger has no context to pass on
 }
 
-func (a *logAdapter) Trace(string, ...any)             {}
-func (a *logAdapter) Debug(m string, args ...any)      { a.Log(hclog.Debug, m, args...) }
-func (a *logAdapter) Info(m string, args ...any)       { a.Log(hclog.Info, m, args...) }
-func (a *logAdapter) Warn(m string, args ...any)       { a.Log(hclog.Warn, m, args...) }
-func (a *logAdapter) Error(m string, args ...any)      { a.Log(hclog.Error, m, args...) }
-func (a *logAdapter) IsTrace() bool                    { return false }
-func (a *logAdapter) IsDebug() bool                    { return a.l.Enabled(context.Background(), slog.LevelDebug) }
+func (a *logAdapter) Trace(string, ...any)        {}
+func (a *logAdapter) Debug(m string, args ...any) { a.Log(hclog.Debug, m, args...) }
+func (a *logAdapter) Info(m string, args ...any)  { a.Log(hclog.Info, m, args...) }
+func (a *logAdapter) Warn(m string, args ...any)  { a.Log(hclog.Warn, m, args...) }
+func (a *logAdapter) Error(m string, args ...any) { a.Log(hclog.Error, m, args...) }
+func (a *logAdapter) IsTrace() bool               { return false }
+func (a *logAdapter) IsDebug() bool {
+	return a.l.Enabled(context.Background(), slog.LevelDebug) //nolint:forbidigo // as above
+}
 func (a *logAdapter) IsInfo() bool                     { return true }
 func (a *logAdapter) IsWarn() bool                     { return true }
 func (a *logAdapter) IsError() bool                    { return true }

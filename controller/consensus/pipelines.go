@@ -31,14 +31,13 @@ type pipelines struct {
 // has if it takes a request.
 type position struct {
 	header      raft.RPCHeader
-	leader      []byte
 	term        uint64 // of the leader
 	index, last uint64 // of the entry, and its term
 	commit      uint64 // that the request brought
 }
 
 func positionOf(r *raft.AppendEntriesRequest) position {
-	p := position{header: r.RPCHeader, leader: r.Leader, term: r.Term, index: r.PrevLogEntry, last: r.PrevLogTerm, commit: r.LeaderCommitIndex}
+	p := position{header: r.RPCHeader, term: r.Term, index: r.PrevLogEntry, last: r.PrevLogTerm, commit: r.LeaderCommitIndex}
 	if n := len(r.Entries); n > 0 {
 		p.index, p.last = r.Entries[n-1].Index, r.Entries[n-1].Term
 	}
@@ -161,7 +160,7 @@ func (p *pipeline) tell(commit uint64) {
 	if p.at.term == 0 || commit <= p.at.commit {
 		return
 	}
-	r := &raft.AppendEntriesRequest{RPCHeader: p.at.header, Leader: p.at.leader, Term: p.at.term,
+	r := &raft.AppendEntriesRequest{RPCHeader: p.at.header, Term: p.at.term,
 		PrevLogEntry: p.at.index, PrevLogTerm: p.at.last, LeaderCommitIndex: commit}
 	if _, err := p.AppendPipeline.AppendEntries(r, new(raft.AppendEntriesResponse)); err == nil {
 		p.at.commit = commit
