@@ -466,9 +466,9 @@ func TestATokensTextIsSaidOnce(t *testing.T) {
 	if err != nil || p.Key != "" || made.Role != "agent" || made.SocketRole != "user" || made.Expires-made.Created != int64(defaultTTL) || string(made.Hash) != string(text.Hash()) {
 		t.Fatalf("%v under key %q: %v, %v", made, p.Key, resp.Msg, err)
 	}
-	f.put(t, &dv1.Effect{Of: &dv1.Effect_Token{Token: made}}, &dv1.Effect{Of: &dv1.Effect_Token{Token: &dv1.Token{Id: "older", Created: 1, Expires: 2, Used: 3, Revoked: true}}})
+	f.put(t, &dv1.Effect{Of: &dv1.Effect_Token{Token: made}}, &dv1.Effect{Of: &dv1.Effect_Token{Token: &dv1.Token{Id: "older", Created: 1, Expires: 2, Used: 3, Revoked: true, Revision: 9}}})
 	l, err := f.tokens().List(t.Context(), req(&dv1.ListTokensRequest{PageSize: 1}))
-	if err != nil || len(l.Msg.Tokens) != 1 || l.Msg.Tokens[0].Id != "older" || !l.Msg.Tokens[0].Revoked || l.Msg.Tokens[0].Used != 3 {
+	if err != nil || len(l.Msg.Tokens) != 1 || l.Msg.Tokens[0].Id != "older" || !l.Msg.Tokens[0].Revoked || l.Msg.Tokens[0].Used != 3 || l.Msg.Tokens[0].Revision != 9 {
 		t.Fatalf("the first page: %v, %v", l, err)
 	}
 	l, err = f.tokens().List(t.Context(), req(&dv1.ListTokensRequest{PageToken: l.Msg.NextPageToken}))

@@ -74,7 +74,7 @@ func (s tokens) List(ctx context.Context, r *connect.Request[dv1.ListTokensReque
 
 // info is a token without its secret.
 func info(t *dv1.Token) *dv1.TokenInfo {
-	return &dv1.TokenInfo{Id: t.Id, Role: t.Role, SocketRole: t.SocketRole, Created: t.Created, Expires: t.Expires, Revoked: t.Revoked, Used: t.Used}
+	return &dv1.TokenInfo{Id: t.Id, Role: t.Role, SocketRole: t.SocketRole, Created: t.Created, Expires: t.Expires, Revoked: t.Revoked, Used: t.Used, Revision: t.Revision}
 }
 
 func (s tokens) Revoke(ctx context.Context, r *connect.Request[dv1.RevokeTokenRequest]) (*connect.Response[dv1.RevokeTokenResponse], error) {

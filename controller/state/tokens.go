@@ -7,8 +7,9 @@ import (
 )
 
 var tokens = &kind[*dv1.Token]{
-	name: "token",
-	key:  func(m *dv1.Token) string { return m.Id },
+	name:  "token",
+	key:   func(m *dv1.Token) string { return m.Id },
+	stamp: func(m *dv1.Token, index uint64) { m.Revision = index },
 }
 
 // Token is nil if there is none.

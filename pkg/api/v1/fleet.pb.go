@@ -1382,7 +1382,8 @@ type TokenInfo struct {
 	Created       int64                  `protobuf:"varint,4,opt,name=created,proto3" json:"created,omitempty"`
 	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`
 	Revoked       bool                   `protobuf:"varint,6,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	Used          uint32                 `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"` // how many hosts joined with it
+	Used          uint32                 `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`         // how many hosts joined with it
+	Revision      uint64                 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"` // 0 in the answer to its making
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1462,6 +1463,13 @@ func (x *TokenInfo) GetRevoked() bool {
 func (x *TokenInfo) GetUsed() uint32 {
 	if x != nil {
 		return x.Used
+	}
+	return 0
+}
+
+func (x *TokenInfo) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
 	}
 	return 0
 }
@@ -2415,7 +2423,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06timing\x18\x02 \x01(\tR\x06timing\"*\n" +
 	"\x10SetTimingRequest\x12\x16\n" +
 	"\x06timing\x18\x01 \x01(\tR\x06timing\"\x13\n" +
-	"\x11SetTimingResponse\"\xb2\x01\n" +
+	"\x11SetTimingResponse\"\xce\x01\n" +
 	"\tTokenInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1f\n" +
@@ -2424,7 +2432,8 @@ const file_fleet_proto_rawDesc = "" +
 	"\acreated\x18\x04 \x01(\x03R\acreated\x12\x18\n" +
 	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x18\n" +
 	"\arevoked\x18\x06 \x01(\bR\arevoked\x12\x12\n" +
-	"\x04used\x18\a \x01(\rR\x04used\"[\n" +
+	"\x04used\x18\a \x01(\rR\x04used\x12\x1a\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\"[\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1f\n" +
 	"\vsocket_role\x18\x02 \x01(\tR\n" +

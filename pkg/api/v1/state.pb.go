@@ -1055,6 +1055,7 @@ type Token struct {
 	Revoked       bool                   `protobuf:"varint,6,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	SocketRole    string                 `protobuf:"bytes,7,opt,name=socket_role,json=socketRole,proto3" json:"socket_role,omitempty"` // what root on a joined host may do through its socket: "" | user | admin
 	Used          uint32                 `protobuf:"varint,8,opt,name=used,proto3" json:"used,omitempty"`
+	Revision      uint64                 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"` // index of the entry that wrote it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1141,6 +1142,13 @@ func (x *Token) GetSocketRole() string {
 func (x *Token) GetUsed() uint32 {
 	if x != nil {
 		return x.Used
+	}
+	return 0
+}
+
+func (x *Token) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
 	}
 	return 0
 }
@@ -1854,7 +1862,7 @@ const file_state_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x16\n" +
 	"\x06joined\x18\x04 \x01(\x03R\x06joined\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x04R\brevision\"\xc2\x01\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"\xde\x01\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
@@ -1864,7 +1872,8 @@ const file_state_proto_rawDesc = "" +
 	"\arevoked\x18\x06 \x01(\bR\arevoked\x12\x1f\n" +
 	"\vsocket_role\x18\a \x01(\tR\n" +
 	"socketRole\x12\x12\n" +
-	"\x04used\x18\b \x01(\rR\x04used\"\xc6\x02\n" +
+	"\x04used\x18\b \x01(\rR\x04used\x12\x1a\n" +
+	"\brevision\x18\t \x01(\x04R\brevision\"\xc6\x02\n" +
 	"\bCapacity\x12\x1b\n" +
 	"\tnano_cpus\x18\x01 \x01(\x03R\bnanoCpus\x12\x16\n" +
 	"\x06memory\x18\x02 \x01(\x03R\x06memory\x12\x12\n" +
