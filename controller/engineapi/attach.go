@@ -70,7 +70,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 // upgrade opens a stream with a node.
 func (s *server) upgrade(ctx context.Context, node, path string) (*bulk.Conn, error) {
 	if since, is := s.silent(ctx, node); is {
-		return nil, refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", node, since)
+		return nil, refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", s.nodeName(ctx, node), since)
 	}
 	c, err := s.Fleet.Agent(node)
 	if err != nil {
@@ -82,7 +82,7 @@ func (s *server) upgrade(ctx context.Context, node, path string) (*bulk.Conn, er
 	case errors.As(err, &refused):
 		return nil, &apiError{refused.Code, refused.Message}
 	case err != nil && ctx.Err() == nil:
-		return nil, refuse(http.StatusServiceUnavailable, "node %s does not answer: %v", node, err)
+		return nil, refuse(http.StatusServiceUnavailable, "node %s does not answer: %v", s.nodeName(ctx, node), err)
 	}
 	return conn, err
 }

@@ -3,6 +3,7 @@ package engineapi
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -286,5 +287,31 @@ func ended(snap *state.Snapshot, ref string) *dv1.Task {
 
 // agent asks a node; the caller closes the answer's body.
 func (s *server) agent(r *http.Request, node, method, path string, body []byte) (*http.Response, error) {
-	return fleet.Ask(r.Context(), s.Fleet, node, method, path, body)
+	resp, err := fleet.Ask(r.Context(), s.Fleet, node, method, path, body)
+	return resp, s.named(r.Context(), err)
+}
+
+// named has an error about a node say the node's name instead of its id.
+func (s *server) named(ctx context.Context, err error) error {
+	var silent *fleet.SilentError
+	var unreachable *fleet.UnreachableError
+	switch {
+	case errors.As(err, &silent):
+		return &fleet.SilentError{Node: s.nodeName(ctx, silent.Node), For: silent.For}
+	case errors.As(err, &unreachable):
+		return &fleet.UnreachableError{Node: s.nodeName(ctx, unreachable.Node), Err: unreachable.Err}
+	}
+	return err
+}
+
+// nodeName is what people call a node.
+func (s *server) nodeName(ctx context.Context, id string) string {
+	snap, _, err := s.Fleet.Find(ctx, 0, nil)
+	if err != nil {
+		return id
+	}
+	if n := snap.Node(id); n != nil {
+		return n.Name
+	}
+	return id
 }

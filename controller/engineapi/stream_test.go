@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 
 	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
 )
@@ -244,6 +246,12 @@ type refusing struct {
 	left *int
 }
 
+func (n refusing) Find(context.Context, uint64, func(*state.Snapshot) bool) (*state.Snapshot, bool, error) {
+	txn := state.NewTxn(state.NewStore().Snapshot())
+	err := txn.Apply(&dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: "n", Name: "far"}}})
+	return txn.View(), true, err
+}
+
 func (n refusing) Agent(string) (*http.Client, error) { return &http.Client{Transport: n}, nil }
 
 func (n refusing) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -265,7 +273,7 @@ func TestCallsWaitForAnAgentThatIsRestarted(t *testing.T) {
 			s := &server{Options: Options{Fleet: refusing{left: &c.refusals}}}
 			resp, err := s.agent(httptest.NewRequest(http.MethodPost, "/", nil), "n", http.MethodPost, "/v1/exec", []byte("said"))
 			if !c.comes {
-				if status(err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "node n does not answer") {
+				if status(err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "node far does not answer") {
 					t.Errorf("an agent that is away: %v", err)
 				}
 				continue
