@@ -115,11 +115,11 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 			files       *pki.Files
 			alpn, first string
 		}{
-			"a node":         {node, "http/1.1", ""},
-			"a user":         {user, "http/1.1", ""},
-			"a user's door":  {node, "drover-door/1", "{\"UID\":7}\n"},
-			"nobody's door":  {node, "drover-door/1", "{\"UID\":8}\n"},
-			"a node as peer": {node, wire.ALPNPeer, ""},
+			"a node":          {node, "http/1.1", ""},
+			"a user":          {user, "http/1.1", ""},
+			"a user's socket": {node, wire.ALPNSocket, "{\"UID\":7}\n"},
+			"nobody's socket": {node, wire.ALPNSocket, "{\"UID\":8}\n"},
+			"a node as peer":  {node, wire.ALPNPeer, ""},
 		} {
 			rt, done := at.over(c.files, c.alpn, c.first, c.alpn == wire.ALPNPeer)
 			for _, principal := range []string{"", node.Principal.URI, controller} {
@@ -185,7 +185,7 @@ func TestACertificateIsWorthNoMoreAtAFollower(t *testing.T) {
 	}
 }
 
-// A stream that a node's user has open through a door ends with the node, and with what
+// A stream that a node's user has open through its host's socket ends with the node, and with what
 // the user was granted.
 func TestAProxiedStreamEndsWithItsNode(t *testing.T) {
 	noLeaks(t)
@@ -200,9 +200,9 @@ func TestAProxiedStreamEndsWithItsNode(t *testing.T) {
 	}
 	known(false)
 	h.propose(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: "d", Name: "d"}}}})
-	// events gives the end of a stream through a door.
+	// events gives the end of a stream through a proxied socket.
 	events := func(uid string) chan bool {
-		c, err := h.dialAs(node, "drover-door/1")
+		c, err := h.dialAs(node, wire.ALPNSocket)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -213,7 +213,7 @@ func TestAProxiedStreamEndsWithItsNode(t *testing.T) {
 		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil || resp.StatusCode != 200 {
-			t.Fatalf("events through a door: %v %v", resp, err)
+			t.Fatalf("events through a proxied socket: %v %v", resp, err)
 		}
 		ended := make(chan bool, 1)
 		go func() {
@@ -288,7 +288,7 @@ func TestAProxiedSocketGetsNoVerdictFromAControllerWithoutItsLog(t *testing.T) {
 	})
 }
 
-// A host whose doors are refused all the time fills no log, and writes nothing into it.
+// A host whose proxied sockets are refused all the time fills no log, and writes nothing into it.
 func TestRefusedProxiedSocketsFillNoLog(t *testing.T) {
 	noLeaks(t)
 	h := newHost(t)

@@ -91,7 +91,7 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 	if got, err := join.Ask(ctx, h.addr, token, more); err == nil || got != nil {
 		t.Fatalf("an agents' token made a controller of a node: %+v", got)
 	}
-	// A node's certificate is no user's, and opens the door for those only whom the
+	// A node's certificate is no user's, and its proxied socket is for those only whom the
 	// fleet gave a role.
 	dir := t.TempDir()
 	if err := pki.WriteFiles(dir, a.Bundle, a.NodeCert, key, nil); err != nil {
@@ -116,7 +116,7 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 		t.Errorf("root without a role: %q", got)
 	}
 	if got := knock("not json\n"); got != "" {
-		t.Errorf("a door without a hello answered %q", got)
+		t.Errorf("a connection without a hello answered %q", got)
 	}
 	if got := knock(strings.Repeat("x", 64<<10)); strings.Contains(got, "200") {
 		t.Errorf("a hello without end answered %q", got)

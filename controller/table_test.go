@@ -118,12 +118,12 @@ func TestWhoMayDoWhat(t *testing.T) {
 		m["user"], m["admin"] = asking{files: user}, asking{files: admin}
 		return m
 	}
-	door := func(f *pki.Files, uid int) asking { return asking{files: f, first: fmt.Sprintf("{\"UID\":%d}\n", uid)} }
-	doors := people(pki.KindNode, pki.KindNode)
-	for k, a := range doors {
-		doors[k] = door(a.files, 0)
+	proxied := func(f *pki.Files, uid int) asking { return asking{files: f, first: fmt.Sprintf("{\"UID\":%d}\n", uid)} }
+	sockets := people(pki.KindNode, pki.KindNode)
+	for k, a := range sockets {
+		sockets[k] = proxied(a.files, 0)
 	}
-	doors["node"], doors["user"], doors["admin"] = door(node, 8), door(node, 7), door(node, 0)
+	sockets["node"], sockets["user"], sockets["admin"] = proxied(node, 8), proxied(node, 7), proxied(node, 0)
 	behalf := func(uri string) asking {
 		return asking{files: controller, header: http.Header{"Drover-Principal": {uri}}}
 	}
@@ -137,7 +137,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	passed["controller"], passed["revoked"] = behalf(who(pki.KindController, "other", pki.KindController, false, now).Principal.URI), behalf(gone.Principal.URI)
 	listeners := []listener{
 		{"API", "http/1.1", false, api, with(people(pki.KindUser, pki.RoleAdmin))},
-		{"door", wire.ALPNSocket, false, api, doors},
+		{"socket proxy", wire.ALPNSocket, false, api, sockets},
 		{"join", wire.ALPNJoin, false, admission.Routes, with(people(pki.KindUser, pki.RoleAdmin))},
 		{"session", wire.ALPNSession, true, route.Table{relay.SessionRoute}, with(people(pki.KindNode, pki.KindNode))},
 		{"raft", wire.ALPNRaft, true, nil, with(people(pki.KindController, pki.KindController))},
