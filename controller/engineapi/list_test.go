@@ -114,7 +114,8 @@ func TestListImages(t *testing.T) {
 		for _, i := range list {
 			got = append(got, strings.Join(i.RepoTags, " "))
 		}
-		if strings.Join(got, " ") != want && !(filter == `{"dangling":["true"]}` && len(list) == 1 && list[0].ID == untagged) {
+		dangling := filter == `{"dangling":["true"]}` && len(list) == 1 && list[0].ID == untagged
+		if strings.Join(got, " ") != want && !dangling {
 			t.Errorf("%s: %q, want %q", filter, got, want)
 		}
 		for _, i := range list {
