@@ -1,0 +1,128 @@
+package engineapi
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/drover/drover/controller/fleet/fleettest"
+	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/bulk"
+)
+
+// user asks as somebody with the role user.
+func (a *api) user(method, path, body string) reply {
+	h := a.f.As(fleettest.User, New(Options{Fleet: a.f}))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
+	return reply{w.Code, w.Header(), w.Body.String()}
+}
+
+// Who may not be root on a host is let into no container that is, and makes none.
+func TestTheRoleUserIsNotRoot(t *testing.T) {
+	a := newAPI(t)
+	a.f.Run(a.created("plain", `{"Image":"busybox"}`).Id)
+	a.f.Run(a.created("host", `{"Image":"busybox","HostConfig":{"PidMode":"host"}}`).Id)
+	id := a.exec("host", `{"Cmd":["x"]}`)
+	privileged := a.exec("plain", `{"Cmd":["x"],"Privileged":true}`)
+	for _, c := range []struct {
+		method, path, body string
+		code               int
+		words              string
+	}{
+		{"POST", "/containers/create?name=own", `{"Image":"busybox"}`, 201, ""},
+		{"POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Privileged":true}}`, 403, "HostConfig.Privileged is refused: the role user may not be root on a host"},
+		{"POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Annotations":{"a":"b"}}}`, 403, "HostConfig.Annotations"},
+		{"POST", "/containers/plain/exec", `{"Cmd":["x"]}`, 201, ""},
+		{"POST", "/containers/plain/exec", `{"Cmd":["x"],"Privileged":true}`, 403, "HostConfig.Privileged"},
+		{"POST", "/containers/host/exec", `{"Cmd":["x"]}`, 403, "HostConfig.PidMode"},
+		{"POST", "/exec/" + id + "/start", `{"Detach":true}`, 403, "HostConfig.PidMode"},
+		{"POST", "/exec/" + privileged + "/start", `{"Detach":true}`, 403, "HostConfig.Privileged"},
+		{"POST", "/containers/host/attach?stdin=1&stream=1", "", 403, "HostConfig.PidMode"},
+		{"GET", "/containers/host/logs?stdout=1", "", 200, "out"},
+		{"GET", "/containers/json", "", 200, `"/host"`},
+	} {
+		a.is(a.user(c.method, c.path, c.body), c.method+" "+c.path+" "+c.body, c.code, c.words)
+	}
+	w := httptest.NewRecorder()
+	New(Options{Fleet: a.f}).ServeHTTP(w, httptest.NewRequest("GET", "/info", nil))
+	if w.Code != http.StatusUnauthorized {
+		t.Errorf("nobody is answered with %d %s", w.Code, w.Body)
+	}
+	h := a.f.As("spiffe://"+fleettest.Cluster+"/user/nobody", New(Options{Fleet: a.f}))
+	w = httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/info", nil))
+	if w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "has no role that allows this") {
+		t.Errorf("somebody without a role is answered with %d %s", w.Code, w.Body)
+	}
+}
+
+// Clients make a container again out of what its inspect says: the label that says
+// where it ran is not part of it.
+func TestTheNodesLabelIsNotSentBack(t *testing.T) {
+	b, req, err := decodeCreate([]byte(`{"Image":"busybox","labels":{"a":"b","io.drover.node":"web-1"},"FieldOfLaterDocker":{"x":1}}`), 56)
+	if err != nil || len(req.Labels) != 1 {
+		t.Fatalf("%+v, %v", req, err)
+	}
+	var kept map[string]json.RawMessage
+	if err := json.Unmarshal(b, &kept); err != nil || string(kept["Labels"]) != `{"a":"b"}` || kept["labels"] != nil || string(kept["FieldOfLaterDocker"]) != `{"x":1}` {
+		t.Errorf("kept is %s, %v", b, err)
+	}
+	const plain = `{"Image":"busybox", "Labels":{"a":"b"}}`
+	if b, _, err := decodeCreate([]byte(plain), 56); err != nil || string(b) != plain {
+		t.Errorf("a body without is kept as %s, %v", b, err)
+	}
+}
+
+func TestMergeOfImageAndRequest(t *testing.T) {
+	img := dockerspec.DockerOCIImageConfig{}
+	if err := json.Unmarshal([]byte(`{"Cmd":["serve"],"Entrypoint":["/run"],"Env":["A=1","B=2"],"WorkingDir":"/w","User":"u","StopSignal":"SIGINT","Labels":{"l":"image","m":"image"},
+		"ExposedPorts":{"80/tcp":{}},"Healthcheck":{"Test":["CMD","ok"]}}`), &img); err != nil {
+		t.Fatal(err)
+	}
+	for request, want := range map[string]string{
+		`{}`:                              `/run serve [A=1 B=2] /w u SIGINT map[l:image m:image] 1 ok`,
+		`{"Cmd":["x"]}`:                   `/run x [A=1 B=2] /w u SIGINT map[l:image m:image] 1 ok`,
+		`{"Entrypoint":["e"]}`:            `e [A=1 B=2] /w u SIGINT map[l:image m:image] 1 ok`,
+		`{"Entrypoint":[""],"Cmd":["x"]}`: `x [A=1 B=2] /w u SIGINT map[l:image m:image] 1 ok`,
+		`{"Env":["A=9","C"],"WorkingDir":"/x","User":"v","StopSignal":"SIGHUP","Labels":{"l":"mine"},"ExposedPorts":{"81/udp":{}},"Healthcheck":{"Test":["NONE"]}}`: `/run serve [A=9 C B=2] /x v SIGHUP map[l:mine m:image] 2 NONE`,
+	} {
+		var c container.Config
+		if err := json.Unmarshal([]byte(request), &c); err != nil {
+			t.Fatal(err)
+		}
+		mergeConfig(&c, &img)
+		got := strings.Join(append(append([]string{}, c.Entrypoint...), c.Cmd...), " ")
+		got += " " + strings.Join([]string{brackets(c.Env), c.WorkingDir, c.User, c.StopSignal, mapped(c.Labels)}, " ")
+		got += " " + string(rune('0'+len(c.ExposedPorts))) + " " + c.Healthcheck.Test[len(c.Healthcheck.Test)-1]
+		if got != want {
+			t.Errorf("%s: %s\nwant %s", request, got, want)
+		}
+	}
+}
+
+func brackets(s []string) string { return "[" + strings.Join(s, " ") + "]" }
+
+func mapped(m map[string]string) string { return "map[l:" + m["l"] + " m:" + m["m"] + "]" }
+
+// Our own client reads logs in frames, with their begin and end.
+func TestLogsInFrames(t *testing.T) {
+	a := newAPI(t)
+	a.run("web")
+	a.f.Run(a.created("tty", `{"Image":"busybox","Tty":true}`).Id)
+	out := framed(bulk.FrameStdout, "out\n") + framed(bulk.FrameStderr, "err\n")
+	for name, begin := range map[string]byte{"web": bulk.BeginWhole, "tty": bulk.BeginWhole | bulk.BeginRaw} {
+		r := a.do("GET", "/containers/"+name+"/logs?stdout=1&stderr=1", "", wire.HeaderFrames, "1")
+		if want := framed(bulk.FrameBegin, string([]byte{begin})) + out; !strings.HasPrefix(r.body, want) {
+			t.Errorf("%s: %q, want %q", name, r.body, want)
+		}
+	}
+	if r := a.do("GET", "/containers/tty/logs?stdout=1&stderr=1", ""); r.body != "out\nerr\n" {
+		t.Errorf("a terminal's log for docker's client: %q", r.body)
+	}
+}
