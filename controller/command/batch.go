@@ -1,6 +1,11 @@
 package command
 
 import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/moby/moby/api/types/container"
+
 	"github.com/drover/drover/controller/access"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
@@ -12,12 +17,24 @@ import (
 // at hand: it changes what deciding costs, never what is decided. One goroutine owns
 // a Batch and its view.
 type Batch struct {
-	view   *state.Txn
-	placer *scheduler.Placer // nil until something is placed
+	view     *state.Txn
+	placer   *scheduler.Placer                   // nil until something is placed
+	requests map[string]*container.CreateRequest // by what they were decoded from
 }
 
 // NewBatch makes a Batch on a view, which from then on is written through it only.
-func NewBatch(view *state.Txn) *Batch { return &Batch{view: view} }
+func NewBatch(view *state.Txn) *Batch {
+	return &Batch{view: view, requests: map[string]*container.CreateRequest{}}
+}
+
+// On goes on with another view, which must hold what the one so far does: what was
+// written to that, committed.
+func (b *Batch) On(view *state.Txn) {
+	b.view = view
+	if b.placer != nil {
+		b.placer.On(view.View())
+	}
+}
 
 // Decide leaves the view as it is. With result.Error there are no effects. Whoever
 // relayed a command, its principal must be allowed what it asks for, in this view.
@@ -63,6 +80,30 @@ func (b *Batch) touched(e *dv1.Effect) (nodes []string) {
 		nodes = append(nodes, of.DeleteNode)
 	}
 	return nodes
+}
+
+// Bounds of Batch.requests: many tasks are often made with few requests.
+const (
+	maxRequests    = 256
+	maxRequestSize = 8 << 10
+)
+
+// request decodes a spec's body. What it returns is not to be modified.
+func (b *Batch) request(body []byte) (*container.CreateRequest, error) {
+	if r := b.requests[string(body)]; r != nil {
+		return r, nil
+	}
+	r := &container.CreateRequest{}
+	if err := json.Unmarshal(body, r); err != nil {
+		return nil, fmt.Errorf("invalid container spec: %w", err)
+	}
+	if len(body) <= maxRequestSize {
+		if len(b.requests) >= maxRequests {
+			clear(b.requests)
+		}
+		b.requests[string(body)] = r
+	}
+	return r, nil
 }
 
 // place chooses the node of a group of one.

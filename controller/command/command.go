@@ -4,13 +4,11 @@ package command
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/scheduler"
@@ -222,9 +220,9 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	if len(c.TaskIds) != 1 || len(c.TaskIds[0]) != 32 || len(c.RunId) != 32 || d.Task(c.TaskIds[0]) != nil || d.Run(c.RunId) != nil {
 		return refuse(dv1.Error_INVALID, "a run needs one new task id and a new run id, of 32 bytes each")
 	}
-	var r container.CreateRequest
-	if err := json.Unmarshal(c.Spec.GetBody(), &r); err != nil {
-		return refuse(dv1.Error_INVALID, "invalid container spec: %v", err)
+	r, err := d.batch.request(c.Spec.GetBody())
+	if err != nil {
+		return refuse(dv1.Error_INVALID, "%v", err)
 	}
 	if field := Rootly(r.HostConfig); field != "" && !route.Admin.Has(d.who) {
 		return refuse(dv1.Error_FORBIDDEN, "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
@@ -250,7 +248,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 				reserved = append(reserved, scheduler.Reserved(n)...)
 			}
 		}
-		if g.Ports, e = wantedPorts(&r, d.Image(c.Spec.GetDigest()), reserved); e != nil {
+		if g.Ports, e = wantedPorts(r, d.Image(c.Spec.GetDigest()), reserved); e != nil {
 			return e
 		}
 	}

@@ -18,6 +18,7 @@ type fleet struct {
 	t     *testing.T
 	store *state.Store
 	index uint64
+	batch *Batch
 }
 
 func newFleet(t *testing.T, pool string, nodes ...string) *fleet {
@@ -34,14 +35,19 @@ func newFleet(t *testing.T, pool string, nodes ...string) *fleet {
 const digest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
 
 // do decides a command and applies it as the log would; equal inputs must give
-// equal bytes (determinism).
+// equal bytes (determinism), and so must a batch that has decided all before.
 func (f *fleet) do(c *dv1.Command) *dv1.CommandResult {
 	f.t.Helper()
 	snap := f.store.Snapshot()
 	c = accesstest.Named(snap, c)
 	before := snap.Hash()
 	effects, res := Decide(state.NewTxn(snap), proto.CloneOf(c), 1000+int64(f.index))
-	again, _ := Decide(state.NewTxn(snap), proto.CloneOf(c), 1000+int64(f.index))
+	if f.batch == nil {
+		f.batch = NewBatch(state.NewTxn(snap))
+	} else {
+		f.batch.On(state.NewTxn(snap))
+	}
+	again, _ := f.batch.Decide(proto.CloneOf(c), 1000+int64(f.index))
 	e := &dv1.Entry{Format: state.Format, Type: state.EntryEffects, Base: snap.Index(), Time: 1000 + int64(f.index), Effects: effects}
 	if !proto.Equal(e, &dv1.Entry{Format: state.Format, Type: state.EntryEffects, Base: snap.Index(), Time: 1000 + int64(f.index), Effects: again}) {
 		f.t.Fatalf("%T was decided in two ways on one state", c.Of)
@@ -54,6 +60,9 @@ func (f *fleet) do(c *dv1.Command) *dv1.CommandResult {
 			f.t.Fatalf("%T was refused, with effects", c.Of)
 		}
 		return res
+	}
+	if err := f.batch.Apply(again...); err != nil {
+		f.t.Fatal(err)
 	}
 	b, err := proto.Marshal(e)
 	if err != nil {

@@ -63,9 +63,9 @@ func (d *decision) start(id []byte) *dv1.Error {
 }
 
 func (d *decision) next(t *dv1.Task) *dv1.Error {
-	var r container.CreateRequest
-	if err := json.Unmarshal(d.Spec(t.SpecId).GetBody(), &r); err != nil {
-		return refuse(dv1.Error_INVALID, "invalid container spec: %v", err)
+	r, err := d.batch.request(d.Spec(t.SpecId).GetBody())
+	if err != nil {
+		return refuse(dv1.Error_INVALID, "%v", err)
 	}
 	var held []*dv1.Port
 	for o := range d.TasksOfNode(t.NodeId) {
@@ -74,7 +74,7 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 		}
 	}
 	reserved := scheduler.Reserved(d.Node(t.NodeId))
-	ports, e := wantedPorts(&r, d.Image(d.Spec(t.SpecId).GetDigest()), slices.Concat(held, reserved))
+	ports, e := wantedPorts(r, d.Image(d.Spec(t.SpecId).GetDigest()), slices.Concat(held, reserved))
 	if e != nil {
 		return e
 	}
@@ -195,8 +195,7 @@ func (d *decision) stopTimeout(t *dv1.Task, want int32) int32 {
 	if want != -2 {
 		return want
 	}
-	var r container.CreateRequest
-	if json.Unmarshal(d.Spec(t.SpecId).GetBody(), &r) == nil && r.Config != nil && r.StopTimeout != nil {
+	if r, err := d.batch.request(d.Spec(t.SpecId).GetBody()); err == nil && r.Config != nil && r.StopTimeout != nil {
 		return int32(*r.StopTimeout)
 	}
 	return 10

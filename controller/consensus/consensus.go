@@ -98,18 +98,20 @@ func (o *Options) validate() error {
 
 // Node is one member. It is safe for concurrent use.
 type Node struct {
-	o     Options
-	raft  atomic.Pointer[raft.Raft] // another one after its timing changed
-	fsm   *fsm
-	log   store
-	snaps raft.SnapshotStore
-	hl    hclog.Logger
-	trans raft.Transport
-	pace  atomic.Pointer[timing.Timing] // of raft as it runs; Run changes it
-	has   bool
-	queue chan *pending
-	lead  chan bool
-	ready atomic.Uint64 // the term in which all that was committed before it was applied here; 0: none
+	o        Options
+	raft     atomic.Pointer[raft.Raft] // another one after its timing changed
+	fsm      *fsm
+	log      store
+	snaps    raft.SnapshotStore
+	hl       hclog.Logger
+	trans    raft.Transport
+	pace     atomic.Pointer[timing.Timing] // of raft as it runs; Run changes it
+	has      bool
+	requests chan *pending // what people ask for
+	reports  chan *pending // what the fleet found out about itself
+	turn     bool          // Run takes from reports first
+	lead     chan bool
+	ready    atomic.Uint64 // the term in which all that was committed before it was applied here; 0: none
 
 	leadership signal
 	pipelines  pipelines
@@ -120,7 +122,7 @@ type Node struct {
 	parts    sync.WaitGroup
 	stop     sync.Once
 	stopped  chan struct{}
-	ended    chan struct{} // closed when Run returns: nothing takes from queue any more
+	ended    chan struct{} // closed when Run returns: nothing takes from the queues any more
 	closeErr error
 }
 
@@ -164,11 +166,12 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 	}
 	n := &Node{
 		o: o, log: logs, snaps: snaps, hl: hl, has: has, trans: o.Transport,
-		queue:   make(chan *pending, 1024),
-		lead:    make(chan bool, 64),
-		stopped: make(chan struct{}),
-		ended:   make(chan struct{}),
-		fsm:     newFSM(o.OnCommit, o.OnRestore),
+		requests: make(chan *pending, 1024),
+		reports:  make(chan *pending, 1024),
+		lead:     make(chan bool, 64),
+		stopped:  make(chan struct{}),
+		ended:    make(chan struct{}),
+		fsm:      newFSM(o.OnCommit, o.OnRestore),
 	}
 	n.fsm.size.every = o.compact / 4
 	n.fsm.committed = n.pipelines.committed

@@ -265,7 +265,7 @@ func TestKeys(t *testing.T) {
 	if r := m.do(t, taken); !bytes.Equal(r.TaskId, id("later")) {
 		t.Errorf("after the name was free: %v", r)
 	}
-	if n := len(m.queue); n != 0 {
+	if n := len(m.requests) + len(m.reports); n != 0 {
 		t.Errorf("%d commands are still queued", n)
 	}
 }

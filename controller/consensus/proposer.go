@@ -23,6 +23,9 @@ const (
 	// maxEntry bounds an entry's bytes, so that no follower's heartbeat waits
 	// behind one.
 	maxEntry = 256 << 10
+	// decideFor bounds how long what else waits is decided into an entry, so that
+	// the first of it does not wait for the slow ones.
+	decideFor = 10 * time.Millisecond
 	// raftTimeout bounds how long one entry may wait to enter raft's queue.
 	raftTimeout = 5 * time.Second
 	// MaxKey bounds an idempotency key's bytes: each is kept for a while.
@@ -63,8 +66,12 @@ func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 		h := sha256.Sum256(b)
 		p.hash = h[:]
 	}
+	queue := n.requests
+	if reported(c) {
+		queue = n.reports
+	}
 	select {
-	case n.queue <- p:
+	case queue <- p:
 	case <-n.ended:
 		return nil, n.gone()
 	case <-n.stopped:
@@ -85,6 +92,33 @@ func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for a command's commit: %w", ctx.Err())
 	}
+}
+
+// reported says whether a command is what the fleet itself found out: it has a queue of
+// its own, so that exits and verdicts don't wait for all that people ask for.
+func reported(c *dv1.Command) bool {
+	switch c.GetOf().(type) {
+	case *dv1.Command_Report, *dv1.Command_AckTombstones, *dv1.Command_SetLiveness, *dv1.Command_RegisterNode:
+		return true
+	}
+	return false
+}
+
+// next is what is decided next, nil if nothing waits: from both queues in turns.
+func (n *Node) next() *pending {
+	n.turn = !n.turn
+	first, second := n.requests, n.reports
+	if n.turn {
+		first, second = second, first
+	}
+	for _, q := range []chan *pending{first, second} {
+		select {
+		case p := <-q:
+			return p
+		default:
+		}
+	}
+	return nil
 }
 
 // gone is why a member that decides nothing any more did nothing.
@@ -122,7 +156,9 @@ func (n *Node) Run(ctx context.Context) error {
 			if err := n.retime(); err != nil {
 				return err
 			}
-		case p := <-n.queue:
+		case p := <-n.requests:
+			p.answer(nil, ErrNotLeader)
+		case p := <-n.reports:
 			p.answer(nil, ErrNotLeader)
 		}
 	}
@@ -149,7 +185,9 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		n.ready.Store(0)
 		n.announce()
 	}()
+	var last decided
 	for {
+		var p *pending
 		select {
 		case <-ctx.Done():
 			*leader = false // Run sees the end itself
@@ -170,13 +208,20 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 				*leader = false
 				return nil
 			}
-		case p := <-n.queue:
-			if !n.propose(n.fsm.store.Snapshot(), p) {
-				*leader = n.IsLeader()
-				return nil
-			}
+		case p = <-n.reports:
+		case p = <-n.requests:
+		}
+		if p != nil && !n.propose(n.fsm.store.Snapshot(), p, &last) {
+			*leader = n.IsLeader()
+			return nil
 		}
 	}
+}
+
+// decided is what an entry leaves for the next one that is decided on it.
+type decided struct {
+	index uint64         // of the state that it made; 0: there is none
+	batch *command.Batch // on a view that holds the same
 }
 
 // batch is what one entry will hold, and who waits for it.
@@ -212,23 +257,28 @@ func (n *Node) stamp(last int64) int64 {
 
 // propose decides first and what else has queued, commits it as one entry and
 // answers. False: leadership or the base is in doubt, go behind a Barrier.
-func (n *Node) propose(s *state.Snapshot, first *pending) bool {
+func (n *Node) propose(s *state.Snapshot, first *pending, last *decided) bool {
 	now := n.stamp(s.Time())
 	b := &batch{base: s, entry: &dv1.Entry{
 		Format: state.Format, Type: state.EntryEffects, MinVersion: 1, Base: s.Index(), Time: now,
 	}}
-	b.begin()
+	if b.begin(); last.index != 0 && last.index == s.Index() {
+		b.decider = last.batch
+		b.decider.On(b.view)
+	}
+	began := time.Now()
 	for p := first; p != nil; {
 		b.decide(p, now, n.o.Logger)
 		p = nil
-		if b.size < maxEntry/2 && len(b.waiting) < 4096 {
-			select {
-			case p = <-n.queue:
-			default:
-			}
+		if b.size < maxEntry/2 && len(b.waiting) < 4096 && time.Since(began) < decideFor {
+			p = n.next()
 		}
 	}
-	err := n.commit(b)
+	index, err := n.commit(b)
+	*last = decided{}
+	if err == nil {
+		*last = decided{index, b.decider}
+	}
 	for _, w := range b.waiting {
 		switch {
 		case err != nil:
@@ -321,35 +371,36 @@ func (b *batch) rebuild() {
 	}
 }
 
-// commit has the entry applied here, and sets the index that the answers carry.
-func (n *Node) commit(b *batch) error {
+// commit has the entry applied here, and sets the index that the answers carry. It
+// returns the index of the state that the batch made.
+func (n *Node) commit(b *batch) (uint64, error) {
 	if len(b.entry.Effects) == 0 && len(b.entry.Results) == 0 {
 		// Nothing to log, but a deposed leader must not answer from the past.
 		if err := n.verifyLeader(); err != nil {
-			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+			return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
 		}
 		b.number(b.entry.Base)
-		return nil
+		return b.entry.Base, nil
 	}
 	data, err := proto.Marshal(b.entry)
 	if err != nil {
-		return fmt.Errorf("encoding a log entry: %w", err)
+		return 0, fmt.Errorf("encoding a log entry: %w", err)
 	}
 	f := n.Raft().Apply(data, raftTimeout)
 	if err := f.Error(); err != nil {
 		if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrEnqueueTimeout) {
-			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+			return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
 		}
-		return fmt.Errorf("%w: %w", ErrRetry, err)
+		return 0, fmt.Errorf("%w: %w", ErrRetry, err)
 	}
 	if err, _ := f.Response().(error); err != nil {
 		if errors.Is(err, state.ErrBase) {
-			return fmt.Errorf("%w: %w", ErrRetry, err)
+			return 0, fmt.Errorf("%w: %w", ErrRetry, err)
 		}
-		return err
+		return 0, err
 	}
 	b.number(f.Index())
-	return nil
+	return f.Index(), nil
 }
 
 // number gives answers of this batch their index; those of earlier entries,

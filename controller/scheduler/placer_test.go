@@ -271,6 +271,10 @@ func TestPlacementsAreThoseOfThePlainWay(t *testing.T) {
 			for range h.r.IntN(3) {
 				h.change()
 			}
+			if h.r.IntN(6) == 0 { // the next entry
+				h.x = state.NewTxn(h.x.View())
+				h.p.On(h.x.View())
+			}
 		}
 	}
 }

@@ -96,6 +96,26 @@ func New(view *state.Snapshot) *Placer {
 	return p
 }
 
+// maxShapes bounds how many shapes are kept.
+const maxShapes = 64
+
+// On goes on with another view, which must say the same of nodes and tasks as the
+// one so far.
+func (p *Placer) On(view *state.Snapshot) {
+	p.view = view
+	p.refresh()
+	for key, s := range p.shapes {
+		if !s.used {
+			delete(p.shapes, key)
+			continue
+		}
+		s.used = false
+		s.catchUp()
+		s.seen = 0
+	}
+	p.log = nil
+}
+
 // survey reads every node anew.
 func (p *Placer) survey() {
 	p.nodes, p.byID, p.shapes, p.log = nil, map[string]*node{}, map[string]*shape{}, nil

@@ -17,6 +17,7 @@ type shape struct {
 	filters []filter
 	holders map[string]bool // nodes that hold the image as the group says
 	seen    int             // changes of Placer.log that are in here
+	used    bool            // since the placer has its view
 
 	all  []candidate  // by the node's place
 	heap []*candidate // that fit
@@ -48,15 +49,23 @@ func (p *Placer) shape(g Group) *shape {
 	key := g.key()
 	s := p.shapes[key]
 	if s == nil {
+		if len(p.shapes) >= maxShapes {
+			clear(p.shapes)
+		}
 		s = newShape(p, g)
 		p.shapes[key] = s
-		return s
 	}
-	for _, n := range p.log[s.seen:] {
+	s.used = true
+	s.catchUp()
+	return s
+}
+
+// catchUp judges the nodes anew that changed since it was last called.
+func (s *shape) catchUp() {
+	for _, n := range s.p.log[s.seen:] {
 		s.look(n)
 	}
-	s.seen = len(p.log)
-	return s
+	s.seen = len(s.p.log)
 }
 
 func newShape(p *Placer, g Group) *shape {
