@@ -60,7 +60,7 @@ func (h *host) over(files *pki.Files, alpn, first string, h2 bool) (http.RoundTr
 // eventually proposes at whoever leads.
 func (h *host) eventually(cmd *dv1.Command) {
 	h.t.Helper()
-	r, err := h.c.relay.Propose(h.t.Context(), accesstest.Named(h.c.node.Load().Snapshot(), cmd))
+	r, err := h.c.fleet.Propose(h.t.Context(), accesstest.Named(h.c.node.Load().Snapshot(), cmd))
 	if err != nil || r.GetError() != nil {
 		h.t.Fatalf("proposing %T: %v %v", cmd.GetOf(), r, err)
 	}

@@ -14,7 +14,7 @@ func TestControllersCompareClocks(t *testing.T) {
 		if m.Id == lead.id() {
 			continue
 		}
-		if at, err := lead.c.relay.Clock(t.Context(), m.Id, m.Addr); err != nil || time.Since(at).Abs() > time.Minute {
+		if at, err := lead.c.peers.Clock(t.Context(), m.Id, m.Addr); err != nil || time.Since(at).Abs() > time.Minute {
 			t.Errorf("the clock of %s is %v, %v", m.Name, at, err)
 		}
 	}

@@ -37,7 +37,7 @@ import (
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/gateway"
 	"github.com/drover/drover/controller/membership"
-	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/peer"
 	"github.com/drover/drover/controller/state"
 	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -111,7 +111,8 @@ type controller struct {
 	contact    string
 	fail       func(error) // ends the controller; the first one counts
 
-	relay *relay.Fleet
+	fleet *views.Fleet
+	peers *peer.Peers
 
 	node    atomic.Pointer[consensus.Node] // nil before raft is open
 	commits gate
@@ -246,7 +247,7 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 		return err
 	}
 	log := &tracedLog{Log: node, tracer: c.Tracer}
-	way := relay.New(relay.Options{Self: c.files.Principal, Log: log, Logger: c.Logger, Match: match, TLS: func(id, alpn string) *tls.Config {
+	way := peer.New(peer.Options{Self: c.files.Principal, Log: log, Contact: c.contact, Logger: c.Logger, Match: match, TLS: func(id, alpn string) *tls.Config {
 		return pki.PeerClientTLS(c.files, alpn, pki.All(pki.Kinds(pki.KindController), c.identities.NotRevoked, func(p pki.Principal) error {
 			if p.ID != id {
 				return fmt.Errorf("it is controller %.12s, not %.12s", p.ID, id)
@@ -255,7 +256,7 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 		}))
 	}})
 	defer way.Close()
-	defer c.start(ctx, "the way to the leader", way.Run)()
+	defer c.start(ctx, "the connections to other controllers", way.Run)()
 	v, err := bootstrap.Unseal(ctx, bootstrap.UnsealOptions{DataDir: c.DataDir, RunDir: c.RunDir, Files: c.files,
 		Snapshot: log.Snapshot, Propose: way.Own, Stdout: c.Stdout, Logger: c.Logger})
 	if err != nil {
@@ -267,7 +268,7 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	var local *views.Local // which the hub tells of what it hears while this controller leads: after it is made
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
-	c.relay = &relay.Fleet{Relay: way, Local: local}
+	c.fleet, c.peers = views.New(local, way, log), way
 	committed := func(effects []*dv1.Effect) {
 		for _, room := range []interface{ Committed([]*dv1.Effect) }{gw, c.agents, keys, quorum, place} {
 			room.Committed(effects)
@@ -291,11 +292,11 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	})()
 	apis := c.api(quorum)
 	soon, enough := context.WithTimeout(ctx, settle)
-	c.relay.CatchUp(soon) // else it would not know who was admitted while it was away
+	c.fleet.CatchUp(soon) // else it would not know who was admitted while it was away
 	enough()
 	joins := admission.New(admission.Options{Snapshot: log.Snapshot, Propose: way.Propose, Vault: v, Logger: c.Logger})
-	gw.Ready(gateway.Handlers{API: c.relay.API(apis), Sessions: c.relay.Sessions(hub.Handler()),
-		Peers: c.relay.Peers(c.Traces), Callers: c.relay.Callers(apis, hub.Handler()), Joins: joins})
+	gw.Ready(gateway.Handlers{API: c.peers.API(apis), Sessions: c.peers.Sessions(hub.Handler()),
+		Peers: c.peers.Controllers(local, c.Traces), Callers: c.peers.Callers(apis, hub.Handler()), Joins: joins})
 	c.Logger.Info("controller is ready", "addr", gw.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())
 	c.OnReady(gw.Addr())
 	<-ctx.Done()
@@ -304,8 +305,8 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 }
 
 func (c *controller) api(quorum *membership.Quorum) http.Handler {
-	docker := engineapi.New(engineapi.Options{Fleet: c.relay, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
-	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.relay.Gather, Fleet: c.relay, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
+	docker := engineapi.New(engineapi.Options{Fleet: c.fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
+	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.peers.Gather, Fleet: c.fleet, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fleetapi.Serves(r.URL.Path) {
 			ours.ServeHTTP(w, r)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/controller/membership"
-	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/peer"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 	"github.com/drover/drover/pkg/api/wire"
@@ -181,7 +181,7 @@ func TestAControllerWithoutALeaderVouchesForNobody(t *testing.T) {
 	rt, done := asked.over(asks, wire.ALPNPeer, "", true)
 	defer done()
 	vouches := func() bool {
-		r := send(t, rt, http.MethodGet, relay.StatusPath, nil, nil)
+		r := send(t, rt, http.MethodGet, peer.StatusPath, nil, nil)
 		if r.header.Get(wire.HeaderRemoved) == "true" {
 			t.Fatal("it says that the other was removed")
 		}

@@ -75,10 +75,10 @@ func TestASnapshotIsAsGoodAsTheEntriesThatItHolds(t *testing.T) {
 	}
 
 	// What is told from now on is about the state as it is.
-	events := at.c.relay.Events(t.Context(), 1)
+	events := at.c.fleet.Events(t.Context(), 1)
 	for _, c := range []*dv1.Command{{Of: &dv1.Command_Rename{Rename: &dv1.Rename{TaskId: young.Id, Name: "renamed"}}},
 		{Of: &dv1.Command_Untag{Untag: &dv1.Untag{Ref: "docker.io/library/busybox:old"}}}} {
-		if r, err := at.c.relay.Propose(t.Context(), accesstest.Named(at.c.node.Load().Snapshot(), c)); err != nil || r.GetError() != nil {
+		if r, err := at.c.fleet.Propose(t.Context(), accesstest.Named(at.c.node.Load().Snapshot(), c)); err != nil || r.GetError() != nil {
 			t.Fatalf("%T: %v, %v", c.Of, r, err)
 		}
 	}

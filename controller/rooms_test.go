@@ -17,7 +17,7 @@ var floors = [][]string{
 	{"command", "images"},
 	{"consensus", "vault"},
 	{"admission", "bootstrap", "engineapi", "fleetapi"},
-	{"gateway", "peer", "relay"},
+	{"gateway", "peer"},
 	{"membership"},
 	{"."},
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/drover/drover/controller/admission"
 	"github.com/drover/drover/controller/engineapi"
 	"github.com/drover/drover/controller/fleetapi"
-	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/peer"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
@@ -139,10 +139,10 @@ func TestWhoMayDoWhat(t *testing.T) {
 		{"API", "http/1.1", false, api, with(people(pki.KindUser, pki.RoleAdmin))},
 		{"socket proxy", wire.ALPNSocket, false, api, sockets},
 		{"join", wire.ALPNJoin, false, admission.Routes, with(people(pki.KindUser, pki.RoleAdmin))},
-		{"session", wire.ALPNSession, true, route.Table{relay.SessionRoute}, with(people(pki.KindNode, pki.KindNode))},
+		{"session", wire.ALPNSession, true, route.Table{peer.SessionRoute}, with(people(pki.KindNode, pki.KindNode))},
 		{"raft", wire.ALPNRaft, true, nil, with(people(pki.KindController, pki.KindController))},
-		{"peer", wire.ALPNPeer, true, relay.Routes, with(people(pki.KindController, pki.KindController))},
-		{"relay", wire.ALPNRelay, true, slices.Concat(api, route.Table{relay.SessionRoute}), passed},
+		{"peer", wire.ALPNPeer, true, peer.Routes, with(people(pki.KindController, pki.KindController))},
+		{"relay", wire.ALPNRelay, true, slices.Concat(api, route.Table{peer.SessionRoute}), passed},
 	}
 	rows := map[string][]row{}
 	var order []string

@@ -9,17 +9,17 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/peer"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // tracedLog makes a proposal a span.
 type tracedLog struct {
-	relay.Log
+	peer.Log
 	tracer trace.Tracer
 }
 
-// Propose implements relay.Log.
+// Propose implements peer.Log.
 func (l *tracedLog) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.CommandResult, error) {
 	if !trace.SpanContextFromContext(ctx).IsValid() { // never a trace of its own: heartbeats propose too
 		return l.Log.Propose(ctx, cmd)

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/consensus"
-	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/peer"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
@@ -63,7 +63,7 @@ func (p *Place) propose(ctx context.Context, cmd *dv1.Command) error {
 	err = consensus.ErrNotLeader // where no other is known
 	for addr := range p.others() {
 		var a *answer
-		if a, err = p.ask(ctx, addr, http.MethodPost, relay.ProposePath, b); err != nil {
+		if a, err = p.ask(ctx, addr, http.MethodPost, peer.ProposePath, b); err != nil {
 			continue
 		}
 		res := &dv1.CommandResult{}

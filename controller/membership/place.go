@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/peer"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/identity"
@@ -140,7 +140,7 @@ func (p *Place) removedBy(ctx context.Context) string {
 }
 
 func (p *Place) askPlace(ctx context.Context, addr string) verdict {
-	a, err := p.ask(ctx, addr, http.MethodGet, relay.StatusPath, nil)
+	a, err := p.ask(ctx, addr, http.MethodGet, peer.StatusPath, nil)
 	if err != nil {
 		return verdict{by: addr}
 	}

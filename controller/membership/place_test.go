@@ -19,7 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/consensus"
-	"github.com/drover/drover/controller/relay"
+	"github.com/drover/drover/controller/peer"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
@@ -48,8 +48,8 @@ func (c *cut) Snapshot() *state.Snapshot {
 	return txn.View()
 }
 
-// peer serves the protocol of controllers as files say.
-func peer(t *testing.T, files *pki.Files, h http.HandlerFunc) (addr string) {
+// controllerAt serves the protocol of controllers as files say.
+func controllerAt(t *testing.T, files *pki.Files, h http.HandlerFunc) (addr string) {
 	t.Helper()
 	config := pki.PeerServerTLS(files, pki.Kinds(pki.KindController))
 	config.NextProtos = []string{wire.ALPNPeer}
@@ -86,7 +86,7 @@ func peer(t *testing.T, files *pki.Files, h http.HandlerFunc) (addr string) {
 // says answers questions of a controller's place.
 func says(code int, leader, removed string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != relay.StatusPath {
+		if r.URL.Path != peer.StatusPath {
 			code = http.StatusTeapot
 		}
 		w.Header().Set(wire.HeaderLeader, leader)
@@ -109,10 +109,10 @@ func TestWhoWasRemovedIsToldByTheOthers(t *testing.T) {
 	log := &cut{}
 	p, ca := newPlace(t, log)
 	at := func(id string, h http.HandlerFunc) string {
-		return peer(t, pkitest.Files(t, ca, "c", pki.KindController, id), h)
+		return controllerAt(t, pkitest.Files(t, ca, "c", pki.KindController, id), h)
 	}
 	knows, leaderless, removed := at("b", says(200, "b", "")), at("c", says(200, "", "")), at("d", says(421, "", "true"))
-	stranger := peer(t, pkitest.Files(t, pkitest.Authority(t, "c"), "c", pki.KindController, "e"), says(421, "", "true"))
+	stranger := controllerAt(t, pkitest.Files(t, pkitest.Authority(t, "c"), "c", pki.KindController, "e"), says(421, "", "true"))
 	off, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -162,7 +162,7 @@ func TestAnElectionEndsNoController(t *testing.T) {
 	log := &cut{}
 	p, ca := newPlace(t, log)
 	asked := 0
-	log.addrs = []string{peer(t, pkitest.Files(t, ca, "c", pki.KindController, "b"), func(w http.ResponseWriter, r *http.Request) {
+	log.addrs = []string{controllerAt(t, pkitest.Files(t, ca, "c", pki.KindController, "b"), func(w http.ResponseWriter, r *http.Request) {
 		asked++
 		says(421, "", "true")(w, r)
 	})}
@@ -196,7 +196,7 @@ func TestARemovedControllerPartsAfterAMoment(t *testing.T) {
 // A host with several addresses stays at the one that is known, while that is its own.
 func TestAnAddressThatIsStillOnesOwnStays(t *testing.T) {
 	p, ca := newPlace(t, &cut{})
-	own, other := peer(t, p.o.Files, says(200, "", "")), peer(t, pkitest.Files(t, ca, "c", pki.KindController, "b"), says(200, "", ""))
+	own, other := controllerAt(t, p.o.Files, says(200, "", "")), controllerAt(t, pkitest.Files(t, ca, "c", pki.KindController, "b"), says(200, "", ""))
 	if !p.answersAt(t.Context(), own) {
 		t.Error("it is not found at its own address")
 	}
@@ -238,13 +238,13 @@ func TestANewAddressIsRecordedByWhoeverLeads(t *testing.T) {
 		t.Error(got)
 	}
 	log.propose = func(*dv1.Command) (*dv1.CommandResult, error) { return nil, consensus.ErrNotLeader }
-	follower := peer(t, pkitest.Files(t, ca, "c", pki.KindController, "b"), func(w http.ResponseWriter, _ *http.Request) {
+	follower := controllerAt(t, pkitest.Files(t, ca, "c", pki.KindController, "b"), func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "no leader", http.StatusMisdirectedRequest)
 	})
-	leader := peer(t, pkitest.Files(t, ca, "c", pki.KindController, "d"), func(w http.ResponseWriter, r *http.Request) {
+	leader := controllerAt(t, pkitest.Files(t, ca, "c", pki.KindController, "d"), func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		cmd := &dv1.Command{}
-		if err := proto.Unmarshal(b, cmd); err != nil || r.URL.Path != relay.ProposePath {
+		if err := proto.Unmarshal(b, cmd); err != nil || r.URL.Path != peer.ProposePath {
 			t.Errorf("%s: %v", r.URL.Path, err)
 		}
 		record("the leader", cmd)

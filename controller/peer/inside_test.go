@@ -1,4 +1,4 @@
-package relay
+package peer
 
 import (
 	"bytes"
@@ -22,7 +22,7 @@ func TestARoleThatMayNotBeRootComesIntoNoContainerThatIs(t *testing.T) {
 		&dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: bytes.Repeat([]byte{8}, 32), Body: []byte(`{"Image":"x","HostConfig":{"Binds":["/:/host"]}}`)}}},
 		&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: bytes.Repeat([]byte{9}, 32), SpecId: bytes.Repeat([]byte{8}, 32), NodeId: "n1", Name: "root", Attempt: 1, Started: 1}}})
 	f := follower(t, m)
-	h := f.API(engineapi.New(engineapi.Options{Fleet: f}))
+	h := f.API(engineapi.New(engineapi.Options{Fleet: f.fleet}))
 	for _, c := range []struct{ path, body, field string }{
 		{"/containers/root/exec", `{"Cmd":["sh"]}`, "HostConfig.Binds"},
 		{"/containers/web/exec", `{"Cmd":["sh"],"Privileged":true}`, "HostConfig.Privileged"},

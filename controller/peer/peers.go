@@ -1,7 +1,7 @@
-// Package relay lets any controller answer: what only the leader can decide or
-// knows goes to it, whole or in part, and frames of sessions pass through to it.
-// It decides nothing itself. What leads is consensus' to say.
-package relay
+// Package peer is how controllers reach each other: who leads, connections to the
+// others by what they are for, and what passes over them: commands and questions,
+// whole requests of callers, and frames of sessions. It decides nothing itself.
+package peer
 
 import (
 	"bytes"
@@ -41,17 +41,15 @@ const StatusPath = prefix + "status"
 // ProposePath has the leader decide a command.
 const ProposePath = prefix + "propose"
 
-// Times of a relay.
+// How long is waited for a leader, and for a connection.
 const (
-	patience    = 5 * time.Second // for a leader
-	sessionWait = time.Second     // for a leader, before a session is refused
-
-	electionWait = time.Second // for a leader, before an answer that needs none is given without
-	dialTimeout  = 2 * time.Second
-	pause        = 20 * time.Millisecond // between tries at a leader that is no more
+	patience    = 5 * time.Second
+	sessionWait = time.Second // before a session is refused
+	dialTimeout = 2 * time.Second
+	pause       = 20 * time.Millisecond // between tries at a leader that is no more
 )
 
-// Log is what a relay needs of consensus.
+// Log is what Peers need of consensus.
 type Log interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 	Snapshot() *state.Snapshot
@@ -72,10 +70,12 @@ type Options struct {
 	TLS    func(id, alpn string) *tls.Config // for dialing a controller by its id
 	Match  func(*http.Request) route.Route   // of the API that callers are answered by
 	Logger *slog.Logger
+	// Contact is the node on this controller's host, which callers mean who name none.
+	Contact string
 }
 
-// Relay knows the way to the leader. Safe for concurrent use.
-type Relay struct {
+// Peers are the other controllers. Safe for concurrent use.
+type Peers struct {
 	o    Options
 	seen atomic.Uint64             // highest index that was answered through here
 	lost atomic.Pointer[time.Time] // when the leader was lost; nil: one is known
@@ -112,14 +112,14 @@ type peer struct {
 	http [lanes]*http.Client
 }
 
-// New makes a Relay.
-func New(o Options) *Relay { return &Relay{o: o, peers: map[string]*peer{}, turn: make(chan struct{})} }
+// New makes Peers; Run them.
+func New(o Options) *Peers { return &Peers{o: o, peers: map[string]*peer{}, turn: make(chan struct{})} }
 
 // Close ends the connections.
-func (r *Relay) Close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, p := range r.peers {
+func (ps *Peers) Close() {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.peers {
 		p.close()
 	}
 }
@@ -132,22 +132,22 @@ func (p *peer) close() {
 }
 
 // Run follows who leads, until ctx ends.
-func (r *Relay) Run(ctx context.Context) error {
+func (ps *Peers) Run(ctx context.Context) error {
 	last, term := "", uint64(0)
 	for {
-		changed := r.o.Log.LeadershipChanged()
-		_, id := r.o.Log.Leader()
+		changed := ps.o.Log.LeadershipChanged()
+		_, id := ps.o.Log.Leader()
 		if id != "" {
-			r.lost.Store(nil)
-		} else if now := time.Now(); r.lost.Load() == nil {
-			r.lost.Store(&now)
+			ps.lost.Store(nil)
+		} else if now := time.Now(); ps.lost.Load() == nil {
+			ps.lost.Store(&now)
 		}
-		if t := r.o.Log.Term(); id != "" && (id != last || t != term) {
+		if t := ps.o.Log.Term(); id != "" && (id != last || t != term) {
 			last, term = id, t
-			r.mu.Lock()
-			close(r.turn)
-			r.turn = make(chan struct{})
-			r.mu.Unlock()
+			ps.mu.Lock()
+			close(ps.turn)
+			ps.turn = make(chan struct{})
+			ps.mu.Unlock()
 		}
 		select {
 		case <-changed:
@@ -160,15 +160,15 @@ func (r *Relay) Run(ctx context.Context) error {
 // underLeader ends once another controller than id leads. That none is known is no
 // reason: a follower loses sight of its leader for a moment at each hiccup, and a
 // leader that is gone breaks the connection, or is followed by another.
-func (r *Relay) underLeader(ctx context.Context, id string) (context.Context, context.CancelFunc) {
+func (ps *Peers) underLeader(ctx context.Context, id string) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
 		defer cancel()
 		for {
-			r.mu.Lock()
-			turn := r.turn
-			r.mu.Unlock()
-			if _, now := r.o.Log.Leader(); now != "" && now != id {
+			ps.mu.Lock()
+			turn := ps.turn
+			ps.mu.Unlock()
+			if _, now := ps.o.Log.Leader(); now != "" && now != id {
 				return
 			}
 			select {
@@ -181,55 +181,69 @@ func (r *Relay) underLeader(ctx context.Context, id string) (context.Context, co
 	return ctx, cancel
 }
 
-// leaderless is how long no leader is known, 0 if one is.
-func (r *Relay) leaderless() time.Duration {
-	if at := r.lost.Load(); at != nil {
+// Leaderless is how long no leader is known, 0 if one is.
+func (ps *Peers) Leaderless() time.Duration {
+	if at := ps.lost.Load(); at != nil {
 		return time.Since(*at)
 	}
 	return 0
 }
 
 // Leads says whether this controller decides.
-func (r *Relay) Leads() bool { return r.o.Log.Ready() }
+func (ps *Peers) Leads() bool { return ps.o.Log.Ready() }
 
 // Saw notes an index that a caller was told of.
-func (r *Relay) Saw(index uint64) {
+func (ps *Peers) Saw(index uint64) {
 	for {
-		old := r.seen.Load()
-		if index <= old || r.seen.CompareAndSwap(old, index) {
+		old := ps.seen.Load()
+		if index <= old || ps.seen.CompareAndSwap(old, index) {
 			return
 		}
 	}
 }
 
-// leader is another controller that leads, nil while there is none known.
-func (r *Relay) leader() (*peer, string) {
-	addr, id := r.o.Log.Leader()
-	if id == "" || id == r.o.Self.ID {
-		return nil, ""
+// Seen is the highest index that was answered through here.
+func (ps *Peers) Seen() uint64 { return ps.seen.Load() }
+
+// Leader reports whether a leader is known. changed is closed once that may be
+// different.
+func (ps *Peers) Leader() (known bool, changed <-chan struct{}) {
+	changed = ps.o.Log.LeadershipChanged()
+	if ps.Leads() {
+		return true, changed
 	}
-	return r.peer(id, addr), id
+	p, _ := ps.leader()
+	return p != nil, changed
 }
 
-func (r *Relay) peer(id, addr string) *peer {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p := r.peers[id]; p != nil && p.addr == addr {
+// leader is another controller that leads, nil while there is none known.
+func (ps *Peers) leader() (*peer, string) {
+	addr, id := ps.o.Log.Leader()
+	if id == "" || id == ps.o.Self.ID {
+		return nil, ""
+	}
+	return ps.peer(id, addr), id
+}
+
+func (ps *Peers) peer(id, addr string) *peer {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p := ps.peers[id]; p != nil && p.addr == addr {
 		return p
 	}
-	if p := r.peers[id]; p != nil { // the controller moved
+	if p := ps.peers[id]; p != nil { // the controller moved
 		p.close()
 	}
 	p := &peer{addr: addr}
 	for l := range p.http {
-		p.http[l] = r.client(id, addr, lane(l).alpn())
+		p.http[l] = ps.client(id, addr, lane(l).alpn())
 	}
-	r.peers[id] = p
+	ps.peers[id] = p
 	return p
 }
 
-func (r *Relay) client(id, addr, alpn string) *http.Client {
-	conf := r.o.TLS(id, alpn)
+func (ps *Peers) client(id, addr, alpn string) *http.Client {
+	conf := ps.o.TLS(id, alpn)
 	return &http.Client{Transport: &http2.Transport{
 		ReadIdleTimeout: 2 * time.Second, PingTimeout: time.Second,
 		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
@@ -285,34 +299,34 @@ func (p *peer) message(ctx context.Context, method, path string, body []byte, m 
 // Propose has the leader decide, wherever it is, and returns once the entry is
 // applied here. Without a key a command is repeated only while it surely was not
 // decided. consensus.ErrRetry: it may have been.
-func (r *Relay) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
-	res, err := r.decided(ctx, c)
+func (ps *Peers) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	res, err := ps.decided(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	r.Saw(res.GetIndex())
+	ps.Saw(res.GetIndex())
 	soon, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if _, err := r.o.Log.WaitIndex(soon, res.GetIndex()); err != nil {
+	if _, err := ps.o.Log.WaitIndex(soon, res.GetIndex()); err != nil {
 		return nil, fmt.Errorf("%w: it was decided, but has not reached this controller: %w", consensus.ErrRetry, err)
 	}
 	return res, nil
 }
 
 // Own is Propose in this controller's own name.
-func (r *Relay) Own(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
-	c.Principal = r.o.Self.URI
-	return r.Propose(ctx, c)
+func (ps *Peers) Own(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	c.Principal = ps.o.Self.URI
+	return ps.Propose(ctx, c)
 }
 
 // decided asks whoever leads until one has decided.
-func (r *Relay) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+func (ps *Peers) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	enough := time.NewTimer(patience)
 	defer enough.Stop()
 	maybe := false // it was decided
 	for {
-		changed := r.o.Log.LeadershipChanged()
-		res, err := r.propose(ctx, c)
+		changed := ps.o.Log.LeadershipChanged()
+		res, err := ps.propose(ctx, c)
 		maybe = maybe || errors.Is(err, consensus.ErrRetry)
 		again := errors.Is(err, consensus.ErrNotLeader) || errors.Is(err, consensus.ErrRetry) && c.GetKey() != ""
 		if !again || ctx.Err() != nil {
@@ -332,15 +346,15 @@ func (r *Relay) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 	}
 }
 
-func (r *Relay) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
-	if r.o.Log.IsLeader() {
-		return r.o.Log.Propose(ctx, c)
+func (ps *Peers) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
+	if ps.o.Log.IsLeader() {
+		return ps.o.Log.Propose(ctx, c)
 	}
-	p, id := r.leader()
+	p, id := ps.leader()
 	if p == nil {
 		return nil, consensus.ErrNotLeader
 	}
-	ctx, cancel := r.underLeader(ctx, id)
+	ctx, cancel := ps.underLeader(ctx, id)
 	defer cancel()
 	b, err := proto.Marshal(c)
 	if err != nil {
