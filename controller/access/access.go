@@ -51,6 +51,7 @@ var commands = map[protoreflect.Name]route.Who{
 	"put_sealed":      route.Controller,
 	"put_controller":  route.Controller,
 	"rotate_data_key": route.Controller,
+	"fill_run":        route.Controller,
 
 	"join": route.Token,
 }

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/state"
 	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
@@ -194,14 +195,14 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 	return &dv1.Command{
 		Key: "init-" + cluster, Hash: hash[:], Principal: pki.URI(cluster, pki.KindController, host),
 		Of: &dv1.Command_Init{Init: &dv1.Init{
-			Cluster: &dv1.Cluster{Id: cluster, Name: name, Epoch: 1, Created: o.Now.UnixNano(), TrustBundle: [][]byte{ca.Cert.Raw}, Pool: o.Pool, FeatureLevel: 1, Timing: o.Timing.Proto()},
+			Cluster: &dv1.Cluster{Id: cluster, Name: name, Epoch: 1, Created: o.Now.UnixNano(), TrustBundle: [][]byte{ca.Cert.Raw}, Pool: o.Pool, FeatureLevel: state.FeatureLevel, Timing: o.Timing.Proto()},
 			Identities: []*dv1.Identity{
 				{Uri: pki.URI(cluster, pki.KindController, host), Roles: []string{pki.KindController}, SealPublic: seal.Bytes()},
 				{Uri: pki.URI(cluster, pki.KindNode, host), Roles: []string{pki.KindNode}},
 				{Uri: pki.URI(cluster, pki.KindUser, pki.AdminOf(host)), Roles: []string{pki.RoleAdmin}},
 			},
 			Sealed:     []*dv1.Sealed{sealedCA, wrapped},
-			Controller: &dv1.Controller{Id: host, Name: o.NodeName, Addr: o.Controller, Joined: o.Now.UnixNano()},
+			Controller: &dv1.Controller{Id: host, Name: o.NodeName, Addr: o.Controller, Joined: o.Now.UnixNano(), Level: state.FeatureLevel},
 		}},
 	}, nil
 }

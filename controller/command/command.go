@@ -3,20 +3,16 @@
 package command
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/route"
 	"github.com/drover/drover/pkg/subnet"
 	"github.com/drover/drover/pkg/timing"
 )
@@ -36,7 +32,7 @@ type decision struct {
 	effects []*dv1.Effect
 	sized   int // how many of effects size counts
 	size    int
-	gone    map[string]int // runs that go, by their spec
+	gone    map[string]int // how many tasks of a run, and of a spec how many runs and tasks, go with this command
 	res     *dv1.CommandResult
 }
 
@@ -66,6 +62,8 @@ func (d *decision) decide() *dv1.Error {
 		return d.init(c.Init)
 	case *dv1.Command_Create:
 		return d.create(c.Create)
+	case *dv1.Command_FillRun:
+		return d.fillRun(c.FillRun.RunId)
 	case *dv1.Command_Start:
 		return d.start(c.Start.TaskId)
 	case *dv1.Command_Stop:
@@ -111,7 +109,7 @@ func (d *decision) decide() *dv1.Error {
 	case *dv1.Command_RemoveController:
 		return d.removeController(c.RemoveController.Id)
 	case *dv1.Command_PutController:
-		return d.moveController(c.PutController.GetController())
+		return d.putController(c.PutController.GetController())
 	case *dv1.Command_SetTiming:
 		return d.setTiming(c.SetTiming.GetTiming())
 	case *dv1.Command_AddPool:
@@ -198,6 +196,26 @@ func (d *decision) init(c *dv1.Init) *dv1.Error {
 	return nil
 }
 
+// raise lets entries hold what all controllers can apply, once they all can: what they
+// say is their level, but for one that becomes another, or is nil and goes. It is never
+// taken back: the log may hold what needs it.
+func (d *decision) raise(id string, m *dv1.Controller) {
+	least := uint32(state.FeatureLevel)
+	for c := range d.Controllers() {
+		if c.Id != id {
+			least = min(least, max(1, c.Level))
+		}
+	}
+	if m != nil {
+		least = min(least, max(1, m.Level))
+	}
+	if d.Cluster() != nil && least > d.Level() {
+		c := proto.CloneOf(d.Cluster())
+		c.FeatureLevel = least
+		d.add(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: c}})
+	}
+}
+
 func (d *decision) setTiming(t *dv1.Timing) *dv1.Error {
 	if d.Cluster() == nil {
 		return refuse(dv1.Error_UNAVAILABLE, "there is no fleet yet")
@@ -210,65 +228,6 @@ func (d *decision) setTiming(t *dv1.Timing) *dv1.Error {
 		c.Timing = timing.FromProto(t).Proto()
 		d.add(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: c}})
 	}
-	return nil
-}
-
-func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
-	if c.Mode != "" && c.Mode != "one" {
-		return refuse(dv1.Error_INVALID, "run mode %q is not supported here", c.Mode)
-	}
-	if len(c.TaskIds) != 1 || len(c.TaskIds[0]) != 32 || len(c.RunId) != 32 || d.Task(c.TaskIds[0]) != nil || d.Run(c.RunId) != nil {
-		return refuse(dv1.Error_INVALID, "a run needs one new task id and a new run id, of 32 bytes each")
-	}
-	r, err := d.batch.request(c.Spec.GetBody())
-	if err != nil {
-		return refuse(dv1.Error_INVALID, "%v", err)
-	}
-	if field := Rootly(r.HostConfig); field != "" && !route.Admin.Has(d.who) {
-		return refuse(dv1.Error_FORBIDDEN, "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
-	}
-	id := c.TaskIds[0]
-	name, e := d.chooseName(id, c.Name, c.NameCandidates)
-	if e != nil {
-		return e
-	}
-	digest, e := FindImage(d.Snapshot, c.Spec.Image)
-	if e != nil {
-		return e
-	}
-	g := scheduler.Group{Count: 1, On: c.On, Digest: digest, Contact: c.Contact}
-	if h := r.HostConfig; h != nil {
-		g.Memory = h.MemoryReservation
-		if c.Contact != "" && !scheduler.NamesNode(c.On) && pinned(h) {
-			g.Pins = append(g.Pins, scheduler.Pin{Node: c.Contact, Why: "lack the bind's source, which is the contact's"})
-		}
-		var reserved []*dv1.Port // a range goes round them
-		if len(h.PortBindings) > 0 {
-			for n := range d.Nodes() {
-				reserved = append(reserved, scheduler.Reserved(n)...)
-			}
-		}
-		if g.Ports, e = wantedPorts(r, d.Image(c.Spec.GetDigest()), reserved); e != nil {
-			return e
-		}
-	}
-	for _, on := range c.On {
-		if err := scheduler.CheckConstraint(on); err != nil {
-			return refuse(dv1.Error_INVALID, "%v", err)
-		}
-	}
-	place := d.batch.place(g)
-	if len(place.Nodes) == 0 {
-		return refuse(dv1.Error_UNAVAILABLE, "%s", place.Reason())
-	}
-	// The digest is part of the id: the same request may meet a moved tag.
-	sum := sha256.Sum256(append(append(slices.Clone(c.Spec.Body), 0), digest...))
-	if d.Spec(sum[:]) == nil {
-		d.add(&dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: sum[:], Body: c.Spec.Body, Image: c.Spec.Image, Digest: digest}}})
-	}
-	d.add(&dv1.Effect{Of: &dv1.Effect_Run{Run: &dv1.Run{Id: c.RunId, SpecId: sum[:], Mode: "one", Created: d.now, Principal: d.cmd.Principal}}})
-	d.put(&dv1.Task{Id: id, RunId: c.RunId, SpecId: sum[:], Name: name, NodeId: place.Nodes[0], Desired: dv1.Desired_CREATED,
-		Created: d.now, AutoRemove: c.AutoRemove, Traceparent: d.cmd.Traceparent})
 	return nil
 }
 

@@ -203,23 +203,33 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	return nil
 }
 
-// moveController notes where a controller is now. Joining is what makes one.
-func (d *decision) moveController(m *dv1.Controller) *dv1.Error {
+// putController notes where a controller is now, and its level. Joining is what makes
+// one.
+func (d *decision) putController(m *dv1.Controller) *dv1.Error {
 	old := d.Controller(m.GetId())
 	switch {
 	case old == nil:
 		return refuse(dv1.Error_NOT_FOUND, "No such controller: %s", m.GetId())
-	case m.Addr == "":
-		return refuse(dv1.Error_INVALID, "a controller needs an address")
-	case old.Addr != m.Addr:
+	case m.Addr == "" && m.Level == 0:
+		return refuse(dv1.Error_INVALID, "a controller needs an address or a level")
+	case m.Level != 0 && m.Level < d.Level():
+		return refuse(dv1.Error_CONFLICT, "controller %s has feature level %d, the fleet's is %d by now: install the version that the other controllers have", old.Name, m.Level, d.Level())
+	}
+	n := proto.CloneOf(old)
+	if m.Addr != "" && m.Addr != old.Addr {
 		for o := range d.Controllers() {
 			if o.Addr == m.Addr {
 				return refuse(dv1.Error_CONFLICT, "controller %s is at %s", o.Name, o.Addr)
 			}
 		}
-		n := proto.CloneOf(old)
 		n.Addr = m.Addr
+	}
+	if m.Level != 0 {
+		n.Level = m.Level
+	}
+	if !proto.Equal(old, n) {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Controller{Controller: n}})
+		d.raise(n.Id, n)
 	}
 	return nil
 }
@@ -242,6 +252,7 @@ func (d *decision) removeController(id string) *dv1.Error {
 		return refuse(dv1.Error_CONFLICT, "%s is the only controller", m.Name)
 	}
 	d.add(Expel(d.Snapshot, m.Id)...)
+	d.raise(m.Id, nil)
 	d.res.NodeId, d.res.Name = m.Id, m.Name
 	return nil
 }

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -27,6 +28,12 @@ func (d *decision) freeName(name string) *dv1.Error {
 	}
 	if t := d.TaskByName(name); t != nil {
 		return refuse(dv1.Error_NAME_TAKEN, `Conflict. The container name "/%s" is already in use by container "%x". You have to remove (or rename) that container to be able to reuse that name.`, name, t.Id)
+	}
+	run, _ := slotOf(name)
+	for _, of := range []string{name, run} {
+		if r := d.RunByName(of); r != nil {
+			return refuse(dv1.Error_NAME_TAKEN, `Conflict. The container name "/%s" is already in use by run %s. You have to remove that run's containers to be able to reuse that name.`, name, r.Name)
+		}
 	}
 	return nil
 }
@@ -67,33 +74,44 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 	if err != nil {
 		return refuse(dv1.Error_INVALID, "%v", err)
 	}
-	var held []*dv1.Port
-	for o := range d.TasksOfNode(t.NodeId) {
-		if o.Desired == dv1.Desired_RUNNING && string(o.Id) != string(t.Id) {
-			held = append(held, o.Ports...)
-		}
-	}
-	reserved := scheduler.Reserved(d.Node(t.NodeId))
-	ports, e := wantedPorts(r, d.Image(d.Spec(t.SpecId).GetDigest()), slices.Concat(held, reserved))
+	ports, taken, e := d.bind(t, d.Spec(t.SpecId), r)
 	if e != nil {
 		return e
 	}
-	for _, p := range ports {
-		ip := p.Ip
+	if taken != nil {
+		ip := taken.Ip
 		if ip == "" {
 			ip = "0.0.0.0"
 		}
-		if scheduler.Conflicts(reserved, p) {
-			return refuse(dv1.Error_PORT_TAKEN, "Bind for %s:%d failed: port %d is reserved for drover", ip, p.Host, p.Host)
+		if scheduler.Conflicts(scheduler.Reserved(d.Node(t.NodeId)), taken) {
+			return refuse(dv1.Error_PORT_TAKEN, "Bind for %s:%d failed: port %d is reserved for drover", ip, taken.Host, taken.Host)
 		}
-		if scheduler.Conflicts(held, p) {
-			return refuse(dv1.Error_PORT_TAKEN, "Bind for %s:%d failed: port is already allocated%s", ip, p.Host, d.takers(p))
-		}
+		return refuse(dv1.Error_PORT_TAKEN, "Bind for %s:%d failed: port is already allocated%s", ip, taken.Host, d.takers(taken))
 	}
-	t.Desired, t.Attempt, t.Started, t.Failed = dv1.Desired_RUNNING, t.Attempt+1, 0, ""
+	t.Desired, t.Attempt, t.Restarts, t.Started, t.Failed = dv1.Desired_RUNNING, t.Attempt+1, 0, 0, ""
 	t.StoppedByHand, t.Ports, t.Traceparent = false, ports, d.cmd.Traceparent
 	d.put(t)
 	return nil
+}
+
+// bind chooses the host ports of a task on its node. One that is taken there is
+// returned besides.
+func (d *decision) bind(t *dv1.Task, spec *dv1.Spec, r *container.CreateRequest) (ports []*dv1.Port, taken *dv1.Port, e *dv1.Error) {
+	if r.HostConfig == nil || len(r.HostConfig.PortBindings) == 0 && !r.HostConfig.PublishAllPorts {
+		return nil, nil, nil
+	}
+	held := slices.Clone(d.Use(t.NodeId).Ports)
+	if t.Desired == dv1.Desired_RUNNING { // its own are among them
+		held = slices.DeleteFunc(held, func(p *dv1.Port) bool {
+			return slices.ContainsFunc(t.Ports, func(own *dv1.Port) bool { return proto.Equal(p, own) })
+		})
+	}
+	held = append(held, scheduler.Reserved(d.Node(t.NodeId))...)
+	ports, e = wantedPorts(r, d.Image(spec.GetDigest()), held)
+	if i := slices.IndexFunc(ports, func(p *dv1.Port) bool { return scheduler.Conflicts(held, p) }); i >= 0 {
+		taken = ports[i]
+	}
+	return ports, taken, e
 }
 
 // takers says who has a port on which nodes, where that is more than one.
@@ -260,18 +278,24 @@ func (d *decision) drop(t *dv1.Task, force, volumes bool) {
 	d.forget(t)
 }
 
-// forget deletes a task, its run and an unused spec.
+// forget deletes a task, a run that has no task left and wants none, and a spec that
+// nothing is of any more. What goes with this command is counted, for it is still there.
 func (d *decision) forget(t *dv1.Task) {
-	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: t.Id}},
-		&dv1.Effect{Of: &dv1.Effect_DeleteRun{DeleteRun: t.RunId}})
-	// Runs of one task: the run goes with it. A spec used by another run stays,
-	// also when that run goes in the same entry.
-	spec := string(t.SpecId)
-	if string(d.Run(t.RunId).GetSpecId()) == spec {
-		d.gone[spec]++
+	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: t.Id}})
+	d.gone[string(t.RunId)]++
+	d.gone[string(t.SpecId)]++
+	specs := [][]byte{t.SpecId}
+	if run := d.Run(t.RunId); run != nil && !run.Filling && !d.RunHasTasks(run.Id, d.gone[string(run.Id)]+1) {
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteRun{DeleteRun: run.Id}})
+		d.gone[string(run.SpecId)]++
+		if !bytes.Equal(run.SpecId, t.SpecId) {
+			specs = append(specs, run.SpecId)
+		}
 	}
-	if !d.SpecHasRuns(t.SpecId, d.gone[spec]+1) {
-		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSpec{DeleteSpec: t.SpecId}})
+	for _, spec := range specs {
+		if !d.SpecInUse(spec, d.gone[string(spec)]+1) {
+			d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSpec{DeleteSpec: spec}})
+		}
 	}
 }
 
@@ -302,11 +326,16 @@ func (d *decision) report(c *dv1.Report) {
 	}))
 }
 
-// reported is what one task's report changes.
+// reported is what one task's report changes. Of an attempt's lives, which its agent
+// begins and counts by itself, the log keeps the newest that it was told of, and the
+// newest exit: how many there were between two reports, it need not know.
 func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	n := proto.CloneOf(t)
 	current := r.Attempt == t.Attempt && state.Live(t)
-	if current && r.Started != 0 && t.Started == 0 {
+	if current && r.Restarts > t.Restarts {
+		n.Restarts, n.Started = r.Restarts, 0
+	}
+	if current && r.Restarts == n.Restarts && r.Started != 0 && n.Started == 0 {
 		n.Started = r.Started
 		if len(r.Ports) > 0 && t.Desired == dv1.Desired_RUNNING {
 			if n.Ports = r.Ports; proto.Size(n) > budget {
@@ -314,14 +343,14 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 			}
 		}
 	}
-	if r.Exit != nil && r.Attempt > t.Exit.GetAttempt() {
+	if r.Exit != nil && later(r.Attempt, r.Exit.Restarts, t.Exit) {
 		n.Exit = proto.CloneOf(r.Exit)
 		n.Exit.Attempt, n.Exit.Reason = r.Attempt, clip(r.Exit.Reason)
-		if current && n.Started == 0 {
+		if current && n.Started == 0 && state.LastExit(n) != nil {
 			n.Started = r.Exit.Started
 		}
 	}
-	if current && r.Failed != "" && r.Exit == nil {
+	if current && r.Failed != "" && r.Restarts == n.Restarts && state.LastExit(n) == nil {
 		n.Failed = clip(r.Failed)
 	}
 	if current && !state.Live(n) {
@@ -336,6 +365,11 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	if !proto.Equal(t, n) {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: n}})
 	}
+}
+
+// later reports whether a life of an attempt is behind the one whose end is known.
+func later(attempt, restarts int32, known *dv1.Exit) bool {
+	return known == nil || attempt > known.Attempt || attempt == known.Attempt && restarts > known.Restarts
 }
 
 func clip(s string) string {

@@ -143,7 +143,7 @@ var (
 )
 
 func createRun(name string) *dv1.Command {
-	return &dv1.Command{Principal: admin, Of: &dv1.Command_Create{Create: &dv1.CreateRun{RunId: id("run-" + name), TaskIds: [][]byte{id(name)}, Name: name, Mode: "one",
+	return &dv1.Command{Principal: admin, Of: &dv1.Command_Create{Create: &dv1.CreateRun{RunId: id("run-" + name), TaskIds: [][]byte{id(name)}, Name: name,
 		Spec: &dv1.Spec{Body: []byte(`{"Image":"alpine"}`), Image: "alpine"}}}}
 }
 

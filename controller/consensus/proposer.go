@@ -260,7 +260,7 @@ func (n *Node) stamp(last int64) int64 {
 func (n *Node) propose(s *state.Snapshot, first *pending, last *decided) bool {
 	now := n.stamp(s.Time())
 	b := &batch{base: s, entry: &dv1.Entry{
-		Format: state.Format, Type: state.EntryEffects, MinVersion: 1, Base: s.Index(), Time: now,
+		Format: state.Format, Type: state.EntryEffects, MinVersion: s.Level(), Base: s.Index(), Time: now,
 	}}
 	if b.begin(); last.index != 0 && last.index == s.Index() {
 		b.decider = last.batch

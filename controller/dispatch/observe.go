@@ -217,17 +217,20 @@ func (t *term) forget(n *node, tasks []string) {
 	t.reported.put(n.id, d)
 }
 
-// unrecorded is what the log does not know yet of a status: the first running and
-// the last exit of an attempt, or why there was none. nil: nothing.
+// unrecorded is what the log does not know yet of a status: the first running and the
+// last exit of an attempt, and of the lives that its agent began anew, or why there was
+// none. nil: nothing. Attempts are raft's: one that it has not asked for is not reported.
 func unrecorded(t *dv1.Task, st *dv1.TaskStatus) *dv1.TaskReport {
-	if t == nil || st.Attempt < t.Attempt || st.Attempt == 0 {
+	if t == nil || st.Attempt != t.Attempt || st.Attempt == 0 || st.Restarts < t.Restarts {
 		return nil
 	}
-	r, found := &dv1.TaskReport{TaskId: st.Id, Attempt: st.Attempt}, false
-	if st.Started != 0 && (t.Started == 0 || st.Attempt > t.Attempt) {
+	r := &dv1.TaskReport{TaskId: st.Id, Attempt: st.Attempt, Restarts: st.Restarts}
+	anew := st.Restarts > t.Restarts
+	found := anew
+	if st.Started != 0 && (t.Started == 0 || anew) {
 		r.Started, r.Ports, found = st.Started, st.Ports, true
 	}
-	if e := st.Exit; e != nil && e.Attempt == st.Attempt && (t.Exit == nil || t.Exit.Attempt < e.Attempt) {
+	if e := st.Exit; e != nil && e.Attempt == st.Attempt && (t.Exit.GetAttempt() < e.Attempt || t.Exit.GetRestarts() < e.Restarts) {
 		r.Exit, found = e, true
 	}
 	if st.Phase == dv1.Phase_FAILED && t.Failed == "" && st.Started == 0 {

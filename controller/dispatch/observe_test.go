@@ -194,3 +194,32 @@ func TestANodeFillsNoControllersMemory(t *testing.T) {
 		t.Errorf("%d bytes of nothing", size("liar"))
 	}
 }
+
+// What is reported of an attempt and of the lives that its agent began anew.
+func TestWhatTheLogLacksOfAStatus(t *testing.T) {
+	exit := func(attempt, restarts int32) *dv1.Exit { return &dv1.Exit{Attempt: attempt, Restarts: restarts} }
+	for what, c := range map[string]struct {
+		task *dv1.Task
+		st   *dv1.TaskStatus
+		want *dv1.TaskReport
+	}{
+		"a task that isn't there":     {nil, &dv1.TaskStatus{Attempt: 1, Started: 5}, nil},
+		"not started":                 {&dv1.Task{}, &dv1.TaskStatus{}, nil},
+		"an attempt before":           {&dv1.Task{Attempt: 2}, &dv1.TaskStatus{Attempt: 1, Started: 5}, nil},
+		"an attempt nobody asked for": {&dv1.Task{Attempt: 1}, &dv1.TaskStatus{Attempt: 2, Started: 5}, nil},
+		"it runs":                     {&dv1.Task{Attempt: 1}, &dv1.TaskStatus{Attempt: 1, Started: 5}, &dv1.TaskReport{Attempt: 1, Started: 5}},
+		"that is known":               {&dv1.Task{Attempt: 1, Started: 5}, &dv1.TaskStatus{Attempt: 1, Started: 5}, nil},
+		"it ended":                    {&dv1.Task{Attempt: 1, Started: 5}, &dv1.TaskStatus{Attempt: 1, Started: 5, Exit: exit(1, 0)}, &dv1.TaskReport{Attempt: 1, Exit: exit(1, 0)}},
+		"that is known too":           {&dv1.Task{Attempt: 1, Started: 5, Exit: exit(1, 0)}, &dv1.TaskStatus{Attempt: 1, Started: 5, Exit: exit(1, 0)}, nil},
+		"an earlier attempt's end":    {&dv1.Task{Attempt: 2}, &dv1.TaskStatus{Attempt: 2, Exit: exit(1, 0)}, nil},
+		"it can't be started":         {&dv1.Task{Attempt: 1}, &dv1.TaskStatus{Attempt: 1, Phase: dv1.Phase_FAILED}, &dv1.TaskReport{Attempt: 1, Failed: "the task could not be started"}},
+		"it begins anew":              {&dv1.Task{Attempt: 1, Started: 5}, &dv1.TaskStatus{Attempt: 1, Restarts: 1, Exit: exit(1, 0)}, &dv1.TaskReport{Attempt: 1, Restarts: 1, Exit: exit(1, 0)}},
+		"it runs anew":                {&dv1.Task{Attempt: 1, Restarts: 1, Exit: exit(1, 0)}, &dv1.TaskStatus{Attempt: 1, Restarts: 1, Started: 9, Exit: exit(1, 0)}, &dv1.TaskReport{Attempt: 1, Restarts: 1, Started: 9}},
+		"several lives later":         {&dv1.Task{Attempt: 1, Started: 5}, &dv1.TaskStatus{Attempt: 1, Restarts: 4, Started: 9, Exit: exit(1, 3)}, &dv1.TaskReport{Attempt: 1, Restarts: 4, Started: 9, Exit: exit(1, 3)}},
+		"a life before":               {&dv1.Task{Attempt: 1, Restarts: 4, Exit: exit(1, 3)}, &dv1.TaskStatus{Attempt: 1, Restarts: 2, Started: 9, Exit: exit(1, 1)}, nil},
+	} {
+		if got := unrecorded(c.task, c.st); !proto.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", what, got, c.want)
+		}
+	}
+}

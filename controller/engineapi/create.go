@@ -82,7 +82,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	warnings = append(warnings, imageWarnings(req, &img)...)
 	sum := sha256.Sum256(body)
 	c := &dv1.CreateRun{
-		RunId: random(), TaskIds: [][]byte{random()}, Name: name, NameCandidates: candidates(24), Mode: "one", Contact: s.contact(r),
+		RunId: random(), TaskIds: [][]byte{random()}, Name: name, NameCandidates: candidates(24), Contact: s.contact(r),
 		AutoRemove: req.HostConfig != nil && req.HostConfig.AutoRemove,
 		Spec:       &dv1.Spec{Id: sum[:], Body: body, Image: req.Image, Digest: digest},
 	}

@@ -161,10 +161,10 @@ func (l *Local) changed(t *dv1.Task, at int64) {
 	if old.Name != t.Name {
 		l.taskEvent(t, "rename", at, "oldName", "/"+old.Name)
 	}
-	if t.Started != 0 && (old.Started == 0 || old.Attempt != t.Attempt) {
+	if t.Started != 0 && (old.Started == 0 || old.Attempt != t.Attempt || old.Restarts != t.Restarts) {
 		l.taskEvent(t, "start", at)
 	}
-	if t.Exit != nil && (old.Exit == nil || old.Exit.Attempt < t.Exit.Attempt) {
+	if t.Exit != nil && (old.Exit.GetAttempt() < t.Exit.Attempt || old.Exit.GetRestarts() < t.Exit.Restarts) {
 		l.taskEvent(t, "die", at, "exitCode", strconv.Itoa(int(t.Exit.Code)))
 	}
 }

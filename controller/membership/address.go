@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
@@ -16,17 +17,17 @@ import (
 const addressEvery = time.Second
 
 // KeepAddress has the fleet know where this controller is, if that is not where raft's
-// configuration has it. The leader dials the old address, so it may never be heard
-// here: every controller that is known is asked, and the one that leads decides.
+// configuration has it, and what its build can apply. The leader dials the old address,
+// so it may never be heard here: every controller that is known is asked, and the one
+// that leads decides.
 func (p *Place) KeepAddress(ctx context.Context) error {
 	t := time.NewTicker(addressEvery)
 	defer t.Stop()
 	for warned := false; ; {
-		if was := p.knownAt(); moved(was, p.o.Addr) && !p.answersAt(ctx, was) {
-			err := p.propose(ctx, &dv1.Command{Principal: p.o.Files.Principal.URI, Of: &dv1.Command_PutController{PutController: &dv1.PutController{
-				Controller: &dv1.Controller{Id: p.o.Files.Principal.ID, Addr: p.o.Addr}}}})
+		if m := p.news(ctx); m != nil {
+			err := p.propose(ctx, &dv1.Command{Principal: p.o.Files.Principal.URI, Of: &dv1.Command_PutController{PutController: &dv1.PutController{Controller: m}}})
 			if err != nil && ctx.Err() == nil && !warned {
-				p.o.Logger.Warn("the other controllers do not know this one's new address yet", "from", was, "to", p.o.Addr, "err", err)
+				p.o.Logger.Warn("the other controllers do not know yet what is new of this one", "addr", m.Addr, "level", m.Level, "err", err)
 				warned = true
 			}
 		}
@@ -36,6 +37,21 @@ func (p *Place) KeepAddress(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// news is what the fleet does not know of this controller, nil if there is nothing.
+func (p *Place) news(ctx context.Context) *dv1.Controller {
+	m := &dv1.Controller{Id: p.o.Files.Principal.ID}
+	if was := p.knownAt(); moved(was, p.o.Addr) && !p.answersAt(ctx, was) {
+		m.Addr = p.o.Addr
+	}
+	if known := p.o.Log.Snapshot().Controller(m.Id); known != nil && known.Level != state.FeatureLevel {
+		m.Level = state.FeatureLevel
+	}
+	if m.Addr == "" && m.Level == 0 {
+		return nil
+	}
+	return m
 }
 
 // knownAt is this controller's address in raft's configuration, "" if it is not in it.

@@ -183,12 +183,13 @@ func (k *kind[M]) put(t *Txn, of proto.Message) error {
 // free says who else has what only one record may have.
 func (k *kind[M]) free(r *rows[M], m M) error {
 	for _, ix := range k.indexes {
-		if ix.unique == "" {
+		entry := ix.key(m)
+		if ix.unique == "" || entry == "" {
 			continue
 		}
-		for holder := range r.keys(ix, ix.key(m)) {
+		for holder := range r.keys(ix, entry) {
 			if key := k.key(m); holder != key {
-				return fmt.Errorf("%s %q of %s %x is held by %x", ix.unique, strings.TrimSuffix(ix.key(m), sep), k.name, key, holder)
+				return fmt.Errorf("%s %q of %s %x is held by %x", ix.unique, strings.TrimSuffix(entry, sep), k.name, key, holder)
 			}
 		}
 	}

@@ -1,23 +1,72 @@
 package state
 
-import dv1 "github.com/drover/drover/pkg/api/v1"
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"iter"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
 
 var runs = &kind[*dv1.Run]{
 	name:    "run",
 	key:     func(m *dv1.Run) string { return string(m.Id) },
-	indexes: []*index[*dv1.Run]{runsBySpec},
+	indexes: []*index[*dv1.Run]{runsBySpec, runsByName, runsFilling},
+	stamp:   func(m *dv1.Run, index uint64) { m.Revision = index },
 }
 
-var runsBySpec = &index[*dv1.Run]{key: func(m *dv1.Run) string { return string(m.SpecId) }}
+var (
+	runsBySpec = &index[*dv1.Run]{key: func(m *dv1.Run) string { return string(m.SpecId) }}
+	runsByName = &index[*dv1.Run]{unique: "name", key: func(m *dv1.Run) string {
+		if m.Name == "" {
+			return ""
+		}
+		return m.Name + sep
+	}}
+	runsFilling = &index[*dv1.Run]{width: len(sep), key: func(m *dv1.Run) string {
+		if m.Filling {
+			return sep
+		}
+		return ""
+	}}
+)
+
+// TaskID is the id of the task in a slot of a run over nodes, counted from 1, as of a
+// generation of the run.
+func TaskID(run []byte, slot uint32, generation uint64) []byte {
+	b := binary.BigEndian.AppendUint32(append([]byte("drover task 1\n"), run...), slot)
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(b, generation))
+	return sum[:]
+}
 
 // Run is nil if there is none.
 func (s *Snapshot) Run(id []byte) *dv1.Run { return runs.get(s, string(id)) }
 
-// SpecHasRuns says whether at least n runs, above 0, use a spec.
-func (s *Snapshot) SpecHasRuns(spec []byte, n int) bool {
-	for range runs.keys(s, runsBySpec, string(spec)) {
-		if n--; n <= 0 {
-			return true
+// Runs yields all runs in the order of their ids.
+func (s *Snapshot) Runs() iter.Seq[*dv1.Run] { return runs.each(s, "") }
+
+// RunByName is nil if there is none. Runs of one have no name: their task has.
+func (s *Snapshot) RunByName(name string) *dv1.Run { return runs.first(s, runsByName, name+sep) }
+
+// RunsFilling yields the runs that have more slots than were made.
+func (s *Snapshot) RunsFilling() iter.Seq[*dv1.Run] { return runs.by(s, runsFilling, "") }
+
+// RunHasTasks reports whether a run has at least n tasks, n above 0.
+func (s *Snapshot) RunHasTasks(run []byte, n int) bool {
+	return atLeast(n, tasks.keys(s, tasksByRun, string(run)))
+}
+
+// SpecInUse reports whether at least n runs and tasks, n above 0, are of a spec.
+func (s *Snapshot) SpecInUse(spec []byte, n int) bool {
+	return atLeast(n, tasks.keys(s, tasksBySpec, string(spec)), runs.keys(s, runsBySpec, string(spec)))
+}
+
+func atLeast(n int, all ...iter.Seq[string]) bool {
+	for _, some := range all {
+		for range some {
+			if n--; n <= 0 {
+				return true
+			}
 		}
 	}
 	return false

@@ -6,8 +6,17 @@
 // What a state holds is a table of kinds (table.go), each in a file of its own.
 package state
 
-// FeatureLevel is the highest level of entries that this build can apply.
-const FeatureLevel = 1
+// Feature levels: what entries hold that earlier builds can't apply. What a level
+// brought is emitted once the cluster's level is that one.
+const (
+	// LevelRuns has runs over nodes, with slots, and agents' own restarts.
+	LevelRuns = 2
+	// FeatureLevel is the highest level of entries that this build can apply.
+	FeatureLevel = LevelRuns
+)
+
+// Level is what entries may hold now, from 1.
+func (s *Snapshot) Level() uint32 { return max(1, s.Cluster().GetFeatureLevel()) }
 
 // Snapshot is an immutable view of the state at one index. It is safe for
 // concurrent use; the messages it returns must not be modified.

@@ -41,13 +41,20 @@ func age(m *dv1.Task) string { return string(binary.BigEndian.AppendUint64(nil, 
 
 // Live reports whether a task's current attempt may have a process: it is wanted, and
 // the log knows of no end.
-func Live(t *dv1.Task) bool {
-	return t.Attempt > 0 && t.Failed == "" && t.Exit.GetAttempt() < t.Attempt
-}
+func Live(t *dv1.Task) bool { return t.Attempt > 0 && t.Failed == "" && LastExit(t) == nil }
 
 // Running reports whether a task's current attempt has begun, as far as the log knows,
 // and has not ended.
 func Running(t *dv1.Task) bool { return Live(t) && t.Started != 0 }
+
+// LastExit is how a task's current attempt ended, nil if it has not: the exits of
+// earlier attempts, and of lives after which its agent began anew, are not the last.
+func LastExit(t *dv1.Task) *dv1.Exit {
+	if e := t.Exit; e != nil && (e.Attempt > t.Attempt || e.Attempt == t.Attempt && e.Restarts >= t.Restarts) {
+		return e
+	}
+	return nil
+}
 
 // Task is nil if there is none.
 func (s *Snapshot) Task(id []byte) *dv1.Task { return tasks.get(s, string(id)) }
@@ -78,6 +85,17 @@ func (s *Snapshot) Tasks() iter.Seq[*dv1.Task] { return tasks.each(s, "") }
 // TasksByAge yields all tasks, the newest first, those of one time in the order of
 // their ids: docker's order of lists.
 func (s *Snapshot) TasksByAge() iter.Seq[*dv1.Task] { return tasks.by(s, tasksByAge, "") }
+
+// TaskNames yields the names of tasks that start with prefix, in order.
+func (s *Snapshot) TaskNames(prefix string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for e := range tasks.in(s).indexes[tasksByName.at].from(prefix) {
+			if name, _, _ := strings.Cut(e, sep); !yield(name) {
+				return
+			}
+		}
+	}
+}
 
 // TasksOfNode yields the tasks placed on a node.
 func (s *Snapshot) TasksOfNode(node string) iter.Seq[*dv1.Task] {

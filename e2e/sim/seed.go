@@ -122,7 +122,7 @@ func plant(dataDir, addr string, nodes, tasks int, token pki.Token) error {
 		}
 		created := now - int64(tasks-n)*int64(time.Millisecond)
 		errs = append(errs, s.add(
-			&dv1.Effect{Of: &dv1.Effect_Run{Run: &dv1.Run{Id: id("run", n), SpecId: spec, Mode: "one", Created: created, Principal: "unix:0"}}},
+			&dv1.Effect{Of: &dv1.Effect_Run{Run: &dv1.Run{Id: id("run", n), SpecId: spec, Created: created, Principal: "unix:0"}}},
 			&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: id("task", n), RunId: id("run", n), SpecId: spec, Name: fmt.Sprintf("task-%d", n),
 				NodeId: nodeID(n % nodes), Desired: dv1.Desired_RUNNING, Attempt: 1, Created: created, Started: created}}}))
 	}

@@ -110,7 +110,7 @@ func (f *Fleet) Create(name, image, body string) *dv1.Task {
 	if t := snap.Tag(image); t != nil {
 		digest = t.Digest
 	}
-	f.Do(&dv1.Command{Of: &dv1.Command_Create{Create: &dv1.CreateRun{RunId: slices.Repeat(id[:16], 2), TaskIds: [][]byte{id}, Name: name, Mode: "one", Contact: f.Contact(),
+	f.Do(&dv1.Command{Of: &dv1.Command_Create{Create: &dv1.CreateRun{RunId: slices.Repeat(id[:16], 2), TaskIds: [][]byte{id}, Name: name, Contact: f.Contact(),
 		Spec: &dv1.Spec{Id: fmt.Appendf(nil, "spec %-27s", name)[:32], Body: []byte(body), Image: image, Digest: digest}}}})
 	return f.Snapshot().Task(id)
 }

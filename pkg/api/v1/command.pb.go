@@ -96,7 +96,7 @@ func (x Error_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Error_Kind.Descriptor instead.
 func (Error_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31, 0}
+	return file_command_proto_rawDescGZIP(), []int{34, 0}
 }
 
 type Command struct {
@@ -134,6 +134,7 @@ type Command struct {
 	//	*Command_RotateDataKey
 	//	*Command_SetTiming
 	//	*Command_AddPool
+	//	*Command_FillRun
 	Of            isCommand_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -447,6 +448,15 @@ func (x *Command) GetAddPool() *AddPool {
 	return nil
 }
 
+func (x *Command) GetFillRun() *FillRun {
+	if x != nil {
+		if x, ok := x.Of.(*Command_FillRun); ok {
+			return x.FillRun
+		}
+	}
+	return nil
+}
+
 type isCommand_Of interface {
 	isCommand_Of()
 }
@@ -559,6 +569,10 @@ type Command_AddPool struct {
 	AddPool *AddPool `protobuf:"bytes,41,opt,name=add_pool,json=addPool,proto3,oneof"`
 }
 
+type Command_FillRun struct {
+	FillRun *FillRun `protobuf:"bytes,42,opt,name=fill_run,json=fillRun,proto3,oneof"`
+}
+
 func (*Command_Init) isCommand_Of() {}
 
 func (*Command_Create) isCommand_Of() {}
@@ -612,6 +626,8 @@ func (*Command_RotateDataKey) isCommand_Of() {}
 func (*Command_SetTiming) isCommand_Of() {}
 
 func (*Command_AddPool) isCommand_Of() {}
+
+func (*Command_FillRun) isCommand_Of() {}
 
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -681,19 +697,21 @@ func (x *Init) GetController() *Controller {
 	return nil
 }
 
-// CreateRun makes a run and its tasks. task_ids, run_id and name_candidates are
-// minted by the receiver, since deciding knows no randomness.
+// CreateRun makes a run and its tasks. run_id, name_candidates and, of a run of one,
+// task_ids are minted by the receiver, since deciding knows no randomness. Tasks of
+// other runs have ids of (run, slot, generation).
 type CreateRun struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	RunId          []byte                 `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
-	TaskIds        [][]byte               `protobuf:"bytes,2,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"`
-	Name           string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"` // wanted; "" takes the first free candidate
+	TaskIds        [][]byte               `protobuf:"bytes,2,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"` // of ONE: one
+	Name           string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`                      // wanted; "" takes the first free candidate
 	NameCandidates []string               `protobuf:"bytes,4,rep,name=name_candidates,json=nameCandidates,proto3" json:"name_candidates,omitempty"`
 	Spec           *Spec                  `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
-	Mode           string                 `protobuf:"bytes,6,opt,name=mode,proto3" json:"mode,omitempty"`
+	Mode           Run_Mode               `protobuf:"varint,10,opt,name=mode,proto3,enum=drover.v1.Run_Mode" json:"mode,omitempty"`
 	Contact        string                 `protobuf:"bytes,7,opt,name=contact,proto3" json:"contact,omitempty"` // node id or ""
 	On             []string               `protobuf:"bytes,8,rep,name=on,proto3" json:"on,omitempty"`           // constraints: node==c, zone!=b
 	AutoRemove     bool                   `protobuf:"varint,9,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"`
+	Start          bool                   `protobuf:"varint,11,opt,name=start,proto3" json:"start,omitempty"` // of EACH: tasks are started with the entry that makes them
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -763,11 +781,11 @@ func (x *CreateRun) GetSpec() *Spec {
 	return nil
 }
 
-func (x *CreateRun) GetMode() string {
+func (x *CreateRun) GetMode() Run_Mode {
 	if x != nil {
 		return x.Mode
 	}
-	return ""
+	return Run_ONE
 }
 
 func (x *CreateRun) GetContact() string {
@@ -791,6 +809,57 @@ func (x *CreateRun) GetAutoRemove() bool {
 	return false
 }
 
+func (x *CreateRun) GetStart() bool {
+	if x != nil {
+		return x.Start
+	}
+	return false
+}
+
+type FillRun struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RunId         []byte                 `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FillRun) Reset() {
+	*x = FillRun{}
+	mi := &file_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FillRun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FillRun) ProtoMessage() {}
+
+func (x *FillRun) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FillRun.ProtoReflect.Descriptor instead.
+func (*FillRun) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FillRun) GetRunId() []byte {
+	if x != nil {
+		return x.RunId
+	}
+	return nil
+}
+
 type Start struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        []byte                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
@@ -800,7 +869,7 @@ type Start struct {
 
 func (x *Start) Reset() {
 	*x = Start{}
-	mi := &file_command_proto_msgTypes[3]
+	mi := &file_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +881,7 @@ func (x *Start) String() string {
 func (*Start) ProtoMessage() {}
 
 func (x *Start) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[3]
+	mi := &file_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +894,7 @@ func (x *Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Start.ProtoReflect.Descriptor instead.
 func (*Start) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{3}
+	return file_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Start) GetTaskId() []byte {
@@ -846,7 +915,7 @@ type Stop struct {
 
 func (x *Stop) Reset() {
 	*x = Stop{}
-	mi := &file_command_proto_msgTypes[4]
+	mi := &file_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +927,7 @@ func (x *Stop) String() string {
 func (*Stop) ProtoMessage() {}
 
 func (x *Stop) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[4]
+	mi := &file_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +940,7 @@ func (x *Stop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stop.ProtoReflect.Descriptor instead.
 func (*Stop) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{4}
+	return file_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Stop) GetTaskId() []byte {
@@ -907,7 +976,7 @@ type Restart struct {
 
 func (x *Restart) Reset() {
 	*x = Restart{}
-	mi := &file_command_proto_msgTypes[5]
+	mi := &file_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +988,7 @@ func (x *Restart) String() string {
 func (*Restart) ProtoMessage() {}
 
 func (x *Restart) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[5]
+	mi := &file_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1001,7 @@ func (x *Restart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restart.ProtoReflect.Descriptor instead.
 func (*Restart) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{5}
+	return file_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Restart) GetTaskId() []byte {
@@ -973,7 +1042,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_command_proto_msgTypes[6]
+	mi := &file_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1054,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[6]
+	mi := &file_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1067,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{6}
+	return file_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Rename) GetTaskId() []byte {
@@ -1026,7 +1095,7 @@ type Remove struct {
 
 func (x *Remove) Reset() {
 	*x = Remove{}
-	mi := &file_command_proto_msgTypes[7]
+	mi := &file_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1107,7 @@ func (x *Remove) String() string {
 func (*Remove) ProtoMessage() {}
 
 func (x *Remove) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[7]
+	mi := &file_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1120,7 @@ func (x *Remove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remove.ProtoReflect.Descriptor instead.
 func (*Remove) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{7}
+	return file_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Remove) GetTaskId() []byte {
@@ -1085,7 +1154,7 @@ type Killed struct {
 
 func (x *Killed) Reset() {
 	*x = Killed{}
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1166,7 @@ func (x *Killed) String() string {
 func (*Killed) ProtoMessage() {}
 
 func (x *Killed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1179,7 @@ func (x *Killed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Killed.ProtoReflect.Descriptor instead.
 func (*Killed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{8}
+	return file_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Killed) GetTaskId() []byte {
@@ -1137,7 +1206,7 @@ type CommitImage struct {
 
 func (x *CommitImage) Reset() {
 	*x = CommitImage{}
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1218,7 @@ func (x *CommitImage) String() string {
 func (*CommitImage) ProtoMessage() {}
 
 func (x *CommitImage) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1231,7 @@ func (x *CommitImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitImage.ProtoReflect.Descriptor instead.
 func (*CommitImage) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{9}
+	return file_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CommitImage) GetImage() *Image {
@@ -1189,7 +1258,7 @@ type PutTag struct {
 
 func (x *PutTag) Reset() {
 	*x = PutTag{}
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1270,7 @@ func (x *PutTag) String() string {
 func (*PutTag) ProtoMessage() {}
 
 func (x *PutTag) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1283,7 @@ func (x *PutTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTag.ProtoReflect.Descriptor instead.
 func (*PutTag) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{10}
+	return file_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PutTag) GetRef() string {
@@ -1242,7 +1311,7 @@ type Untag struct {
 
 func (x *Untag) Reset() {
 	*x = Untag{}
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1323,7 @@ func (x *Untag) String() string {
 func (*Untag) ProtoMessage() {}
 
 func (x *Untag) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1336,7 @@ func (x *Untag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Untag.ProtoReflect.Descriptor instead.
 func (*Untag) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{11}
+	return file_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Untag) GetRef() string {
@@ -1300,7 +1369,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1381,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1394,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{12}
+	return file_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RegisterNode) GetNode() *Node {
@@ -1344,7 +1413,7 @@ type SetLiveness struct {
 
 func (x *SetLiveness) Reset() {
 	*x = SetLiveness{}
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1425,7 @@ func (x *SetLiveness) String() string {
 func (*SetLiveness) ProtoMessage() {}
 
 func (x *SetLiveness) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1438,7 @@ func (x *SetLiveness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiveness.ProtoReflect.Descriptor instead.
 func (*SetLiveness) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{13}
+	return file_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetLiveness) GetNodes() []*Verdict {
@@ -1389,7 +1458,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1470,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1483,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{14}
+	return file_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Verdict) GetNodeId() string {
@@ -1441,7 +1510,7 @@ type AckTombstones struct {
 
 func (x *AckTombstones) Reset() {
 	*x = AckTombstones{}
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1522,7 @@ func (x *AckTombstones) String() string {
 func (*AckTombstones) ProtoMessage() {}
 
 func (x *AckTombstones) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1535,7 @@ func (x *AckTombstones) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckTombstones.ProtoReflect.Descriptor instead.
 func (*AckTombstones) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{15}
+	return file_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AckTombstones) GetTaskIds() [][]byte {
@@ -1499,7 +1568,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1580,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1593,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{16}
+	return file_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Join) GetTokenId() string {
@@ -1578,7 +1647,7 @@ type PutToken struct {
 
 func (x *PutToken) Reset() {
 	*x = PutToken{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1659,7 @@ func (x *PutToken) String() string {
 func (*PutToken) ProtoMessage() {}
 
 func (x *PutToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1672,7 @@ func (x *PutToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
 func (*PutToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PutToken) GetToken() *Token {
@@ -1622,7 +1691,7 @@ type RevokeToken struct {
 
 func (x *RevokeToken) Reset() {
 	*x = RevokeToken{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1703,7 @@ func (x *RevokeToken) String() string {
 func (*RevokeToken) ProtoMessage() {}
 
 func (x *RevokeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1716,7 @@ func (x *RevokeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeToken.ProtoReflect.Descriptor instead.
 func (*RevokeToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokeToken) GetId() string {
@@ -1670,7 +1739,7 @@ type UpdateNode struct {
 
 func (x *UpdateNode) Reset() {
 	*x = UpdateNode{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1751,7 @@ func (x *UpdateNode) String() string {
 func (*UpdateNode) ProtoMessage() {}
 
 func (x *UpdateNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1764,7 @@ func (x *UpdateNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNode.ProtoReflect.Descriptor instead.
 func (*UpdateNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateNode) GetNodeId() string {
@@ -1743,7 +1812,7 @@ type RemoveNode struct {
 
 func (x *RemoveNode) Reset() {
 	*x = RemoveNode{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1824,7 @@ func (x *RemoveNode) String() string {
 func (*RemoveNode) ProtoMessage() {}
 
 func (x *RemoveNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1837,7 @@ func (x *RemoveNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
 func (*RemoveNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveNode) GetNodeId() string {
@@ -1794,7 +1863,7 @@ type RemoveController struct {
 
 func (x *RemoveController) Reset() {
 	*x = RemoveController{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +1875,7 @@ func (x *RemoveController) String() string {
 func (*RemoveController) ProtoMessage() {}
 
 func (x *RemoveController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +1888,7 @@ func (x *RemoveController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveController.ProtoReflect.Descriptor instead.
 func (*RemoveController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveController) GetId() string {
@@ -1838,7 +1907,7 @@ type PutController struct {
 
 func (x *PutController) Reset() {
 	*x = PutController{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +1919,7 @@ func (x *PutController) String() string {
 func (*PutController) ProtoMessage() {}
 
 func (x *PutController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +1932,7 @@ func (x *PutController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutController.ProtoReflect.Descriptor instead.
 func (*PutController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PutController) GetController() *Controller {
@@ -1882,7 +1951,7 @@ type AddPool struct {
 
 func (x *AddPool) Reset() {
 	*x = AddPool{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1963,7 @@ func (x *AddPool) String() string {
 func (*AddPool) ProtoMessage() {}
 
 func (x *AddPool) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +1976,7 @@ func (x *AddPool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPool.ProtoReflect.Descriptor instead.
 func (*AddPool) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AddPool) GetPool() string {
@@ -1926,7 +1995,7 @@ type SetTiming struct {
 
 func (x *SetTiming) Reset() {
 	*x = SetTiming{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2007,7 @@ func (x *SetTiming) String() string {
 func (*SetTiming) ProtoMessage() {}
 
 func (x *SetTiming) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2020,7 @@ func (x *SetTiming) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTiming.ProtoReflect.Descriptor instead.
 func (*SetTiming) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetTiming) GetTiming() *Timing {
@@ -1970,7 +2039,7 @@ type PutIdentity struct {
 
 func (x *PutIdentity) Reset() {
 	*x = PutIdentity{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2051,7 @@ func (x *PutIdentity) String() string {
 func (*PutIdentity) ProtoMessage() {}
 
 func (x *PutIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2064,7 @@ func (x *PutIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIdentity.ProtoReflect.Descriptor instead.
 func (*PutIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PutIdentity) GetIdentity() *Identity {
@@ -2014,7 +2083,7 @@ type PutSealed struct {
 
 func (x *PutSealed) Reset() {
 	*x = PutSealed{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2095,7 @@ func (x *PutSealed) String() string {
 func (*PutSealed) ProtoMessage() {}
 
 func (x *PutSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2108,7 @@ func (x *PutSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSealed.ProtoReflect.Descriptor instead.
 func (*PutSealed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PutSealed) GetSealed() *Sealed {
@@ -2060,7 +2129,7 @@ type RotateDataKey struct {
 
 func (x *RotateDataKey) Reset() {
 	*x = RotateDataKey{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2141,7 @@ func (x *RotateDataKey) String() string {
 func (*RotateDataKey) ProtoMessage() {}
 
 func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2154,7 @@ func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDataKey.ProtoReflect.Descriptor instead.
 func (*RotateDataKey) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RotateDataKey) GetFrom() string {
@@ -2113,7 +2182,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2194,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2207,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Report) GetNodeId() string {
@@ -2159,17 +2228,18 @@ type TaskReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        []byte                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	Attempt       int32                  `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	Started       int64                  `protobuf:"varint,3,opt,name=started,proto3" json:"started,omitempty"` // 0: not running yet
-	Exit          *Exit                  `protobuf:"bytes,4,opt,name=exit,proto3" json:"exit,omitempty"`        // set when it ended
-	Failed        string                 `protobuf:"bytes,5,opt,name=failed,proto3" json:"failed,omitempty"`    // why it could not be started
-	Ports         []*Port                `protobuf:"bytes,6,rep,name=ports,proto3" json:"ports,omitempty"`      // as bound
+	Started       int64                  `protobuf:"varint,3,opt,name=started,proto3" json:"started,omitempty"`   // 0: not running yet
+	Exit          *Exit                  `protobuf:"bytes,4,opt,name=exit,proto3" json:"exit,omitempty"`          // set when it ended
+	Failed        string                 `protobuf:"bytes,5,opt,name=failed,proto3" json:"failed,omitempty"`      // why it could not be started
+	Ports         []*Port                `protobuf:"bytes,6,rep,name=ports,proto3" json:"ports,omitempty"`        // as bound
+	Restarts      int32                  `protobuf:"varint,7,opt,name=restarts,proto3" json:"restarts,omitempty"` // life of the attempt that started and failed are of; exit names its own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2251,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2264,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -2239,6 +2309,13 @@ func (x *TaskReport) GetPorts() []*Port {
 	return nil
 }
 
+func (x *TaskReport) GetRestarts() int32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
 type CommandResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -2252,13 +2329,16 @@ type CommandResult struct {
 	Deleted       []string               `protobuf:"bytes,9,rep,name=deleted,proto3" json:"deleted,omitempty"`   // image digests that no tag or task names any more
 	Attempt       int32                  `protobuf:"varint,10,opt,name=attempt,proto3" json:"attempt,omitempty"` // that the command asked for
 	Left          uint32                 `protobuf:"varint,11,opt,name=left,proto3" json:"left,omitempty"`       // how much did not fit this entry: of a list its end; propose that again
+	RunId         []byte                 `protobuf:"bytes,12,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	Placed        []*Placed              `protobuf:"bytes,13,rep,name=placed,proto3" json:"placed,omitempty"`     // tasks of a run over nodes that this entry made; with left, the leader makes the others
+	Rejected      []*Rejected            `protobuf:"bytes,14,rep,name=rejected,proto3" json:"rejected,omitempty"` // nodes that get none of its tasks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2350,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2363,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -2363,6 +2443,139 @@ func (x *CommandResult) GetLeft() uint32 {
 	return 0
 }
 
+func (x *CommandResult) GetRunId() []byte {
+	if x != nil {
+		return x.RunId
+	}
+	return nil
+}
+
+func (x *CommandResult) GetPlaced() []*Placed {
+	if x != nil {
+		return x.Placed
+	}
+	return nil
+}
+
+func (x *CommandResult) GetRejected() []*Rejected {
+	if x != nil {
+		return x.Rejected
+	}
+	return nil
+}
+
+type Placed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TaskId        []byte                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	NodeId        string                 `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Placed) Reset() {
+	*x = Placed{}
+	mi := &file_command_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Placed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Placed) ProtoMessage() {}
+
+func (x *Placed) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Placed.ProtoReflect.Descriptor instead.
+func (*Placed) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Placed) GetTaskId() []byte {
+	if x != nil {
+		return x.TaskId
+	}
+	return nil
+}
+
+func (x *Placed) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Placed) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+type Rejected struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         uint32                 `protobuf:"varint,1,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rejected) Reset() {
+	*x = Rejected{}
+	mi := &file_command_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rejected) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rejected) ProtoMessage() {}
+
+func (x *Rejected) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
+func (*Rejected) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Rejected) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *Rejected) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 // Error is a refusal in docker's words. The kind decides the status of the answer.
 type Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2374,7 +2587,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2599,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2612,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Error) GetKind() Error_Kind {
@@ -2420,7 +2633,7 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\x91\f\n" +
+	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xc2\f\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x1c\n" +
@@ -2457,7 +2670,8 @@ const file_command_proto_rawDesc = "" +
 	"\x0frotate_data_key\x18\" \x01(\v2\x18.drover.v1.RotateDataKeyH\x00R\rrotateDataKey\x125\n" +
 	"\n" +
 	"set_timing\x18( \x01(\v2\x14.drover.v1.SetTimingH\x00R\tsetTiming\x12/\n" +
-	"\badd_pool\x18) \x01(\v2\x12.drover.v1.AddPoolH\x00R\aaddPoolB\x04\n" +
+	"\badd_pool\x18) \x01(\v2\x12.drover.v1.AddPoolH\x00R\aaddPool\x12/\n" +
+	"\bfill_run\x18* \x01(\v2\x12.drover.v1.FillRunH\x00R\afillRunB\x04\n" +
 	"\x02of\"\xcb\x01\n" +
 	"\x04Init\x12,\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterR\acluster\x123\n" +
@@ -2467,18 +2681,22 @@ const file_command_proto_rawDesc = "" +
 	"\x06sealed\x18\x03 \x03(\v2\x11.drover.v1.SealedR\x06sealed\x125\n" +
 	"\n" +
 	"controller\x18\x04 \x01(\v2\x15.drover.v1.ControllerR\n" +
-	"controller\"\xfe\x01\n" +
+	"controller\"\xaf\x02\n" +
 	"\tCreateRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\fR\x05runId\x12\x19\n" +
 	"\btask_ids\x18\x02 \x03(\fR\ataskIds\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12'\n" +
 	"\x0fname_candidates\x18\x04 \x03(\tR\x0enameCandidates\x12#\n" +
-	"\x04spec\x18\x05 \x01(\v2\x0f.drover.v1.SpecR\x04spec\x12\x12\n" +
-	"\x04mode\x18\x06 \x01(\tR\x04mode\x12\x18\n" +
+	"\x04spec\x18\x05 \x01(\v2\x0f.drover.v1.SpecR\x04spec\x12'\n" +
+	"\x04mode\x18\n" +
+	" \x01(\x0e2\x13.drover.v1.Run.ModeR\x04mode\x12\x18\n" +
 	"\acontact\x18\a \x01(\tR\acontact\x12\x0e\n" +
 	"\x02on\x18\b \x03(\tR\x02on\x12\x1f\n" +
 	"\vauto_remove\x18\t \x01(\bR\n" +
-	"autoRemove\" \n" +
+	"autoRemove\x12\x14\n" +
+	"\x05start\x18\v \x01(\bR\x05startJ\x04\b\x06\x10\a\" \n" +
+	"\aFillRun\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\fR\x05runId\" \n" +
 	"\x05Start\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\"Q\n" +
 	"\x04Stop\x12\x17\n" +
@@ -2575,7 +2793,7 @@ const file_command_proto_rawDesc = "" +
 	"\x06sealed\x18\x02 \x03(\v2\x11.drover.v1.SealedR\x06sealed\"N\n" +
 	"\x06Report\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12+\n" +
-	"\x05tasks\x18\x02 \x03(\v2\x15.drover.v1.TaskReportR\x05tasks\"\xbd\x01\n" +
+	"\x05tasks\x18\x02 \x03(\v2\x15.drover.v1.TaskReportR\x05tasks\"\xd9\x01\n" +
 	"\n" +
 	"TaskReport\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x18\n" +
@@ -2583,7 +2801,8 @@ const file_command_proto_rawDesc = "" +
 	"\astarted\x18\x03 \x01(\x03R\astarted\x12#\n" +
 	"\x04exit\x18\x04 \x01(\v2\x0f.drover.v1.ExitR\x04exit\x12\x16\n" +
 	"\x06failed\x18\x05 \x01(\tR\x06failed\x12%\n" +
-	"\x05ports\x18\x06 \x03(\v2\x0f.drover.v1.PortR\x05ports\"\xad\x02\n" +
+	"\x05ports\x18\x06 \x03(\v2\x0f.drover.v1.PortR\x05ports\x12\x1a\n" +
+	"\brestarts\x18\a \x01(\x05R\brestarts\"\xa0\x03\n" +
 	"\rCommandResult\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\fR\x06taskId\x12\x12\n" +
@@ -2596,7 +2815,17 @@ const file_command_proto_rawDesc = "" +
 	"\adeleted\x18\t \x03(\tR\adeleted\x12\x18\n" +
 	"\aattempt\x18\n" +
 	" \x01(\x05R\aattempt\x12\x12\n" +
-	"\x04left\x18\v \x01(\rR\x04left\"\x93\x02\n" +
+	"\x04left\x18\v \x01(\rR\x04left\x12\x15\n" +
+	"\x06run_id\x18\f \x01(\fR\x05runId\x12)\n" +
+	"\x06placed\x18\r \x03(\v2\x11.drover.v1.PlacedR\x06placed\x12/\n" +
+	"\brejected\x18\x0e \x03(\v2\x13.drover.v1.RejectedR\brejected\"N\n" +
+	"\x06Placed\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\tR\x06nodeId\"2\n" +
+	"\bRejected\x12\x14\n" +
+	"\x05nodes\x18\x01 \x01(\rR\x05nodes\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"\x93\x02\n" +
 	"\x05Error\x12)\n" +
 	"\x04kind\x18\x03 \x01(\x0e2\x15.drover.v1.Error.KindR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\xbe\x01\n" +
@@ -2630,117 +2859,125 @@ func file_command_proto_rawDescGZIP() []byte {
 }
 
 var file_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_command_proto_goTypes = []any{
 	(Error_Kind)(0),          // 0: drover.v1.Error.Kind
 	(*Command)(nil),          // 1: drover.v1.Command
 	(*Init)(nil),             // 2: drover.v1.Init
 	(*CreateRun)(nil),        // 3: drover.v1.CreateRun
-	(*Start)(nil),            // 4: drover.v1.Start
-	(*Stop)(nil),             // 5: drover.v1.Stop
-	(*Restart)(nil),          // 6: drover.v1.Restart
-	(*Rename)(nil),           // 7: drover.v1.Rename
-	(*Remove)(nil),           // 8: drover.v1.Remove
-	(*Killed)(nil),           // 9: drover.v1.Killed
-	(*CommitImage)(nil),      // 10: drover.v1.CommitImage
-	(*PutTag)(nil),           // 11: drover.v1.PutTag
-	(*Untag)(nil),            // 12: drover.v1.Untag
-	(*RegisterNode)(nil),     // 13: drover.v1.RegisterNode
-	(*SetLiveness)(nil),      // 14: drover.v1.SetLiveness
-	(*Verdict)(nil),          // 15: drover.v1.Verdict
-	(*AckTombstones)(nil),    // 16: drover.v1.AckTombstones
-	(*Join)(nil),             // 17: drover.v1.Join
-	(*PutToken)(nil),         // 18: drover.v1.PutToken
-	(*RevokeToken)(nil),      // 19: drover.v1.RevokeToken
-	(*UpdateNode)(nil),       // 20: drover.v1.UpdateNode
-	(*RemoveNode)(nil),       // 21: drover.v1.RemoveNode
-	(*RemoveController)(nil), // 22: drover.v1.RemoveController
-	(*PutController)(nil),    // 23: drover.v1.PutController
-	(*AddPool)(nil),          // 24: drover.v1.AddPool
-	(*SetTiming)(nil),        // 25: drover.v1.SetTiming
-	(*PutIdentity)(nil),      // 26: drover.v1.PutIdentity
-	(*PutSealed)(nil),        // 27: drover.v1.PutSealed
-	(*RotateDataKey)(nil),    // 28: drover.v1.RotateDataKey
-	(*Report)(nil),           // 29: drover.v1.Report
-	(*TaskReport)(nil),       // 30: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 31: drover.v1.CommandResult
-	(*Error)(nil),            // 32: drover.v1.Error
-	nil,                      // 33: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 34: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 35: drover.v1.Cluster
-	(*Identity)(nil),         // 36: drover.v1.Identity
-	(*Sealed)(nil),           // 37: drover.v1.Sealed
-	(*Controller)(nil),       // 38: drover.v1.Controller
-	(*Spec)(nil),             // 39: drover.v1.Spec
-	(*Image)(nil),            // 40: drover.v1.Image
-	(*Node)(nil),             // 41: drover.v1.Node
-	(Node_Liveness)(0),       // 42: drover.v1.Node.Liveness
-	(*Token)(nil),            // 43: drover.v1.Token
-	(Node_Availability)(0),   // 44: drover.v1.Node.Availability
-	(*Timing)(nil),           // 45: drover.v1.Timing
-	(*Exit)(nil),             // 46: drover.v1.Exit
-	(*Port)(nil),             // 47: drover.v1.Port
+	(*FillRun)(nil),          // 4: drover.v1.FillRun
+	(*Start)(nil),            // 5: drover.v1.Start
+	(*Stop)(nil),             // 6: drover.v1.Stop
+	(*Restart)(nil),          // 7: drover.v1.Restart
+	(*Rename)(nil),           // 8: drover.v1.Rename
+	(*Remove)(nil),           // 9: drover.v1.Remove
+	(*Killed)(nil),           // 10: drover.v1.Killed
+	(*CommitImage)(nil),      // 11: drover.v1.CommitImage
+	(*PutTag)(nil),           // 12: drover.v1.PutTag
+	(*Untag)(nil),            // 13: drover.v1.Untag
+	(*RegisterNode)(nil),     // 14: drover.v1.RegisterNode
+	(*SetLiveness)(nil),      // 15: drover.v1.SetLiveness
+	(*Verdict)(nil),          // 16: drover.v1.Verdict
+	(*AckTombstones)(nil),    // 17: drover.v1.AckTombstones
+	(*Join)(nil),             // 18: drover.v1.Join
+	(*PutToken)(nil),         // 19: drover.v1.PutToken
+	(*RevokeToken)(nil),      // 20: drover.v1.RevokeToken
+	(*UpdateNode)(nil),       // 21: drover.v1.UpdateNode
+	(*RemoveNode)(nil),       // 22: drover.v1.RemoveNode
+	(*RemoveController)(nil), // 23: drover.v1.RemoveController
+	(*PutController)(nil),    // 24: drover.v1.PutController
+	(*AddPool)(nil),          // 25: drover.v1.AddPool
+	(*SetTiming)(nil),        // 26: drover.v1.SetTiming
+	(*PutIdentity)(nil),      // 27: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 28: drover.v1.PutSealed
+	(*RotateDataKey)(nil),    // 29: drover.v1.RotateDataKey
+	(*Report)(nil),           // 30: drover.v1.Report
+	(*TaskReport)(nil),       // 31: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 32: drover.v1.CommandResult
+	(*Placed)(nil),           // 33: drover.v1.Placed
+	(*Rejected)(nil),         // 34: drover.v1.Rejected
+	(*Error)(nil),            // 35: drover.v1.Error
+	nil,                      // 36: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 37: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 38: drover.v1.Cluster
+	(*Identity)(nil),         // 39: drover.v1.Identity
+	(*Sealed)(nil),           // 40: drover.v1.Sealed
+	(*Controller)(nil),       // 41: drover.v1.Controller
+	(*Spec)(nil),             // 42: drover.v1.Spec
+	(Run_Mode)(0),            // 43: drover.v1.Run.Mode
+	(*Image)(nil),            // 44: drover.v1.Image
+	(*Node)(nil),             // 45: drover.v1.Node
+	(Node_Liveness)(0),       // 46: drover.v1.Node.Liveness
+	(*Token)(nil),            // 47: drover.v1.Token
+	(Node_Availability)(0),   // 48: drover.v1.Node.Availability
+	(*Timing)(nil),           // 49: drover.v1.Timing
+	(*Exit)(nil),             // 50: drover.v1.Exit
+	(*Port)(nil),             // 51: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
 	3,  // 1: drover.v1.Command.create:type_name -> drover.v1.CreateRun
-	4,  // 2: drover.v1.Command.start:type_name -> drover.v1.Start
-	5,  // 3: drover.v1.Command.stop:type_name -> drover.v1.Stop
-	6,  // 4: drover.v1.Command.restart:type_name -> drover.v1.Restart
-	7,  // 5: drover.v1.Command.rename:type_name -> drover.v1.Rename
-	8,  // 6: drover.v1.Command.remove:type_name -> drover.v1.Remove
-	10, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
-	11, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
-	12, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
-	13, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
-	14, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	29, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
-	16, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	26, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	27, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
-	9,  // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
-	17, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
-	18, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
-	19, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
-	20, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
-	21, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
-	22, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
-	23, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	28, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
-	25, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
-	24, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
-	35, // 27: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	36, // 28: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	37, // 29: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	38, // 30: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	39, // 31: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	40, // 32: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	41, // 33: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	15, // 34: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
-	42, // 35: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
-	41, // 36: drover.v1.Join.node:type_name -> drover.v1.Node
-	36, // 37: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	38, // 38: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	37, // 39: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	43, // 40: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	33, // 41: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	44, // 42: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
-	34, // 43: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	38, // 44: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	45, // 45: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
-	36, // 46: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	37, // 47: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	37, // 48: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
-	30, // 49: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	46, // 50: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	47, // 51: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	32, // 52: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	0,  // 53: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
-	54, // [54:54] is the sub-list for method output_type
-	54, // [54:54] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	5,  // 2: drover.v1.Command.start:type_name -> drover.v1.Start
+	6,  // 3: drover.v1.Command.stop:type_name -> drover.v1.Stop
+	7,  // 4: drover.v1.Command.restart:type_name -> drover.v1.Restart
+	8,  // 5: drover.v1.Command.rename:type_name -> drover.v1.Rename
+	9,  // 6: drover.v1.Command.remove:type_name -> drover.v1.Remove
+	11, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
+	12, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
+	13, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
+	14, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
+	15, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
+	30, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	17, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
+	27, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	28, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	10, // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
+	18, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
+	19, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
+	20, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
+	21, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
+	22, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
+	23, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
+	24, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
+	29, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	26, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
+	25, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
+	4,  // 27: drover.v1.Command.fill_run:type_name -> drover.v1.FillRun
+	38, // 28: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	39, // 29: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	40, // 30: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	41, // 31: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	42, // 32: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	43, // 33: drover.v1.CreateRun.mode:type_name -> drover.v1.Run.Mode
+	44, // 34: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	45, // 35: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	16, // 36: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
+	46, // 37: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
+	45, // 38: drover.v1.Join.node:type_name -> drover.v1.Node
+	39, // 39: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	41, // 40: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	40, // 41: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	47, // 42: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	36, // 43: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	48, // 44: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
+	37, // 45: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	41, // 46: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	49, // 47: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
+	39, // 48: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	40, // 49: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	40, // 50: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	31, // 51: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	50, // 52: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	51, // 53: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	35, // 54: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	33, // 55: drover.v1.CommandResult.placed:type_name -> drover.v1.Placed
+	34, // 56: drover.v1.CommandResult.rejected:type_name -> drover.v1.Rejected
+	0,  // 57: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
+	58, // [58:58] is the sub-list for method output_type
+	58, // [58:58] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -2777,6 +3014,7 @@ func file_command_proto_init() {
 		(*Command_RotateDataKey)(nil),
 		(*Command_SetTiming)(nil),
 		(*Command_AddPool)(nil),
+		(*Command_FillRun)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2784,7 +3022,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

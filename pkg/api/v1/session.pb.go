@@ -1118,6 +1118,7 @@ type TaskStatus struct {
 	Orphan        bool                   `protobuf:"varint,15,opt,name=orphan,proto3" json:"orphan,omitempty"`
 	Gone          bool                   `protobuf:"varint,16,opt,name=gone,proto3" json:"gone,omitempty"` // removed from the node
 	LogPath       string                 `protobuf:"bytes,17,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
+	Restarts      int32                  `protobuf:"varint,18,opt,name=restarts,proto3" json:"restarts,omitempty"` // how often the agent began the attempt anew by itself: what started and phase are of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1269,6 +1270,13 @@ func (x *TaskStatus) GetLogPath() string {
 		return x.LogPath
 	}
 	return ""
+}
+
+func (x *TaskStatus) GetRestarts() int32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
 }
 
 type ImageStatus struct {
@@ -1871,7 +1879,7 @@ const file_session_proto_rawDesc = "" +
 	"\x04full\x18\x03 \x01(\bR\x04full\x12\x1f\n" +
 	"\vimages_gone\x18\x04 \x03(\tR\n" +
 	"imagesGone\x12(\n" +
-	"\x06events\x18\x05 \x03(\v2\x10.drover.v1.EventR\x06events\"\xb2\x03\n" +
+	"\x06events\x18\x05 \x03(\v2\x10.drover.v1.EventR\x06events\"\xce\x03\n" +
 	"\n" +
 	"TaskStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
@@ -1892,7 +1900,8 @@ const file_session_proto_rawDesc = "" +
 	"\x05ports\x18\x0e \x03(\v2\x0f.drover.v1.PortR\x05ports\x12\x16\n" +
 	"\x06orphan\x18\x0f \x01(\bR\x06orphan\x12\x12\n" +
 	"\x04gone\x18\x10 \x01(\bR\x04gone\x12\x19\n" +
-	"\blog_path\x18\x11 \x01(\tR\alogPath\"9\n" +
+	"\blog_path\x18\x11 \x01(\tR\alogPath\x12\x1a\n" +
+	"\brestarts\x18\x12 \x01(\x05R\brestarts\"9\n" +
 	"\vImageStatus\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\"\xd6\x01\n" +

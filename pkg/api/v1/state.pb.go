@@ -143,6 +143,52 @@ func (Phase) EnumDescriptor() ([]byte, []int) {
 	return file_state_proto_rawDescGZIP(), []int{1}
 }
 
+type Run_Mode int32
+
+const (
+	Run_ONE  Run_Mode = 0 // a container of docker's API
+	Run_EACH Run_Mode = 1 // one task on each node that fits
+)
+
+// Enum value maps for Run_Mode.
+var (
+	Run_Mode_name = map[int32]string{
+		0: "ONE",
+		1: "EACH",
+	}
+	Run_Mode_value = map[string]int32{
+		"ONE":  0,
+		"EACH": 1,
+	}
+)
+
+func (x Run_Mode) Enum() *Run_Mode {
+	p := new(Run_Mode)
+	*p = x
+	return p
+}
+
+func (x Run_Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Run_Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_state_proto_enumTypes[2].Descriptor()
+}
+
+func (Run_Mode) Type() protoreflect.EnumType {
+	return &file_state_proto_enumTypes[2]
+}
+
+func (x Run_Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Run_Mode.Descriptor instead.
+func (Run_Mode) EnumDescriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{1, 0}
+}
+
 type Node_Availability int32
 
 const (
@@ -179,11 +225,11 @@ func (x Node_Availability) String() string {
 }
 
 func (Node_Availability) Descriptor() protoreflect.EnumDescriptor {
-	return file_state_proto_enumTypes[2].Descriptor()
+	return file_state_proto_enumTypes[3].Descriptor()
 }
 
 func (Node_Availability) Type() protoreflect.EnumType {
-	return &file_state_proto_enumTypes[2]
+	return &file_state_proto_enumTypes[3]
 }
 
 func (x Node_Availability) Number() protoreflect.EnumNumber {
@@ -231,11 +277,11 @@ func (x Node_Liveness) String() string {
 }
 
 func (Node_Liveness) Descriptor() protoreflect.EnumDescriptor {
-	return file_state_proto_enumTypes[3].Descriptor()
+	return file_state_proto_enumTypes[4].Descriptor()
 }
 
 func (Node_Liveness) Type() protoreflect.EnumType {
-	return &file_state_proto_enumTypes[3]
+	return &file_state_proto_enumTypes[4]
 }
 
 func (x Node_Liveness) Number() protoreflect.EnumNumber {
@@ -316,15 +362,24 @@ func (x *Spec) GetDigest() string {
 	return ""
 }
 
-// Run is what somebody asked for.
+// Run is what somebody asked for. It lives until it has no task and wants none.
 type Run struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	SpecId        []byte                 `protobuf:"bytes,2,opt,name=spec_id,json=specId,proto3" json:"spec_id,omitempty"`
-	Mode          string                 `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"` // one | each | replicas
+	SpecId        []byte                 `protobuf:"bytes,2,opt,name=spec_id,json=specId,proto3" json:"spec_id,omitempty"` // the current spec
+	Mode          Run_Mode               `protobuf:"varint,8,opt,name=mode,proto3,enum=drover.v1.Run_Mode" json:"mode,omitempty"`
+	Generation    uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"` // counts what was decided of spec, count and selector; the first is 1
 	Created       int64                  `protobuf:"varint,4,opt,name=created,proto3" json:"created,omitempty"`
 	Principal     string                 `protobuf:"bytes,5,opt,name=principal,proto3" json:"principal,omitempty"`
-	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"` // of a run over nodes; its tasks are NAME-1, NAME-2, ...
+	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`                                 // of a run over nodes: its tasks are NAME-1, NAME-2, ...
+	On            []string               `protobuf:"bytes,10,rep,name=on,proto3" json:"on,omitempty"`                                    // the nodes it is for: constraints
+	Count         uint32                 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`                             // slots that were made
+	Filling       bool                   `protobuf:"varint,12,opt,name=filling,proto3" json:"filling,omitempty"`                         // it has more slots than were made: the leader goes on
+	Filled        string                 `protobuf:"bytes,13,opt,name=filled,proto3" json:"filled,omitempty"`                            // of EACH, while filling: nodes up to this id have their task
+	AutoRemove    bool                   `protobuf:"varint,14,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"` // what its tasks are made with
+	Start         bool                   `protobuf:"varint,15,opt,name=start,proto3" json:"start,omitempty"`
+	Traceparent   string                 `protobuf:"bytes,16,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Revision      uint64                 `protobuf:"varint,17,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -373,11 +428,18 @@ func (x *Run) GetSpecId() []byte {
 	return nil
 }
 
-func (x *Run) GetMode() string {
+func (x *Run) GetMode() Run_Mode {
 	if x != nil {
 		return x.Mode
 	}
-	return ""
+	return Run_ONE
+}
+
+func (x *Run) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
 }
 
 func (x *Run) GetCreated() int64 {
@@ -401,6 +463,62 @@ func (x *Run) GetName() string {
 	return ""
 }
 
+func (x *Run) GetOn() []string {
+	if x != nil {
+		return x.On
+	}
+	return nil
+}
+
+func (x *Run) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Run) GetFilling() bool {
+	if x != nil {
+		return x.Filling
+	}
+	return false
+}
+
+func (x *Run) GetFilled() string {
+	if x != nil {
+		return x.Filled
+	}
+	return ""
+}
+
+func (x *Run) GetAutoRemove() bool {
+	if x != nil {
+		return x.AutoRemove
+	}
+	return false
+}
+
+func (x *Run) GetStart() bool {
+	if x != nil {
+		return x.Start
+	}
+	return false
+}
+
+func (x *Run) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+func (x *Run) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type Exit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attempt       int32                  `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
@@ -410,6 +528,7 @@ type Exit struct {
 	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	Started       int64                  `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
 	LogEnd        uint64                 `protobuf:"varint,7,opt,name=log_end,json=logEnd,proto3" json:"log_end,omitempty"` // log offset behind the attempt's last byte
+	Restarts      int32                  `protobuf:"varint,8,opt,name=restarts,proto3" json:"restarts,omitempty"`           // which life of the attempt this was the end of: 0 is the first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,6 +612,13 @@ func (x *Exit) GetLogEnd() uint64 {
 	return 0
 }
 
+func (x *Exit) GetRestarts() int32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
 // Task is one container of a run on one node.
 type Task struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -514,6 +640,9 @@ type Task struct {
 	StopTimeout   int32                  `protobuf:"varint,16,opt,name=stop_timeout,json=stopTimeout,proto3" json:"stop_timeout,omitempty"` // seconds for the stop in progress; -1: for ever
 	StopSignal    string                 `protobuf:"bytes,17,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`     // of the stop in progress, "" as the spec says
 	Failed        string                 `protobuf:"bytes,18,opt,name=failed,proto3" json:"failed,omitempty"`                               // why the wanted attempt never ran, "" if it did or will
+	Restarts      int32                  `protobuf:"varint,19,opt,name=restarts,proto3" json:"restarts,omitempty"`                          // how often its agent began the attempt anew by itself; started is of that life
+	Slot          uint32                 `protobuf:"varint,20,opt,name=slot,proto3" json:"slot,omitempty"`                                  // its place in the run, from 1; it owns the name
+	Generation    uint64                 `protobuf:"varint,21,opt,name=generation,proto3" json:"generation,omitempty"`                      // of the run, that it was made for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -672,6 +801,27 @@ func (x *Task) GetFailed() string {
 		return x.Failed
 	}
 	return ""
+}
+
+func (x *Task) GetRestarts() int32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
+func (x *Task) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Task) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
 }
 
 type Port struct {
@@ -975,6 +1125,7 @@ type Controller struct {
 	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"` // host:port that everybody dials
 	Joined        int64                  `protobuf:"varint,4,opt,name=joined,proto3" json:"joined,omitempty"`
 	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Level         uint32                 `protobuf:"varint,6,opt,name=level,proto3" json:"level,omitempty"` // highest feature level that it can apply
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1040,6 +1191,13 @@ func (x *Controller) GetJoined() int64 {
 func (x *Controller) GetRevision() uint64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *Controller) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
 	}
 	return 0
 }
@@ -1597,11 +1755,11 @@ type Cluster struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Created       int64                  `protobuf:"varint,4,opt,name=created,proto3" json:"created,omitempty"`
-	TrustBundle   [][]byte               `protobuf:"bytes,5,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // DER, oldest first
-	Pool          string                 `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`                                  // e.g. 10.210.0.0/16: where nodes' /24 come from first
-	FeatureLevel  uint32                 `protobuf:"varint,7,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
-	MorePools     []string               `protobuf:"bytes,9,rep,name=more_pools,json=morePools,proto3" json:"more_pools,omitempty"` // used when pool is used up
-	Timing        *Timing                `protobuf:"bytes,8,opt,name=timing,proto3" json:"timing,omitempty"`                        // unset: of a local network
+	TrustBundle   [][]byte               `protobuf:"bytes,5,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"`     // DER, oldest first
+	Pool          string                 `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`                                      // e.g. 10.210.0.0/16: where nodes' /24 come from first
+	FeatureLevel  uint32                 `protobuf:"varint,7,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // what may be emitted: the least that its controllers have had; it never falls
+	MorePools     []string               `protobuf:"bytes,9,rep,name=more_pools,json=morePools,proto3" json:"more_pools,omitempty"`           // used when pool is used up
+	Timing        *Timing                `protobuf:"bytes,8,opt,name=timing,proto3" json:"timing,omitempty"`                                  // unset: of a local network
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1769,14 +1927,30 @@ const file_state_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04body\x18\x02 \x01(\fR\x04body\x12\x14\n" +
 	"\x05image\x18\x03 \x01(\tR\x05image\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\x8e\x01\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xb7\x03\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x17\n" +
-	"\aspec_id\x18\x02 \x01(\fR\x06specId\x12\x12\n" +
-	"\x04mode\x18\x03 \x01(\tR\x04mode\x12\x18\n" +
+	"\aspec_id\x18\x02 \x01(\fR\x06specId\x12'\n" +
+	"\x04mode\x18\b \x01(\x0e2\x13.drover.v1.Run.ModeR\x04mode\x12\x1e\n" +
+	"\n" +
+	"generation\x18\t \x01(\x04R\n" +
+	"generation\x12\x18\n" +
 	"\acreated\x18\x04 \x01(\x03R\acreated\x12\x1c\n" +
 	"\tprincipal\x18\x05 \x01(\tR\tprincipal\x12\x12\n" +
-	"\x04name\x18\x06 \x01(\tR\x04name\"\xa1\x01\n" +
+	"\x04name\x18\x06 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02on\x18\n" +
+	" \x03(\tR\x02on\x12\x14\n" +
+	"\x05count\x18\v \x01(\rR\x05count\x12\x18\n" +
+	"\afilling\x18\f \x01(\bR\afilling\x12\x16\n" +
+	"\x06filled\x18\r \x01(\tR\x06filled\x12\x1f\n" +
+	"\vauto_remove\x18\x0e \x01(\bR\n" +
+	"autoRemove\x12\x14\n" +
+	"\x05start\x18\x0f \x01(\bR\x05start\x12 \n" +
+	"\vtraceparent\x18\x10 \x01(\tR\vtraceparent\x12\x1a\n" +
+	"\brevision\x18\x11 \x01(\x04R\brevision\"\x19\n" +
+	"\x04Mode\x12\a\n" +
+	"\x03ONE\x10\x00\x12\b\n" +
+	"\x04EACH\x10\x01J\x04\b\x03\x10\x04J\x04\b\a\x10\b\"\xbd\x01\n" +
 	"\x04Exit\x12\x18\n" +
 	"\aattempt\x18\x01 \x01(\x05R\aattempt\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\x05R\x04code\x12\x0e\n" +
@@ -1784,7 +1958,8 @@ const file_state_proto_rawDesc = "" +
 	"\x03oom\x18\x04 \x01(\bR\x03oom\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
 	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x17\n" +
-	"\alog_end\x18\a \x01(\x04R\x06logEnd\"\x9e\x04\n" +
+	"\alog_end\x18\a \x01(\x04R\x06logEnd\x12\x1a\n" +
+	"\brestarts\x18\b \x01(\x05R\brestarts\"\xee\x04\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\fR\x05runId\x12\x17\n" +
@@ -1806,7 +1981,12 @@ const file_state_proto_rawDesc = "" +
 	"\fstop_timeout\x18\x10 \x01(\x05R\vstopTimeout\x12\x1f\n" +
 	"\vstop_signal\x18\x11 \x01(\tR\n" +
 	"stopSignal\x12\x16\n" +
-	"\x06failed\x18\x12 \x01(\tR\x06failed\"^\n" +
+	"\x06failed\x18\x12 \x01(\tR\x06failed\x12\x1a\n" +
+	"\brestarts\x18\x13 \x01(\x05R\brestarts\x12\x12\n" +
+	"\x04slot\x18\x14 \x01(\rR\x04slot\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x15 \x01(\x04R\n" +
+	"generation\"^\n" +
 	"\x04Port\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x14\n" +
 	"\x05proto\x18\x02 \x01(\tR\x05proto\x12\x12\n" +
@@ -1855,14 +2035,15 @@ const file_state_proto_rawDesc = "" +
 	"\x14LIVENESS_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05READY\x10\x01\x12\v\n" +
 	"\aSUSPECT\x10\x02\x12\b\n" +
-	"\x04DOWN\x10\x03J\x04\b\a\x10\bJ\x04\b\b\x10\t\"x\n" +
+	"\x04DOWN\x10\x03J\x04\b\a\x10\bJ\x04\b\b\x10\t\"\x8e\x01\n" +
 	"\n" +
 	"Controller\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x16\n" +
 	"\x06joined\x18\x04 \x01(\x03R\x06joined\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x04R\brevision\"\xde\x01\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05level\x18\x06 \x01(\rR\x05level\"\xde\x01\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
@@ -1961,49 +2142,51 @@ func file_state_proto_rawDescGZIP() []byte {
 	return file_state_proto_rawDescData
 }
 
-var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_state_proto_goTypes = []any{
 	(Desired)(0),           // 0: drover.v1.Desired
 	(Phase)(0),             // 1: drover.v1.Phase
-	(Node_Availability)(0), // 2: drover.v1.Node.Availability
-	(Node_Liveness)(0),     // 3: drover.v1.Node.Liveness
-	(*Spec)(nil),           // 4: drover.v1.Spec
-	(*Run)(nil),            // 5: drover.v1.Run
-	(*Exit)(nil),           // 6: drover.v1.Exit
-	(*Task)(nil),           // 7: drover.v1.Task
-	(*Port)(nil),           // 8: drover.v1.Port
-	(*Tombstone)(nil),      // 9: drover.v1.Tombstone
-	(*Node)(nil),           // 10: drover.v1.Node
-	(*Controller)(nil),     // 11: drover.v1.Controller
-	(*Token)(nil),          // 12: drover.v1.Token
-	(*Capacity)(nil),       // 13: drover.v1.Capacity
-	(*Image)(nil),          // 14: drover.v1.Image
-	(*Tag)(nil),            // 15: drover.v1.Tag
-	(*Identity)(nil),       // 16: drover.v1.Identity
-	(*Sealed)(nil),         // 17: drover.v1.Sealed
-	(*Cluster)(nil),        // 18: drover.v1.Cluster
-	(*Timing)(nil),         // 19: drover.v1.Timing
-	nil,                    // 20: drover.v1.Node.LabelsEntry
-	nil,                    // 21: drover.v1.Node.SetLabelsEntry
-	nil,                    // 22: drover.v1.Node.RolesEntry
+	(Run_Mode)(0),          // 2: drover.v1.Run.Mode
+	(Node_Availability)(0), // 3: drover.v1.Node.Availability
+	(Node_Liveness)(0),     // 4: drover.v1.Node.Liveness
+	(*Spec)(nil),           // 5: drover.v1.Spec
+	(*Run)(nil),            // 6: drover.v1.Run
+	(*Exit)(nil),           // 7: drover.v1.Exit
+	(*Task)(nil),           // 8: drover.v1.Task
+	(*Port)(nil),           // 9: drover.v1.Port
+	(*Tombstone)(nil),      // 10: drover.v1.Tombstone
+	(*Node)(nil),           // 11: drover.v1.Node
+	(*Controller)(nil),     // 12: drover.v1.Controller
+	(*Token)(nil),          // 13: drover.v1.Token
+	(*Capacity)(nil),       // 14: drover.v1.Capacity
+	(*Image)(nil),          // 15: drover.v1.Image
+	(*Tag)(nil),            // 16: drover.v1.Tag
+	(*Identity)(nil),       // 17: drover.v1.Identity
+	(*Sealed)(nil),         // 18: drover.v1.Sealed
+	(*Cluster)(nil),        // 19: drover.v1.Cluster
+	(*Timing)(nil),         // 20: drover.v1.Timing
+	nil,                    // 21: drover.v1.Node.LabelsEntry
+	nil,                    // 22: drover.v1.Node.SetLabelsEntry
+	nil,                    // 23: drover.v1.Node.RolesEntry
 }
 var file_state_proto_depIdxs = []int32{
-	0,  // 0: drover.v1.Task.desired:type_name -> drover.v1.Desired
-	6,  // 1: drover.v1.Task.exit:type_name -> drover.v1.Exit
-	8,  // 2: drover.v1.Task.ports:type_name -> drover.v1.Port
-	20, // 3: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
-	13, // 4: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
-	2,  // 5: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
-	3,  // 6: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
-	21, // 7: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
-	22, // 8: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
-	19, // 9: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	2,  // 0: drover.v1.Run.mode:type_name -> drover.v1.Run.Mode
+	0,  // 1: drover.v1.Task.desired:type_name -> drover.v1.Desired
+	7,  // 2: drover.v1.Task.exit:type_name -> drover.v1.Exit
+	9,  // 3: drover.v1.Task.ports:type_name -> drover.v1.Port
+	21, // 4: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
+	14, // 5: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
+	3,  // 6: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
+	4,  // 7: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
+	22, // 8: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
+	23, // 9: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
+	20, // 10: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -2016,7 +2199,7 @@ func file_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
