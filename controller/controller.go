@@ -38,6 +38,7 @@ import (
 	"github.com/drover/drover/controller/gateway"
 	"github.com/drover/drover/controller/membership"
 	"github.com/drover/drover/controller/peer"
+	"github.com/drover/drover/controller/runs"
 	"github.com/drover/drover/controller/state"
 	"github.com/drover/drover/controller/vault"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -264,13 +265,14 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	}
 	keys := vault.NewKeeper(vault.KeeperOptions{Vault: v, Self: c.files.Principal, Log: node, Logger: c.Logger, Overlap: c.tuning.gossipOverlap})
 	quorum := membership.NewQuorum(membership.QuorumOptions{Self: c.files.Principal.ID, Log: node, Status: way.Status, Logger: c.Logger})
+	filler := runs.New(node, c.files.Principal.URI, c.Logger)
 	clock := membership.NewClock(membership.ClockOptions{Self: c.files.Principal.ID, Snapshot: node.Snapshot, Ask: way.Clock, Believe: c.believe.Store, Logger: c.Logger})
 	var local *views.Local // which the hub tells of what it hears while this controller leads: after it is made
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
 	c.fleet, c.peers = views.New(local, way, log), way
 	committed := func(effects []*dv1.Effect) {
-		for _, room := range []interface{ Committed([]*dv1.Effect) }{gw, c.agents, keys, quorum, place} {
+		for _, room := range []interface{ Committed([]*dv1.Effect) }{gw, c.agents, keys, quorum, place, filler} {
 			room.Committed(effects)
 		}
 	}
@@ -284,7 +286,7 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 		committed(between(before, after))
 	})
 	defer c.start(ctx, "leadership", func(ctx context.Context) error {
-		return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run) // all that only a leader does
+		return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run, filler.Run) // all that only a leader does
 	})()
 	defer c.start(ctx, "its host's admin", func(ctx context.Context) error {
 		return vault.OwnAdmin(ctx, vault.AdminOptions{Dir: identity.AdminPKI(c.DataDir), Self: c.files.Principal,

@@ -13,7 +13,7 @@ import (
 // floors only, and none imports the wiring above it.
 var floors = [][]string{
 	{"state"},
-	{"access", "scheduler", "agents", "dispatch", "fleet"},
+	{"access", "scheduler", "agents", "dispatch", "fleet", "runs"},
 	{"command", "images"},
 	{"consensus", "vault"},
 	{"admission", "bootstrap", "engineapi", "fleetapi"},
