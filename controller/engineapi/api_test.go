@@ -409,7 +409,7 @@ func TestNodesThatDoNotAnswer(t *testing.T) {
 	a = newAPI(t)
 	a.run("web")
 	a.f.HandleAgent("n0", nil) // before anybody has a connection
-	a.is(a.do("POST", "/containers/web/kill", ""), "a kill of a node that is gone", http.StatusServiceUnavailable, "node n0 does not answer")
+	a.is(a.do("POST", "/containers/web/kill", ""), "a kill of a node that is gone", http.StatusServiceUnavailable, "node web-1 does not answer")
 }
 
 // Without a leader reads are answered from what is known, and say so; writes are
