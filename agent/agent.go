@@ -54,6 +54,7 @@ type Config struct {
 	DataDir, RunDir string
 	NodeID, Name    string
 	ClusterID       string
+	Version         string               // of drover, shown to people
 	Controllers     []string             // host:port
 	Preferred       string               // of Controllers, the one of this host; "" for none
 	SaveControllers func([]string) error // keeps them for the next start; nil: nobody does

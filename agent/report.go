@@ -33,7 +33,7 @@ func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 	if h.Node.Subnet, err = a.store.Subnet(); err != nil {
 		return nil, err
 	}
-	h.Node.Capacity = engine.Host(ctx)
+	h.Node.Capacity = engine.Host(ctx, a.Version)
 	a.mu.Lock()
 	up := a.up
 	a.mu.Unlock()

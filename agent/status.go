@@ -53,7 +53,7 @@ func Ready(ctx context.Context, runDir string) error {
 
 // serveStatus answers Ready until ctx ends.
 func serveStatus(ctx context.Context, runDir string, daemon <-chan struct{}, s *session.Status) error {
-	l, err := unixsock.Listen(statusSocket(runDir))
+	l, err := unixsock.Listen(ctx, statusSocket(runDir))
 	if err != nil {
 		return err
 	}

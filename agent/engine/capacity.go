@@ -17,14 +17,12 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Version is this build's, set by the linker.
-var Version = "dev"
-
-// Host is what is known of this host without containerd.
-func Host(ctx context.Context) *dv1.Capacity {
+// Host describes this host as far as that is known without containerd; drover is
+// the version of this build.
+func Host(ctx context.Context, drover string) *dv1.Capacity {
 	c := &dv1.Capacity{
 		NanoCpus: int64(runtime.NumCPU()) * 1e9, Memory: memTotal(), Arch: runtime.GOARCH, Os: runtime.GOOS,
-		OsName: osName(), CgroupDriver: "cgroupfs", CgroupVersion: "1", Drover: Version, Runc: runcVersion(ctx), Storage: images.Snapshotter,
+		OsName: osName(), CgroupDriver: "cgroupfs", CgroupVersion: "1", Drover: drover, Runc: runcVersion(ctx), Storage: images.Snapshotter,
 		Containerd: version.Version,
 	}
 	var u unix.Utsname
@@ -37,7 +35,7 @@ func Host(ctx context.Context) *dv1.Capacity {
 	return c
 }
 
-// unified says whether this host has cgroup v2 alone.
+// unified reports whether this host has cgroup v2 alone.
 func unified() bool {
 	var st unix.Statfs_t
 	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC

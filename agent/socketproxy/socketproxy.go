@@ -43,7 +43,7 @@ const (
 
 // Run serves the socket until ctx ends.
 func Run(ctx context.Context, o Options) error {
-	l, err := unixsock.Listen(o.Path)
+	l, err := unixsock.Listen(ctx, o.Path)
 	if err != nil {
 		return err
 	}

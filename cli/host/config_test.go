@@ -48,7 +48,7 @@ func TestWhatAHostsCommandsRefuse(t *testing.T) {
 			t.Errorf("config %s: %v, want %q", args, err, want)
 		}
 	}
-	agent := agentCommand()
+	agent := agentCommand("test")
 	agent.SilenceErrors, agent.SilenceUsage = true, true
 	agent.SetArgs(nil)
 	if err := agent.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "this host is in no fleet") {

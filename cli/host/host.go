@@ -20,7 +20,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/drover/drover/agent"
-	"github.com/drover/drover/agent/engine"
 	"github.com/drover/drover/cli/client"
 	"github.com/drover/drover/controller"
 	"github.com/drover/drover/pkg/config"
@@ -84,8 +83,7 @@ func logger(c *config.Config, part string) *slog.Logger {
 
 // Commands are up, controller, agent and config.
 func Commands(version string) []*cobra.Command {
-	engine.Version = version
-	return []*cobra.Command{upCommand(), joinCommand(), controllerCommand(version), agentCommand(), configCommand()}
+	return []*cobra.Command{upCommand(), joinCommand(), controllerCommand(version), agentCommand(version), configCommand()}
 }
 
 func controllerCommand(version string) *cobra.Command {
@@ -96,7 +94,7 @@ func controllerCommand(version string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		stop, err := serveProfiles(c, "controller")
+		stop, err := serveProfiles(cmd.Context(), c, "controller")
 		if err != nil {
 			return err
 		}
@@ -113,7 +111,7 @@ func controllerCommand(version string) *cobra.Command {
 	return cmd
 }
 
-func agentCommand() *cobra.Command {
+func agentCommand(version string) *cobra.Command {
 	cmd := &cobra.Command{Use: "agent", Short: "Run this host's agent in the foreground", Args: cli.NoArgs}
 	f := addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -129,7 +127,7 @@ func agentCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		stop, err := serveProfiles(c, "agent")
+		stop, err := serveProfiles(cmd.Context(), c, "agent")
 		if err != nil {
 			return err
 		}
@@ -152,7 +150,7 @@ func agentCommand() *cobra.Command {
 			SaveControllers: func(all []string) error {
 				return errors.Join(identity.SaveControllers(c.DataDir, all), hint(c, id.Node, all))
 			},
-			DataDir: c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
+			Version: version, DataDir: c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
 			PKI: identity.AgentPKI(c.DataDir), Listen: c.AgentListen, Advertise: c.Advertise, Bridge: c.Bridge, Labels: c.Labels,
 			Reserved: []uint16{agent.Port(c.ControllerListen), agent.Port(c.AgentListen), agent.Port(c.GossipListen), agent.Port(c.MirrorListen)},
 			Gossip:   c.GossipListen, Mirror: c.MirrorListen,

@@ -16,13 +16,13 @@ import (
 
 // serveProfiles serves Go's profiles of this process on RUN/PROC-debug.sock, which
 // only root and the socket's group can open, until stop is called.
-func serveProfiles(c *config.Config, proc string) (stop func(), err error) {
+func serveProfiles(ctx context.Context, c *config.Config, proc string) (stop func(), err error) {
 	path := filepath.Join(c.RunDir, proc+"-debug.sock")
-	if other, err := net.Dial("unix", path); err == nil {
-		_ = other.Close() // of a process that holds the lock, for which this one will end
+	if other, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
+		_ = other.Close() // its process holds the lock, so this one is about to exit
 		return func() {}, nil
 	}
-	l, err := unixsock.Listen(path)
+	l, err := unixsock.Listen(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("serving profiles: %w", err)
 	}
@@ -45,7 +45,7 @@ func serveProfiles(c *config.Config, proc string) (stop func(), err error) {
 	return func() {
 		_ = srv.Close()
 		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
-			logger(c, proc).Warn("the profiles' socket failed", "err", err)
+			logger(c, proc).Warn("the debug socket failed", "err", err)
 		}
 	}, nil
 }

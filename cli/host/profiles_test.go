@@ -17,7 +17,7 @@ func TestProfilesAreServedToRootOnASocketOfTheirOwn(t *testing.T) {
 	c := &config.Config{RunDir: t.TempDir(), LogLevel: "info"}
 	path := filepath.Join(c.RunDir, "agent-debug.sock")
 	for range 2 { // the socket that a killed process left is replaced
-		stop, err := serveProfiles(c, "agent")
+		stop, err := serveProfiles(t.Context(), c, "agent")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +36,7 @@ func TestProfilesAreServedToRootOnASocketOfTheirOwn(t *testing.T) {
 		if st, err := os.Stat(path); err != nil || st.Mode().Perm()&0o007 != 0 {
 			t.Errorf("everybody may open the socket: %v %v", st.Mode(), err)
 		}
-		if other, err := serveProfiles(c, "agent"); err != nil {
+		if other, err := serveProfiles(t.Context(), c, "agent"); err != nil {
 			t.Error(err)
 		} else {
 			other()

@@ -256,7 +256,7 @@ func self(verb string, c *config.Config, file string) (*exec.Cmd, error) {
 	if file != "" {
 		args = append(args, "--config", file)
 	}
-	return exec.Command(exe, args...), nil
+	return exec.Command(exe, args...), nil //nolint:noctx // a canceled context would kill it before its ordered stop
 }
 
 // supervise makes the identities and keeps controller and agent running.

@@ -101,7 +101,7 @@ func Listen(ctx context.Context, o Options) (_ *Gateway, err error) {
 		return nil, fmt.Errorf("listening on %s: %w", o.Listen, err)
 	}
 	if g.advertise, err = advertise(o.Advertise, g.port.Addr()); err == nil {
-		g.socket, err = unixsock.Listen(o.Socket)
+		g.socket, err = unixsock.Listen(ctx, o.Socket)
 	}
 	if err != nil {
 		_ = g.port.Close()

@@ -20,29 +20,26 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Path is where a controller takes spans, OTLP's own.
+// Path is where a controller receives spans; it is OTLP's own.
 const Path = "/v1/traces"
 
-// every is how long spans wait to be sent together.
+// every is how long spans are batched before they are sent.
 const every = 200 * time.Millisecond
 
-// Sink takes spans; Store and Remote are ones.
+// Sink receives spans. Store and Remote implement it.
 type Sink interface {
 	Add(ctx context.Context, spans []*tracepb.ResourceSpans) error
 }
 
-// Provider makes spans of service on host and sends them to sink in the
-// background. Shutdown sends the rest.
+// Provider returns a tracer provider for service on host that exports to sink in
+// the background. Shutdown flushes it.
 func Provider(service, host string, sink Sink) *sdk.TracerProvider {
-	exp, err := otlptrace.New(context.Background(), client{sink})
-	if err != nil { // client.Start never fails
-		panic(err)
-	}
+	exp := otlptrace.NewUnstarted(client{sink}) // client has nothing to start
 	return sdk.NewTracerProvider(sdk.WithBatcher(exp, sdk.WithBatchTimeout(every)),
 		sdk.WithResource(resource.NewSchemaless(attribute.String("service.name", service), attribute.String("host.name", host))))
 }
 
-// client is otlptrace.Client over a Sink.
+// client implements otlptrace.Client over a Sink.
 type client struct{ sink Sink }
 
 func (client) Start(context.Context) error { return nil }
@@ -52,7 +49,7 @@ func (c client) UploadTraces(ctx context.Context, spans []*tracepb.ResourceSpans
 	return c.sink.Add(ctx, spans)
 }
 
-// Remote posts spans to a controller. URL is without path.
+// Remote posts spans to a controller. URL returns its address, without a path.
 type Remote struct {
 	HTTP *http.Client
 	URL  func() string

@@ -1,8 +1,9 @@
-// Package unixsock makes the socket that a host's own clients use, and asks the
-// kernel who they are.
+// Package unixsock listens on the socket of a host's own clients, and identifies
+// them by their peer credentials.
 package unixsock
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,38 +16,39 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// File is where the host's own clients reach the fleet.
+// File returns the path of the socket through which the host's own clients reach
+// the fleet.
 func File(runDir string) string { return filepath.Join(runDir, "drover.sock") }
 
-// maxSocketPath is what the kernel takes, less the closing NUL.
+// maxSocketPath is the length of sun_path, less the terminating NUL.
 const maxSocketPath = 107
 
-// Listen makes the socket, in place of a dead one. Only who holds the lock of its
-// process may call it: then whatever is there is dead.
-func Listen(path string) (net.Listener, error) {
+// Listen creates the socket and replaces a stale one. The caller must hold the lock
+// of its process, which is what proves that an existing socket is stale.
+func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("the socket's path %s has %d bytes, the kernel takes %d: choose a shorter run-dir", path, len(path), maxSocketPath)
+		return nil, fmt.Errorf("the socket's path %s has %d bytes, the kernel's limit is %d: choose a shorter run-dir", path, len(path), maxSocketPath)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("making the socket's folder: %w", err)
+		return nil, fmt.Errorf("creating the socket's directory: %w", err)
 	}
 	st, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return nil, fmt.Errorf("looking for an old socket: %w", err)
+		return nil, fmt.Errorf("checking for a stale socket: %w", err)
 	case st.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s is in the socket's place and is not a socket", path)
+		return nil, fmt.Errorf("%s exists and is not a socket", path)
 	default:
 		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("removing the old socket: %w", err)
+			return nil, fmt.Errorf("removing the stale socket: %w", err)
 		}
 	}
-	l, err := net.Listen("unix", path)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
-	// Until here the umask decided who may connect; peer credentials decide anyway.
+	// Until now the umask decided who may connect. That is harmless: Peer decides who is let in.
 	if err := os.Chmod(path, 0o660); err != nil {
 		_ = l.Close()
 		return nil, fmt.Errorf("opening %s to its group: %w", path, err)
@@ -54,8 +56,8 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Peer is who connected to the socket: root and the socket's group are admins,
-// as its mode says. The group is read each time, so that chgrp works.
+// Peer returns the principal on the other end of c: root and members of the socket's
+// group are admins. The group is read each time, so that chgrp takes effect.
 func Peer(path string, c net.Conn) (pki.Principal, error) {
 	uc, ok := c.(*net.UnixConn)
 	if !ok {
@@ -95,11 +97,11 @@ func Peer(path string, c net.Conn) (pki.Principal, error) {
 	return pki.Principal{}, fmt.Errorf("uid %d may not use %s: be root, or in its group (gid %d)", cred.Uid, path, sys.Gid)
 }
 
-// soPeerGroups is SO_PEERGROUPS of Linux 4.13, which package syscall lacks.
+// soPeerGroups is SO_PEERGROUPS (Linux 4.13), which package syscall lacks.
 const soPeerGroups = 59
 
-// peerGroups gives the peer's supplementary groups as they were when it
-// connected; none where the kernel can't say.
+// peerGroups returns the peer's supplementary groups as of its connect, or none where
+// the kernel doesn't support that.
 func peerGroups(fd uintptr) []uint32 {
 	groups := make([]uint32, 64)
 	for range 2 {
