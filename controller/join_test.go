@@ -52,7 +52,7 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: %v, want %q", what, err, words)
 		}
-		var no *join.Refusal
+		var no *join.RefusedError
 		if errors.As(err, &no) && no.Code >= 500 {
 			t.Errorf("%s was answered with %d", what, no.Code)
 		}

@@ -77,7 +77,7 @@ func enter(ctx context.Context, o identity.JoinOptions) error {
 	defer cancel()
 	for {
 		err := identity.Join(ctx, o)
-		var no *join.Refusal
+		var no *join.RefusedError
 		switch {
 		case err == nil:
 			return nil

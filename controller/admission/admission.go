@@ -61,7 +61,7 @@ func (a *Admission) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req, answer, err := a.answer(w, r, Routes[i].Body)
 	if err != nil {
 		code := http.StatusInternalServerError
-		if no := (*join.Refusal)(nil); errors.As(err, &no) {
+		if no := (*join.RefusedError)(nil); errors.As(err, &no) {
 			code = no.Code
 		}
 		a.logRefusal(r, code)

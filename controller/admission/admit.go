@@ -28,10 +28,10 @@ import (
 const wrapTries = 3
 
 func refuse(code int, format string, args ...any) error {
-	return &join.Refusal{Code: code, Message: fmt.Sprintf(format, args...)}
+	return &join.RefusedError{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// admit has the join decided, and signs what was decided. Its errors are *join.Refusal
+// admit has the join decided, and signs what was decided. Its errors are *join.RefusedError
 // where the host, or its operator, can mend them.
 func (a *Admission) admit(ctx context.Context, req *join.Request) (*join.Answer, error) {
 	s := a.o.Snapshot()

@@ -99,7 +99,7 @@ func commit(ctx context.Context, by Proposer, named reference.Named, img *dv1.Im
 
 // resolveError puts a registry's refusal into docker's words.
 func resolveError(named reference.Named, err error) error {
-	var lost *registry.Unreachable
+	var lost *registry.UnreachableError
 	switch {
 	case errors.As(err, &lost):
 		return refuse(dv1.Error_INTERNAL, "failed to resolve reference %q: %v", named.String(), lost)

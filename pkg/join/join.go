@@ -110,13 +110,13 @@ type Answer struct {
 	Timing         string // of raft, for a controller; "" is that of a local network
 }
 
-// Refusal is a controller's no.
-type Refusal struct {
+// RefusedError is a controller's refusal of a join.
+type RefusedError struct {
 	Code    int
 	Message string
 }
 
-func (e *Refusal) Error() string { return e.Message }
+func (e *RefusedError) Error() string { return e.Message }
 
 // Ask joins at a controller's address. Nobody but the authority that the token
 // pins is talked to.
@@ -151,7 +151,7 @@ func Ask(ctx context.Context, addr string, token pki.Token, req *Request) (*Answ
 		if json.Unmarshal(body, &m) != nil || m.Message == "" {
 			m.Message = resp.Status
 		}
-		return nil, &Refusal{resp.StatusCode, m.Message}
+		return nil, &RefusedError{resp.StatusCode, m.Message}
 	}
 	a := &Answer{}
 	if err := json.Unmarshal(body, a); err != nil {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Login asks a registry whether it knows c: nil, ErrUnauthorized or *Unreachable.
+// Login asks a registry whether it knows c: nil, ErrUnauthorized or *UnreachableError.
 // server is as docker sends it: a host, or an URL; "" is Docker Hub's.
 func (r *Registry) Login(ctx context.Context, server string, c *Credentials) error {
 	name := server
@@ -37,7 +37,7 @@ func (r *Registry) Login(ctx context.Context, server string, c *Credentials) err
 		}
 		resp, err := h.Client.Do(req)
 		if err != nil {
-			return &Unreachable{Host: name, Err: err}
+			return &UnreachableError{Host: name, Err: err}
 		}
 		_ = resp.Body.Close()
 		switch {
@@ -48,7 +48,7 @@ func (r *Registry) Login(ctx context.Context, server string, c *Credentials) err
 		case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden:
 			return fmt.Errorf("logging in to %s: %w", name, ErrUnauthorized)
 		case resp.StatusCode >= 300:
-			return &Unreachable{Host: name, Err: fmt.Errorf("it answered %s", resp.Status)}
+			return &UnreachableError{Host: name, Err: fmt.Errorf("it answered %s", resp.Status)}
 		default:
 			return nil
 		}

@@ -37,23 +37,23 @@ type Mirror struct {
 // registry that ServerAddress names, to any if it is empty.
 type Credentials struct{ Username, Password, IdentityToken, ServerAddress string }
 
-// What Resolve fails with, besides *Unreachable.
+// What Resolve fails with, besides *UnreachableError.
 var (
 	ErrNotFound     = errors.New("manifest unknown")
 	ErrUnauthorized = errors.New("unauthorized: authentication required")
 	ErrInvalid      = errors.New("invalid reference format")
 )
 
-// Unreachable: no answer from the registry.
-type Unreachable struct {
+// UnreachableError means that the registry did not answer.
+type UnreachableError struct {
 	Host string
 	Err  error
 }
 
-func (e *Unreachable) Error() string {
+func (e *UnreachableError) Error() string {
 	return fmt.Sprintf("registry %s does not answer: %v", e.Host, e.Err)
 }
-func (e *Unreachable) Unwrap() error { return e.Err }
+func (e *UnreachableError) Unwrap() error { return e.Err }
 
 // Registry is immutable and safe for concurrent use.
 type Registry struct {
@@ -249,7 +249,7 @@ func classify(domain string, err error) error {
 	case errors.Is(err, context.Canceled):
 		return err
 	case errors.As(err, &neterr):
-		return &Unreachable{Host: domain, Err: err}
+		return &UnreachableError{Host: domain, Err: err}
 	}
 	return err
 }

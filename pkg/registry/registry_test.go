@@ -70,7 +70,7 @@ func TestWhatARegistryRefusesIsToldApart(t *testing.T) {
 	if _, err := r.Resolve(ctx, "absent", mine); !errors.Is(err, ErrNotFound) {
 		t.Errorf("what isn't there: %v", err)
 	}
-	var gone *Unreachable
+	var gone *UnreachableError
 	if _, err := r.Resolve(ctx, "gone.lan/x", nil); !errors.As(err, &gone) {
 		t.Errorf("a registry that is down: %v", err)
 	}
