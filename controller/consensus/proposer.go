@@ -170,7 +170,7 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 	n.ready.Store(0)
 	term := n.Term() // before the barrier, which is for this term or a later one
 	if err := n.Raft().Barrier(raftTimeout).Error(); err != nil {
-		n.o.Logger.Info("not leading: the barrier failed", "error", err)
+		n.o.Logger.Info("not leading: the barrier failed", "err", err)
 		*leader = false
 		if errors.Is(err, raft.ErrEnqueueTimeout) || n.IsLeader() {
 			*leader = n.IsLeader() // still elected: try again

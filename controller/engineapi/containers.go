@@ -225,7 +225,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 		p, _ := pki.PrincipalFrom(r.Context())
 		_, err := s.Fleet.Propose(ctx, &dv1.Command{Principal: p.URI, Of: &dv1.Command_Killed{Killed: &dv1.Killed{TaskId: t.Id, Attempt: t.Attempt}}})
 		if err != nil {
-			s.Logger.Warn("recording a kill by hand", "task", hexID(t), "error", err)
+			s.Logger.Warn("recording a kill by hand", "task", hexID(t), "err", err)
 		}
 	}
 	if known, _ := s.Fleet.Leader(); deadly && known {
