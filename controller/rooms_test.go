@@ -14,8 +14,8 @@ import (
 var floors = [][]string{
 	{"state"},
 	{"access", "scheduler", "agents", "dispatch", "fleet", "runs"},
-	{"command", "images"},
-	{"consensus", "vault"},
+	{"command"},
+	{"consensus", "images", "vault"},
 	{"admission", "bootstrap", "engineapi", "fleetapi"},
 	{"gateway", "peer"},
 	{"membership"},
