@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -243,7 +244,7 @@ func (s *server) rename(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	name := strings.TrimPrefix(r.URL.Query().Get("name"), "/")
-	if err := validName(name); err != nil {
+	if err := create.CheckName(name); err != nil {
 		return err
 	}
 	if _, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Rename{Rename: &dv1.Rename{TaskId: t.Id, Name: name}}}); err != nil {

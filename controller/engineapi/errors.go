@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/common"
 
+	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/images"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -39,6 +40,7 @@ func status(err error) int {
 	var e *apiError
 	var field *fields.Error
 	var img *images.Error
+	var refused *create.Error
 	switch {
 	case errors.As(err, &e):
 		return e.code
@@ -48,6 +50,8 @@ func status(err error) int {
 		return http.StatusBadRequest
 	case errors.As(err, &img):
 		return wire.Status(img.Kind)
+	case errors.As(err, &refused):
+		return wire.Status(refused.Kind)
 	case errors.Is(err, fleet.ErrNoLeader), errors.Is(err, context.DeadlineExceeded), unanswered(err):
 		return http.StatusServiceUnavailable
 	}

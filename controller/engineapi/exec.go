@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -24,7 +25,9 @@ import (
 // An exec's id is 16 random bytes and the first 16 of its task's: any controller
 // finds its node.
 func newExecID(task []byte) string {
-	return hex.EncodeToString(random()[:16]) + hex.EncodeToString(task[:16])
+	b := make([]byte, 16, 32)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(append(b, task[:16]...))
 }
 
 // execOwner is the task that an exec is of, nil if there is none.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -212,7 +213,7 @@ func (k *sieve) onNode(id string) bool {
 	return k.any("node", func(n string) bool { ok, _ := path.Match(n, name); return ok || n == id }) &&
 		k.all("label", func(want string) bool {
 			key, _, _ := strings.Cut(want, "=")
-			return key != labelNode || hasLabel(map[string]string{labelNode: name})(want)
+			return key != create.LabelNode || hasLabel(map[string]string{create.LabelNode: name})(want)
 		})
 }
 
@@ -233,7 +234,7 @@ func (k *sieve) decideSpec(spec *dv1.Spec) bool {
 	has := hasLabel(v.config.Labels)
 	return k.all("label", func(want string) bool {
 		key, _, _ := strings.Cut(want, "=")
-		return key == labelNode || has(want)
+		return key == create.LabelNode || has(want)
 	}) &&
 		k.any("network", func(n string) bool { return n == v.networkMode() || n == networkID(v.networkMode()) }) &&
 		k.any("is-task", func(b string) bool { return b == "false" || b == "0" }) &&

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 
+	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -218,7 +219,7 @@ func fitsEvent(f filters, m oldMessage) bool {
 		f.any("image", func(i string) bool {
 			return a["image"] == i || m.Type == events.ImageEventType && (a["name"] == i || m.Actor.ID == i)
 		}) &&
-		f.any("node", func(n string) bool { return a[labelNode] == n }) &&
+		f.any("node", func(n string) bool { return a[create.LabelNode] == n }) &&
 		f.any("scope", func(x string) bool { return x == m.Scope }) &&
 		f.all("label", hasLabel(a))
 }

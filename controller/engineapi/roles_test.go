@@ -1,14 +1,10 @@
 package engineapi
 
 import (
-	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
-	"github.com/moby/moby/api/types/container"
 
 	"github.com/drover/drover/controller/fleet/fleettest"
 	"github.com/drover/drover/pkg/api/wire"
@@ -61,54 +57,6 @@ func TestTheRoleUserIsNotRoot(t *testing.T) {
 		t.Errorf("somebody without a role is answered with %d %s", w.Code, w.Body)
 	}
 }
-
-// Clients make a container again out of what its inspect says: the label that says
-// where it ran is not part of it.
-func TestTheNodesLabelIsNotSentBack(t *testing.T) {
-	b, req, err := decodeCreate([]byte(`{"Image":"busybox","labels":{"a":"b","io.drover.node":"web-1"},"FieldOfLaterDocker":{"x":1}}`), 56)
-	if err != nil || len(req.Labels) != 1 {
-		t.Fatalf("%+v, %v", req, err)
-	}
-	var kept map[string]json.RawMessage
-	if err := json.Unmarshal(b, &kept); err != nil || string(kept["Labels"]) != `{"a":"b"}` || kept["labels"] != nil || string(kept["FieldOfLaterDocker"]) != `{"x":1}` {
-		t.Errorf("kept is %s, %v", b, err)
-	}
-	const plain = `{"Image":"busybox", "Labels":{"a":"b"}}`
-	if b, _, err := decodeCreate([]byte(plain), 56); err != nil || string(b) != plain {
-		t.Errorf("a body without is kept as %s, %v", b, err)
-	}
-}
-
-func TestMergeOfImageAndRequest(t *testing.T) {
-	img := dockerspec.DockerOCIImageConfig{}
-	if err := json.Unmarshal([]byte(`{"Cmd":["serve"],"Entrypoint":["/run"],"Env":["A=1","B=2"],"WorkingDir":"/w","User":"u","StopSignal":"SIGINT","Labels":{"l":"image","m":"image"},
-		"ExposedPorts":{"80/tcp":{}},"Healthcheck":{"Test":["CMD","ok"]}}`), &img); err != nil {
-		t.Fatal(err)
-	}
-	for request, want := range map[string]string{
-		`{}`:                              `/run serve [A=1 B=2] /w u SIGINT map[l:image m:image] 1 ok`,
-		`{"Cmd":["x"]}`:                   `/run x [A=1 B=2] /w u SIGINT map[l:image m:image] 1 ok`,
-		`{"Entrypoint":["e"]}`:            `e [A=1 B=2] /w u SIGINT map[l:image m:image] 1 ok`,
-		`{"Entrypoint":[""],"Cmd":["x"]}`: `x [A=1 B=2] /w u SIGINT map[l:image m:image] 1 ok`,
-		`{"Env":["A=9","C"],"WorkingDir":"/x","User":"v","StopSignal":"SIGHUP","Labels":{"l":"mine"},"ExposedPorts":{"81/udp":{}},"Healthcheck":{"Test":["NONE"]}}`: `/run serve [A=9 C B=2] /x v SIGHUP map[l:mine m:image] 2 NONE`,
-	} {
-		var c container.Config
-		if err := json.Unmarshal([]byte(request), &c); err != nil {
-			t.Fatal(err)
-		}
-		mergeConfig(&c, &img)
-		got := strings.Join(append(append([]string{}, c.Entrypoint...), c.Cmd...), " ")
-		got += " " + strings.Join([]string{brackets(c.Env), c.WorkingDir, c.User, c.StopSignal, mapped(c.Labels)}, " ")
-		got += " " + string(rune('0'+len(c.ExposedPorts))) + " " + c.Healthcheck.Test[len(c.Healthcheck.Test)-1]
-		if got != want {
-			t.Errorf("%s: %s\nwant %s", request, got, want)
-		}
-	}
-}
-
-func brackets(s []string) string { return "[" + strings.Join(s, " ") + "]" }
-
-func mapped(m map[string]string) string { return "map[l:" + m["l"] + " m:" + m["m"] + "]" }
 
 // Our own client reads logs in frames, with their begin and end.
 func TestLogsInFrames(t *testing.T) {

@@ -24,6 +24,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -41,8 +42,8 @@ const (
 	EngineVersion = "29.7.2"
 )
 
-// maxBody bounds a request's body: a create's is within one log entry.
-const maxBody = 192 << 10
+// maxBody bounds a request's body.
+const maxBody = create.MaxBody
 
 // Options of New. Fleet and Registry are needed.
 type Options struct {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -79,6 +80,6 @@ func newShape(spec *dv1.Spec, image *dv1.Image) *shape {
 	}
 	s.config = *s.req.Config
 	img := images.Config(image).Config
-	mergeConfig(&s.config, &img)
+	create.Merge(&s.config, &img)
 	return s
 }

@@ -1,0 +1,229 @@
+// Package create checks what docker's create asks for, and makes a command of it. It
+// decides nothing: what it needs of the fleet may be other by the time that a leader
+// decides, which checks that again. Pure, but for the ids and names that it draws.
+package create
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/containerd/platforms"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/drover/drover/controller/command"
+	"github.com/drover/drover/controller/images"
+	"github.com/drover/drover/controller/scheduler"
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/fields"
+)
+
+// Labels with a meaning of ours: where to run (in), where it runs (out).
+const (
+	LabelOn   = "io.drover.on"
+	LabelNode = "io.drover.node"
+)
+
+// MaxBody bounds docker's JSON, in bytes: a create is within one log entry.
+const MaxBody = 192 << 10
+
+// nameTries is how many names are drawn for whoever asked for none.
+const nameTries = 24
+
+// Request is docker's create, as of its newest API, and where it is to run.
+type Request struct {
+	Body     []byte // docker's JSON
+	Name     string // "": one is chosen
+	Platform string // os/arch/variant, "" for any
+	Mode     dv1.Run_Mode
+	On       []string // constraints, beside those of the label
+	Contact  string   // id of the node that the client believes it talks to, "" for none
+}
+
+// Error refuses a request, in docker's words where it has some.
+type Error struct {
+	Kind    dv1.Error_Kind
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+func refuse(kind dv1.Error_Kind, format string, args ...any) error {
+	return &Error{kind, fmt.Sprintf(format, args...)}
+}
+
+// Command checks r against a state, and returns the command to propose, with new ids
+// and names, and what the client should know. Its error is an *Error, or a
+// *fields.Error for a field of the body.
+func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []string, err error) {
+	if len(r.Body) > MaxBody {
+		return nil, nil, refuse(dv1.Error_INVALID, "the request's body is larger than %d bytes", MaxBody)
+	}
+	body, req, err := decode(r.Body)
+	if err != nil {
+		return nil, nil, err
+	}
+	name := strings.TrimPrefix(r.Name, "/")
+	if name != "" {
+		if err := CheckName(name); err != nil {
+			return nil, nil, err
+		}
+	}
+	digest, e := command.FindImage(snap, req.Image)
+	if e != nil {
+		return nil, nil, &Error{e.Kind, e.Message}
+	}
+	image := snap.Image(digest)
+	img := images.Config(image)
+	merged := *req.Config
+	Merge(&merged, &img.Config)
+	if len(merged.Entrypoint)+len(merged.Cmd) == 0 {
+		return nil, nil, refuse(dv1.Error_INVALID, "no command specified")
+	}
+	if err := checkPlatform(image, req.Image, r.Platform); err != nil {
+		return nil, nil, err
+	}
+	warnings, err = fields.CheckCreate(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	on := append(scheduler.Split(req.Labels[LabelOn]), r.On...)
+	if r.Mode == dv1.Run_ONE && r.Contact == "" && len(on) == 0 {
+		if err := placeable(req.HostConfig); err != nil {
+			return nil, nil, err
+		}
+	}
+	sum := sha256.Sum256(body)
+	c = &dv1.CreateRun{
+		RunId: random(), Mode: r.Mode, Name: name, NameCandidates: names(nameTries), Contact: r.Contact, On: on,
+		AutoRemove: req.HostConfig != nil && req.HostConfig.AutoRemove,
+		Spec:       &dv1.Spec{Id: sum[:], Body: body, Image: req.Image, Digest: digest},
+	}
+	if r.Mode == dv1.Run_ONE {
+		c.TaskIds = [][]byte{random()}
+	}
+	return c, append(warnings, imageWarnings(req, &img)...), nil
+}
+
+var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
+// CheckName refuses what can't be a container's name.
+func CheckName(name string) error {
+	if !nameRule.MatchString(name) {
+		return refuse(dv1.Error_INVALID, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	return nil
+}
+
+// checkPlatform refuses an image of another platform than is asked for, as an image
+// that is not there: docker's command pulls the one that it wants then.
+func checkPlatform(i *dv1.Image, name, want string) error {
+	if want == "" {
+		return nil
+	}
+	p, err := platforms.Parse(want)
+	if err != nil {
+		return refuse(dv1.Error_INVALID, "%v", err)
+	}
+	c := images.Config(i)
+	have := platforms.Normalize(ocispec.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant})
+	if c.OS == "" || platforms.NewMatcher(p).Match(have) {
+		return nil
+	}
+	return refuse(dv1.Error_NO_IMAGE, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)", name, platforms.FormatAll(have), platforms.FormatAll(p))
+}
+
+// imageWarnings name what the image asks for and its container runs without.
+func imageWarnings(req *container.CreateRequest, img *dockerspec.DockerOCIImage) (warnings []string) {
+	if v := fields.Uncovered(req, img.Config.Volumes); len(v) > 0 {
+		warnings = append(warnings, fmt.Sprintf("the image's volumes (%s) are not available on this fleet yet: what is written there goes with the container", strings.Join(v, ", ")))
+	}
+	if h := img.Config.Healthcheck; req.Healthcheck == nil && h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
+		warnings = append(warnings, "health checks are not available on this fleet yet")
+	}
+	return warnings
+}
+
+// placeable refuses binds of folders that are one node's: nothing says whose.
+func placeable(h *container.HostConfig) error {
+	if h == nil {
+		return nil
+	}
+	var sources []string
+	for _, b := range h.Binds {
+		src, _, _ := strings.Cut(b, ":")
+		sources = append(sources, src)
+	}
+	for _, m := range h.Mounts {
+		if m.Type == mount.TypeBind {
+			sources = append(sources, m.Source)
+		}
+	}
+	for _, src := range sources {
+		if command.Pins(src) {
+			return refuse(dv1.Error_INVALID, "bind source %s: say which node has it (label %s=node==NAME)", src, LabelOn)
+		}
+	}
+	return nil
+}
+
+// decode checks the form of a body as docker does. The body comes back as it was sent,
+// less the label that we add to what we show: clients that recreate a container from
+// its inspect send it along.
+func decode(b []byte) ([]byte, *container.CreateRequest, error) {
+	req := &container.CreateRequest{}
+	if err := unmarshal(b, req); err != nil {
+		return nil, nil, err
+	}
+	if req.Config == nil {
+		return nil, nil, refuse(dv1.Error_INVALID, "config cannot be empty in order to create a container")
+	}
+	if req.Image == "" {
+		return nil, nil, refuse(dv1.Error_INVALID, "invalid reference format: no image specified")
+	}
+	if _, has := req.Labels[LabelNode]; !has {
+		return b, req, nil
+	}
+	delete(req.Labels, LabelNode)
+	fields := map[string]json.RawMessage{}
+	if err := unmarshal(b, &fields); err != nil {
+		return nil, nil, err
+	}
+	labels, err := json.Marshal(req.Labels)
+	if err != nil {
+		return nil, nil, err
+	}
+	for k := range fields {
+		if strings.EqualFold(k, "Labels") {
+			delete(fields, k)
+		}
+	}
+	fields["Labels"] = labels
+	b, err = json.Marshal(fields)
+	return b, req, err
+}
+
+func unmarshal(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(v); err != nil {
+		return refuse(dv1.Error_INVALID, "invalid JSON: %v", err)
+	}
+	if d.More() {
+		return refuse(dv1.Error_INVALID, "unexpected content after JSON")
+	}
+	return nil
+}
+
+func random() []byte {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails
+	return b
+}
