@@ -248,7 +248,7 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 		return err
 	}
 	log := &tracedLog{Log: node, tracer: c.Tracer}
-	way := peer.New(peer.Options{Self: c.files.Principal, Log: log, Contact: c.contact, Logger: c.Logger, Match: match, TLS: func(id, alpn string) *tls.Config {
+	way := peer.New(peer.Options{Self: c.files.Principal, Log: log, Contact: c.contact, Logger: c.Logger, TLS: func(id, alpn string) *tls.Config {
 		return pki.PeerClientTLS(c.files, alpn, pki.All(pki.Kinds(pki.KindController), c.identities.NotRevoked, func(p pki.Principal) error {
 			if p.ID != id {
 				return fmt.Errorf("it is controller %.12s, not %.12s", p.ID, id)
@@ -306,24 +306,25 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	return nil
 }
 
-func (c *controller) api(quorum *membership.Quorum) http.Handler {
-	docker := engineapi.New(engineapi.Options{Fleet: c.fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For})
-	ours := fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.peers.Gather, Fleet: c.fleet, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if fleetapi.Serves(r.URL.Path) {
-			ours.ServeHTTP(w, r)
-			return
-		}
-		docker.ServeHTTP(w, r)
-	})
+// apis are the fleet API, and docker's for all other paths.
+type apis struct {
+	ours   *fleetapi.API
+	docker *engineapi.API
 }
 
-// match finds a request's route in what api answers.
-func match(r *http.Request) route.Route {
-	if fleetapi.Serves(r.URL.Path) {
-		return fleetapi.Match(r)
+func (c *controller) api(quorum *membership.Quorum) apis {
+	return apis{
+		docker: engineapi.New(engineapi.Options{Fleet: c.fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For}),
+		ours:   fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.peers.Gather, Fleet: c.fleet, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }}),
 	}
-	return engineapi.Match(r)
+}
+
+// Match implements route.API.
+func (a apis) Match(r *http.Request) (route.Route, http.Handler) {
+	if rt, h := a.ours.Match(r); h != nil {
+		return rt, h
+	}
+	return a.docker.Match(r)
 }
 
 // settle is how long a controller that knows its cluster waits for a leader

@@ -57,7 +57,7 @@ type asking struct {
 type listener struct {
 	name, alpn string
 	h2         bool
-	routes     route.Table
+	routes     []route.Route
 	by         map[string]asking
 }
 
@@ -139,10 +139,10 @@ func TestWhoMayDoWhat(t *testing.T) {
 		{"API", "http/1.1", false, api, with(people(pki.KindUser, pki.RoleAdmin))},
 		{"socket proxy", wire.ALPNSocket, false, api, sockets},
 		{"join", wire.ALPNJoin, false, admission.Routes, with(people(pki.KindUser, pki.RoleAdmin))},
-		{"session", wire.ALPNSession, true, route.Table{peer.SessionRoute}, with(people(pki.KindNode, pki.KindNode))},
+		{"session", wire.ALPNSession, true, []route.Route{peer.SessionRoute}, with(people(pki.KindNode, pki.KindNode))},
 		{"raft", wire.ALPNRaft, true, nil, with(people(pki.KindController, pki.KindController))},
 		{"peer", wire.ALPNPeer, true, peer.Routes, with(people(pki.KindController, pki.KindController))},
-		{"relay", wire.ALPNRelay, true, slices.Concat(api, route.Table{peer.SessionRoute}), passed},
+		{"relay", wire.ALPNRelay, true, slices.Concat(api, []route.Route{peer.SessionRoute}), passed},
 	}
 	rows := map[string][]row{}
 	var order []string

@@ -68,44 +68,34 @@ type Calls interface {
 	Undo(key string) error
 }
 
-// answered is a route and what answers it.
-type answered struct {
-	method, pattern string
-	who             route.Who
-	body            int64
-	do              http.HandlerFunc
+// handler is one of a server's.
+type handler func(*server, http.ResponseWriter, *http.Request)
+
+func on(method, pattern string, who route.Who, body int64, h handler) route.Handled[handler] {
+	return route.Handled[handler]{Route: route.Route{Method: method, Pattern: pattern, At: route.Here, Who: who, Body: route.Bounded(body)}, Handle: h}
 }
 
-// surface is pkg/bulk's paths, for controllers, and what other nodes may read.
-func (s *server) surface() []answered {
-	return []answered{
-		{http.MethodPost, "/v1/tasks/{id}/attach", route.Controller, 0, s.attach},
-		{http.MethodGet, "/v1/tasks/{id}/logs", route.Controller, 0, s.logs},
-		{http.MethodGet, "/v1/tasks/{id}/wait", route.Controller, 0, s.wait},
-		{http.MethodPost, "/v1/tasks/{id}/kill", route.Controller, 0, s.kill},
-		{http.MethodPost, "/v1/tasks/{id}/resize", route.Controller, 0, s.resize},
-		{http.MethodPost, "/v1/tasks/{id}/exec", route.Controller, maxBody, s.execCreate},
-		{http.MethodPost, "/v1/exec/{id}/start", route.Controller, 0, s.execStart},
-		{http.MethodPost, "/v1/exec/{id}/resize", route.Controller, 0, s.execResize},
-		{http.MethodGet, "/v1/exec/{id}", route.Controller, 0, s.execInspect},
-		{http.MethodPost, "/v1/images/pull", route.Controller, maxBody, s.pull},
-		{http.MethodDelete, "/v1/images/{digest}", route.Controller, 0, s.removeImage},
-		{http.MethodGet, "/v1/probe", route.Controller, 0, s.answerProbe},
+// table is pkg/bulk's paths, for controllers, and what other nodes may read.
+var table = route.Table[handler]{
+	on(http.MethodPost, "/v1/tasks/{id}/attach", route.Controller, 0, (*server).attach),
+	on(http.MethodGet, "/v1/tasks/{id}/logs", route.Controller, 0, (*server).logs),
+	on(http.MethodGet, "/v1/tasks/{id}/wait", route.Controller, 0, (*server).wait),
+	on(http.MethodPost, "/v1/tasks/{id}/kill", route.Controller, 0, (*server).kill),
+	on(http.MethodPost, "/v1/tasks/{id}/resize", route.Controller, 0, (*server).resize),
+	on(http.MethodPost, "/v1/tasks/{id}/exec", route.Controller, maxBody, (*server).execCreate),
+	on(http.MethodPost, "/v1/exec/{id}/start", route.Controller, 0, (*server).execStart),
+	on(http.MethodPost, "/v1/exec/{id}/resize", route.Controller, 0, (*server).execResize),
+	on(http.MethodGet, "/v1/exec/{id}", route.Controller, 0, (*server).execInspect),
+	on(http.MethodPost, "/v1/images/pull", route.Controller, maxBody, (*server).pull),
+	on(http.MethodDelete, "/v1/images/{digest}", route.Controller, 0, (*server).removeImage),
+	on(http.MethodGet, "/v1/probe", route.Controller, 0, (*server).answerProbe),
 
-		{http.MethodGet, "/v2/{name...}/manifests/{reference}", route.Node, 0, s.content},
-		{http.MethodGet, "/v2/{name...}/blobs/{digest}", route.Node, 0, s.content},
-	}
-}
-
-func table(surface []answered) (t route.Table) {
-	for _, a := range surface {
-		t = append(t, route.Route{Method: a.method, Pattern: a.pattern, At: route.Here, Who: a.who, Body: a.body})
-	}
-	return t
+	on(http.MethodGet, "/v2/{name...}/manifests/{reference}", route.Node, 0, (*server).content),
+	on(http.MethodGet, "/v2/{name...}/blobs/{digest}", route.Node, 0, (*server).content),
 }
 
 // Routes are what Handler answers.
-var Routes = table((&server{}).surface())
+var Routes = table.Routes()
 
 // Handler answers Routes over the node's tasks and images. Callers are in a
 // request's context.
@@ -114,27 +104,24 @@ func Handler(tasks task.Streams, images Images, o Options) http.Handler {
 	if s.reading == nil {
 		s.reading = func(string) Reader { return &task.Reader{} }
 	}
-	surface := s.surface()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, _ := pki.PrincipalFrom(r.Context())
 		p.Roles = []string{p.Kind} // the port lets in members only, which are what their certificates say
-		i, values := Routes.Match(r.Method, r.URL.Path)
+		h, values, ok := table.Match(r.Method, r.URL.Path)
 		switch {
 		case !route.Members.Has(p):
 			refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: "only controllers and nodes of this fleet may do something here"})
 			return
-		case i < 0:
+		case !ok:
 			refuse(w, &bulk.StatusError{Code: http.StatusNotFound, Message: r.Method + " " + r.URL.Path + " is not known here"})
 			return
-		case !Routes[i].Who.Has(p):
+		case !h.Who.Has(p):
 			refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: fmt.Sprintf("%s is a %s, which may not do this here", p.URI, p.Kind)})
 			return
 		}
-		for k, v := range values {
-			r.SetPathValue(k, v)
-		}
-		r.Body = http.MaxBytesReader(w, r.Body, Routes[i].Body)
-		surface[i].do(w, r)
+		route.SetValues(r, values)
+		r.Body = h.Body.Limit(w, r.Body)
+		h.Handle(s, w, r)
 	})
 }
 

@@ -28,8 +28,8 @@ func TestRoutesAreForControllersAndContentForNodes(t *testing.T) {
 	want = append(want, "node: GET /v2/{name...}/manifests/{reference}", "node: GET /v2/{name...}/blobs/{digest}")
 	for i, r := range Routes {
 		got := r.Who.String() + ": " + r.String()
-		if r.Body > 0 {
-			got += fmt.Sprintf(" %d", r.Body)
+		if r.Body.Max > 0 {
+			got += fmt.Sprintf(" %d", r.Body.Max)
 		}
 		if i >= len(want) || got != want[i] {
 			t.Errorf("a route that is not in the test: %s", got)
@@ -65,8 +65,8 @@ func TestOnlyWhomTheTableNamesIsAnswered(t *testing.T) {
 			if may := is&rt.Who != 0; may == (code == http.StatusForbidden) {
 				t.Errorf("%s by %q: %d", rt, kind, code)
 			}
-			if long := ask(kind, rt.Method, path, rt.Body+1); is&rt.Who != 0 && rt.Body > 0 && long != http.StatusRequestEntityTooLarge {
-				t.Errorf("%s with more than %d bytes: %d", rt, rt.Body, long)
+			if long := ask(kind, rt.Method, path, rt.Body.Max+1); is&rt.Who != 0 && rt.Body.Max > 0 && long != http.StatusRequestEntityTooLarge {
+				t.Errorf("%s with more than %d bytes: %d", rt, rt.Body.Max, long)
 			}
 		}
 		want := http.StatusForbidden

@@ -23,7 +23,11 @@ import (
 )
 
 // Routes are for hosts without an identity: a token's secret is in the body.
-var Routes = route.Table{{Method: http.MethodPost, Pattern: join.Path, At: route.Here, Who: route.Anyone, Body: join.MaxBody}}
+var Routes = table.Routes()
+
+var table = route.Table[func(*Admission, http.ResponseWriter, *http.Request)]{
+	{Route: route.Route{Method: http.MethodPost, Pattern: join.Path, At: route.Here, Who: route.Anyone, Body: route.Bounded(join.MaxBody)}, Handle: (*Admission).join},
+}
 
 // Vault is what admission needs of what is sealed.
 type Vault interface {
@@ -53,12 +57,17 @@ func New(o Options) *Admission { return &Admission{o: o, refused: limit.NewThrot
 
 // ServeHTTP implements http.Handler.
 func (a *Admission) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	i, _ := Routes.Match(r.Method, r.URL.Path)
-	if i < 0 {
+	h, _, ok := table.Match(r.Method, r.URL.Path)
+	if !ok {
 		wire.Refuse(w, http.StatusNotFound, r.Method+" "+r.URL.Path+" is not known here")
 		return
 	}
-	req, answer, err := a.answer(w, r, Routes[i].Body)
+	r.Body = h.Body.Limit(w, r.Body)
+	h.Handle(a, w, r)
+}
+
+func (a *Admission) join(w http.ResponseWriter, r *http.Request) {
+	req, answer, err := a.answer(r)
 	if err != nil {
 		code := http.StatusInternalServerError
 		if no := (*join.RefusedError)(nil); errors.As(err, &no) {
@@ -73,8 +82,8 @@ func (a *Admission) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer) // who left asks again
 }
 
-func (a *Admission) answer(w http.ResponseWriter, r *http.Request, limit int64) (*join.Request, *join.Answer, error) {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+func (a *Admission) answer(r *http.Request) (*join.Request, *join.Answer, error) {
+	b, err := io.ReadAll(r.Body)
 	req := &join.Request{}
 	if err == nil {
 		err = json.Unmarshal(b, req)

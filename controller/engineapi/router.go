@@ -59,154 +59,163 @@ type Options struct {
 type server struct {
 	Options
 	images *images.Images
-	routes []answered
 	shapes shapes
 }
 
 // handler writes its answer or returns an error, which becomes docker's JSON.
-type handler func(w http.ResponseWriter, r *http.Request) error
+type handler func(s *server, w http.ResponseWriter, r *http.Request) error
 
-// answered is a route and what answers it.
-type answered struct {
-	method, pattern string
-	at              route.Place
-	do              handler
+// on is a row of the table, for users.
+func on(method, pattern string, at route.Place, h handler) route.Handled[handler] {
+	return route.Handled[handler]{Route: route.Route{Method: method, Pattern: pattern, At: at, Who: route.User, Body: route.Bounded(maxBody)}, Handle: h}
 }
 
-// surface is the whole of the API, for users. The names of images hold slashes.
-func (s *server) surface() []answered {
-	return []answered{
-		{"GET", "/_ping", route.Here, s.ping},
-		{"GET", "/version", route.Here, s.version},
-		{"GET", "/info", route.Leader, s.info},
-		{"GET", "/events", route.Leader, s.events},
-		{"POST", "/auth", route.Leader, s.auth},
-		{"GET", "/plugins", route.Leader, s.plugins},
-		{"POST", "/build/prune", route.Leader, s.buildPrune},
-		{"POST", "/build/cancel", route.Leader, s.buildPrune},
+// table is the whole of the API, at paths without a version. The names of images hold
+// slashes; the last row is for what is not there.
+var table = route.Table[handler]{
+	on("GET", "/_ping", route.Here, (*server).ping),
+	on("GET", "/version", route.Here, (*server).version),
+	on("GET", "/info", route.Leader, (*server).info),
+	on("GET", "/events", route.Leader, (*server).events),
+	on("POST", "/auth", route.Leader, (*server).auth),
+	on("GET", "/plugins", route.Leader, (*server).plugins),
+	on("POST", "/build/prune", route.Leader, (*server).buildPrune),
+	on("POST", "/build/cancel", route.Leader, (*server).buildPrune),
 
-		{"GET", "/containers/json", route.Leader, s.listContainers},
-		{"POST", "/containers/create", route.Leader, s.createContainer},
-		{"GET", "/containers/{id}/json", route.Leader, s.inspectContainer},
-		{"POST", "/containers/{id}/start", route.Leader, s.start},
-		{"POST", "/containers/{id}/stop", route.Leader, s.stop},
-		{"POST", "/containers/{id}/restart", route.Leader, s.restart},
-		{"POST", "/containers/{id}/rename", route.Leader, s.rename},
-		{"DELETE", "/containers/{id}", route.Leader, s.remove},
-		{"POST", "/containers/{id}/attach", route.Stream, s.attach},
-		{"GET", "/containers/{id}/logs", route.Stream, s.logs},
-		{"POST", "/containers/{id}/wait", route.Stream, s.wait},
-		{"POST", "/containers/{id}/kill", route.Stream, s.kill},
-		{"POST", "/containers/{id}/resize", route.Stream, s.resizeContainer},
-		{"POST", "/containers/{id}/exec", route.Stream, s.execCreate},
-		{"POST", "/exec/{id}/start", route.Stream, s.execStart},
-		{"POST", "/exec/{id}/resize", route.Stream, s.execResize},
-		{"GET", "/exec/{id}/json", route.Stream, s.execInspect},
+	on("GET", "/containers/json", route.Leader, (*server).listContainers),
+	on("POST", "/containers/create", route.Leader, (*server).createContainer),
+	on("GET", "/containers/{id}/json", route.Leader, (*server).inspectContainer),
+	on("POST", "/containers/{id}/start", route.Leader, (*server).start),
+	on("POST", "/containers/{id}/stop", route.Leader, (*server).stop),
+	on("POST", "/containers/{id}/restart", route.Leader, (*server).restart),
+	on("POST", "/containers/{id}/rename", route.Leader, (*server).rename),
+	on("DELETE", "/containers/{id}", route.Leader, (*server).remove),
+	on("POST", "/containers/{id}/attach", route.Stream, (*server).attach),
+	on("GET", "/containers/{id}/logs", route.Stream, (*server).logs),
+	on("POST", "/containers/{id}/wait", route.Stream, (*server).wait),
+	on("POST", "/containers/{id}/kill", route.Stream, (*server).kill),
+	on("POST", "/containers/{id}/resize", route.Stream, (*server).resizeContainer),
+	on("POST", "/containers/{id}/exec", route.Stream, (*server).execCreate),
+	on("POST", "/exec/{id}/start", route.Stream, (*server).execStart),
+	on("POST", "/exec/{id}/resize", route.Stream, (*server).execResize),
+	on("GET", "/exec/{id}/json", route.Stream, (*server).execInspect),
 
-		{"GET", "/images/json", route.Leader, s.listImages},
-		{"POST", "/images/create", route.Stream, s.createImage},
-		{"GET", "/images/{name...}/json", route.Leader, s.inspectImage},
-		{"POST", "/images/{name...}/tag", route.Leader, s.tagImage},
-		{"DELETE", "/images/{name...}", route.Leader, s.deleteImage},
+	on("GET", "/images/json", route.Leader, (*server).listImages),
+	on("POST", "/images/create", route.Stream, (*server).createImage),
+	on("GET", "/images/{name...}/json", route.Leader, (*server).inspectImage),
+	on("POST", "/images/{name...}/tag", route.Leader, (*server).tagImage),
+	on("DELETE", "/images/{name...}", route.Leader, (*server).deleteImage),
 
-		{"", "/", route.Here, s.notYet},
-	}
+	on("", "/", route.Here, (*server).notYet),
 }
 
-func table(surface []answered) (t route.Table) {
-	for _, a := range surface {
-		t = append(t, route.Route{Method: a.method, Pattern: a.pattern, At: a.at, Who: route.User, Body: maxBody})
-	}
-	return t
-}
+// Routes are what the API answers; the last is for what is not there.
+var Routes = table.Routes()
 
-// Routes are what New answers, at paths without a version; the last is for what is
-// not there.
-var Routes = table((&server{}).surface())
+// API is the Engine API. Requests need an identity with the role admin or user in
+// their context. Safe for concurrent use.
+type API struct{ s *server }
 
-// Match finds a request's route.
-func Match(r *http.Request) route.Route {
-	path := r.URL.Path
-	if m := versioned.FindStringSubmatch(path); m != nil {
-		path = m[3]
-	}
-	i, _ := Routes.Match(r.Method, path)
-	return Routes[i]
-}
-
-// New returns the Engine API. Requests need an identity with the role admin or
-// user in their context.
-func New(o Options) http.Handler {
+// New makes an API.
+func New(o Options) *API {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	s := &server{Options: o, images: images.New(images.Options{Fleet: o.Fleet, Registry: o.Registry, Logger: o.Logger, Grant: o.Grant})}
-	s.routes = s.surface()
-	return http.HandlerFunc(s.serve)
+	return &API{&server{Options: o, images: images.New(images.Options{Fleet: o.Fleet, Registry: o.Registry, Logger: o.Logger, Grant: o.Grant})}}
+}
+
+// Match implements route.API; there is a handler for every request.
+func (a *API) Match(r *http.Request) (route.Route, http.Handler) {
+	c := &routed{server: a.s, path: r.URL.Path}
+	if m := versioned.FindStringSubmatch(r.URL.Path); m != nil {
+		c.major, c.minor, c.path = m[1], m[2], m[3]
+	}
+	c.Handled, c.values, _ = table.Match(r.Method, c.path)
+	return c.Route, c
+}
+
+// ServeHTTP implements http.Handler.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_, h := a.Match(r)
+	h.ServeHTTP(w, r)
 }
 
 var versioned = regexp.MustCompile(`^/v([0-9]+)\.([0-9]+)(/.*)$`)
 
 type versionKey struct{}
 
-// serve is what every request passes: headers, version, identity, trace.
-func (s *server) serve(w http.ResponseWriter, r *http.Request) {
+// routed is a request that found its route.
+type routed struct {
+	*server
+	route.Handled[handler]
+	major, minor string // of the version in its path, "" for none
+	path         string // without it
+	values       map[string]string
+}
+
+// version is the minor version that the request speaks.
+func (c *routed) version() (int, error) {
+	if c.major == "" {
+		return minor(MaxVersion), nil
+	}
+	asked := c.major + "." + c.minor
+	n, err := strconv.Atoi(c.minor)
+	switch {
+	case c.major != "1" && c.major != "0" || err != nil || n > minor(MaxVersion) && c.major == "1":
+		return 0, refuse(http.StatusBadRequest, "client version %s is too new. Maximum supported API version is %s", asked, MaxVersion)
+	case c.major == "0" || n < minor(MinVersion):
+		return 0, refuse(http.StatusBadRequest, "client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", asked, MinVersion)
+	}
+	return n, nil
+}
+
+// ServeHTTP is what every request passes: headers, version, identity, trace.
+func (c *routed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Api-Version", MaxVersion)
 	h.Set("Ostype", "linux")
 	h.Set("Server", "Docker/"+EngineVersion+" (linux)")
-	version := minor(MaxVersion)
-	if m := versioned.FindStringSubmatch(r.URL.Path); m != nil {
-		asked := m[1] + "." + m[2]
-		n, err := strconv.Atoi(m[2])
-		switch {
-		case m[1] != "1" && m[1] != "0" || err != nil || n > minor(MaxVersion) && m[1] == "1":
-			s.fail(w, r, refuse(http.StatusBadRequest, "client version %s is too new. Maximum supported API version is %s", asked, MaxVersion))
-			return
-		case m[1] == "0" || n < minor(MinVersion):
-			s.fail(w, r, refuse(http.StatusBadRequest, "client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", asked, MinVersion))
-			return
-		}
-		version = n
-		u := *r.URL
-		u.Path, u.RawPath = m[3], ""
-		r = r.Clone(r.Context())
-		r.URL = &u
+	version, err := c.version()
+	if err != nil {
+		c.fail(w, r, err)
+		return
 	}
-	i, values := Routes.Match(r.Method, r.URL.Path)
 	p, ok := pki.PrincipalFrom(r.Context())
 	switch {
 	case !ok:
-		s.fail(w, r, refuse(http.StatusUnauthorized, "%s", pki.ErrNoPrincipal))
+		c.fail(w, r, refuse(http.StatusUnauthorized, "%s", pki.ErrNoPrincipal))
 		return
-	case !Routes[i].Who.Has(p):
-		s.fail(w, r, refuse(http.StatusForbidden, "%s has no role that allows this", p.URI))
+	case !c.Who.Has(p):
+		c.fail(w, r, refuse(http.StatusForbidden, "%s has no role that allows this", p.URI))
 		return
 	}
-	for k, v := range values {
-		r.SetPathValue(k, v)
-	}
-	r.Body = http.MaxBytesReader(w, r.Body, Routes[i].Body)
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	ctx, span := s.Tracer.Start(ctx, "engineapi "+r.Method+" "+spanName(r.URL.Path), trace.WithSpanKind(trace.SpanKindServer))
+	ctx, span := c.Tracer.Start(ctx, "engineapi "+r.Method+" "+spanName(c.path), trace.WithSpanKind(trace.SpanKindServer))
 	span.SetAttributes(attribute.String("principal", p.URI))
 	defer span.End()
 	if sc := span.SpanContext(); sc.IsValid() {
 		h.Set(wire.HeaderTrace, sc.TraceID().String())
 	}
 	r = r.WithContext(context.WithValue(ctx, versionKey{}, version))
-	warnings, err := fields.CheckQuery(Routes[i].String(), r.URL.Query())
+	if c.major != "" { // what is asked for doesn't depend on the version
+		u := *r.URL
+		u.Path, u.RawPath = c.path, ""
+		r.URL = &u
+	}
+	route.SetValues(r, c.values)
+	r.Body = c.Body.Limit(w, r.Body)
+	warnings, err := fields.CheckQuery(c.Route.String(), r.URL.Query())
 	for _, said := range warnings {
 		h.Add(wire.HeaderWarning, said)
 	}
 	if err == nil {
-		err = s.routes[i].do(w, r)
+		err = c.Handle(c.server, w, r)
 	}
 	if err != nil {
-		s.fail(w, r, err)
+		c.fail(w, r, err)
 	}
 }
 

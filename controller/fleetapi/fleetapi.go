@@ -55,86 +55,124 @@ type Options struct {
 
 type server struct{ Options }
 
-// procedures are the whole of the API beside OTLP's own path: where each is
-// answered, and for whom.
-var procedures = []struct {
-	path string
-	at   route.Place
-	who  route.Who
-	read bool
-}{
-	{dv1connect.NodesListProcedure, route.Leader, route.User, true},
-	{dv1connect.NodesGetProcedure, route.Leader, route.User, true},
-	{dv1connect.NodesUpdateProcedure, route.Leader, route.Admin, false},
-	{dv1connect.NodesGrantProcedure, route.Leader, route.Admin, false},
-	{dv1connect.NodesRemoveProcedure, route.Leader, route.Admin, false},
-	{dv1connect.NodesListPoolsProcedure, route.Leader, route.User, true},
-	{dv1connect.NodesAddPoolProcedure, route.Leader, route.Admin, false},
-	{dv1connect.ControllersListProcedure, route.Leader, route.User, true},
-	{dv1connect.ControllersRemoveProcedure, route.Leader, route.Admin, false},
-	{dv1connect.ControllersGetTimingProcedure, route.Leader, route.User, true},
-	{dv1connect.ControllersSetTimingProcedure, route.Leader, route.Admin, false},
-	{dv1connect.TokensListProcedure, route.Leader, route.Admin, true},
-	{dv1connect.TokensCreateProcedure, route.Leader, route.Admin, false},
-	{dv1connect.TokensRevokeProcedure, route.Leader, route.Admin, false},
-	{dv1connect.ImagesResolveProcedure, route.Leader, route.User | route.Members, true},
-	{dv1connect.TracesListProcedure, route.Here, route.User, true},
-	{dv1connect.TracesGetProcedure, route.Here, route.User, true},
+// service makes the handler of a service, which is one of its procedures' too.
+type service func(s *server, o ...connect.HandlerOption) http.Handler
+
+func procedure(path string, at route.Place, who route.Who, read bool, of service) route.Handled[service] {
+	return route.Handled[service]{Route: route.Route{Method: http.MethodPost, Pattern: path, At: at, Who: who, Body: route.Bounded(maxBody), Read: read}, Handle: of}
 }
 
-// Routes are what New answers; the last is for what is not there.
-var Routes = table()
+func reads(path string, at route.Place, who route.Who, of service) route.Handled[service] {
+	return procedure(path, at, who, true, of)
+}
 
-func table() (t route.Table) {
-	for _, p := range procedures {
-		t = append(t, route.Route{Method: http.MethodPost, Pattern: p.path, At: p.at, Who: p.who, Body: maxBody, Read: p.read})
+func changes(path string, at route.Place, who route.Who, of service) route.Handled[service] {
+	return procedure(path, at, who, false, of)
+}
+
+// table is the whole of the API: where each procedure is answered, and for whom.
+// The last row is for what is not there.
+var table = route.Table[service]{
+	reads(dv1connect.NodesListProcedure, route.Leader, route.User, (*server).nodes),
+	reads(dv1connect.NodesGetProcedure, route.Leader, route.User, (*server).nodes),
+	changes(dv1connect.NodesUpdateProcedure, route.Leader, route.Admin, (*server).nodes),
+	changes(dv1connect.NodesGrantProcedure, route.Leader, route.Admin, (*server).nodes),
+	changes(dv1connect.NodesRemoveProcedure, route.Leader, route.Admin, (*server).nodes),
+	reads(dv1connect.NodesListPoolsProcedure, route.Leader, route.User, (*server).nodes),
+	changes(dv1connect.NodesAddPoolProcedure, route.Leader, route.Admin, (*server).nodes),
+	reads(dv1connect.ControllersListProcedure, route.Leader, route.User, (*server).controllers),
+	changes(dv1connect.ControllersRemoveProcedure, route.Leader, route.Admin, (*server).controllers),
+	reads(dv1connect.ControllersGetTimingProcedure, route.Leader, route.User, (*server).controllers),
+	changes(dv1connect.ControllersSetTimingProcedure, route.Leader, route.Admin, (*server).controllers),
+	reads(dv1connect.TokensListProcedure, route.Leader, route.Admin, (*server).tokens),
+	changes(dv1connect.TokensCreateProcedure, route.Leader, route.Admin, (*server).tokens),
+	changes(dv1connect.TokensRevokeProcedure, route.Leader, route.Admin, (*server).tokens),
+	reads(dv1connect.ImagesResolveProcedure, route.Leader, route.User|route.Members, (*server).images),
+	reads(dv1connect.TracesListProcedure, route.Here, route.User, (*server).traces),
+	reads(dv1connect.TracesGetProcedure, route.Here, route.User, (*server).traces),
+
+	{Route: route.Route{Method: http.MethodPost, Pattern: trace.Path, At: route.Here, Who: route.User | route.Members, Body: route.Bounded(maxSpans)},
+		Handle: func(s *server, _ ...connect.HandlerOption) http.Handler { return http.HandlerFunc(s.export) }},
+	{Route: route.Route{Pattern: "/", At: route.Here, Who: route.User, Body: route.Bounded(maxBody)},
+		Handle: func(*server, ...connect.HandlerOption) http.Handler { return http.HandlerFunc(unknown) }},
+}
+
+// handlerOf drops the path that a service is mounted at: routes have it.
+func handlerOf(_ string, h http.Handler) http.Handler { return h }
+
+func (s *server) nodes(o ...connect.HandlerOption) http.Handler {
+	return handlerOf(dv1connect.NewNodesHandler(nodes{s}, o...))
+}
+
+func (s *server) controllers(o ...connect.HandlerOption) http.Handler {
+	return handlerOf(dv1connect.NewControllersHandler(controllers{s}, o...))
+}
+
+func (s *server) tokens(o ...connect.HandlerOption) http.Handler {
+	return handlerOf(dv1connect.NewTokensHandler(tokens{s}, o...))
+}
+
+func (s *server) images(o ...connect.HandlerOption) http.Handler {
+	return handlerOf(dv1connect.NewImagesHandler(images{s}, o...))
+}
+
+func (s *server) traces(o ...connect.HandlerOption) http.Handler {
+	return handlerOf(dv1connect.NewTracesHandler(traces{s}, o...))
+}
+
+func unknown(w http.ResponseWriter, r *http.Request) {
+	answerError(w, http.StatusNotFound, connect.CodeUnimplemented, r.Method+" "+r.URL.Path+" is not known here")
+}
+
+// Routes are what the API answers; the last is for what is not there.
+var Routes = table.Routes()
+
+// API is the fleet API. Requests need their principal in the context. Safe for
+// concurrent use.
+type API struct{ bound route.Table[http.Handler] }
+
+// New makes an API.
+func New(o Options) *API {
+	s, a := &server{o}, &API{}
+	for _, h := range table {
+		a.bound = append(a.bound, route.Handled[http.Handler]{Route: h.Route, Handle: h.Handle(s, connect.WithReadMaxBytes(maxBody))})
 	}
-	return append(t,
-		route.Route{Method: http.MethodPost, Pattern: trace.Path, At: route.Here, Who: route.User | route.Members, Body: maxSpans},
-		route.Route{Pattern: "/", At: route.Here, Who: route.User, Body: maxBody})
+	return a
 }
 
-// Serves reports whether a path is this API's.
-func Serves(path string) bool {
-	return path == trace.Path || strings.HasPrefix(path, "/drover.v1.")
-}
-
-// Match finds a request's route.
-func Match(r *http.Request) route.Route {
-	i, _ := Routes.Match(r.Method, r.URL.Path)
-	return Routes[i]
-}
-
-// New returns a handler of requests that carry their principal in the context.
-func New(o Options) http.Handler {
-	s := &server{o}
-	mux := http.NewServeMux()
-	opts := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxBody))
-	for _, add := range []func() (string, http.Handler){
-		func() (string, http.Handler) { return dv1connect.NewNodesHandler(nodes{s}, opts) },
-		func() (string, http.Handler) { return dv1connect.NewControllersHandler(controllers{s}, opts) },
-		func() (string, http.Handler) { return dv1connect.NewTokensHandler(tokens{s}, opts) },
-		func() (string, http.Handler) { return dv1connect.NewImagesHandler(images{s}, opts) },
-		func() (string, http.Handler) { return dv1connect.NewTracesHandler(traces{s}, opts) },
-	} {
-		mux.Handle(add())
+// Match implements route.API: the paths of drover.v1 and of OTLP are this API's.
+func (a *API) Match(r *http.Request) (route.Route, http.Handler) {
+	if r.URL.Path != trace.Path && !strings.HasPrefix(r.URL.Path, "/drover.v1.") {
+		return route.Route{}, nil
 	}
-	mux.HandleFunc("POST "+trace.Path, s.export)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		i, _ := Routes.Match(r.Method, r.URL.Path)
-		p, ok := pki.PrincipalFrom(r.Context())
-		switch {
-		case !ok:
-			answerError(w, http.StatusUnauthorized, connect.CodeUnauthenticated, pki.ErrNoPrincipal.Error())
-		case !Routes[i].Who.Has(p):
-			answerError(w, http.StatusForbidden, connect.CodePermissionDenied, p.URI+" has no role that allows this")
-		case i == len(Routes)-1:
-			answerError(w, http.StatusNotFound, connect.CodeUnimplemented, r.Method+" "+r.URL.Path+" is not known here")
-		default:
-			r.Body = http.MaxBytesReader(w, r.Body, Routes[i].Body)
-			mux.ServeHTTP(w, r)
-		}
-	})
+	h, _, _ := a.bound.Match(r.Method, r.URL.Path)
+	return h.Route, routed(h)
+}
+
+// ServeHTTP implements http.Handler, for requests that Match finds.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if _, h := a.Match(r); h != nil {
+		h.ServeHTTP(w, r)
+		return
+	}
+	unknown(w, r)
+}
+
+// routed is a request that found its route.
+type routed route.Handled[http.Handler]
+
+// ServeHTTP implements http.Handler.
+func (c routed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p, ok := pki.PrincipalFrom(r.Context())
+	switch {
+	case !ok:
+		answerError(w, http.StatusUnauthorized, connect.CodeUnauthenticated, pki.ErrNoPrincipal.Error())
+	case !c.Who.Has(p):
+		answerError(w, http.StatusForbidden, connect.CodePermissionDenied, p.URI+" has no role that allows this")
+	default:
+		r.Body = c.Body.Limit(w, r.Body)
+		c.Handle.ServeHTTP(w, r)
+	}
 }
 
 // answerError is an error in connect's form for callers of every kind.

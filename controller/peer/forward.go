@@ -19,11 +19,11 @@ import (
 	"github.com/drover/drover/pkg/route"
 )
 
-// API answers callers of this controller, who may do what they ask for: local has
+// API answers callers of this controller, who may do what they ask for: api has
 // what needs no leader, or is the leader's own.
-func (ps *Peers) API(local http.Handler) http.Handler {
+func (ps *Peers) API(api route.API) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rt := ps.o.Match(r)
+		rt, local := api.Match(r)
 		if r = ps.admit(w, r, rt, ps.learn(r, rt)); r == nil {
 			return
 		}
@@ -49,7 +49,7 @@ const maxKept = 1 << 20
 // forward sends a request to the leader, and again to the next one if the first
 // dies with it: keys make that safe.
 func (ps *Peers) forward(w http.ResponseWriter, r *http.Request, rt route.Route, local http.Handler, change bool) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, rt.Body))
+	body, err := io.ReadAll(rt.Body.Limit(w, r.Body))
 	if err != nil {
 		tooLarge(w, rt)
 		return
@@ -99,7 +99,7 @@ func (ps *Peers) forward(w http.ResponseWriter, r *http.Request, rt route.Route,
 }
 
 func tooLarge(w http.ResponseWriter, rt route.Route) {
-	refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", rt.Body))
+	refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", rt.Body.Max))
 }
 
 func again(r *http.Request, body []byte) { r.Body = io.NopCloser(bytes.NewReader(body)) }

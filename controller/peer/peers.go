@@ -26,7 +26,6 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
-	"github.com/drover/drover/pkg/route"
 )
 
 // What a controller asks for itself (wire.ALPNPeer) and what it passes on for its
@@ -68,7 +67,6 @@ type Options struct {
 	Self   pki.Principal // this controller
 	Log    Log
 	TLS    func(id, alpn string) *tls.Config // for dialing a controller by its id
-	Match  func(*http.Request) route.Route   // of the API that callers are answered by
 	Logger *slog.Logger
 	// Contact is the node on this controller's host, which callers mean who name none.
 	Contact string

@@ -22,6 +22,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/route"
 )
 
 // Who asks: an admin, or an agent.
@@ -114,6 +115,14 @@ func (m *member) Verify() (uint64, error) {
 	return m.Snapshot().Index(), nil
 }
 
+// docker has the routes of the Engine API, all with one handler.
+type docker struct{ http.Handler }
+
+func (d docker) Match(r *http.Request) (route.Route, http.Handler) {
+	rt, _ := engineapi.New(engineapi.Options{}).Match(r)
+	return rt, d.Handler
+}
+
 // api is the Engine API of a member's controller.
 func api(t *testing.T, m *member) http.Handler {
 	t.Helper()
@@ -139,7 +148,7 @@ func follower(t *testing.T, m *member) *controller {
 	t.Helper()
 	local := fleet.NewLocal(fleet.LocalOptions{Log: m, Reports: dispatch.New(dispatch.Options{Log: m}),
 		Dial: func(*dv1.Node) (*http.Client, error) { return nil, errors.New("no agent is here") }})
-	ps := New(Options{Self: pki.Principal{ID: "me"}, Log: m, Match: engineapi.Match, TLS: func(string, string) *tls.Config {
+	ps := New(Options{Self: pki.Principal{ID: "me"}, Log: m, TLS: func(string, string) *tls.Config {
 		return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -324,7 +333,7 @@ func TestRequestsThatStallHoldUpNeitherProposalsNorSessions(t *testing.T) {
 		}
 	})
 	f := follower(t, m)
-	stalled(t, as(caller, f.API(http.NotFoundHandler())), inFlight, begun)
+	stalled(t, as(caller, f.API(docker{http.NotFoundHandler()})), inFlight, begun)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for range 40 { // more than a connection may have in flight
@@ -349,14 +358,14 @@ func TestForwardedRequestsThatStallHoldUpNoOthers(t *testing.T) {
 	m := newMember()
 	m.leads("me")
 	begun := make(chan struct{})
-	srv := httptest.NewUnstartedServer(as("spiffe://fleet/controller/c1", follower(t, m).Callers(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewUnstartedServer(as("spiffe://fleet/controller/c1", follower(t, m).Callers(docker{http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/containers/create" {
 			_, _ = io.Copy(w, r.Body)
 			return
 		}
 		begun <- struct{}{}
 		<-r.Context().Done()
-	}), http.NotFoundHandler())))
+	})}, http.NotFoundHandler())))
 	srv.EnableHTTP2 = true
 	srv.StartTLS()
 	t.Cleanup(srv.Close)

@@ -29,87 +29,68 @@ import (
 // maxCommand bounds a command that a follower sends: more than any entry takes.
 const maxCommand = 1 << 20
 
-// answered is a route of the controllers' own and what answers it.
-type answered struct {
-	method, pattern string
-	do              http.HandlerFunc
-}
-
 // View is the fleet as this controller's own log and sessions have it: fleet.Local.
 type View interface {
 	Observe(ctx context.Context, q fleet.Query) *fleet.Observations
 	WaitTask(ctx context.Context, taskID string, done func(*dv1.Task, *dv1.TaskStatus) bool) error
 }
 
-func (ps *Peers) surface(own View, spans *trace.Store) []answered {
-	return []answered{
-		{"POST", ProposePath, ps.decide},
-		{"POST", prefix + "observe", func(w http.ResponseWriter, r *http.Request) { ps.observe(w, r, own) }},
-		{"GET", prefix + "tasks/{id}", func(w http.ResponseWriter, r *http.Request) { ps.follow(w, r, own) }},
-		{"GET", StatusPath, func(w http.ResponseWriter, _ *http.Request) {
-			if _, id := ps.o.Log.Leader(); id != "" {
-				w.Header().Set(wire.HeaderLeader, id)
-			}
-			_, _ = fmt.Fprint(w, ps.o.Log.Applied())
-		}},
-		{"GET", prefix + "traces", func(w http.ResponseWriter, r *http.Request) {
-			n, _ := strconv.Atoi(r.URL.Query().Get("limit"))
-			_ = json.NewEncoder(w).Encode(spans.List(max(n, 1), r.URL.Query().Get("all") == ""))
-		}},
-		{"GET", prefix + "traces/{id}", func(w http.ResponseWriter, r *http.Request) {
-			t := spans.Get(r.PathValue("id"))
-			if t == nil {
-				http.Error(w, "no such trace", http.StatusNotFound)
-				return
-			}
-			_ = json.NewEncoder(w).Encode(t)
-		}},
+// service answers other controllers.
+type service struct {
+	*Peers
+	view  View
+	spans *trace.Store
+}
+
+func on(method, pattern string, h func(*service, http.ResponseWriter, *http.Request)) route.Handled[func(*service, http.ResponseWriter, *http.Request)] {
+	return route.Handled[func(*service, http.ResponseWriter, *http.Request)]{
+		Route: route.Route{Method: method, Pattern: pattern, At: route.Here, Who: route.Controller, Body: route.Bounded(maxCommand)}, Handle: h,
 	}
 }
 
-func table(surface []answered) (t route.Table) {
-	for _, a := range surface {
-		t = append(t, route.Route{Method: a.method, Pattern: a.pattern, At: route.Here, Who: route.Controller, Body: maxCommand})
-	}
-	return t
+var table = route.Table[func(*service, http.ResponseWriter, *http.Request)]{
+	on("POST", ProposePath, (*service).decide),
+	on("POST", prefix+"observe", (*service).observe),
+	on("GET", prefix+"tasks/{id}", (*service).follow),
+	on("GET", StatusPath, (*service).status),
+	on("GET", prefix+"traces", (*service).listTraces),
+	on("GET", prefix+"traces/{id}", (*service).getTrace),
 }
 
 // Routes are what other controllers ask, over wire.ALPNPeer.
-var Routes = table((&Peers{}).surface(nil, nil))
+var Routes = table.Routes()
 
 // SessionRoute is a node's session, over the sessions' own protocol or passed on
 // over wire.ALPNRelay.
-var SessionRoute = route.Route{Method: http.MethodPost, Pattern: dv1connect.SessionOpenProcedure, At: route.Leader, Who: route.Node, Body: 16 << 20}
+var SessionRoute = route.Route{Method: http.MethodPost, Pattern: dv1connect.SessionOpenProcedure, At: route.Leader, Who: route.Node, Body: route.Streamed(0)}
 
 // Controllers answers other controllers: their commands and questions. The one that asks
 // is in the request's context.
 func (ps *Peers) Controllers(own View, spans *trace.Store) http.Handler {
-	surface := ps.surface(own, spans)
+	s := &service{ps, own, spans}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		i, values := Routes.Match(r.Method, r.URL.Path)
+		h, values, ok := table.Match(r.Method, r.URL.Path)
 		switch {
 		case len(r.Header[wire.HeaderPrincipal]) > 0:
 			http.Error(w, "a controller asks this for itself only", http.StatusForbidden)
 			return
-		case i < 0:
+		case !ok:
 			http.NotFound(w, r)
 			return
 		}
-		if r = ps.admit(w, r, Routes[i], ps.Leads()); r == nil {
+		if r = ps.admit(w, r, h.Route, ps.Leads()); r == nil {
 			return
 		}
-		for k, v := range values {
-			r.SetPathValue(k, v)
-		}
-		r.Body = http.MaxBytesReader(w, r.Body, Routes[i].Body)
-		surface[i].do(w, r)
+		route.SetValues(r, values)
+		r.Body = h.Body.Limit(w, r.Body)
+		h.Handle(s, w, r)
 	})
 }
 
 // Callers answers what another controller passes on for somebody who asked it: a
 // request of the API, or a session. The controller is in the request's context; for
 // whom it asks, it says.
-func (ps *Peers) Callers(api, sessions http.Handler) http.Handler {
+func (ps *Peers) Callers(api route.API, sessions http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		by, _ := pki.PrincipalFrom(r.Context())
 		whose := r.Header.Get(wire.HeaderPrincipal)
@@ -126,17 +107,17 @@ func (ps *Peers) Callers(api, sessions http.Handler) http.Handler {
 			http.Error(w, err.Error(), http.StatusMisdirectedRequest)
 			return
 		}
-		rt, h := ps.o.Match(r), api
-		if r.Method == SessionRoute.Method && r.URL.Path == SessionRoute.Pattern {
-			rt, h = SessionRoute, sessions
+		rt, h := SessionRoute, sessions
+		if r.Method != SessionRoute.Method || r.URL.Path != SessionRoute.Pattern {
+			rt, h = api.Match(r)
 		}
 		if r = ps.admit(w, r.WithContext(pki.WithPrincipal(r.Context(), pki.Principal{URI: whose})), rt, true); r == nil {
 			return
 		}
-		if rt != SessionRoute {
+		if !rt.Body.Streamed {
 			// Until a body is read, it takes from what its connection may have in flight:
 			// a request that doesn't look at its body would hold up the others.
-			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, rt.Body))
+			body, err := io.ReadAll(rt.Body.Limit(w, r.Body))
 			if err != nil {
 				tooLarge(w, rt)
 				return
@@ -188,7 +169,7 @@ func (ps *Peers) admit(w http.ResponseWriter, r *http.Request, rt route.Route, s
 	return nil
 }
 
-func (ps *Peers) decide(w http.ResponseWriter, r *http.Request) {
+func (s *service) decide(w http.ResponseWriter, r *http.Request) {
 	b, err := io.ReadAll(r.Body)
 	c := &dv1.Command{}
 	if err == nil {
@@ -203,7 +184,7 @@ func (ps *Peers) decide(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
-	res, err := ps.o.Log.Propose(r.Context(), c)
+	res, err := s.o.Log.Propose(r.Context(), c)
 	switch {
 	case errors.Is(err, consensus.ErrNotLeader):
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
@@ -230,7 +211,7 @@ func send(w http.ResponseWriter, m proto.Message) {
 	_, _ = w.Write(b)
 }
 
-func (ps *Peers) observe(w http.ResponseWriter, r *http.Request, own View) {
+func (s *service) observe(w http.ResponseWriter, r *http.Request) {
 	q := &dv1.Query{}
 	b, err := io.ReadAll(r.Body)
 	if err == nil {
@@ -240,17 +221,38 @@ func (ps *Peers) observe(w http.ResponseWriter, r *http.Request, own View) {
 		http.Error(w, "reading a query: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	i, err := ps.o.Log.Verify()
+	i, err := s.o.Log.Verify()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
 		return
 	}
-	o := own.Observe(r.Context(), fleet.Query{Tasks: q.Tasks, Images: q.Images})
+	o := s.view.Observe(r.Context(), fleet.Query{Tasks: q.Tasks, Images: q.Images})
 	d := &dv1.Digest{Index: i, Silent: o.Silence, Tasks: o.Tasks, Images: map[string]*dv1.Holders{}}
 	for digest, nodes := range o.Images {
 		d.Images[digest] = &dv1.Holders{Nodes: nodes}
 	}
 	send(w, d)
+}
+
+func (s *service) status(w http.ResponseWriter, _ *http.Request) {
+	if _, id := s.o.Log.Leader(); id != "" {
+		w.Header().Set(wire.HeaderLeader, id)
+	}
+	_, _ = fmt.Fprint(w, s.o.Log.Applied())
+}
+
+func (s *service) listTraces(w http.ResponseWriter, r *http.Request) {
+	n, _ := strconv.Atoi(r.URL.Query().Get("limit"))
+	_ = json.NewEncoder(w).Encode(s.spans.List(max(n, 1), r.URL.Query().Get("all") == ""))
+}
+
+func (s *service) getTrace(w http.ResponseWriter, r *http.Request) {
+	t := s.spans.Get(r.PathValue("id"))
+	if t == nil {
+		http.Error(w, "no such trace", http.StatusNotFound)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(t)
 }
 
 func refuse(w http.ResponseWriter, code int, msg string) {
@@ -260,13 +262,13 @@ func refuse(w http.ResponseWriter, code int, msg string) {
 }
 
 // follow answers a follower's Watch: at once, and at each change.
-func (ps *Peers) follow(w http.ResponseWriter, r *http.Request, own View) {
+func (s *service) follow(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	if raw, err := hex.DecodeString(id); err != nil || len(raw) != 32 {
 		http.Error(w, "no task id: "+id, http.StatusBadRequest)
 		return
 	}
-	if !ps.Leads() {
+	if !s.Leads() {
 		http.Error(w, "not the leader", http.StatusMisdirectedRequest)
 		return
 	}
@@ -276,7 +278,7 @@ func (ps *Peers) follow(w http.ResponseWriter, r *http.Request, own View) {
 	w.WriteHeader(http.StatusOK)
 	var last []byte
 	say := func(t *dv1.Task, st *dv1.TaskStatus) bool {
-		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&dv1.TaskView{Task: t, Status: st, Index: ps.o.Log.Snapshot().Index()})
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&dv1.TaskView{Task: t, Status: st, Index: s.o.Log.Snapshot().Index()})
 		if err != nil || slices.Equal(b, last) {
 			return err != nil
 		}
@@ -291,14 +293,14 @@ func (ps *Peers) follow(w http.ResponseWriter, r *http.Request, own View) {
 	defer cancel()
 	watching.Go(func() { // a deposed leader's view is no good
 		defer cancel()
-		for ch := ps.o.Log.LeadershipChanged(); ps.Leads(); {
+		for ch := s.o.Log.LeadershipChanged(); s.Leads(); {
 			select {
 			case <-ch:
-				ch = ps.o.Log.LeadershipChanged()
+				ch = s.o.Log.LeadershipChanged()
 			case <-ctx.Done():
 				return
 			}
 		}
 	})
-	_ = own.WaitTask(ctx, id, say)
+	_ = s.view.WaitTask(ctx, id, say)
 }

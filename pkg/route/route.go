@@ -1,6 +1,6 @@
-// Package route is what a listener answers, as data: which requests there are,
-// who may make them, where they are answered and how long their bodies may be.
-// What they do is their handlers', and who a caller is, package pki's to say.
+// Package route is what a listener answers, as data: which requests there are, who
+// may make them, where they are answered, what bodies they have and what handles
+// them. Who a caller is, package pki says.
 package route
 
 import (
@@ -80,15 +80,16 @@ const (
 	Stream Place = "stream" // by who is asked, with bytes straight to or from a node
 )
 
-// Route is one request. A pattern's segment {x} stands for one segment of a path,
-// {x...} for one or more; "/" is every path.
+// Route is what is known of a request before it is handled. A pattern's segment {x}
+// stands for one segment of a path, {x...} for one or more; "/" is every path.
+// Routes are comparable.
 type Route struct {
 	Method  string // "" is any; HEAD asks what GET does
 	Pattern string
 	At      Place
 	Who     Who
-	Body    int64 // bytes that are read of a body, at most
-	Read    bool  // it changes nothing, whatever its method
+	Body    Body
+	Read    bool // it changes nothing, whatever its method
 }
 
 // Changes reports whether a request of the route by a method may change something.
@@ -99,23 +100,53 @@ func (r Route) Changes(method string) bool {
 // String is the route as people write it.
 func (r Route) String() string { return strings.TrimSpace(r.Method + " " + r.Pattern) }
 
-// Table is the routes of a listener; of those that match a request the first counts.
-type Table []Route
+// Handled is a route and what handles it: H is the form that a listener's handlers
+// have, such as a method expression, whose receiver is known when the listener is made.
+type Handled[H any] struct {
+	Route
+	Handle H
+}
 
-// Match finds a request's route and what its segments stand for, by its index in t;
-// -1 if there is none.
-func (t Table) Match(method, path string) (int, map[string]string) {
+// Table is a listener's surface; of the routes that match a request the first counts.
+type Table[H any] []Handled[H]
+
+// Routes are the table's, without their handlers.
+func (t Table[H]) Routes() []Route {
+	out := make([]Route, len(t))
+	for i := range t {
+		out[i] = t[i].Route
+	}
+	return out
+}
+
+// Match finds what handles a request, and what its route's segments stand for.
+func (t Table[H]) Match(method, path string) (h Handled[H], values map[string]string, ok bool) {
 	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
-	for i, r := range t {
+	for i := range t {
+		r := &t[i]
 		head := r.Method == http.MethodGet && method == http.MethodHead
 		if r.Method != "" && r.Method != method && !head {
 			continue
 		}
 		if v, ok := match(r.Pattern, segments); ok {
-			return i, v
+			return *r, v, true
 		}
 	}
-	return -1, nil
+	return h, nil, false
+}
+
+// SetValues has a request's PathValue return what its route's segments stand for.
+func SetValues(r *http.Request, values map[string]string) {
+	for k, v := range values {
+		r.SetPathValue(k, v)
+	}
+}
+
+// API finds requests' routes together with their handlers, so that who checks or
+// forwards a request has read its path for all that come after.
+type API interface {
+	// Match returns a request's route and its handler, nil if the API has none.
+	Match(r *http.Request) (Route, http.Handler)
 }
 
 func match(pattern string, path []string) (map[string]string, bool) {

@@ -1,14 +1,20 @@
 package route
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/drover/drover/pkg/pki"
 )
 
 func TestTheFirstRouteThatMatchesCounts(t *testing.T) {
-	table := Table{
+	var table Table[int]
+	for i, r := range []Route{
 		{Method: "GET", Pattern: "/images/json"},
 		{Method: "GET", Pattern: "/images/{name...}/json"},
 		{Method: "DELETE", Pattern: "/images/{name...}"},
@@ -16,6 +22,8 @@ func TestTheFirstRouteThatMatchesCounts(t *testing.T) {
 		{Method: "GET", Pattern: "/things/last"},
 		{Method: "GET", Pattern: "/things/{id}"},
 		{Pattern: "/ours/{rest...}"},
+	} {
+		table = append(table, Handled[int]{r, i})
 	}
 	for _, c := range []struct {
 		method, path string
@@ -40,12 +48,39 @@ func TestTheFirstRouteThatMatchesCounts(t *testing.T) {
 		{"GET", "/ours", -1, "map[]"},
 		{"GET", "", -1, "map[]"},
 	} {
-		if i, v := table.Match(c.method, c.path); i != c.want || fmt.Sprint(v) != c.values {
+		h, v, ok := table.Match(c.method, c.path)
+		i := h.Handle
+		if !ok {
+			i = -1
+		} else if h.Route != table.Routes()[i] {
+			t.Errorf("%s %s: handler %d of route %s", c.method, c.path, i, h.Route)
+		}
+		if i != c.want || fmt.Sprint(v) != c.values {
 			t.Errorf("%s %s: %d %v, want %d %s", c.method, c.path, i, v, c.want, c.values)
 		}
 	}
-	if i, _ := append(table, Route{Pattern: "/"}).Match("POST", ""); i != len(table) {
-		t.Errorf("a path of nothing: %d", i)
+	if h, _, ok := append(table, Handled[int]{Route{Pattern: "/"}, 99}).Match("POST", ""); !ok || h.Handle != 99 {
+		t.Errorf("a path of nothing: %v", h)
+	}
+}
+
+func TestBodiesEndAtTheirLimits(t *testing.T) {
+	for _, c := range []struct {
+		body Body
+		long int // what is read of 10 bytes
+		said string
+	}{
+		{Body{}, 0, "0 bytes at most"},
+		{Bounded(4), 4, "4 bytes at most"},
+		{Bounded(10), 10, "10 bytes at most"},
+		{Streamed(4), 4, "streamed, 4 bytes at most"},
+		{Streamed(0), 10, "streamed"},
+	} {
+		b, err := io.ReadAll(c.body.Limit(httptest.NewRecorder(), io.NopCloser(strings.NewReader("0123456789"))))
+		var over *http.MaxBytesError
+		if len(b) != c.long || errors.As(err, &over) != (c.long < 10) || c.body.String() != c.said {
+			t.Errorf("%s: %d bytes and %v, want %s", c.body, len(b), err, c.said)
+		}
 	}
 }
 
