@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -156,14 +158,24 @@ func TestAnswersAreNoted(t *testing.T) {
 }
 
 type answering struct {
-	keys []string
 	fail int // answers that break off
+
+	mu   sync.Mutex // guards keys
+	keys []string
 }
 
 func (a *answering) lose(h http.Header) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.keys = append(a.keys, h.Get(wire.HeaderKey)); len(a.keys) <= a.fail {
 		panic(http.ErrAbortHandler)
 	}
+}
+
+func (a *answering) asked() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.keys)
 }
 
 type answeringNodes struct {
@@ -200,14 +212,14 @@ func TestAnAnswerThatIsLostIsAskedForAgain(t *testing.T) {
 		}
 		if token {
 			_, err = api.Tokens.Create(t.Context(), connect.NewRequest(&dv1.CreateTokenRequest{}))
-			if err == nil || len(a.keys) != 1 {
-				t.Errorf("a token is asked for %d times: %v", len(a.keys), err)
+			if keys := a.asked(); err == nil || len(keys) != 1 {
+				t.Errorf("a token is asked for %d times: %v", len(keys), err)
 			}
 			continue
 		}
 		_, err = api.Nodes.Update(t.Context(), connect.NewRequest(&dv1.UpdateNodeRequest{Node: "a"}))
-		if err != nil || len(a.keys) != 3 || a.keys[0] == "" || a.keys[1] != a.keys[0] || a.keys[2] != a.keys[0] {
-			t.Errorf("a change is asked for with the keys %q: %v", a.keys, err)
+		if keys := a.asked(); err != nil || len(keys) != 3 || keys[0] == "" || keys[1] != keys[0] || keys[2] != keys[0] {
+			t.Errorf("a change is asked for with the keys %q: %v", keys, err)
 		}
 	}
 }

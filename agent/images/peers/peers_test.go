@@ -297,6 +297,10 @@ func TestTheGossipFindsHolders(t *testing.T) {
 		p.Welcomed(&dv1.Welcome{GossipKeys: [][]byte{key}, Peers: []string{"127.0.0.21:7444"}})
 		p.joining.Wait()
 	}
+	// What a node has arrives with the gossip, whenever that has its turn.
+	for end := time.Now().Add(10 * time.Second); len(a.Clients(image)) == 0 && time.Now().Before(end); b.Announce() {
+		<-time.After(20 * time.Millisecond)
+	}
 	if n := len(a.Clients(image)); n != 1 {
 		t.Errorf("%d nodes are asked for an image that one node has", n)
 	}
