@@ -15,29 +15,30 @@ import (
 	"sync"
 )
 
-// Upgraded streams carry frames both ways. The half-close of stdin is a frame, so
-// that a closed connection always means that the peer is gone. Stdin has credit:
-// the server always reads what comes, and so sees at once that its peer is gone,
-// however long nobody wants the stdin that it holds. And the client says that it
-// has read the end, as what was written may still be lost on its way.
+// Upgraded streams carry frames both ways. The half-close of stdin is a frame, so a
+// closed connection always means that the peer is gone. Stdin is under flow control
+// (credit): the server never stops reading the connection, and so notices at once that
+// its peer is gone, however long the stdin it holds stays unread. The client
+// acknowledges the end of the output, since bytes that were written may still be lost in
+// transit.
 
-// Window is how much stdin a server takes that nobody has read.
+// Window is how much unread stdin a server buffers.
 const Window = 256 << 10
 
-// Conn is the client's end of an upgraded stream. Its methods may overlap, Next
-// with itself not, nor Write.
+// Conn is the client's end of an upgraded stream. It is safe for concurrent use, except
+// that Next must not be called concurrently with itself, nor Write with itself.
 type Conn struct {
 	c  net.Conn
 	fr *FrameReader
-	up sync.Mutex // orders frames going up, held while one is written
+	up sync.Mutex // orders upstream frames; held while one is written
 
 	mu     sync.Mutex // guards the fields below
 	more   sync.Cond  // one of them changed
 	credit int
-	err    error // why no stdin can be sent any more
+	err    error // why no more stdin can be sent
 }
 
-// NewConn speaks over c, what came of it being read from r.
+// NewConn returns a stream over c; r holds what was already read from c.
 func NewConn(c net.Conn, r io.Reader) *Conn {
 	n := &Conn{c: c, fr: NewFrameReader(r), credit: Window}
 	n.more.L = &n.mu
@@ -52,8 +53,8 @@ type StatusError struct {
 
 func (e *StatusError) Error() string { return e.Message }
 
-// Upgrade POSTs to path on the agent that hc reaches and gives the stream that
-// comes of it. A refusal is a *StatusError. header may be nil.
+// Upgrade POSTs to path on the agent that hc reaches, and returns the upgraded stream. A
+// refusal is a *StatusError. header may be nil.
 func Upgrade(ctx context.Context, hc *http.Client, path string, header http.Header) (*Conn, error) {
 	t, ok := hc.Transport.(*http.Transport)
 	if !ok || t.DialContext == nil {
@@ -106,8 +107,8 @@ func ReadError(resp *http.Response) error {
 	return &StatusError{Code: resp.StatusCode, Message: m.Message}
 }
 
-// Next gives the server's next frame; its payload is good until the next call. An
-// error, io.EOF too, is the connection's end.
+// Next returns the server's next frame; its payload is valid until the next call. Any
+// error, including io.EOF, ends the connection.
 func (c *Conn) Next() (kind byte, p []byte, err error) {
 	for {
 		kind, p, err = c.fr.Next()
@@ -127,7 +128,7 @@ func (c *Conn) Next() (kind byte, p []byte, err error) {
 	}
 }
 
-// fail ends writing: without a reader of frames no more credit comes.
+// fail makes writes return err: once no frames are read, no more credit arrives.
 func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -137,7 +138,7 @@ func (c *Conn) fail(err error) {
 	c.more.Broadcast()
 }
 
-// take waits for credit for up to n bytes.
+// take blocks until there is credit, and takes up to n bytes of it.
 func (c *Conn) take(n int) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,8 +153,8 @@ func (c *Conn) take(n int) (int, error) {
 	return n, nil
 }
 
-// Write sends p as stdin. It waits until the server has room, which it says in
-// frames that Next reads.
+// Write sends p as stdin. It blocks until the server has room; the server grants credit
+// in frames that Next reads.
 func (c *Conn) Write(p []byte) (n int, err error) {
 	for n < len(p) {
 		k, err := c.take(len(p) - n)
@@ -174,56 +175,56 @@ func (c *Conn) send(kind byte, p []byte) error {
 	return WriteFrame(c.c, kind, p)
 }
 
-// CloseWrite ends stdin; the server's frames still come.
+// CloseWrite ends stdin; frames from the server still arrive.
 func (c *Conn) CloseWrite() error { return c.send(FrameStdinEnd, nil) }
 
-// Acknowledge tells the server that its frames were taken up to the end.
+// Acknowledge tells the server that its frames were received up to the last one.
 func (c *Conn) Acknowledge() error { return c.send(FrameRead, nil) }
 
-// Close ends the stream both ways.
+// Close closes the stream in both directions.
 func (c *Conn) Close() error {
 	c.fail(net.ErrClosed)
 	return c.c.Close()
 }
 
-// ServerConn is the server's end: Read gives stdin until its half-close. Its
-// Context ends when the peer is gone.
+// ServerConn is the server's end of an upgraded stream: Read returns stdin until its
+// half-close. Its Context ends when the peer is gone.
 type ServerConn struct {
 	c      net.Conn
 	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
 	acked  chan struct{}
-	down   sync.Mutex // orders frames going down, held while one is written
+	down   sync.Mutex // orders downstream frames; held while one is written
 
 	mu    sync.Mutex // guards the fields below
 	more  sync.Cond  // one of them changed
 	stdin bytes.Buffer
-	end   error // what follows stdin, nil while more may come
-	owed  int   // bytes read that the peer has no credit for yet
+	end   error // what Read returns after stdin; nil while more may come
+	owed  int   // bytes read for which no credit was returned yet
 }
 
-// ErrGone: the peer closed the stream without ending stdin first.
+// ErrGone reports that the peer closed the stream without ending stdin first.
 var ErrGone = errors.New("the stream's other end is gone")
 
-// Hijack answers 101 and takes the connection over. The caller closes it.
+// Hijack answers 101 and takes over the connection. The caller closes it.
 func Hijack(w http.ResponseWriter, r *http.Request) (*ServerConn, error) {
 	if r.Header.Get("Upgrade") != "drover" {
 		return nil, &StatusError{Code: http.StatusUpgradeRequired, Message: "this call needs Upgrade: drover"}
 	}
 	c, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		return nil, fmt.Errorf("taking the stream over: %w", err)
+		return nil, fmt.Errorf("hijacking the stream: %w", err)
 	}
 	if _, err := io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: drover\r\n\r\n"); err != nil {
 		_ = c.Close()
-		return nil, fmt.Errorf("taking the stream over: %w", err)
+		return nil, fmt.Errorf("hijacking the stream: %w", err)
 	}
 	return NewServerConn(context.WithoutCancel(r.Context()), c, rw.Reader), nil
 }
 
-// NewServerConn speaks over c, what came of it being read from r, until ctx ends
-// at the latest. The caller closes it.
+// NewServerConn returns a stream over c; r holds what was already read from c. The
+// stream ends with ctx at the latest. The caller closes it.
 func NewServerConn(ctx context.Context, c net.Conn, r io.Reader) *ServerConn {
 	s := &ServerConn{c: c, done: make(chan struct{}), acked: make(chan struct{})}
 	s.more.L = &s.mu
@@ -232,7 +233,7 @@ func NewServerConn(ctx context.Context, c net.Conn, r io.Reader) *ServerConn {
 	return s
 }
 
-// pump reads frames until the peer is gone; Close ends and joins it.
+// pump reads frames until the peer is gone; Close stops it and waits for it.
 func (s *ServerConn) pump(fr *FrameReader) {
 	defer close(s.done)
 	defer s.cancel()
@@ -264,17 +265,18 @@ func (s *ServerConn) put(p []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.end != nil {
-		return nil // nobody reads it any more
+		return nil // nobody reads it anymore
 	}
 	if s.stdin.Len()+len(p) > Window {
-		return fmt.Errorf("more than %d bytes of stdin came that nobody asked for", Window)
+		return fmt.Errorf("the peer sent more than the %d bytes of stdin that it has credit for", Window)
 	}
 	s.stdin.Write(p)
 	s.more.Broadcast()
 	return nil
 }
 
-// finish has err follow what stdin there is, unless something does already.
+// finish makes Read return err after what is left of stdin, unless it is to return an
+// error already.
 func (s *ServerConn) finish(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -284,7 +286,7 @@ func (s *ServerConn) finish(err error) {
 	s.more.Broadcast()
 }
 
-// Read gives stdin.
+// Read returns stdin.
 func (s *ServerConn) Read(p []byte) (int, error) {
 	s.mu.Lock()
 	for s.stdin.Len() == 0 && s.end == nil {
@@ -301,7 +303,7 @@ func (s *ServerConn) Read(p []byte) (int, error) {
 	}
 	s.mu.Unlock()
 	if grant > 0 {
-		_ = s.WriteFrame(FrameCredit, binary.BigEndian.AppendUint32(nil, uint32(grant))) // if it can't be written, nothing more comes
+		_ = s.WriteFrame(FrameCredit, binary.BigEndian.AppendUint32(nil, uint32(grant))) // if it can't be written, no more stdin arrives
 	}
 	return n, err
 }
@@ -313,11 +315,11 @@ func (s *ServerConn) WriteFrame(kind byte, p []byte) error {
 	return WriteFrame(s.c, kind, p)
 }
 
-// Acknowledged is closed when the peer has taken all frames up to the end.
+// Acknowledged returns a channel that is closed once the peer has received all frames.
 func (s *ServerConn) Acknowledged() <-chan struct{} { return s.acked }
 
-// WaitAcknowledged blocks until that, or until the peer is gone, and reports whether
-// it has taken all: it may have left behind its acknowledgement.
+// WaitAcknowledged blocks until the peer has received all frames or is gone, and reports
+// whether it received them: a peer may acknowledge and leave at once.
 func (s *ServerConn) WaitAcknowledged() bool {
 	select {
 	case <-s.acked:
@@ -332,10 +334,10 @@ func (s *ServerConn) WaitAcknowledged() bool {
 	}
 }
 
-// Context ends when the peer is gone or Close was called.
+// Context ends when the peer is gone or Close is called.
 func (s *ServerConn) Context() context.Context { return s.ctx }
 
-// Close ends the stream and waits for its reader.
+// Close closes the stream and waits for pump.
 func (s *ServerConn) Close() error {
 	s.finish(net.ErrClosed)
 	err := s.c.Close()
@@ -355,8 +357,8 @@ func NewFrameReader(r io.Reader) *FrameReader {
 	return &FrameReader{r: bufio.NewReaderSize(r, 32<<10)}
 }
 
-// Next gives the next frame; its payload is good until the next call. io.EOF
-// comes between frames only.
+// Next returns the next frame; its payload is valid until the next call. It returns
+// io.EOF only between frames.
 func (f *FrameReader) Next() (kind byte, p []byte, err error) {
 	var head [8]byte
 	if _, err := io.ReadFull(f.r, head[:]); err != nil {

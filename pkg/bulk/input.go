@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// Input is stdin on its way over connections that may break: it goes on over the
-// next one. What a connection took and did not bring is lost. Its methods may
-// overlap, Write with itself not.
+// Input is stdin that survives broken connections: it continues over the next one. What
+// a connection accepted and did not deliver is lost. It is safe for concurrent use,
+// except that Write must not be called concurrently with itself.
 type Input struct {
 	mu      sync.Mutex // guards the fields below
 	cur     *Conn
@@ -16,7 +16,7 @@ type Input struct {
 	changed chan struct{} // closed when one of them changes
 }
 
-// NewInput writes to c until that is replaced.
+// NewInput writes to c until Replace is called.
 func NewInput(c *Conn) *Input { return &Input{cur: c, changed: make(chan struct{})} }
 
 func (i *Input) look() (cur *Conn, changed chan struct{}, closed bool) {
@@ -33,7 +33,7 @@ func (i *Input) change(f func()) {
 	i.changed = make(chan struct{})
 }
 
-// Write waits for the next connection where one breaks.
+// Write blocks until there is another connection when one breaks.
 func (i *Input) Write(p []byte) (n int, err error) {
 	for {
 		cur, changed, closed := i.look()
@@ -48,20 +48,20 @@ func (i *Input) Write(p []byte) (n int, err error) {
 	}
 }
 
-// CloseWrite ends stdin, here and on connections to come.
+// CloseWrite ends stdin, on this connection and on those that replace it.
 func (i *Input) CloseWrite() error {
 	var cur *Conn
 	i.change(func() { i.half, cur = true, i.cur })
 	return cur.CloseWrite()
 }
 
-// Replace goes on over c, and says whether stdin had ended before: then nothing
-// that is typed can be missing.
+// Replace continues over c, and reports whether stdin had ended before, in which case no
+// typed input can be missing.
 func (i *Input) Replace(c *Conn) (ended bool) {
 	closed := false
 	i.change(func() { i.cur, ended, closed = c, i.half, i.closed })
 	if ended {
-		_ = c.CloseWrite() // if it breaks too, there is a next one
+		_ = c.CloseWrite() // if this one breaks too, it is replaced as well
 	}
 	if closed {
 		_ = c.Close()
@@ -72,7 +72,7 @@ func (i *Input) Replace(c *Conn) (ended bool) {
 // Closed reports whether Close was called.
 func (i *Input) Closed() bool { _, _, closed := i.look(); return closed }
 
-// Close closes the connection, and each that replaces it.
+// Close closes the connection, and each one that replaces it.
 func (i *Input) Close() error {
 	var cur *Conn
 	i.change(func() { i.closed, cur = true, i.cur })

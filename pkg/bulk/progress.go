@@ -2,21 +2,22 @@ package bulk
 
 import "encoding/hex"
 
-// Progress is how far a stream of output was taken: what to ask for after a break,
-// and what to leave out of the answer. The zero value is a stream's beginning.
+// Progress tracks how much of a stream of output was received: where to resume after a
+// break, and what to skip in the resumed stream. The zero value is the beginning of a
+// stream.
 type Progress struct {
 	pos  []byte
-	past [FrameStderr + 1]int64 // bytes taken since pos, by kind
-	skip [FrameStderr + 1]int64 // of what comes, taken already
+	past [FrameStderr + 1]int64 // bytes received since pos, by kind
+	skip [FrameStderr + 1]int64 // bytes to skip, received before the break
 }
 
-// At begins at a position that was asked for.
+// At starts from a requested position.
 func (p *Progress) At(from string) {
 	p.pos, _ = hex.DecodeString(from)
 }
 
-// Take notes a frame of output or a FramePos, and gives what of it is new. A
-// position within what was taken already is not.
+// Take records a frame of output or a FramePos, and returns the part of it that is new.
+// A position within what was already received is not new.
 func (p *Progress) Take(kind byte, b []byte) (rest []byte, fresh bool) {
 	switch kind {
 	case FramePos:
@@ -32,7 +33,7 @@ func (p *Progress) Take(kind byte, b []byte) (rest []byte, fresh bool) {
 	return b, true
 }
 
-// Again is what to ask for after a break, "" if there was no position yet.
+// Again returns the position to resume at after a break, "" if there was none yet.
 func (p *Progress) Again() (from string) {
 	p.skip = p.past
 	return hex.EncodeToString(p.pos)

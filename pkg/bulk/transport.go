@@ -23,14 +23,14 @@ var aLongTimeAgo = time.Unix(1, 0)
 func config() *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.LogOutput = io.Discard
-	c.KeepAliveInterval = 5 * time.Second // finds a peer that is stuck; one that is cut off dial.Watch finds sooner
+	c.KeepAliveInterval = 5 * time.Second // detects a stuck peer; an unreachable one is detected sooner, by dial.Watch
 	c.StreamOpenTimeout = 10 * time.Second
-	c.StreamCloseTimeout = 10 * time.Second // ours are never half-closed for long, see conn.go
+	c.StreamCloseTimeout = 10 * time.Second // our streams are never half-closed for long, see conn.go
 	return c
 }
 
-// Serve answers the streams of every connection that l accepts (already
-// authenticated) with h, until ctx ends or l fails. Open streams are closed then.
+// Serve serves h on the streams of every connection that l accepts (already
+// authenticated), until ctx ends or l fails. Then it closes open streams.
 func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	streams := &streamListener{c: make(chan net.Conn), done: make(chan struct{}), addr: l.Addr()}
 	srv := &http.Server{
@@ -71,7 +71,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 	}
 }
 
-// principalConn is a stream of a connection whose other end is known.
+// principalConn is a stream of a connection whose peer is authenticated.
 type principalConn struct {
 	net.Conn
 	who pki.Principal
@@ -131,8 +131,8 @@ func (l *streamListener) Accept() (net.Conn, error) {
 func (l *streamListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
 func (l *streamListener) Addr() net.Addr { return l.addr }
 
-// Client keeps one connection to an agent, made when it is first needed and
-// again after it broke. Safe for concurrent use.
+// Client keeps one connection to an agent, dialed on first use and redialed after it
+// breaks. Safe for concurrent use.
 type Client struct {
 	dial func(context.Context) (net.Conn, error)
 	http *http.Client
@@ -143,7 +143,7 @@ type Client struct {
 	dialing chan struct{} // closed when the dial in flight is over
 }
 
-// NewClient reaches an agent through connect, which gives authenticated connections.
+// NewClient reaches an agent through connect, which returns authenticated connections.
 func NewClient(connect func(context.Context) (net.Conn, error)) *Client {
 	c := &Client{dial: connect}
 	c.http = &http.Client{Transport: &http.Transport{
@@ -153,7 +153,7 @@ func NewClient(connect func(context.Context) (net.Conn, error)) *Client {
 	return c
 }
 
-// HTTP is a client for http://agent/v1/…
+// HTTP returns a client for http://agent/v1/…
 func (c *Client) HTTP() *http.Client { return c.http }
 
 // Close ends the connection and every stream on it.
@@ -199,8 +199,8 @@ func (c *Client) open(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// current gives the live session, or the dial to wait for, or neither: then the
-// caller has taken on to dial.
+// current returns the live session, or the dial to wait for, or neither: then the caller
+// must dial.
 func (c *Client) current() (*yamux.Session, chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

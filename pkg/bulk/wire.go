@@ -1,7 +1,7 @@
-// Package bulk is the wire between controllers and an agent's own port: streams,
+// Package bulk is the protocol between controllers and an agent's own port: streams,
 // signals, pulls. It is HTTP/1.1 over yamux over mTLS (ALPN drover-bulk/1), one
-// connection a pair, each stream with a window of its own, so that an unread
-// stream stops no other. Who may call, and what the calls do, is the agent's.
+// connection per pair, with a window for each stream, so that an unread stream blocks no
+// other. Who may call, and what calls do, is up to the agent.
 package bulk
 
 import (
@@ -34,18 +34,18 @@ const (
 
 	FrameExit   byte = 16 // protojson of dv1.Exit; the last frame
 	FrameBegin  byte = 17 // controller to CLI: one byte of the flags below
-	FrameWarn   byte = 18 // controller to CLI: words for the user
-	FramePos    byte = 19 // where a stream of output is: what can be asked for after a break
-	FrameCredit byte = 20 // four bytes: so much more stdin may come
+	FrameWarn   byte = 18 // controller to CLI: a message for the user
+	FramePos    byte = 19 // position in the output, at which it can be resumed after a break
+	FrameCredit byte = 20 // four bytes: how much more stdin may be sent
 
 	FrameStdinEnd byte = 32 // up: stdin's half-close
-	FrameRead     byte = 33 // up: the frames were taken up to the last one
+	FrameRead     byte = 33 // up: all frames were received
 )
 
-// What a FrameBegin says of the output.
+// Flags of a FrameBegin.
 const (
-	BeginWhole byte = 1 // it begins with its first byte
-	BeginRaw   byte = 2 // it is a terminal's
+	BeginWhole byte = 1 // the output starts with its first byte
+	BeginRaw   byte = 2 // the output is a terminal's
 )
 
 // MaxFrame bounds a frame's payload.
@@ -56,8 +56,8 @@ type PullRequest struct {
 	Ref, Digest                                   string
 	Username, Password, IdentityToken, AuthServer string `json:",omitempty"`
 
-	Holders []string `json:",omitempty"` // addresses of nodes that have it
-	Grant   []byte   `json:",omitempty"` // to read it from them
+	Holders []string `json:",omitempty"` // addresses of nodes that hold it
+	Grant   []byte   `json:",omitempty"` // the right to read it from them
 	Public  bool     `json:",omitempty"` // anybody may pull it from its registry
 }
 
@@ -66,7 +66,7 @@ type PullLine struct {
 	ID, Status     string   `json:",omitempty"`
 	Current, Total int64    `json:",omitempty"`
 	Image          []byte   `json:",omitempty"`
-	Manifests      [][]byte `json:",omitempty"` // with Image: raw, from the digest that was asked for to the platform's
+	Manifests      [][]byte `json:",omitempty"` // with Image: raw, from the requested digest down to the platform's
 	Error          string   `json:",omitempty"`
 }
 

@@ -1,5 +1,5 @@
-// Package config reads a host's configuration: a file, the environment and
-// flags over defaults, with where each value came from. Unknown keys are errors.
+// Package config reads a host's configuration from a file, the environment and flags,
+// over defaults, and records the origin of each value. Unknown keys are errors.
 package config
 
 import (
@@ -18,13 +18,13 @@ import (
 	"github.com/drover/drover/pkg/timing"
 )
 
-// DefaultFile is read if it is there and no other is named.
+// DefaultFile is read if it exists and no other file is named.
 const DefaultFile = "/etc/drover/config.yaml"
 
-// maxRunDir leaves room for the names of shims' sockets.
+// maxRunDir leaves room for the names of the shims' sockets.
 const maxRunDir = 39
 
-// Config of a host.
+// Config is the configuration of a host.
 type Config struct {
 	ClusterName      string            `mapstructure:"cluster-name"`
 	DataDir          string            `mapstructure:"data-dir"`
@@ -44,7 +44,7 @@ type Config struct {
 	origin           map[string]string
 }
 
-// Registry says how one registry is reached.
+// Registry describes how one registry is reached.
 type Registry struct {
 	Name       string `mapstructure:"name"`
 	Endpoint   string `mapstructure:"endpoint"`
@@ -55,10 +55,10 @@ type Registry struct {
 	Password   string `mapstructure:"password"`
 }
 
-// Load reads file ("" is DefaultFile, if there), DROVER_* of the environment and
-// set (key to value, of flags that were given).
+// Load reads file ("" is DefaultFile, if it exists), DROVER_* variables of the
+// environment, and set (key to value, of the flags that were given).
 func Load(file string, set map[string]string) (*Config, error) {
-	v := viper.NewWithOptions(viper.KeyDelimiter("\x00")) // labels may hold dots
+	v := viper.NewWithOptions(viper.KeyDelimiter("\x00")) // labels may contain dots
 	origin := map[string]string{}
 	for _, k := range Keys {
 		v.SetDefault(k.Name, k.initial)
@@ -136,7 +136,7 @@ func (c *Config) check() error {
 	return err
 }
 
-// Mirrors are the registries as pkg/registry takes them.
+// Mirrors returns the registries as pkg/registry takes them.
 func (c *Config) Mirrors() []registry.Mirror {
 	var out []registry.Mirror
 	for _, r := range c.Registries {
@@ -145,10 +145,10 @@ func (c *Config) Mirrors() []registry.Mirror {
 	return out
 }
 
-// Origin says where a key's value came from: default, a file, a variable, a flag.
+// Origin reports where a key's value came from: default, a file, a variable or a flag.
 func (c *Config) Origin(key string) string { return c.origin[key] }
 
-// nearest suggests the key that was perhaps meant.
+// nearest suggests the key that was probably meant.
 func nearest(key string) string {
 	best, at := "", 4
 	for _, k := range Keys {

@@ -6,21 +6,21 @@ import (
 	"strings"
 )
 
-// Key is one thing that a host's configuration says.
+// Key is one setting of a host.
 type Key struct {
 	Name  string // in files, as a flag, and as DROVER_NAME in the environment
 	Usage string
-	Flag  bool // every command of a host takes it as a flag
+	Flag  bool // every host command has a flag for it
 
 	initial    any
-	structured bool // it is a list or a map, which only a file holds
+	structured bool // a list or a map, which only a file can hold
 	text       func(*Config) string
 }
 
-// Text is the key's value for people.
+// Text formats the key's value for people.
 func (k Key) Text(c *Config) string { return k.text(c) }
 
-// Keys are all that a file may set, in the order of documentation.
+// Keys lists all keys that a file may set, in the order of documentation.
 var Keys = []Key{
 	{Name: "cluster-name", Usage: "Name of the fleet that the first host makes (its node-name if empty)", initial: "", text: func(c *Config) string { return c.ClusterName }},
 	{Name: "data-dir", Usage: "Durable data: identities, the log, images, containers", Flag: true, initial: "/var/lib/drover", text: func(c *Config) string { return c.DataDir }},

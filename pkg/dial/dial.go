@@ -1,4 +1,4 @@
-// Package dial reaches whichever of several controllers answers first.
+// Package dial connects to whichever of several controllers answers first.
 package dial
 
 import (
@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// stagger is how long an address may take before the next one is tried too.
+// stagger is how long an address may take before the next one is tried in parallel.
 const stagger = 150 * time.Millisecond
 
-// within bounds one address.
+// within bounds the dial of one address.
 const within = 5 * time.Second
 
-// First gives a watched TLS connection to one of addrs (host:port): the first,
-// unless it refuses or takes its time. The connections that come later are closed.
+// First returns a watched TLS connection to one of addrs (host:port): the first of them,
+// unless it fails or is slow. Connections that are made later are closed.
 func First(ctx context.Context, conf *tls.Config, addrs []string) (*tls.Conn, error) {
 	if len(addrs) == 0 {
 		return nil, errors.New("no controller is known")
@@ -46,7 +46,7 @@ func First(ctx context.Context, conf *tls.Config, addrs []string) (*tls.Conn, er
 			results <- result{t, err}
 		}()
 	}
-	// cancel ends the dials that are left; what they gave by then is closed.
+	// cancel ends the remaining dials; connections they made by then are closed.
 	defer func() {
 		cancel()
 		go func(left int) {
@@ -79,13 +79,13 @@ func First(ctx context.Context, conf *tls.Config, addrs []string) (*tls.Conn, er
 	}
 }
 
-// Dialer is First as http.Transport's DialTLSContext and DialContext want it. addrs
-// is asked each time.
+// Dialer adapts First to http.Transport's DialTLSContext and DialContext. addrs is
+// called for each dial.
 func Dialer(conf *tls.Config, addrs func() []string) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		c, err := First(ctx, conf, addrs())
 		if err != nil {
-			return nil, err // never a nil *tls.Conn within a net.Conn
+			return nil, err // never a nil *tls.Conn in a net.Conn
 		}
 		return c, nil
 	}

@@ -8,14 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Silence is how long the host at a watched connection's other end may
-// acknowledge nothing.
+// Silence is how long the peer's host may acknowledge nothing on a watched connection.
 const Silence = 3 * time.Second
 
-// Watch has the kernel end c once the other end's host has acknowledged nothing
-// for Silence: neither what was sent nor, on an idle connection, its probes. A
-// process that is only slow is not taken for gone, whatever waits for it here: its
-// kernel acknowledges. What is no TCP connection is left as it is.
+// Watch makes the kernel close c once the peer's host has acknowledged nothing for
+// Silence: neither data nor, on an idle connection, keepalive probes. A slow process is
+// not mistaken for a dead one, however much data waits for it: its kernel acknowledges.
+// Connections other than TCP are left alone.
 func Watch(c net.Conn) {
 	for {
 		w, ok := c.(interface{ NetConn() net.Conn })
@@ -41,21 +40,22 @@ func Watch(c net.Conn) {
 			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(Silence / time.Millisecond)},
 			{unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, int(tryWithin / time.Millisecond)},
 		} {
-			_ = unix.SetsockoptInt(int(fd), o.level, o.name, o.value) // a Unix socket has none of TCP's, and needs none
+			_ = unix.SetsockoptInt(int(fd), o.level, o.name, o.value) // fails on a Unix socket, which needs no watching
 		}
 	})
 	spare(raw, false)
 }
 
-// tryWithin bounds the pause between two tries, of probes of a full receiver too: it
-// doubles otherwise, up to minutes. Kernels before 6.15 can't be told.
+// tryWithin bounds the interval between retransmissions and between probes of a full
+// receiver, which otherwise doubles up to minutes. Kernels before 6.15 have no such
+// option.
 const tryWithin = time.Second
 
-// unanswered is how many probes of a full receiver may have no answer.
+// unanswered is how many probes of a full receiver may go unanswered.
 const unanswered = 3
 
-// spare has the kernel wait for a receiver that is full, until the connection is
-// closed: it counts the time without room as silence, though its probes are answered.
+// spare makes the kernel wait for a full receiver until the connection is closed:
+// otherwise it counts a zero window as silence, although probes are answered.
 func spare(raw syscall.RawConn, was bool) {
 	time.AfterFunc(Silence/6, func() {
 		var full bool

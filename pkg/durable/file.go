@@ -1,5 +1,5 @@
-// Package durable writes files that survive a power cut whole or not at all.
-// What is in them, and its version, is the caller's.
+// Package durable writes files that survive a power cut whole or not at all. Their
+// content, and its version, is up to the caller.
 package durable
 
 import (
@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// WriteFile writes data to path: temp file, fsync, rename, fsync of the folder.
-// A crash leaves the old file or the new one.
+// WriteFile writes data to path: temp file, fsync, rename, fsync of the directory. A
+// crash leaves the old file or the new one.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")

@@ -8,11 +8,11 @@ import (
 
 type create = Row[container.CreateRequest]
 
-// Create are the fields of POST /containers/create. CheckCreate has the rules that
-// are about values.
+// Create lists the fields of POST /containers/create. CheckCreate has the rules about
+// values.
 var Create = table(createConfig, createHost, createResources, createMounts, createEndpoints)
 
-// createConfig is what an image could say as well.
+// createConfig lists the fields that an image can set as well.
 var createConfig = []create{
 	{Path: "Hostname", Class: Node},
 	{Path: "Domainname", Class: Node},

@@ -10,7 +10,7 @@ import (
 
 var deviceRule = regexp.MustCompile(`^([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})$`)
 
-// DeviceRule reads a rule of HostConfig.DeviceCgroupRules, "c 1:3 rwm", where * stands
+// DeviceRule parses a rule of HostConfig.DeviceCgroupRules, "c 1:3 rwm", where * stands
 // for any number.
 func DeviceRule(s string) (specs.LinuxDeviceCgroup, error) {
 	m := deviceRule.FindStringSubmatch(s)

@@ -2,7 +2,7 @@ package fields
 
 import "github.com/moby/moby/api/types/container"
 
-// ExecCreate and ExecStart are the fields of POST /containers/{id}/exec and
+// ExecCreate and ExecStart list the fields of POST /containers/{id}/exec and
 // /exec/{id}/start.
 var (
 	ExecCreate = table([]Row[container.ExecCreateRequest]{

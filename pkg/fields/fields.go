@@ -1,7 +1,7 @@
-// Package fields lists every field of the requests of docker's API, and what
-// becomes of each: a request that sets one that nothing honours is refused by the
-// field's name, never carried out without it. What a field means to a container
-// is its node's to say, and who may set it is package access's.
+// Package fields lists every field of docker's API requests, and how each is treated: a
+// request that sets a field which nothing honours is refused by the field's name, never
+// carried out without it. What a field means to a container is up to the node, and who
+// may set it is up to package access.
 package fields
 
 import (
@@ -14,29 +14,30 @@ import (
 	"strings"
 )
 
-// Class is what becomes of a field that is set.
+// Class is how a field that is set is treated.
 type Class string
 
 // Classes.
 const (
-	Node    Class = "honoured by the node"  // in what the node makes of the container
+	Node    Class = "honoured by the node"  // in the container that the node makes
 	Fleet   Class = "honoured by the fleet" // by controllers, or by agents outside the container
-	Inert   Class = "inert"                 // docker on Linux ignores it too
-	Warned  Class = "warned"                // carried out without it, with a warning
+	Inert   Class = "inert"                 // ignored by docker on Linux too
+	Warned  Class = "warned"                // ignored, with a warning
 	Refused Class = "refused"
 )
 
-// Row is one field of a request of type T. A row of a field that has fields itself
-// stands for all of them; such a field can't be honoured as a whole.
+// Row is one field of a request of type T. A row for a field that has fields of its own
+// covers all of them; such a field can't be honoured as a whole.
 type Row[T any] struct {
-	Path  string // as it is in JSON: Labels, HostConfig.Mounts[].Target, NetworkingConfig.EndpointsConfig.*.Links
+	Path  string // as in JSON: Labels, HostConfig.Mounts[].Target, NetworkingConfig.EndpointsConfig.*.Links
 	Class Class
-	// Why is the reason for which the field is inert; or what a warning or a refusal
-	// says of it: "restart policies are not available on this fleet yet".
+	// Why is the reason why the field is inert, or the text of a warning or refusal:
+	// "restart policies are not available on this fleet yet".
 	Why string
-	// But are values that ask for nothing, beside the zero value and a pointer to it.
+	// But lists values that ask for nothing, besides the zero value and a pointer to it.
 	But []string
-	// Asks reports whether a request asks for anything with the field. nil: if it is set.
+	// Asks reports whether a request asks for anything with the field. nil: whether the
+	// field is set.
 	Asks func(*T) bool
 }
 
@@ -44,37 +45,38 @@ type Row[T any] struct {
 type Error struct {
 	Field   string // its path
 	Message string
-	// Unavailable is set where the request would be good once the fleet can do what it asks for.
+	// Unavailable is set if the request will be valid once the fleet supports what it asks
+	// for.
 	Unavailable bool
 }
 
 func (e *Error) Error() string { return e.Message }
 
-// invalid refuses a value, in docker's words where it has some.
+// invalid refuses a value, in docker's words where docker has some.
 func invalid(field, format string, args ...any) error {
 	return &Error{Field: field, Message: fmt.Sprintf(format, args...)}
 }
 
-// unavailable refuses what the fleet can't do yet. why is a clause with its verb.
+// unavailable refuses what the fleet doesn't support yet. why is a clause with its verb.
 func unavailable(field, why string) error {
 	return &Error{Field: field, Message: field + ": " + why + " not available on this fleet yet", Unavailable: true}
 }
 
-// Table is the rows of one type of request. It is safe for concurrent use.
+// Table holds the rows of one type of request. It is safe for concurrent use.
 type Table[T any] struct {
 	Rows []Row[T]
 	root *node[T]
 }
 
-// node is a field's place in the type.
+// node is a field of the type.
 type node[T any] struct {
 	path   string
-	row    *Row[T]    // nil: none is listed
-	fields []*node[T] // in order, of a struct that no row stands for
+	row    *Row[T]    // nil: not listed
+	fields []*node[T] // in order, of a struct that no row covers
 }
 
-// table panics where rows name what T has not, or a field twice. Fields that no row
-// names are left to Unlisted.
+// table panics if rows name a field that T lacks, or name one twice. Fields without a
+// row are reported by Unlisted.
 func table[T any](rows ...[]Row[T]) *Table[T] {
 	t := &Table[T]{Rows: slices.Concat(rows...)}
 	byPath := map[string]*Row[T]{}
@@ -92,7 +94,7 @@ func table[T any](rows ...[]Row[T]) *Table[T] {
 	return t
 }
 
-// build takes the rows that it uses out of rows.
+// build removes the rows that it uses from rows.
 func build[T any](path string, typ reflect.Type, rows map[string]*Row[T]) *node[T] {
 	n := &node[T]{path: path, row: rows[path]}
 	delete(rows, path)
@@ -114,8 +116,8 @@ func build[T any](path string, typ reflect.Type, rows map[string]*Row[T]) *node[
 	return n
 }
 
-// element is the struct with fields of its own that a type holds, nil for none, and
-// how a path steps into it.
+// element returns the struct that a type holds, nil if it holds none, and the step to it
+// in a path.
 func element(typ reflect.Type) (elem reflect.Type, suffix string) {
 	for {
 		if isValue(typ) {
@@ -139,7 +141,7 @@ func element(typ reflect.Type) (elem reflect.Type, suffix string) {
 	}
 }
 
-// isValue reports whether a type is one text in JSON, whatever it is in Go.
+// isValue reports whether a type is a single string in JSON, whatever it is in Go.
 func isValue(typ reflect.Type) bool {
 	if typ.Kind() == reflect.Pointer {
 		return false
@@ -159,7 +161,7 @@ func jsonName(f reflect.StructField) string {
 	return f.Name
 }
 
-// Unlisted are the paths of fields that no row names.
+// Unlisted returns the paths of fields that no row covers.
 func (t *Table[T]) Unlisted() []string { return unlisted(t.root) }
 
 func unlisted[T any](n *node[T]) (out []string) {
@@ -172,8 +174,8 @@ func unlisted[T any](n *node[T]) (out []string) {
 	return out
 }
 
-// Check refuses a request that sets a field which is refused, or which nobody
-// listed, with an *Error, and returns the warnings of those that are left out.
+// Check refuses a request that sets a refused or unlisted field, with an *Error, and
+// returns the warnings about fields that are ignored.
 func (t *Table[T]) Check(req *T) (warnings []string, err error) {
 	w := walk[T]{req: req}
 	err = w.value(reflect.ValueOf(req), t.root)
@@ -250,7 +252,7 @@ func text(v reflect.Value) string {
 }
 
 // isSet reports whether a field asks for more than its zero value does. Clients send
-// pointers to zero, and empty structs, for what nobody asked for.
+// pointers to zero, and empty structs, for options that nobody set.
 func isSet(v reflect.Value) bool {
 	switch v.Kind() {
 	case reflect.Pointer, reflect.Interface:
@@ -266,7 +268,7 @@ func isSet(v reflect.Value) bool {
 				return true
 			}
 		}
-		return v.NumField() == 0 // one that is there says all that it can
+		return v.NumField() == 0 // its presence is all that it can express
 	}
 	return !v.IsZero()
 }

@@ -38,7 +38,7 @@ var kinds = []struct {
 	of      mount.Type
 	options string
 	set     func(*mount.Mount) bool
-	missing string // "": it is there
+	missing string // "": it is available
 }{
 	{mount.TypeBind, "BindOptions", func(m *mount.Mount) bool { return m.BindOptions != nil }, ""},
 	{mount.TypeVolume, "VolumeOptions", func(m *mount.Mount) bool { return m.VolumeOptions != nil }, "volumes are"},
@@ -86,7 +86,7 @@ func checkMount(m *mount.Mount) error {
 	return nil
 }
 
-// target says what is wrong with a path in a container, "" for nothing.
+// target returns what is wrong with a path in a container, "" if nothing is.
 func target(to string) string {
 	switch {
 	case path.Clean(to) == "/":
@@ -97,8 +97,8 @@ func target(to string) string {
 	return ""
 }
 
-// Uncovered are the volumes, of a request or of its image, at whose paths the
-// request mounts nothing itself. Clients name the targets of binds as volumes too.
+// Uncovered returns those volumes, of a request or its image, at whose paths the request
+// mounts nothing itself. Clients list the targets of binds as volumes too.
 func Uncovered(r *container.CreateRequest, volumes map[string]struct{}) []string {
 	covered := map[string]bool{}
 	if h := r.HostConfig; h != nil {

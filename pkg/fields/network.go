@@ -2,8 +2,8 @@ package fields
 
 import "github.com/moby/moby/api/types/network"
 
-// NetworkCreate, Connect and Disconnect are the fields of requests about networks,
-// none of which is carried out yet: what makes networks honours the rows.
+// NetworkCreate, Connect and Disconnect list the fields of network requests, none of
+// which is carried out yet. Their rows apply once networks exist.
 var (
 	NetworkCreate = table([]Row[network.CreateRequest]{
 		{Path: "Name", Class: Fleet},
@@ -34,8 +34,8 @@ var (
 	})
 )
 
-// endpoint are the rows of a container's settings in one network. What docker says
-// of a running container's comes back from clients that make another one like it.
+// endpoint lists the fields of a container's settings in one network. Clients that clone
+// a container send back what docker reports of a running one.
 func endpoint[T any](at string) []Row[T] {
 	const told = "docker's to say, not the client's"
 	return []Row[T]{

@@ -13,8 +13,8 @@ type Param struct {
 	Why   string
 }
 
-// Queries are the parameters that docker's API names, by the routes that are served.
-// Others are ignored, as docker ignores them.
+// Queries lists the query parameters of docker's API, by served route. Unknown
+// parameters are ignored, as docker ignores them.
 var Queries = map[string][]Param{
 	"GET /containers/json":          {{"all", Fleet, ""}, {"limit", Fleet, ""}, {"filters", Fleet, ""}, {"size", Warned, "sizes of containers are"}},
 	"POST /containers/create":       {{"name", Fleet, ""}, {"platform", Fleet, ""}},
@@ -46,9 +46,9 @@ var Queries = map[string][]Param{
 		{"all", Inert, "nothing is built here"}, {"filters", Inert, "nothing is built here"}},
 }
 
-// CheckQuery refuses a request to a route ("GET /images/{name}/json") by the name of a
-// parameter that it sets and nothing honours, and returns the warnings of those that
-// are left out.
+// CheckQuery refuses a request to a route ("GET /images/{name}/json") that sets a
+// parameter which nothing honours, and returns the warnings about those that are
+// ignored.
 func CheckQuery(route string, q url.Values) (warnings []string, err error) {
 	for _, p := range Queries[strings.Replace(route, "...}", "}", 1)] {
 		if slices.Contains([]string{"", "0", "no", "false", "none", "null", "[]"}, strings.ToLower(strings.TrimSpace(q.Get(p.Name)))) {

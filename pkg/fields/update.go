@@ -6,8 +6,8 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// Update are the fields of POST /containers/{id}/update, which is not carried out
-// yet: what updates containers honours the rows.
+// Update lists the fields of POST /containers/{id}/update, which is not carried out yet.
+// Its rows apply once containers can be updated.
 var Update = table(updates())
 
 func updates() []Row[container.UpdateConfig] {

@@ -16,9 +16,9 @@ import (
 	"github.com/drover/drover/pkg/securityopt"
 )
 
-// CheckCreate refuses a create request that no node would carry out as it stands,
-// with an *Error, and returns the warnings that go with one that is good. What
-// depends on a node (its kernel, its CPUs, its files) the node checks.
+// CheckCreate refuses, with an *Error, a create request that no node could carry out as
+// it stands, and returns the warnings about one that is valid. What depends on a node
+// (its kernel, CPUs, files) is checked by the node.
 func CheckCreate(r *container.CreateRequest) (warnings []string, err error) {
 	h := r.HostConfig
 	if h == nil {
@@ -42,7 +42,7 @@ func CheckCreate(r *container.CreateRequest) (warnings []string, err error) {
 	return append(warnings, remarks(r, h)...), nil
 }
 
-// maxHostname is Linux's.
+// maxHostname is Linux's limit.
 const maxHostname = 64
 
 func checkConfig(c *container.Config) error {
@@ -68,8 +68,8 @@ func checkConfig(c *container.Config) error {
 	return nil
 }
 
-// Reserved reports whether an annotation is not for users to set: a container would
-// steer what runs it, and could join the shim of another one.
+// Reserved reports whether an annotation may not be set by users: it would control what
+// runs the container, and could join it to the shim of another one.
 func Reserved(annotation string) bool {
 	return slices.ContainsFunc([]string{"io.containerd.", "io.kubernetes.cri", "io.drover."}, func(p string) bool { return strings.HasPrefix(annotation, p) })
 }
@@ -130,7 +130,7 @@ func checkHost(h *container.HostConfig) error {
 	return nil
 }
 
-// checkModes looks at whose namespaces are shared.
+// checkModes checks whose namespaces are shared.
 func checkModes(h *container.HostConfig) error {
 	switch {
 	case !h.IpcMode.Valid():
@@ -188,7 +188,7 @@ func networkName(m container.NetworkMode) container.NetworkMode {
 	return m
 }
 
-// minMemory is docker's: less is not enough for a process to start.
+// minMemory is docker's minimum: a process can't start with less.
 const minMemory = 6 << 20
 
 func checkResources(r *container.Resources) error {
@@ -228,7 +228,8 @@ func checkResources(r *container.Resources) error {
 	return nil
 }
 
-// remarks are docker's about what is good, and not what somebody would expect.
+// remarks returns docker's warnings about requests that are valid, but may not do what
+// was expected.
 func remarks(r *container.CreateRequest, h *container.HostConfig) (out []string) {
 	if h.OomKillDisable != nil && *h.OomKillDisable && h.Memory == 0 {
 		out = append(out, "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")

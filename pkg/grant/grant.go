@@ -1,7 +1,8 @@
-// Package grant is a node's right to read an image's content from another node for
-// a while: signed by a controller when the image is assigned to the node, carried
-// with the assignment or pull, and checked by the node that is asked, also while no
-// controller answers. Which content an image has is the serving node's to know.
+// Package grant is a node's right to read an image's content from other nodes for a
+// limited time. A controller signs it when the image is assigned to the node, it is sent
+// with the assignment or pull, and the node that serves the content checks it, even
+// while no controller answers. Which content belongs to an image is up to the serving
+// node.
 package grant
 
 import (
@@ -19,10 +20,10 @@ import (
 const (
 	lasts   = time.Hour
 	purpose = "drover-grant/1"
-	maxKept = 4096 // that a Maker remembers
+	maxKept = 4096 // by a Maker
 )
 
-// Maker makes grants as a controller. Safe for concurrent use.
+// Maker issues a controller's grants. Safe for concurrent use.
 type Maker struct {
 	files *pki.Files
 
@@ -37,11 +38,11 @@ type made struct {
 	until time.Time
 }
 
-// NewMaker signs as files say.
+// NewMaker signs with the identity in files.
 func NewMaker(files *pki.Files) *Maker { return &Maker{files: files, made: map[of]made{}} }
 
-// For gives the node a grant for the image: one that it was given may be given
-// again while it lasts for half an hour more.
+// For returns a grant for the node and image. An earlier grant is reused while it is
+// valid for at least another half hour.
 func (m *Maker) For(node, digest string) ([]byte, error) {
 	k, now := of{node, digest}, time.Now()
 	m.mu.Lock()
@@ -72,14 +73,15 @@ func (m *Maker) For(node, digest string) ([]byte, error) {
 	return b, nil
 }
 
-// What a grant is refused for, besides its signer.
+// Why a grant is refused, besides its signer.
 var (
 	ErrExpired = errors.New("the grant has expired")
 	ErrOthers  = errors.New("the grant is another node's")
 )
 
-// Check gives the digest that node may read. known says which controllers are the
-// fleet's. A clock that is behind makes grants last longer, and never refuses one.
+// Check returns the digest that node may read. known verifies that the signer is one of
+// the fleet's controllers. With a clock that is behind, grants last longer, and none is
+// refused.
 func Check(files *pki.Files, known pki.Verify, b []byte, node string, now time.Time) (digest string, err error) {
 	var g dv1.Grant
 	var said dv1.Granted

@@ -1,6 +1,6 @@
-// Package identity is the layout of a host's identities below its data folder:
-// who its agent, controller and admin are, whom the agent dials, and how a host
-// gets all that by joining a fleet. A fleet's first host makes them itself
+// Package identity is the layout of a host's identities below its data directory: who
+// its agent, controller and admin are, and which controllers the agent dials. A host
+// gets these by joining a fleet; a fleet's first host creates its own
 // (controller/bootstrap).
 package identity
 
@@ -15,7 +15,7 @@ import (
 	"github.com/drover/drover/pkg/durable"
 )
 
-// Host is identity.json: who this host's agent is, and whom it dials.
+// Host is the content of identity.json: who this host's agent is, and whom it dials.
 type Host struct {
 	Version     int      `json:"version"`
 	Cluster     string   `json:"cluster"`
@@ -42,7 +42,7 @@ func HostFile(dataDir string) string { return filepath.Join(dataDir, "agent", "i
 func TimingFile(dataDir string) string { return filepath.Join(ControllerDir(dataDir), "timing") }
 
 // BootstrapDir holds a new fleet's identities until its first entry is committed. It
-// is there or not there as a whole.
+// exists as a whole or not at all.
 func BootstrapDir(dataDir string) string { return filepath.Join(dataDir, "bootstrap") }
 
 // IsMember reports whether this host has an identity in a fleet.
@@ -53,7 +53,7 @@ func HasController(dataDir string) bool {
 	return exists(filepath.Join(ControllerPKI(dataDir), "cert.pem"))
 }
 
-// Load reads the host's identity. It wraps fs.ErrNotExist where there is none.
+// Load reads the host's identity. The error wraps fs.ErrNotExist if there is none.
 func Load(dataDir string) (*Host, error) {
 	path := HostFile(dataDir)
 	b, err := os.ReadFile(path)
@@ -90,8 +90,8 @@ func SaveControllers(dataDir string, controllers []string) error {
 	return WriteFile(HostFile(dataDir), *h)
 }
 
-// RemoveController moves a controller's files aside, and deletes the admin's identity:
-// the host goes on as an agent.
+// RemoveController moves a controller's files aside and deletes the admin's identity:
+// the host continues as an agent.
 func RemoveController(dataDir string) error {
 	from := ControllerDir(dataDir)
 	if err := os.RemoveAll(from + ".removed"); err != nil {

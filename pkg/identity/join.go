@@ -19,14 +19,14 @@ import (
 	"github.com/drover/drover/pkg/timing"
 )
 
-// joinKeys is where a host's keys are until its join was answered, so that a join
-// that was cut short is the same one when it is asked again.
+// joinKeys holds a host's keys until its join is answered, so that a join that was
+// interrupted is retried as the same join.
 const joinKeys = "join.tmp"
 
-// ErrMember reports that this host is in a fleet already.
+// ErrMember reports that this host is already in a fleet.
 var ErrMember = errors.New("this host is in a fleet already")
 
-// JoinOptions of Join.
+// JoinOptions are the options of Join.
 type JoinOptions struct {
 	DataDir    string
 	Token      pki.Token
@@ -39,8 +39,8 @@ type JoinOptions struct {
 	Now        time.Time
 }
 
-// Join gets this host its identities from a fleet. One that was cut short is repeated
-// with the same keys; ErrMember if the host has an identity.
+// Join obtains this host's identities from a fleet. An interrupted join is retried with
+// the same keys. It returns ErrMember if the host has an identity.
 func Join(ctx context.Context, o JoinOptions) error {
 	if IsMember(o.DataDir) || exists(BootstrapDir(o.DataDir)) {
 		return ErrMember
@@ -76,7 +76,7 @@ func Join(ctx context.Context, o JoinOptions) error {
 		return err
 	}
 	if err := whole(a, o.Controller != "", keys); err != nil {
-		return fmt.Errorf("the answer of the controller at %s is of no use (joining again is the same join): %w", o.Addr, err)
+		return fmt.Errorf("the answer of the controller at %s can't be used (it is safe to join again): %w", o.Addr, err)
 	}
 	if err := os.MkdirAll(filepath.Dir(HostFile(o.DataDir)), 0o700); err != nil {
 		return fmt.Errorf("making the agent's folder: %w", err)
@@ -99,7 +99,7 @@ func Join(ctx context.Context, o JoinOptions) error {
 			return err
 		}
 	}
-	// The agent's certificate comes last: it says that this host has joined.
+	// The agent's certificate is written last: it marks the host as joined.
 	if err := pki.WriteFiles(AgentPKI(o.DataDir), a.Bundle, a.NodeCert, keys["node"], nil); err != nil {
 		return err
 	}
@@ -109,8 +109,8 @@ func Join(ctx context.Context, o JoinOptions) error {
 	return nil
 }
 
-// whole checks that an answer holds every identity that was asked for, each for
-// the key that it was asked for with: half of one would be on disk for good.
+// whole checks that an answer holds every requested identity, each for the key that was
+// sent: half of one would stay on disk for good.
 func whole(a *join.Answer, controller bool, keys map[string]*ecdsa.PrivateKey) error {
 	if a.Cluster == "" || a.Node == "" || len(a.Bundle) == 0 {
 		return errors.New("it names no fleet, or no authority to trust")

@@ -1,6 +1,6 @@
-// Package join is what a host and a controller say to each other when the host
-// joins: over a port of its own, where the controller is known by the token's pin
-// and the host by the token's secret.
+// Package join is the protocol between a joining host and a controller, over a TLS
+// connection of its own (ALPN drover-join/1): the token's pin authenticates the
+// controller, and the token's secret the host.
 package join
 
 import (
@@ -23,10 +23,11 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Path of the only request: POST Request, 200 Answer, or a status with a message.
+// Path is that of the only request: POST Request, 200 Answer, or a status with a
+// message.
 const Path = "/v1/join"
 
-// AgentsOnly is the status for a controller that comes with an agents' token.
+// AgentsOnly is the status returned to a controller that joins with a token for agents.
 const AgentsOnly = http.StatusNotAcceptable
 
 // MaxBody bounds a Request.
@@ -35,7 +36,7 @@ const MaxBody = 64 << 10
 // MaxSkew is how far a joining host's clock may be off.
 const MaxSkew = 24 * time.Hour
 
-// Request of a host. Public keys are PKIX, DER.
+// Request is what a host sends. Public keys are PKIX, DER.
 type Request struct {
 	TokenID       string
 	Secret        string
@@ -51,7 +52,7 @@ type Request struct {
 	SealPublic    []byte // HPKE
 }
 
-// Bounds of a Request's fields. A name is a host's: as the DNS has it.
+// Bounds of a Request's fields. A host's name is a DNS name.
 const (
 	maxName   = 253
 	maxAddr   = maxName + len(":65535")
@@ -63,8 +64,8 @@ const (
 
 var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
 
-// Validate reports the first field that is too long, or has what it can't have.
-// What is missing is the controller's to say.
+// Validate reports fields that are too long or malformed. What is missing is up to the
+// controller.
 func (r *Request) Validate() error {
 	text := func(what, s string, most int) error {
 		if len(s) > most || strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) }) {
@@ -98,7 +99,7 @@ func (r *Request) Validate() error {
 	return nil
 }
 
-// Answer of a controller. Certificates are DER.
+// Answer is what a controller returns. Certificates are DER.
 type Answer struct {
 	Cluster        string
 	Node           string // id
@@ -107,7 +108,7 @@ type Answer struct {
 	ControllerCert []byte
 	AdminCert      []byte
 	Controllers    []string
-	Timing         string // of raft, for a controller; "" is that of a local network
+	Timing         string // of raft, for a controller; "" is the default, LAN
 }
 
 // RefusedError is a controller's refusal of a join.
@@ -118,8 +119,8 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string { return e.Message }
 
-// Ask joins at a controller's address. Nobody but the authority that the token
-// pins is talked to.
+// Ask joins through the controller at addr. It talks only to the authority that the
+// token pins.
 func Ask(ctx context.Context, addr string, token pki.Token, req *Request) (*Answer, error) {
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{wire.ALPNJoin},
@@ -160,8 +161,8 @@ func Ask(ctx context.Context, addr string, token pki.Token, req *Request) (*Answ
 	return a, nil
 }
 
-// verify wants a controller whose chain ends in the pinned authority. The clock
-// isn't looked at: it may be what is wrong with this host.
+// verify accepts a controller whose chain ends in the pinned authority. It ignores the
+// clock, which may be what is wrong on this host.
 func verify(cs tls.ConnectionState, pin string) error {
 	for _, root := range cs.PeerCertificates {
 		if pki.Pin(root.Raw) != pin {

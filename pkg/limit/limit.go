@@ -1,6 +1,6 @@
-// Package limit bounds what one source can take of something that all share:
-// connections at a time, lines of a log. What a source is, is the caller's to say;
-// Source gives the usual answer for a network connection.
+// Package limit bounds how much of a shared resource one source can take: concurrent
+// connections, or log lines. What a source is, is up to the caller; Source is the usual
+// key for a network connection.
 package limit
 
 import (
@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Source is who is at the other end of a connection, as a key: an IPv4 address,
-// or the /64 of an IPv6 address, which one host can fill as it likes.
+// Source returns a key for the host at the other end of a connection: an IPv4 address,
+// or the /64 of an IPv6 address, within which a host can choose addresses freely.
 func Source(a net.Addr) string {
 	ap, err := netip.ParseAddrPort(a.String())
 	if err != nil {
@@ -37,8 +37,8 @@ type Share struct {
 // NewShare lets each source hold up to most at a time.
 func NewShare(most int) *Share { return &Share{most: most, held: map[string]int{}} }
 
-// Take takes one for a source, or reports that it holds its share already.
-// release gives it back; calls after the first do nothing.
+// Take acquires one for a source, or reports that the source holds its share already.
+// release returns it, and may be called more than once.
 func (s *Share) Take(source string) (release func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,8 +58,8 @@ func (s *Share) Take(source string) (release func(), ok bool) {
 // maxKeys bounds what a Throttle remembers.
 const maxKeys = 1024
 
-// Throttle lets a key through once in a while. It is for log lines: a caller
-// must not be able to write as many as it likes. Safe for concurrent use.
+// Throttle lets a key pass once per interval. It is for log lines, which callers must
+// not be able to write without limit. Safe for concurrent use.
 type Throttle struct {
 	every time.Duration
 
@@ -73,13 +73,13 @@ type passed struct {
 	held int
 }
 
-// NewThrottle lets each key through once in every.
+// NewThrottle lets each key pass once per every.
 func NewThrottle(every time.Duration) *Throttle {
 	return &Throttle{every: every, seen: map[string]*passed{}}
 }
 
-// Allow reports whether key may pass now, and if so, how many times it was held
-// back since it passed last.
+// Allow reports whether key may pass now, and if so, how many times it was suppressed
+// since it last passed.
 func (t *Throttle) Allow(key string) (held int, ok bool) {
 	now := time.Now()
 	t.mu.Lock()

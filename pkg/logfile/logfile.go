@@ -1,10 +1,9 @@
-// Package logfile bounds log files that several processes append to. Who
-// writes them, and what, is the callers'.
+// Package logfile bounds the size of log files that several processes append to. What is
+// written is up to them.
 //
-// The writers hold the file open, outlive each other, and must never wait for
-// whoever rotates: so the file is not renamed away from under them, but copied
-// and emptied in place. They must have opened it with O_APPEND, else the file
-// grows a hole as long as what was taken away.
+// Writers keep the file open, outlive each other, and must never wait for a rotation: so
+// the file is not renamed, but copied and truncated in place. They must open it with
+// O_APPEND, or the file gets a hole as long as what was truncated.
 package logfile
 
 import (
@@ -32,10 +31,10 @@ func Open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Rotate moves the content of a log that is larger than max bytes to path.1,
-// which it replaces. Of a log that grew far beyond, only the last max bytes are
-// kept. A line that is written while the copy ends may be lost; the writers
-// never block. A log that doesn't exist is small.
+// Rotate copies a log that is larger than max bytes to path.1, replacing it, and
+// truncates the log. Of a log that grew far beyond max, only the last max bytes are
+// kept. A line that is written as the copy ends may be lost; writers never block. A
+// missing log counts as small.
 func Rotate(path string, max int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -50,7 +49,7 @@ func Rotate(path string, max int64) error {
 		return err
 	}
 	if err := keep(f, path+".1", st.Size()-max); err != nil {
-		// A disk that is full is no reason to let the log fill it further.
+		// A full disk must not get fuller because the log can't be kept.
 		return errors.Join(fmt.Errorf("keeping the rotated part of log %s: %w", path, err), f.Truncate(0))
 	}
 	if err := f.Truncate(0); err != nil {
@@ -59,8 +58,7 @@ func Rotate(path string, max int64) error {
 	return nil
 }
 
-// keep copies what f holds from an offset on. The copy is no durable state:
-// it isn't synced.
+// keep copies f from an offset on. The copy need not be durable, and isn't synced.
 func keep(f *os.File, path string, from int64) error {
 	temp := path + ".new"
 	out, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
@@ -80,8 +78,8 @@ func keep(f *os.File, path string, from int64) error {
 	return err
 }
 
-// Watch rotates a log whenever it is larger than max bytes, and once at the
-// start, until ctx ends. What fails is given to report, and tried again later.
+// Watch rotates a log whenever it is larger than max bytes, and once at the start, until
+// ctx ends. Errors are passed to report, and rotation is retried later.
 func Watch(ctx context.Context, path string, max int64, report func(error)) {
 	t := time.NewTicker(Every)
 	defer t.Stop()

@@ -1,5 +1,5 @@
-// Package mux shares one TLS port among protocols that are told apart by ALPN.
-// What the protocols say is their own affair.
+// Package mux shares one TLS port among protocols that are told apart by ALPN. What is
+// spoken over them is up to their users.
 package mux
 
 import (
@@ -16,12 +16,12 @@ import (
 	"github.com/drover/drover/pkg/limit"
 )
 
-// Limits of the port. A source is a host, as far as addresses tell (limit.Source).
+// Limits of the port. A source is a host, as far as addresses can tell (limit.Source).
 const (
 	HandshakeTimeout = 5 * time.Second
-	// MaxUnknown is how many connections a source may have at a time on which it
-	// did not show a certificate, or not yet: everything that needs no identity
-	// fits in, and nobody without one takes the process's files from raft.
+	// MaxUnknown is how many connections without a client certificate (or without one yet)
+	// a source may have at a time: enough for everything that needs no identity, and too
+	// few to exhaust the file descriptors that raft needs.
 	MaxUnknown = 64
 	maxUnknown = 1024 // of all sources together
 )
@@ -42,14 +42,14 @@ type route struct {
 	q      *queue
 }
 
-// New shares l. Handle before Run; the first route answers clients that offer
-// nothing known, by refusing them with no_application_protocol.
+// New shares l. Call Handle before Run. Clients that offer only unknown protocols are
+// refused with no_application_protocol, by the configuration of the first route.
 func New(l net.Listener, log *slog.Logger) *Mux {
 	return &Mux{l: l, log: log, unknown: &strangers{each: MaxUnknown, all: maxUnknown, of: map[string][]*stranger{}}, cut: limit.NewThrottle(time.Minute)}
 }
 
-// Handle gives the listener for some ALPN names ("" for none offered), with
-// the TLS configuration that these connections get.
+// Handle returns a listener for the given ALPN names ("" for none offered), whose
+// connections use the TLS configuration.
 func (m *Mux) Handle(config *tls.Config, protos ...string) net.Listener {
 	c := config.Clone()
 	c.NextProtos = slices.DeleteFunc(slices.Clone(protos), func(s string) bool { return s == "" })
@@ -58,8 +58,8 @@ func (m *Mux) Handle(config *tls.Config, protos ...string) net.Listener {
 	return r.q
 }
 
-// Run accepts until ctx ends or the listener fails, and returns once every
-// handshake is over. Listeners that Handle gave are closed then.
+// Run accepts connections until ctx ends or the listener fails, and returns once every
+// handshake is over. It closes the listeners that Handle returned.
 func (m *Mux) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -83,7 +83,7 @@ func (m *Mux) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if isTemporary(err) {
-			select { // out of files: those that are open must end first
+			select { // out of file descriptors: wait for connections to close
 			case <-time.After(50 * time.Millisecond):
 			case <-ctx.Done():
 			}
@@ -137,7 +137,7 @@ func (m *Mux) handshake(ctx context.Context, c *tls.Conn, from *stranger) {
 		return
 	}
 	if len(c.ConnectionState().PeerCertificates) > 0 {
-		m.unknown.leave(from) // the configurations verify each certificate that is shown
+		m.unknown.leave(from) // the configurations verify every certificate that is presented
 	}
 	p := c.ConnectionState().NegotiatedProtocol
 	for _, r := range m.routes {

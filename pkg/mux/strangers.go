@@ -6,26 +6,25 @@ import (
 	"sync"
 )
 
-// strangers are the open connections that showed no certificate, or not yet. Where
-// there are too many, a newcomer takes the place of another one, and is not refused
-// itself: what containers open comes from the address of their host, and who keeps
-// all places of an address taken must not keep out whom it shares it with. The one
-// that goes is chosen at random, so that a handshake of a few milliseconds survives
-// most newcomers.
+// strangers are the open connections without a client certificate, or without one yet.
+// When there are too many, a newcomer evicts another connection instead of being
+// refused: containers share the address of their host, and whoever fills all places of
+// an address must not lock out the others behind it. The victim is chosen at random, so
+// that a handshake of a few milliseconds survives most newcomers.
 type strangers struct {
-	each, all int // the most of one source, and of all together
+	each, all int // limits per source, and for all sources together
 
 	mu sync.Mutex // guards the fields below
 	of map[string][]*stranger
 	n  int
 }
 
-// stranger is a connection that counts as one until it is closed or known.
+// stranger is a connection that counts as one until it is closed or authenticated.
 type stranger struct {
 	net.Conn
 	all    *strangers
 	source string
-	at     int // in the list of its source; -1: it doesn't count
+	at     int // index in the list of its source; -1: it doesn't count
 }
 
 // Close implements net.Conn.
@@ -34,8 +33,8 @@ func (c *stranger) Close() error {
 	return c.Conn.Close()
 }
 
-// enter counts a connection, and gives the one whose place it takes, if any: the
-// caller closes that.
+// enter counts a connection, and returns the one it evicts, if any, for the caller to
+// close.
 func (s *strangers) enter(c net.Conn, source string) (in, out *stranger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,7 +66,7 @@ func (s *strangers) any(source string) *stranger {
 	return of[rand.N(len(of))]
 }
 
-// most is the source that has the most.
+// most returns the source that has the most.
 func (s *strangers) most() (source string) {
 	for k, of := range s.of {
 		if len(of) > len(s.of[source]) {

@@ -14,14 +14,13 @@ import (
 	"time"
 )
 
-// Lives of certificates. The authority outlives any host; a leaf is renewed
-// at two thirds of its life.
+// Lifetimes of certificates. The authority outlives any host.
 const (
 	AuthorityLife = 30 * 365 * 24 * time.Hour
 	LeafLife      = 365 * 24 * time.Hour
 )
 
-// backdate covers clocks of hosts that are behind the one that signs.
+// backdate allows for hosts whose clocks are behind the signer's.
 const backdate = time.Hour
 
 // Authority signs identities.
@@ -30,7 +29,7 @@ type Authority struct {
 	Key  crypto.Signer
 }
 
-// NewAuthority makes a cluster's root at the given time.
+// NewAuthority creates a cluster's root at the given time.
 func NewAuthority(cluster string, now time.Time) (*Authority, error) {
 	key, err := NewKey()
 	if err != nil {
@@ -57,7 +56,7 @@ func NewAuthority(cluster string, now time.Time) (*Authority, error) {
 	return &Authority{Cert: cert, Key: key}, nil
 }
 
-// NewKey makes a private key for a leaf or an authority: ECDSA P-256.
+// NewKey creates a private key for a leaf or an authority: ECDSA P-256.
 func NewKey() (*ecdsa.PrivateKey, error) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -66,8 +65,8 @@ func NewKey() (*ecdsa.PrivateKey, error) {
 	return k, nil
 }
 
-// Issue signs a leaf for one identity. hosts are IP addresses and DNS names
-// that servers are reached by: docker and curl check those, drover the URI.
+// Issue signs a leaf for one identity. hosts are the IP addresses and DNS names at which
+// servers are reached: docker and curl verify those, drover verifies the URI.
 func (a *Authority) Issue(uri string, pub crypto.PublicKey, hosts []string, now time.Time) ([]byte, error) {
 	p, err := FromURI(uri)
 	if err != nil {

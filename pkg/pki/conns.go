@@ -6,10 +6,10 @@ import (
 	"sync"
 )
 
-// Conns are open connections whose other ends are known, so that those of an
-// identity that may be there no longer can be cut. Verify says who may: it is
-// asked once more when a connection enters, for it may have been refused between
-// its handshake and then. Safe for concurrent use.
+// Conns tracks open connections with authenticated peers, so that those of a revoked
+// identity can be cut. Verify decides who may stay. It is called again when a connection
+// enters, since the identity may have been revoked after the handshake. Safe for
+// concurrent use.
 type Conns struct {
 	Verify Verify
 
@@ -22,7 +22,7 @@ type entered struct {
 	who  Principal
 }
 
-// Enter keeps c until leave is called; where it may not be, it is closed at once.
+// Enter tracks c until leave is called; it closes c at once if Verify refuses its peer.
 func (c *Conns) Enter(t *tls.Conn) (leave func(), err error) {
 	certs := t.ConnectionState().PeerCertificates
 	err = ErrNoPrincipal
@@ -52,7 +52,7 @@ func (c *Conns) Enter(t *tls.Conn) (leave func(), err error) {
 	return leave, nil
 }
 
-// Wrap is Enter for who closes a connection somewhere else.
+// Wrap is Enter for connections that are closed elsewhere: closing the result leaves.
 func (c *Conns) Wrap(t *tls.Conn) (net.Conn, error) {
 	leave, err := c.Enter(t)
 	if err != nil {
@@ -72,7 +72,7 @@ func (k *knownConn) Close() error {
 }
 
 // Cut closes every connection that Verify now refuses. It never blocks: TLS's
-// good-bye waits for a peer that doesn't read.
+// close_notify would wait for a peer that doesn't read.
 func (c *Conns) Cut() {
 	c.mu.Lock()
 	var out []*tls.Conn
@@ -87,8 +87,8 @@ func (c *Conns) Cut() {
 	}
 }
 
-// Listen gives l's connections, entered. What l accepts is *tls.Conn after its
-// handshake, as package mux hands out.
+// Listen returns a listener whose connections are tracked. l must accept *tls.Conn after
+// the handshake, as package mux does.
 func (c *Conns) Listen(l net.Listener) net.Listener { return &knownListener{l, c} }
 
 type knownListener struct {

@@ -15,9 +15,9 @@ import (
 	"github.com/drover/drover/pkg/durable"
 )
 
-// Files is an identity on disk, so that a host restarts without raft:
-// bundle.pem (every trusted root), cert.pem, key.pem, and for controllers
-// seal.key (HPKE, opens what is sealed for this controller).
+// Files is an identity on disk, so that a host restarts without raft: ca.pem (all
+// trusted roots), cert.pem, key.pem, and for controllers seal.key (HPKE; opens what is
+// sealed for this controller).
 type Files struct {
 	Dir       string
 	Bundle    []*x509.Certificate
@@ -29,11 +29,11 @@ type Files struct {
 // SealingKEM is the algorithm of controllers' sealing keys and of the recovery key.
 func SealingKEM() hpke.KEM { return hpke.DHKEM(ecdh.X25519()) }
 
-// WriteFiles writes an identity, key first, certificate last, so that a
-// certificate on disk always has its key. Each file is durable.
+// WriteFiles writes an identity, key first and certificate last, so that a certificate
+// on disk always has its key. Each file is durable.
 func WriteFiles(dir string, bundle [][]byte, cert []byte, key crypto.Signer, seal []byte) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making the folder of an identity: %w", err)
+		return fmt.Errorf("creating the directory of an identity: %w", err)
 	}
 	k, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -55,7 +55,7 @@ func WriteFiles(dir string, bundle [][]byte, cert []byte, key crypto.Signer, sea
 	}{
 		{"key.pem", pemBlock("PRIVATE KEY", k), 0o600},
 		{"bundle.pem", roots, 0o644},
-		{"ca.pem", roots, 0o644}, // the name that docker's clients look for
+		{"ca.pem", roots, 0o644}, // the name that docker's clients expect
 		{"cert.pem", pemBlock("CERTIFICATE", cert), 0o644},
 	} {
 		if err := durable.WriteFile(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
@@ -65,8 +65,8 @@ func WriteFiles(dir string, bundle [][]byte, cert []byte, key crypto.Signer, sea
 	return nil
 }
 
-// LoadFiles reads an identity and checks that its parts belong together. It
-// does not look at the clock: an expired identity must still be able to renew.
+// LoadFiles reads an identity and checks that its parts belong together. It ignores the
+// clock: an expired identity must still be able to renew.
 func LoadFiles(dir string) (*Files, error) {
 	f := &Files{Dir: dir}
 	roots, err := os.ReadFile(filepath.Join(dir, "bundle.pem"))
@@ -110,7 +110,7 @@ func LoadFiles(dir string) (*Files, error) {
 	return f, nil
 }
 
-// Pool holds the trusted roots.
+// Pool returns the trusted roots.
 func (f *Files) Pool() *x509.CertPool {
 	p := x509.NewCertPool()
 	for _, c := range f.Bundle {

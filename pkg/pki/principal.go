@@ -1,6 +1,6 @@
-// Package pki is who is who: the cluster's authority, identities as SPIFFE URIs
-// in certificates, the files that hold them, and TLS configurations that check
-// them. What an identity may do is decided by roles in raft, not here.
+// Package pki holds identities: the cluster's authority, SPIFFE URIs in certificates,
+// the files they are kept in, and TLS configurations that verify them. What an identity
+// may do is decided by roles in raft, not here.
 package pki
 
 import (
@@ -20,13 +20,13 @@ const (
 	KindNode       = "node"
 	KindUser       = "user"
 	KindLocal      = "local" // the peer of a unix socket
-	KindToken      = "token" // a host that shows a token
+	KindToken      = "token" // a host that joins with a token
 )
 
 // RoleAdmin may do everything; the other roles are named like their kinds.
 const RoleAdmin = "admin"
 
-// Principal is the caller, whichever way it proved who it is.
+// Principal is the caller, however it was authenticated.
 type Principal struct {
 	Kind    string
 	ID      string
@@ -35,21 +35,21 @@ type Principal struct {
 	Roles   []string
 }
 
-// Has tells whether the principal has a role; an admin has all of a user's.
+// Has reports whether the principal has a role; an admin has a user's as well.
 func (p Principal) Has(role string) bool { return slices.Contains(p.Roles, role) }
 
-// URI is the name of an identity in its certificate.
+// URI returns the name of an identity, as in its certificate.
 func URI(cluster, kind, id string) string {
 	return (&url.URL{Scheme: "spiffe", Host: cluster, Path: "/" + kind + "/" + id}).String()
 }
 
-// AdminOf is the id of the admin whose identity a controller's host has: each host
-// its own, so that it can be revoked with the host.
+// AdminOf returns the id of the admin whose identity is on a controller's host. Each
+// host has its own, so that it can be revoked with the host.
 func AdminOf(host string) string { return "admin-" + host }
 
-// Account is for whom a request counts when it is asked again under its key: the
-// caller. The admins of controllers' hosts count as one, and so does root on their
-// sockets: a client whose socket is gone goes on with its host's certificate.
+// Account returns the owner of a request's idempotency key: the caller. The admins of
+// controllers' hosts, and root on those hosts' sockets, count as one: a client whose
+// socket is gone retries elsewhere with its host's certificate.
 func Account(uri string) string {
 	if host, uid, ok := HostOf(uri); ok {
 		if p, err := FromURI(host); err == nil && p.Kind == KindController && uid == "0" {
@@ -63,7 +63,7 @@ func Account(uri string) string {
 	return uri
 }
 
-// FromURI reads spiffe://CLUSTER/KIND/ID.
+// FromURI parses spiffe://CLUSTER/KIND/ID.
 func FromURI(s string) (Principal, error) {
 	u, err := url.Parse(s)
 	if err != nil {
@@ -77,7 +77,7 @@ func FromURI(s string) (Principal, error) {
 	return Principal{Kind: kind, ID: id, Cluster: u.Host, URI: s}, nil
 }
 
-// FromCert gives the identity in a verified certificate. It has no roles yet.
+// FromCert returns the identity in a verified certificate, without roles.
 func FromCert(c *x509.Certificate) (Principal, error) {
 	if len(c.URIs) != 1 {
 		return Principal{}, fmt.Errorf("certificate %q has %d identity URIs, want 1", c.Subject, len(c.URIs))
@@ -85,23 +85,24 @@ func FromCert(c *x509.Certificate) (Principal, error) {
 	return FromURI(c.URIs[0].String())
 }
 
-// uidPart is between a host's URI and the uid of one of its users.
+// uidPart separates a host's URI from the uid of one of its users.
 const uidPart = "/uid/"
 
-// At is the peer of a unix socket as the fleet knows it, of which host it is: a
-// controller's or a node's.
+// At returns the peer of a unix socket as the fleet knows it: a user of a controller's
+// or node's host.
 func (p Principal) At(host Principal) Principal {
 	p.Cluster, p.URI = host.Cluster, host.URI+uidPart+p.ID
 	return p
 }
 
-// HostOf reads what At wrote: a host's URI and a uid there. false: s is no such URI.
+// HostOf splits what At wrote into a host's URI and a uid. It returns false if s is no
+// such URI.
 func HostOf(s string) (host, uid string, ok bool) { return strings.Cut(s, uidPart) }
 
-// TokenURI names a host that shows a token.
+// TokenURI names a host that joins with a token.
 func TokenURI(id string) string { return KindToken + ":" + id }
 
-// Local is the peer of a unix socket, before its host is named.
+// Local is the peer of a unix socket before its host is known.
 func Local(uid int, roles ...string) Principal {
 	id := strconv.Itoa(uid)
 	return Principal{Kind: KindLocal, ID: id, URI: "unix:" + id, Roles: roles}
@@ -114,10 +115,10 @@ func WithPrincipal(ctx context.Context, p Principal) context.Context {
 	return context.WithValue(ctx, principalKey{}, p)
 }
 
-// ErrNoPrincipal: nobody proved who the caller is.
+// ErrNoPrincipal reports that the caller is not authenticated.
 var ErrNoPrincipal = errors.New("no identity: a client certificate of this cluster is needed")
 
-// PrincipalFrom gives the caller that WithPrincipal put there.
+// PrincipalFrom returns the caller that WithPrincipal stored.
 func PrincipalFrom(ctx context.Context) (Principal, bool) {
 	p, ok := ctx.Value(principalKey{}).(Principal)
 	return p, ok

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Sign signs b with the identity's key. what it is for goes into the signature, so
-// that nothing signed for one purpose stands for another.
+// Sign signs b with the identity's key. what, its purpose, is part of the signature, so
+// that a signature made for one purpose is not valid for another.
 func (f *Files) Sign(what string, b []byte) ([]byte, error) {
 	key, ok := f.Cert.PrivateKey.(crypto.Signer)
 	if !ok {
@@ -25,14 +25,14 @@ func (f *Files) Sign(what string, b []byte) ([]byte, error) {
 	return sig, nil
 }
 
-// Signer is an identity whose certificate came with what it signed.
+// Signer is an identity whose certificate was sent along with what it signed.
 type Signer struct {
 	Principal Principal
 	key       *ecdsa.PublicKey
 }
 
-// Signer reads a certificate (DER) and checks it as a peer's in a handshake: by
-// chain, role and revocation, not by the clock.
+// Signer parses a certificate (DER) and verifies it as a handshake would verify a
+// peer's: chain, role and revocation, but not the clock.
 func (f *Files) Signer(der []byte, verify Verify) (*Signer, error) {
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -49,10 +49,10 @@ func (f *Files) Signer(der []byte, verify Verify) (*Signer, error) {
 	return &Signer{p, key}, nil
 }
 
-// ErrSignature: it is not the signer's, or of other bytes.
+// ErrSignature reports a signature that is not the signer's, or not over these bytes.
 var ErrSignature = errors.New("the signature is wrong")
 
-// Check says whether sig is the signer's of b.
+// Check verifies that sig is the signer's signature of b.
 func (s *Signer) Check(what string, b, sig []byte) error {
 	if !ecdsa.VerifyASN1(s.key, signed(what, b), sig) {
 		return fmt.Errorf("%s: %w", s.Principal.URI, ErrSignature)

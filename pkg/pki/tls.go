@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// Verify says whether an identity whose chain is good may connect: its role,
-// and that it is not revoked.
+// Verify returns an error if an identity with a valid chain may not connect: because of
+// its role, or because it is revoked.
 type Verify func(Principal) error
 
-// ServerTLS is a listener's base: whom it trusts, and who it is. A connection
-// without a client certificate passes here where the ALPN's ClientAuth lets it;
-// a certificate that is shown must always be good. Verify runs on resumed
+// ServerTLS is the base configuration of a listener: its identity, and whom it trusts.
+// It accepts connections without a client certificate where the ALPN's ClientAuth allows
+// that; a certificate that is presented must always be valid. Verify runs for resumed
 // sessions too.
 func ServerTLS(f *Files, verify Verify) *tls.Config {
 	return &tls.Config{
@@ -30,9 +30,9 @@ func ServerTLS(f *Files, verify Verify) *tls.Config {
 	}
 }
 
-// PeerServerTLS is ServerTLS for connections among the cluster's own processes,
-// which must come up with a clock at 1970 and with expired leaves: it checks
-// chain, role and revocation, not the clock.
+// PeerServerTLS is ServerTLS for connections among the cluster's own processes, which
+// must work with a clock at 1970 and with expired leaves: it verifies chain, role and
+// revocation, not the clock.
 func PeerServerTLS(f *Files, verify Verify) *tls.Config {
 	c := ServerTLS(f, verify)
 	c.ClientAuth = tls.RequireAnyClientCert
@@ -42,14 +42,14 @@ func PeerServerTLS(f *Files, verify Verify) *tls.Config {
 	return c
 }
 
-// PeerClientTLS dials another process of the cluster on one ALPN. The server is
-// known by its URI, never by address or host name, and not by the clock.
+// PeerClientTLS dials another process of the cluster with one ALPN protocol. The server
+// is identified by its URI, never by address or host name, and the clock is ignored.
 func PeerClientTLS(f *Files, alpn string, verify Verify) *tls.Config {
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS12,
 		Certificates: []tls.Certificate{f.Cert},
 		NextProtos:   []string{alpn},
-		// Chain and identity are checked below, as the names are not addresses.
+		// Chain and identity are verified below, since certificates don't name addresses.
 		InsecureSkipVerify: true,
 		ClientSessionCache: tls.NewLRUClientSessionCache(16),
 		VerifyConnection: func(cs tls.ConnectionState) error {
@@ -97,7 +97,7 @@ func (f *Files) verifyLeaf(leaf *x509.Certificate, between []*x509.Certificate, 
 	return p, err
 }
 
-// Kinds gives a Verify that lets the named kinds in.
+// Kinds returns a Verify that accepts the named kinds.
 func Kinds(kinds ...string) Verify {
 	return func(p Principal) error {
 		for _, k := range kinds {
@@ -109,7 +109,7 @@ func Kinds(kinds ...string) Verify {
 	}
 }
 
-// All joins checks; the first refusal counts.
+// All combines checks; the first refusal is returned.
 func All(vs ...Verify) Verify {
 	return func(p Principal) error {
 		for _, v := range vs {
@@ -121,5 +121,5 @@ func All(vs ...Verify) Verify {
 	}
 }
 
-// ErrRevoked: the identity was taken back.
+// ErrRevoked reports that the identity was revoked.
 var ErrRevoked = errors.New("identity is revoked")

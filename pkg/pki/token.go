@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// Token is what a host joins with: which authority it will meet, and a secret
-// that the fleet knows the hash of.
+// Token is what a host joins with: the pin of the authority that it must meet, and a
+// secret of which the fleet knows the hash.
 type Token struct {
 	Pin    string // of the authority's certificate
 	ID     string
@@ -22,13 +22,13 @@ const tokenPrefix = "drover1"
 
 var base = base32.StdEncoding.WithPadding(base32.NoPadding)
 
-// Pin is the SHA-256 of a certificate, as tokens carry it.
+// Pin returns the SHA-256 of a certificate, as in tokens.
 func Pin(der []byte) string {
 	sum := sha256.Sum256(der)
 	return strings.ToLower(base.EncodeToString(sum[:]))
 }
 
-// NewToken makes a token for the authority with pin.
+// NewToken creates a token for the authority with pin.
 func NewToken(pin string) (Token, error) {
 	b := make([]byte, 24)
 	if _, err := rand.Read(b); err != nil {
@@ -37,18 +37,18 @@ func NewToken(pin string) (Token, error) {
 	return Token{Pin: pin, ID: hex.EncodeToString(b[:4]), Secret: strings.ToLower(base.EncodeToString(b[4:]))}, nil
 }
 
-// String is the token as it is printed, once.
+// String returns the token's text, which is printed once.
 func (t Token) String() string {
 	return strings.Join([]string{tokenPrefix, t.Pin, t.ID, t.Secret}, "-")
 }
 
-// Hash is what the fleet keeps of the secret.
+// Hash returns what the fleet keeps of the secret.
 func (t Token) Hash() []byte {
 	sum := sha256.Sum256([]byte(t.Secret))
 	return sum[:]
 }
 
-// ParseToken reads what String wrote.
+// ParseToken parses what String returned.
 func ParseToken(s string) (Token, error) {
 	p := strings.Split(strings.TrimSpace(s), "-")
 	if len(p) != 4 || p[0] != tokenPrefix || len(p[1]) != 52 || len(p[2]) != 8 || len(p[3]) != 32 {

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Login asks a registry whether it knows c: nil, ErrUnauthorized or *UnreachableError.
-// server is as docker sends it: a host, or an URL; "" is Docker Hub's.
+// Login checks c against a registry. It returns nil, ErrUnauthorized or
+// *UnreachableError. server is as docker sends it: a host or a URL; "" is Docker Hub.
 func (r *Registry) Login(ctx context.Context, server string, c *Credentials) error {
 	name := server
 	if _, rest, ok := strings.Cut(name, "://"); ok {

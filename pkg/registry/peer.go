@@ -18,8 +18,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// What a peer gets: to begin an answer, and to send it. A peer that is slower than
-// the least rate, beyond its patience, is given up for the next source.
+// How long a peer may take to begin an answer and to send it. A peer that is slower than
+// the minimum rate for longer than the patience allows is abandoned for the next source.
 const (
 	peerHeader   = 3 * time.Second
 	peerPatience = 5 * time.Second
@@ -27,10 +27,10 @@ const (
 	maxManifest  = 4 << 20
 )
 
-// Peer is another node as a place to pull from, during one pull. It is believed of
-// nothing but bytes that have the digest that was asked for: manifests are read
-// whole before anything is made of them, and a blob that turns out to be another
-// ends in an error. A peer that lied or did not answer in time is asked no more.
+// Peer is another node as a source of one pull. Nothing it sends is trusted but bytes
+// with the requested digest: manifests are read whole before they are used, and a blob
+// with another digest ends in an error. A peer that sent wrong bytes or timed out is not
+// asked again.
 type Peer struct {
 	next http.RoundTripper
 
@@ -38,21 +38,21 @@ type Peer struct {
 	bad error
 }
 
-// NewPeer asks through c, a client of the node's port.
+// NewPeer sends requests through c, a client of the node's port.
 func NewPeer(c *http.Client) *Peer { return &Peer{next: c.Transport} }
 
-// Client is for Hosts.
+// Client returns an HTTP client for Hosts.
 func (p *Peer) Client() *http.Client { return &http.Client{Transport: p} }
 
-// Failed says why the peer is asked no more, nil if it is.
+// Failed returns why the peer is no longer asked, nil if it still is.
 func (p *Peer) Failed() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.bad
 }
 
-// fail is an error that containerd's fetcher takes for final: it would go on in the
-// middle of a blob at the next host, behind bytes that nobody checked.
+// fail returns an error that containerd's fetcher treats as final: otherwise it would
+// resume in the middle of a blob at the next host, after bytes that nobody verified.
 func (p *Peer) fail(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -64,19 +64,19 @@ func (p *Peer) fail(err error) error {
 
 var errLate = errors.New("it did not answer in time")
 
-// RoundTrip implements http.RoundTripper for the pulls of containerd's resolver:
-// HEAD and GET of manifests and blobs by digest.
+// RoundTrip implements http.RoundTripper for the pulls of containerd's resolver: HEAD
+// and GET of manifests and blobs by digest.
 func (p *Peer) RoundTrip(r *http.Request) (*http.Response, error) {
 	dir, last := path.Split(r.URL.Path)
 	d, err := digest.Parse(last)
 	manifest := strings.HasSuffix(dir, "/manifests/")
 	if p.Failed() != nil || err != nil || !manifest && r.Method != http.MethodGet {
-		return notFound(r), nil // the next host is asked
+		return notFound(r), nil // the resolver tries the next host
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	req := r.Clone(ctx)
 	req.Method = http.MethodGet
-	req.Header.Del("Range") // what has a digest is read from its beginning
+	req.Header.Del("Range") // a digest can only be verified from the first byte
 	req.Header.Del("Accept-Encoding")
 	late := time.AfterFunc(peerHeader, func() { cancel(errLate) })
 	resp, err := p.next.RoundTrip(req)
@@ -123,7 +123,7 @@ func (p *Peer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return out, nil
 }
 
-// MediaType tells a manifest's from its content.
+// MediaType infers a manifest's media type from its content.
 func MediaType(b []byte) (string, error) {
 	var m struct {
 		MediaType string            `json:"mediaType"`
@@ -157,16 +157,16 @@ func answer(r *http.Request, code int, b []byte) *http.Response {
 	}
 }
 
-// peerBody is a peer's answer: checked against its digest, and against the time
-// that was spent on waiting for it.
+// peerBody is the body of a peer's response: checked against its digest, and against the
+// time spent waiting for it.
 type peerBody struct {
 	io.ReadCloser
 	p      *Peer
-	ctx    context.Context // of the request, as the caller has it
+	ctx    context.Context // of the caller's request
 	cancel context.CancelCauseFunc
 	verify digest.Verifier
 	digest digest.Digest
-	waited time.Duration // less what its bytes, and patience, allow
+	waited time.Duration // less what its bytes, and the patience, allow
 }
 
 func (b *peerBody) Read(to []byte) (int, error) {
@@ -175,7 +175,7 @@ func (b *peerBody) Read(to []byte) (int, error) {
 	n, err := b.ReadCloser.Read(to)
 	inTime := late.Stop()
 	b.waited += time.Since(began) - time.Duration(n)*time.Second/peerRate
-	b.waited = max(b.waited, -2*peerPatience) // what came fast is no credit for ever
+	b.waited = max(b.waited, -2*peerPatience) // fast bytes are no unlimited credit
 	_, _ = b.verify.Write(to[:n])
 	switch {
 	case b.ctx.Err() != nil:

@@ -1,6 +1,6 @@
-// Package registry says how upstream registries are reached: redirects, plain
-// HTTP, private authorities, credentials; and resolves references there.
-// Fetching content is containerd's, keeping it the agent's.
+// Package registry configures how upstream registries are reached (mirrors, plain HTTP,
+// private authorities, credentials), and resolves references there. Fetching content is
+// up to containerd, keeping it up to the agent.
 package registry
 
 import (
@@ -23,21 +23,21 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Mirror says how the registry called Name is reached. Name is as in references
-// (docker.io, registry.lan:5000); Endpoint is host[:port][/prefix] to ask
-// instead, "" for Name itself.
+// Mirror describes how the registry called Name is reached. Name is as in references
+// (docker.io, registry.lan:5000); Endpoint is the host[:port][/prefix] to use instead,
+// "" for Name itself.
 type Mirror struct {
 	Name, Endpoint        string
 	PlainHTTP, SkipVerify bool
 	CAFile                string // PEM, trusted besides the system's
-	Username, Password    string // used when the caller has none
+	Username, Password    string // used if the caller has none
 }
 
-// Credentials are a caller's, as in docker's X-Registry-Auth. They go to the
-// registry that ServerAddress names, to any if it is empty.
+// Credentials are a caller's, as in docker's X-Registry-Auth. They are sent to the
+// registry that ServerAddress names, or to any if it is empty.
 type Credentials struct{ Username, Password, IdentityToken, ServerAddress string }
 
-// What Resolve fails with, besides *UnreachableError.
+// Errors of Resolve, besides *UnreachableError.
 var (
 	ErrNotFound     = errors.New("manifest unknown")
 	ErrUnauthorized = errors.New("unauthorized: authentication required")
@@ -70,7 +70,7 @@ type host struct {
 
 const dockerHub = "docker.io"
 
-// New checks the mirrors and reads their CA files.
+// New validates the mirrors and reads their CA files.
 func New(mirrors []Mirror) (*Registry, error) {
 	r := &Registry{hosts: map[string]host{}, other: client(&tls.Config{}), plain: client(nil)}
 	for _, m := range mirrors {
@@ -110,7 +110,7 @@ func newHost(m Mirror) (host, error) {
 		return host{}, fmt.Errorf("endpoint %q is not host[:port][/prefix]", endpoint)
 	}
 	h.addr, h.path = u.Host, "/v2"+strings.TrimSuffix(u.Path, "/")
-	conf := &tls.Config{InsecureSkipVerify: m.SkipVerify} //nolint:gosec // asked for in the configuration
+	conf := &tls.Config{InsecureSkipVerify: m.SkipVerify} //nolint:gosec // set in the configuration
 	if m.CAFile != "" {
 		pem, err := os.ReadFile(m.CAFile)
 		if err != nil {
@@ -149,10 +149,9 @@ func upstream(name string) string {
 	return name
 }
 
-// Hosts is for containerd's resolver: where to ask, with c if it is the caller's
-// for that registry, else with the configured credentials. c may be nil.
-//
-// Peers are asked first: nodes that may hold the content.
+// Hosts configures containerd's resolver: where to send requests, with c if it belongs
+// to that registry, and with the configured credentials otherwise. c may be nil. Peers,
+// nodes that may hold the content, are tried first.
 func (r *Registry) Hosts(c *Credentials, peers ...*http.Client) docker.RegistryHosts {
 	return func(name string) ([]docker.RegistryHost, error) {
 		var all []docker.RegistryHost
@@ -185,9 +184,9 @@ func (r *Registry) Hosts(c *Credentials, peers ...*http.Client) docker.RegistryH
 	}
 }
 
-// Public says whether anybody may pull ref (with a digest), which was just resolved
-// with c: there was no credential to use, or it goes without. It asks the registry
-// only where there was one.
+// Public reports whether anybody may pull ref (with a digest), which was just resolved
+// with c: either there was no credential to use, or the pull works without. It contacts
+// the registry only if there was one.
 func (r *Registry) Public(ctx context.Context, ref string, c *Credentials) bool {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
@@ -208,7 +207,7 @@ func (r *Registry) Public(ctx context.Context, ref string, c *Credentials) bool 
 	return err == nil
 }
 
-// isFor keeps one registry's credentials from another.
+// isFor keeps one registry's credentials from being sent to another.
 func (c *Credentials) isFor(name string) bool {
 	if c == nil || c.Username == "" && c.IdentityToken == "" {
 		return false
@@ -221,8 +220,8 @@ func (c *Credentials) isFor(name string) bool {
 	return addr == "" || canonical(addr) == name
 }
 
-// Resolve asks the registry what ref ("alpine", "registry.lan/x@sha256:…")
-// names now. It fetches no content.
+// Resolve asks the registry which digest ref ("alpine", "registry.lan/x@sha256:…") names
+// now. It fetches no content.
 func (r *Registry) Resolve(ctx context.Context, ref string, c *Credentials) (ocispec.Descriptor, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
@@ -236,7 +235,7 @@ func (r *Registry) Resolve(ctx context.Context, ref string, c *Credentials) (oci
 	return desc, nil
 }
 
-// classify finds the kind of failure in what containerd's resolver says.
+// classify derives the kind of failure from the error of containerd's resolver.
 func classify(domain string, err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
 	var neterr net.Error

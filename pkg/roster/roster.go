@@ -1,6 +1,6 @@
-// Package roster is who belongs to a fleet: the controllers and nodes of now, and
-// those whose identity was revoked. Controllers make it from the log, agents keep
-// it and let nobody else in. Sending and storing it is theirs.
+// Package roster lists who belongs to a fleet: its current controllers and nodes, and
+// identities that were revoked. Controllers build it from the log; agents keep it, and
+// accept nobody else. Sending and storing it is up to them.
 package roster
 
 import (
@@ -18,24 +18,24 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Roster is immutable: Apply makes another one. The nil Roster knows nobody.
+// Roster is immutable: Apply returns a new one. The nil Roster knows nobody.
 type Roster struct {
 	epoch, index uint64
 	members      map[string]string // address by URI; a controller's is ""
 	revoked      map[string]bool
 }
 
-// ErrUnknown: the identity is none of the fleet's, or not yet.
+// ErrUnknown reports an identity that does not belong to the fleet, or not yet.
 var ErrUnknown = errors.New("identity is not one of this fleet's")
 
-// Apply gives the roster with news, and whether they said anything. News of an
-// older state of the log say nothing.
+// Apply returns the roster with an update applied, and whether that changed anything. An
+// update from an older state of the log changes nothing.
 func (r *Roster) Apply(news *dv1.Roster) (*Roster, bool) {
 	if news == nil || r != nil && (news.Epoch < r.epoch || news.Epoch == r.epoch && news.Index < r.index) {
 		return r, false
 	}
 	if r == nil && !news.Full {
-		return r, false // a part of nothing
+		return r, false // a partial update needs a base
 	}
 	out := &Roster{epoch: news.Epoch, index: news.Index, members: map[string]string{}, revoked: map[string]bool{}}
 	if !news.Full {
@@ -53,7 +53,7 @@ func (r *Roster) Apply(news *dv1.Roster) (*Roster, bool) {
 	return out, true
 }
 
-// Known is a pki.Verify for who comes: only members pass.
+// Known is a pki.Verify for accepted connections: only members pass.
 func (r *Roster) Known(p pki.Principal) error {
 	if err := r.NotRevoked(p); err != nil {
 		return err
@@ -66,9 +66,9 @@ func (r *Roster) Known(p pki.Principal) error {
 	return fmt.Errorf("%s: %w", p.URI, ErrUnknown)
 }
 
-// NotRevoked is a pki.Verify for who is called: one that is not known yet passes,
-// for a host that was away long may know nobody of today's controllers, and learns
-// of them only from one of them.
+// NotRevoked is a pki.Verify for dialed connections: an unknown identity passes, since a
+// host that was away for long may know none of today's controllers, and learns of them
+// only from one of them.
 func (r *Roster) NotRevoked(p pki.Principal) error {
 	if r != nil && r.revoked[p.URI] {
 		return fmt.Errorf("%s: %w", p.URI, pki.ErrRevoked)
@@ -76,7 +76,7 @@ func (r *Roster) NotRevoked(p pki.Principal) error {
 	return nil
 }
 
-// Addr is where a member's bulk listener is, "" for one that has none or is no member.
+// Addr returns a member's bulk listener, "" if it has none or is not a member.
 func (r *Roster) Addr(uri string) string {
 	if r == nil {
 		return ""
@@ -84,7 +84,7 @@ func (r *Roster) Addr(uri string) string {
 	return r.members[uri]
 }
 
-// Proto is the whole roster, in an order of its own.
+// Proto returns the whole roster, in a stable order.
 func (r *Roster) Proto() *dv1.Roster {
 	if r == nil {
 		return nil
@@ -96,14 +96,14 @@ func (r *Roster) Proto() *dv1.Roster {
 	return out
 }
 
-// Sum tells rosters of one epoch apart that say different things, as of whichever
-// entry. It is nil for the nil Roster.
+// Sum is a hash of the roster's content: rosters of one epoch with the same members have
+// the same sum, whatever entry they are as of. It is nil for the nil Roster.
 func (r *Roster) Sum() []byte {
 	if r == nil {
 		return nil
 	}
 	h := sha256.New()
-	write := func(format string, of ...any) { _, _ = fmt.Fprintf(h, format, of...) } // a hash takes all
+	write := func(format string, of ...any) { _, _ = fmt.Fprintf(h, format, of...) } // a hash never fails to write
 	write("%d\n", r.epoch)
 	for _, uri := range slices.Sorted(maps.Keys(r.members)) {
 		write("+%s %s\n", uri, r.members[uri])
@@ -114,10 +114,10 @@ func (r *Roster) Sum() []byte {
 	return h.Sum(nil)
 }
 
-// magic begins the bytes of a stored roster, with their version.
+// magic starts the bytes of a stored roster, and holds their version.
 const magic = "drover-roster 1\n"
 
-// Marshal gives the bytes to store.
+// Marshal returns the bytes to store.
 func (r *Roster) Marshal() ([]byte, error) {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r.Proto())
 	if err != nil {
@@ -126,7 +126,7 @@ func (r *Roster) Marshal() ([]byte, error) {
 	return append([]byte(magic), b...), nil
 }
 
-// Unmarshal reads what Marshal gave.
+// Unmarshal parses what Marshal returned.
 func Unmarshal(b []byte) (*Roster, error) {
 	b, ok := bytes.CutPrefix(b, []byte(magic))
 	if !ok {

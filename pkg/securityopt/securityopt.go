@@ -1,5 +1,5 @@
-// Package securityopt reads docker's --security-opt. Whether a node can do what
-// they ask for is the node's to say.
+// Package securityopt parses docker's --security-opt. Whether a node supports the
+// options is up to the node.
 package securityopt
 
 import (
@@ -12,7 +12,7 @@ import (
 // Values of Options.Seccomp and AppArmor with a meaning of their own.
 const (
 	Unconfined      = "unconfined"
-	BuiltinSeccomp  = "builtin"        // the default profile, asked for by name
+	BuiltinSeccomp  = "builtin"        // the default profile, by name
 	DefaultAppArmor = "docker-default" // the default profile
 )
 
@@ -21,12 +21,12 @@ type Options struct {
 	NoNewPrivileges bool
 	Seccomp         string // "", Unconfined, BuiltinSeccomp, or a profile in JSON
 	AppArmor        string // "", Unconfined, or a profile's name
-	WritableCgroups *bool  // nil: as privileged says
+	WritableCgroups *bool  // nil: writable if privileged
 	Labels          []string
 }
 
-// Parse reads options as docker does, in its words, and refuses what it doesn't
-// know. Of options that exclude each other, the last one counts.
+// Parse parses options as docker does, with docker's error messages, and refuses unknown
+// ones. Of options that exclude each other, the last one wins.
 func Parse(opts []string) (Options, error) {
 	var o Options
 	for _, opt := range opts {

@@ -1,5 +1,5 @@
-// Package subnet is where nodes' addresses come from: pools of IPv4 addresses, of
-// which each node owns a /24.
+// Package subnet allocates nodes' addresses from pools of IPv4 addresses: each node owns
+// a /24.
 package subnet
 
 import (
@@ -9,13 +9,13 @@ import (
 	"sort"
 )
 
-// Bits of a node's subnet.
+// Bits is the prefix length of a node's subnet.
 const Bits = 24
 
-// minPool bounds how many nodes a pool is for: 65,536.
+// minPool limits the size of a pool: 65,536 nodes.
 const minPool = 8
 
-// ParsePool reads a pool: an IPv4 network of at least one node's subnet.
+// ParsePool parses a pool: an IPv4 network with at least one node's subnet.
 func ParsePool(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	switch {
@@ -31,16 +31,16 @@ func ParsePool(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// Nodes is how many nodes a pool is for.
+// Nodes returns how many nodes a pool has room for.
 func Nodes(pool netip.Prefix) int { return 1 << (Bits - pool.Bits()) }
 
-// Of reads a node's subnet.
+// Of parses a node's subnet.
 func Of(s string) (netip.Prefix, bool) {
 	p, err := netip.ParsePrefix(s)
 	return p, err == nil && p.Addr().Is4() && p.Bits() == Bits && p == p.Masked()
 }
 
-// Number of a subnet, and back.
+// Number returns the number of a subnet; numbered is its inverse.
 func Number(p netip.Prefix) uint32 { a := p.Addr().As4(); return binary.BigEndian.Uint32(a[:]) >> 8 }
 func numbered(n uint32) netip.Prefix {
 	var a [4]byte
@@ -48,18 +48,17 @@ func numbered(n uint32) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4(a), Bits)
 }
 
-// Free gives a pool's lowest subnet that is not taken, and false if there is none.
-// taken gives the i-th of n numbers that are taken anywhere, in rising order; it is
-// asked about log n times.
+// Free returns a pool's lowest free subnet, and false if there is none. taken returns
+// the i-th of n allocated numbers, in ascending order; it is called about log n times.
 func Free(pool netip.Prefix, n int, taken func(i int) uint32) (netip.Prefix, bool) {
 	base, size := Number(pool), Nodes(pool)
 	from := sort.Search(n, func(i int) bool { return taken(i) >= base })
-	// Up to the first gap the i-th that is taken is the pool's i-th.
+	// Up to the first gap, the i-th allocated number is the pool's i-th.
 	i := sort.Search(min(n-from, size), func(i int) bool { return taken(from+i)-base > uint32(i) })
 	return numbered(base + uint32(i)), i < size
 }
 
-// Taken counts a pool's subnets among those that are taken.
+// Taken counts a pool's subnets among those that are allocated.
 func Taken(pool netip.Prefix, n int, taken func(i int) uint32) int {
 	base := Number(pool)
 	from := sort.Search(n, func(i int) bool { return taken(i) >= base })

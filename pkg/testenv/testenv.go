@@ -1,6 +1,6 @@
-// Package testenv says which tests need more than a Go toolchain, and builds the
-// daemons that they run. `make unit` runs with -short and leaves such tests out;
-// `make test` runs all, and there what is missing is a failure.
+// Package testenv marks tests that need more than a Go toolchain, and builds the daemons
+// that they run. `make unit` runs with -short and skips such tests; `make test` runs
+// all, and fails if something is missing.
 package testenv
 
 import (
@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// Root is for tests that make namespaces, mounts or interfaces, or run containers:
-// -short skips them, and otherwise they fail for who is not root.
+// Root marks a test that creates namespaces, mounts or interfaces, or runs containers:
+// it is skipped with -short, and fails otherwise unless run as root.
 func Root(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -28,12 +28,12 @@ func Root(t testing.TB) {
 var built struct {
 	mu  sync.Mutex // guards the fields below
 	dir string
-	all map[string]string // what was built, by its arguments
+	all map[string]string // paths of what was built, by build arguments
 }
 
-// Build puts the main package in dir at out, built as the payload's daemons are: with
-// the race detector around it, cgo would make it another build of all of containerd.
-// A process builds each once; Main removes them.
+// Build builds the main package in dir to out, with the flags of the payload's daemons:
+// with the race detector's environment, cgo would make it a separate build of all of
+// containerd. Each build happens once per process; Main removes its result.
 func Build(t testing.TB, out, dir string, flags ...string) {
 	t.Helper()
 	built.mu.Lock()
@@ -61,7 +61,7 @@ func Build(t testing.TB, out, dir string, flags ...string) {
 	}
 }
 
-// Main is for a package's TestMain, where its tests use Build.
+// Main is for the TestMain of a package whose tests use Build.
 func Main(m *testing.M) {
 	code := m.Run()
 	_ = os.RemoveAll(built.dir)

@@ -1,6 +1,6 @@
-// Package timing is how fast the controllers notice that their leader is gone: raft's
-// timeouts, one set for the fleet, as profiles or numbers. What runs with them is
-// controller/consensus.
+// Package timing configures how fast controllers notice that their leader is gone:
+// raft's timeouts, one set for the whole fleet, as profiles or numbers. They are applied
+// by controller/consensus.
 package timing
 
 import (
@@ -17,11 +17,12 @@ import (
 	"github.com/drover/drover/pkg/durable"
 )
 
-// Timing of raft. A leader sends heartbeats every tenth to fifth of Heartbeat.
+// Timing holds raft's timeouts. A leader sends heartbeats every tenth to fifth of
+// Heartbeat.
 type Timing struct {
-	Heartbeat time.Duration // a follower that hears nothing for as long (to twice as long) begins an election
-	Election  time.Duration // an election without a winner begins anew after as long (to twice as long)
-	Lease     time.Duration // a leader that hears of no majority for as long steps down
+	Heartbeat time.Duration // a follower starts an election after hearing nothing for this long (to twice as long)
+	Election  time.Duration // an election without a winner restarts after this long (to twice as long)
+	Lease     time.Duration // a leader that hears from no majority for this long steps down
 }
 
 // Profiles.
@@ -30,15 +31,15 @@ var (
 	WAN = Timing{2 * time.Second, 2 * time.Second, 1500 * time.Millisecond}
 )
 
-// Bounds. The least is raft's own; above the most, a fleet whose leader died would
+// Bounds. The minimum is raft's own; beyond the maximum, a fleet whose leader died would
 // refuse writes for minutes.
 const (
 	least = 5 * time.Millisecond
 	most  = time.Minute
 )
 
-// Validate reports the first rule that is not held: raft's own, and a lease that is
-// long enough for two heartbeats.
+// Validate reports the first violated rule: raft's own, and a lease that is long enough
+// for two heartbeats.
 func (t Timing) Validate() error {
 	for _, d := range []struct {
 		what string
@@ -59,7 +60,7 @@ func (t Timing) Validate() error {
 	return nil
 }
 
-// Parse reads lan, wan, or HEARTBEAT/ELECTION/LEASE; a number without a unit is in
+// Parse parses lan, wan, or HEARTBEAT/ELECTION/LEASE; a number without a unit is in
 // milliseconds.
 func Parse(s string) (Timing, error) {
 	switch s {
@@ -90,12 +91,12 @@ func Parse(s string) (Timing, error) {
 	return t, nil
 }
 
-// String is what Parse reads.
+// String returns what Parse parses.
 func (t Timing) String() string {
 	return fmt.Sprintf("%v/%v/%v", t.Heartbeat, t.Election, t.Lease)
 }
 
-// Profile is the profile's name, "" if it is none.
+// Profile returns the name of the profile that equals t, "" if there is none.
 func (t Timing) Profile() string {
 	switch t {
 	case LAN:
@@ -106,12 +107,12 @@ func (t Timing) Profile() string {
 	return ""
 }
 
-// Proto is t as it is kept in the log.
+// Proto returns t as it is kept in the log.
 func (t Timing) Proto() *dv1.Timing {
 	return &dv1.Timing{Heartbeat: int64(t.Heartbeat), Election: int64(t.Election), Lease: int64(t.Lease)}
 }
 
-// FromProto is what the log keeps; fleets that were made without have LAN.
+// FromProto returns what the log holds; fleets created before it did have LAN.
 func FromProto(m *dv1.Timing) Timing {
 	if m == nil {
 		return LAN
@@ -119,7 +120,7 @@ func FromProto(m *dv1.Timing) Timing {
 	return Timing{time.Duration(m.Heartbeat), time.Duration(m.Election), time.Duration(m.Lease)}
 }
 
-// Load reads what Save wrote. Without a file it gives otherwise.
+// Load reads what Save wrote. Without a file it returns otherwise.
 func Load(path string, otherwise Timing) (Timing, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -135,7 +136,7 @@ func Load(path string, otherwise Timing) (Timing, error) {
 	return t, nil
 }
 
-// Save keeps t for the next start, and makes the folder if it is not there.
+// Save stores t for the next start, and creates the directory if it is missing.
 func Save(path string, t Timing) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("keeping the controllers' timing: %w", err)

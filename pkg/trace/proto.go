@@ -6,7 +6,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Proto is the trace as the fleet API has it.
+// Proto returns the trace as a message of the fleet API.
 func (t *Trace) Proto() *dv1.Trace {
 	out := &dv1.Trace{Id: t.ID}
 	for _, s := range t.Spans {
@@ -16,7 +16,7 @@ func (t *Trace) Proto() *dv1.Trace {
 	return out
 }
 
-// FromProto is the trace that the fleet API has as m.
+// FromProto returns the trace in a message of the fleet API.
 func FromProto(m *dv1.Trace) *Trace {
 	t := &Trace{ID: m.GetId()}
 	for _, s := range m.GetSpans() {
@@ -26,12 +26,12 @@ func FromProto(m *dv1.Trace) *Trace {
 	return t
 }
 
-// Proto is the summary as the fleet API has it.
+// Proto returns the summary as a message of the fleet API.
 func (s Summary) Proto() *dv1.TraceSummary {
 	return &dv1.TraceSummary{Id: s.ID, Name: s.Name, Start: s.Start, Duration: int64(s.Duration), Spans: uint32(s.Spans), Error: s.Error}
 }
 
-// SummaryFromProto is the summary that the fleet API has as m.
+// SummaryFromProto returns the summary in a message of the fleet API.
 func SummaryFromProto(m *dv1.TraceSummary) Summary {
 	return Summary{ID: m.GetId(), Name: m.GetName(), Start: m.GetStart(), Duration: time.Duration(m.GetDuration()), Spans: int(m.GetSpans()), Error: m.GetError()}
 }

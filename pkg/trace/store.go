@@ -19,7 +19,7 @@ const (
 	MaxSpans  = 1000 // of one trace
 )
 
-// Span is one step of an operation, as clients get it. Times are Unix ns.
+// Span is one step of an operation, as clients receive it. Times are Unix ns.
 type Span struct {
 	ID         string            `json:"id"`
 	Parent     string            `json:"parent,omitempty"`
@@ -38,7 +38,7 @@ type Trace struct {
 	Spans []Span `json:"spans"` // by start
 }
 
-// Summary is a trace in a list.
+// Summary is a trace in a listing.
 type Summary struct {
 	ID       string        `json:"id"`
 	Name     string        `json:"name"`
@@ -81,7 +81,7 @@ func (s *Store) Add(_ context.Context, rs []*tracepb.ResourceSpans) error {
 	return nil
 }
 
-// put is called with mu held.
+// put must be called with mu held.
 func (s *Store) put(id string, sp Span) {
 	k := s.traces[id]
 	if k == nil {
@@ -129,7 +129,7 @@ func text(v *commonpb.AnyValue) string {
 	return strings.TrimSpace(v.String())
 }
 
-// Get finds a trace by its id or a unique prefix of it, nil if there is none.
+// Get returns the trace with this id or unique prefix of an id, nil if there is none.
 func (s *Store) Get(id string) *Trace {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,7 +148,7 @@ func (s *Store) Get(id string) *Trace {
 	return s.trace(id)
 }
 
-// trace is called with mu held.
+// trace must be called with mu held.
 func (s *Store) trace(id string) *Trace {
 	t := &Trace{ID: id}
 	for _, sp := range s.traces[id].spans {
@@ -158,8 +158,8 @@ func (s *Store) trace(id string) *Trace {
 	return t
 }
 
-// List gives up to n traces, newest first. Operations alone leaves out requests
-// that only read.
+// List returns up to n traces, newest first. With operations, requests that only read
+// are left out.
 func (s *Store) List(n int, operations bool) []Summary {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,7 +193,7 @@ func summarize(t *Trace) Summary {
 	return sum
 }
 
-// operation says whether a trace is of a command, or of a request that changes
+// operation reports whether a trace is of a command, or of a request that changes
 // something.
 func operation(t *Trace) bool {
 	for _, sp := range t.Spans {
@@ -207,7 +207,7 @@ func operation(t *Trace) bool {
 	return false
 }
 
-// Merge adds what another store has of the same trace.
+// Merge adds the spans that another store has of the same trace.
 func (t *Trace) Merge(o *Trace) {
 	have := map[string]bool{}
 	for _, sp := range t.Spans {
@@ -228,7 +228,7 @@ func byStart(a, b Span) int {
 	return int(min(1, max(-1, b.End-a.End)))
 }
 
-// Newest joins lists of several stores: of each trace the fullest summary.
+// Newest merges lists of several stores, keeping the fullest summary of each trace.
 func Newest(n int, lists ...[]Summary) []Summary {
 	best := map[string]Summary{}
 	for _, l := range lists {

@@ -10,8 +10,8 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// statuses are how refusals of each kind are answered: over docker's API with
-// docker's status, where docker has one, and over the fleet API with connect's code.
+// statuses maps each kind of refusal to its answer: docker's HTTP status over docker's
+// API (where docker has one), and connect's code over the fleet API.
 var statuses = map[dv1.Error_Kind]struct {
 	http int
 	code connect.Code
@@ -30,7 +30,7 @@ var statuses = map[dv1.Error_Kind]struct {
 	dv1.Error_STALE_KEY:    {http.StatusConflict, connect.CodeFailedPrecondition},
 }
 
-// Status is the HTTP status of an answer that is a refusal of this kind.
+// Status returns the HTTP status for a refusal of this kind.
 func Status(k dv1.Error_Kind) int {
 	if s, ok := statuses[k]; ok {
 		return s.http
@@ -38,7 +38,7 @@ func Status(k dv1.Error_Kind) int {
 	return http.StatusInternalServerError
 }
 
-// Code is connect's code of a refusal of this kind.
+// Code returns connect's code for a refusal of this kind.
 func Code(k dv1.Error_Kind) connect.Code {
 	if s, ok := statuses[k]; ok {
 		return s.code
@@ -46,16 +46,16 @@ func Code(k dv1.Error_Kind) connect.Code {
 	return connect.CodeInternal
 }
 
-// Word is how an enum's value is shown to people and read from them: in lower case.
+// Word returns an enum's value in lower case, as people read and write it.
 func Word(v interface{ String() string }) string { return strings.ToLower(v.String()) }
 
-// Refuse answers with an error in docker's form, {"message": ...}. Who is asked to wait
-// is told for how long.
+// Refuse answers with an error in docker's form, {"message": ...}. A caller that should
+// retry is told when (Retry-After).
 func Refuse(w http.ResponseWriter, code int, message string) {
 	if code == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "1")
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(map[string]string{"message": message}) // who left needs no answer
+	_ = json.NewEncoder(w).Encode(map[string]string{"message": message}) // a client that left needs no answer
 }

@@ -1,4 +1,4 @@
-// Package pkitest makes identities for tests.
+// Package pkitest creates identities for tests.
 package pkitest
 
 import (
@@ -8,7 +8,7 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Authority makes a cluster's authority.
+// Authority creates a cluster's authority.
 func Authority(t testing.TB, cluster string) *pki.Authority {
 	t.Helper()
 	ca, err := pki.NewAuthority(cluster, time.Now())
@@ -18,8 +18,8 @@ func Authority(t testing.TB, cluster string) *pki.Authority {
 	return ca
 }
 
-// Files makes an identity that ca signed, in a folder of its own; one of a controller
-// has a sealing key.
+// Files creates an identity signed by ca, in a directory of its own; a controller's has
+// a sealing key.
 func Files(t testing.TB, ca *pki.Authority, cluster, kind, id string) *pki.Files {
 	t.Helper()
 	key, err := pki.NewKey()
