@@ -1,6 +1,6 @@
-// Package agent runs a host's agent: it brings containerd, network, engine and
-// reconciler up, talks to the control plane, and serves the node's own port.
-// Containers and their shims outlive it.
+// Package agent runs a host's agent: it starts containerd, the network, the engine and
+// the reconciler, keeps a session with the control plane, and serves the node's own
+// port. Containers and their shims outlive it.
 package agent
 
 import (
@@ -49,24 +49,24 @@ import (
 // DefaultListen is the agent's own port on every address.
 const DefaultListen = "0.0.0.0:7444"
 
-// Config of Run. DataDir, RunDir, Identity, PKI and Advertise are needed.
+// Config configures Run. DataDir, RunDir, NodeID, PKI and Advertise are required.
 type Config struct {
 	DataDir, RunDir string
 	NodeID, Name    string
 	ClusterID       string
 	Version         string               // of drover, shown to people
 	Controllers     []string             // host:port
-	Preferred       string               // of Controllers, the one of this host; "" for none
-	SaveControllers func([]string) error // keeps them for the next start; nil: nobody does
-	PKI             string               // folder of the node's identity
+	Preferred       string               // the one of Controllers that is on this host; "" for none
+	SaveControllers func([]string) error // keeps them for the next start; nil: they are not kept
+	PKI             string               // directory of the node's identity
 	Listen          string               // host:port; "" is DefaultListen
 	Advertise       string               // host that controllers dial; its port is the one listened on
-	Socket          string               // where clients of a host without a controller come; "" for none
+	Socket          string               // for clients of a host without a controller; "" for none
 	Bridge          string               // "" is drover0
 	Gossip          string               // host:port; "" for none
 	Mirror          string               // loopback host:port; "" for none
 	Labels          map[string]string
-	Reserved        []uint16 // host ports that no container gets
+	Reserved        []uint16 // host ports that containers can't publish
 	Registries      []upstream.Mirror
 	Logger          *slog.Logger // nil: none
 	Tracer          trace.Tracer // nil: none
@@ -83,18 +83,18 @@ type agent struct {
 	addr   string // host:port of our own port
 	parts  *errgroup.Group
 	ctx    context.Context // of parts
-	alive  chan struct{}   // closed when containerd answered first
+	alive  chan struct{}   // closed when containerd has answered once
 
 	fleet *fleet
 	peers *peers.Peers
-	known atomic.Pointer[dv1.Welcome] // what the last welcome, or news, said
+	known atomic.Pointer[dv1.Welcome] // as of the last welcome or update
 
-	stored atomic.Pointer[images.Store] // nil before there is one
+	stored atomic.Pointer[images.Store] // nil until the store is open
 
 	port *mux.Mux
 	bulk net.Listener // of port
 
-	mu     sync.Mutex // guards what is brought up once the subnet is known
+	mu     sync.Mutex // guards what is opened once the subnet is known
 	up     bool
 	daemon *client.Client
 	net    *network.Network
@@ -103,8 +103,8 @@ type agent struct {
 	rec    *task.Reconciler
 }
 
-// Run is an agent from start to end: it returns when ctx ended, with nil, or
-// when it can't go on. Containers go on in both cases.
+// Run runs an agent until ctx ends, and then returns nil, or until it fails. Containers
+// keep running in both cases.
 func Run(ctx context.Context, c Config) error {
 	a, err := load(c)
 	if err != nil {
@@ -179,7 +179,7 @@ func (a *agent) run(ctx context.Context) error {
 	containerdLog := filepath.Join(a.DataDir, "containerd.log")
 	a.parts.Go(func() error {
 		logfile.Watch(a.ctx, containerdLog, logfile.MaxSize, func(err error) {
-			a.Logger.Warn("containerd's log could not be rotated", "err", err)
+			a.Logger.Warn("containerd's log can't be rotated", "err", err)
 		})
 		return a.ctx.Err()
 	})
@@ -211,19 +211,19 @@ func (a *agent) run(ctx context.Context) error {
 	return a.parts.Wait()
 }
 
-// listen accepts the port's bulk connections: of the fleet's members only.
+// listen accepts the port's bulk connections, from members of the fleet only.
 func (a *agent) listen(port *mux.Mux) net.Listener {
 	members := pki.All(pki.Kinds(pki.KindController, pki.KindNode), a.fleet.known)
 	return a.fleet.guests.Listen(port.Handle(pki.PeerServerTLS(a.files, members), wire.ALPNBulk))
 }
 
-// toController dials any controller that was not removed.
+// toController dials any controller that was not revoked.
 func (a *agent) toController(alpn string) *tls.Config {
 	return pki.PeerClientTLS(a.files, alpn, pki.All(pki.Kinds(pki.KindController), a.fleet.notRevoked))
 }
 
-// controllers returns where to open a session: this host's own first, then in an
-// order that differs from node to node, so that sessions are spread.
+// controllers returns where to open a session: this host's own controller first, then
+// the others in an order that differs from node to node, to spread sessions.
 func (a *agent) controllers() []string {
 	all := slices.Clone(a.Controllers)
 	if w := a.known.Load(); w != nil && len(w.Controllers) > 0 {
@@ -250,7 +250,7 @@ func ended(ctx context.Context, what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// bring starts what needs the node's subnet; once.
+// bring opens what needs the node's subnet, once.
 func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -259,7 +259,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	}
 	defer func() {
 		if !a.up {
-			a.shut() // the next welcome opens it anew
+			a.shut() // the next welcome opens it again
 		}
 	}()
 	prefix, err := netip.ParsePrefix(subnet)
@@ -303,7 +303,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	return nil
 }
 
-// probe asks another node whether it is there, for a controller.
+// probe checks on behalf of a controller whether another node answers.
 func (a *agent) probe(ctx context.Context, node, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
@@ -332,7 +332,7 @@ func (a *agent) close() {
 	}
 }
 
-// shut closes what bring opened. It is called with mu held.
+// shut closes what bring opened. It must be called with mu held.
 func (a *agent) shut() {
 	a.stored.Store(nil)
 	if a.eng != nil {
@@ -347,7 +347,7 @@ func (a *agent) shut() {
 	a.eng, a.daemon, a.net = nil, nil, nil
 }
 
-// Port is the number in a host:port, 0 if there is none.
+// Port returns the port of a host:port, 0 if there is none.
 func Port(addr string) uint16 {
 	_, p, err := net.SplitHostPort(addr)
 	if err != nil {

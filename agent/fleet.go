@@ -15,17 +15,17 @@ import (
 	"github.com/drover/drover/pkg/roster"
 )
 
-// fleet is who belongs to this node's fleet, as the control plane said last, and
-// the connections that stand on it. It is on disk, so that who was revoked stays
-// out while no controller answers.
+// fleet holds who belongs to this node's fleet, as the control plane last said, and the
+// connections to and from its members. It is kept on disk, so that revoked identities
+// stay out even while no controller answers.
 type fleet struct {
 	path    string
 	log     *slog.Logger
 	now     atomic.Pointer[roster.Roster]
-	guests  pki.Conns // who came: members only
-	visited pki.Conns // whom we called: all that are not revoked
+	guests  pki.Conns // accepted connections: members only
+	visited pki.Conns // dialed connections: any identity that is not revoked
 
-	mu sync.Mutex // held while a roster is taken, so that they follow each other
+	mu sync.Mutex // held while a roster is applied, which orders updates
 }
 
 func openFleet(dir string, log *slog.Logger) *fleet {
@@ -39,8 +39,8 @@ func openFleet(dir string, log *slog.Logger) *fleet {
 	if err == nil {
 		r, err = roster.Unmarshal(b)
 	}
-	if err != nil { // nobody is let in before a controller says who may
-		log.Warn("who belongs to the fleet is not known until a controller answers", "file", f.path, "err", err)
+	if err != nil { // nobody is accepted before a controller has sent the roster
+		log.Warn("the roster can't be read: nobody is accepted until a controller sends one", "file", f.path, "err", err)
 		return f
 	}
 	f.now.Store(r)
@@ -50,10 +50,11 @@ func openFleet(dir string, log *slog.Logger) *fleet {
 func (f *fleet) known(p pki.Principal) error      { return f.now.Load().Known(p) }
 func (f *fleet) notRevoked(p pki.Principal) error { return f.now.Load().NotRevoked(p) }
 
-// addr is where a member's own port is, "" if it isn't one.
+// addr returns a member's own port, "" if the host is not a member.
 func (f *fleet) addr(uri string) string { return f.now.Load().Addr(uri) }
 
-// take has news count at once: connections of who may be here no longer are cut.
+// take applies an update at once: connections of identities that may no longer be here
+// are cut.
 func (f *fleet) take(news *dv1.Roster) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -68,7 +69,7 @@ func (f *fleet) take(news *dv1.Roster) {
 	if err == nil {
 		err = durable.WriteFile(f.path, b, 0o600)
 	}
-	if err != nil { // it counts until this agent ends; the next one is told anew
-		f.log.Warn("who belongs to the fleet could not be kept", "err", err)
+	if err != nil { // it is valid until this agent ends; the next one is sent it again
+		f.log.Warn("the roster can't be stored", "err", err)
 	}
 }

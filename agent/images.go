@@ -22,7 +22,7 @@ import (
 	"github.com/drover/drover/pkg/dial"
 )
 
-// openPeers knows no other node yet.
+// openPeers starts without knowing any other node.
 func (a *agent) openPeers() *peers.Peers {
 	return peers.New(a.ctx, peers.Options{
 		Cluster: a.ClusterID, Node: a.NodeID, Addr: a.addr, Files: a.files, Known: a.fleet.known, Where: a.fleet.addr, Conns: &a.fleet.visited,
@@ -30,7 +30,7 @@ func (a *agent) openPeers() *peers.Peers {
 	})
 }
 
-// digests are those of the images that are here; none before there is a store.
+// digests returns those of the images on this node; none before the store is open.
 func (a *agent) digests(ctx context.Context) (out []string, err error) {
 	s := a.stored.Load()
 	if s == nil {
@@ -43,13 +43,13 @@ func (a *agent) digests(ctx context.Context) (out []string, err error) {
 	return out, err
 }
 
-// pulling keeps what a controller says with a pull.
+// pulling records what a controller says along with a pull.
 func (a *agent) pulling(r bulk.PullRequest) {
 	a.peers.Named(r.Digest, peers.Source{Holders: r.Holders, Grant: r.Grant, Public: r.Public})
 }
 
-// serveMirror answers tools of this host. A port that somebody else has is no
-// reason not to run containers.
+// serveMirror serves tools of this host. If another process has the port, containers run
+// all the same.
 func (a *agent) serveMirror(s *images.Store) error {
 	if a.Mirror == "" {
 		return nil
@@ -70,17 +70,17 @@ func (a *agent) serveMirror(s *images.Store) error {
 	}})
 	l, err := (&net.ListenConfig{}).Listen(a.ctx, "tcp", a.Mirror)
 	if err != nil {
-		a.Logger.Warn("there is no mirror for other tools", "err", err)
+		a.Logger.Warn("the mirror can't be served", "err", err)
 		return nil
 	}
 	a.parts.Go(func() error { return m.Serve(a.ctx, l) })
 	return nil
 }
 
-// tagWithin bounds a question to the fleet.
+// tagWithin bounds a request to the fleet.
 const tagWithin = 5 * time.Second
 
-// tag asks the fleet which digest a reference names.
+// tag resolves a reference to a digest in the fleet.
 func (a *agent) tag(ctx context.Context, ref string) (digest.Digest, error) {
 	ctx, cancel := context.WithTimeout(ctx, tagWithin)
 	defer cancel()
@@ -107,11 +107,11 @@ type store interface {
 	Manifest(ctx context.Context, digest string) ([]byte, error)
 }
 
-// reporting is the image store, which reports what changes in it.
+// reporting is an image store that reports its changes.
 type reporting struct {
 	store
 	box     *session.Outbox
-	changed func() // called when there is another image
+	changed func() // called when an image was added or removed
 }
 
 // Pull implements task.Puller.

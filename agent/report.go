@@ -15,7 +15,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Hello implements session.Agent. A node without subnet never ran anything.
+// Hello implements session.Agent. A node without a subnet has never run anything.
 func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 	n, err := a.store.NextSession()
 	if err != nil {
@@ -71,7 +71,7 @@ func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
 	default:
 		return fmt.Errorf("the control plane says that this node's subnet is %s, containers here have %s", w.Subnet, have)
 	}
-	// Not under ctx: what is half open when a session breaks can't be opened again.
+	// Not under ctx: what a broken session leaves half open can't be opened again.
 	return a.bring(a.ctx, w.Subnet)
 }
 
@@ -93,7 +93,7 @@ func (a *agent) Changed(w *dv1.Welcome) {
 	a.peers.Welcomed(w)
 	if old := a.known.Swap(w); len(w.Controllers) > 0 && a.SaveControllers != nil && (old == nil || !slices.Equal(old.Controllers, w.Controllers)) {
 		if err := a.SaveControllers(w.Controllers); err != nil {
-			a.Logger.Warn("the controllers' addresses could not be kept", "err", err)
+			a.Logger.Warn("the controllers' addresses can't be stored", "err", err)
 		}
 	}
 }

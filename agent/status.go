@@ -19,12 +19,12 @@ const readyPath = "/ready"
 
 func statusSocket(runDir string) string { return filepath.Join(runDir, "agent.sock") }
 
-// ErrNoSession says that an agent does its part, but that no controller hears it.
+// ErrNoSession reports that the agent is ready, but has no session with a controller.
 var ErrNoSession = errors.New("this host's agent has no session")
 
-// Ready asks the agent whose run folder is given whether its host takes part in
-// the fleet: containerd is open, the session too, and its first sync was taken.
-// The error says what is missing, ErrNoSession if nothing is missing on this host.
+// Ready asks the agent that uses runDir whether its host takes part in the fleet:
+// containerd answers, the session is open, and its first sync was applied. The error
+// says what is missing; it is ErrNoSession if nothing is missing on this host.
 func Ready(ctx context.Context, runDir string) error {
 	t := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", statusSocket(runDir))

@@ -1,6 +1,5 @@
-// Package containerd keeps the embedded containerd daemon running beside an
-// agent, as a process of its own that outlives it. What is asked of the daemon
-// is the engine's.
+// Package containerd keeps the embedded containerd daemon running beside an agent, as a
+// process of its own that outlives the agent. Using the daemon is up to the engine.
 package containerd
 
 import (
@@ -29,10 +28,10 @@ import (
 // Namespace holds drover's images and containers in its daemon.
 const Namespace = "drover"
 
-// connectWithin bounds one attempt to connect, and the pause before the next.
+// connectWithin bounds one attempt to connect, and the pause before the next one.
 const connectWithin = 20 * time.Second
 
-// Connect returns a client of the daemon on socket, which may come up later.
+// Connect returns a client of the daemon on socket, which need not be up yet.
 func Connect(socket string) (*client.Client, error) {
 	c, err := client.New(socket, client.WithDefaultNamespace(Namespace), client.WithTimeout(connectWithin))
 	if err != nil {
@@ -43,15 +42,15 @@ func Connect(socket string) (*client.Client, error) {
 
 // Options of a daemon. Socket must be short: it is a unix socket's path.
 type Options struct {
-	Binary string // as payload.Extract gave it
+	Binary string // as returned by payload.Extract
 	Root   string // durable
 	State  string // volatile
 	Socket string
-	LogTo  string // file; "" is nowhere
+	LogTo  string // a file; "" discards the log
 	Log    *slog.Logger
 
-	// A daemon that does not answer for so long after its start, or afterwards, is
-	// killed and replaced; zero: the defaults.
+	// A daemon that does not answer for this long, after its start or later, is killed and
+	// replaced. Zero means the default.
 	StartWithin, SilentFor time.Duration
 }
 
@@ -59,16 +58,16 @@ type Options struct {
 const (
 	startWithin = 2 * time.Minute // it loads every container's shim first
 	silentFor   = 30 * time.Second
-	probes      = 3 // that go unanswered in silentFor: one may be our own machine's standing still
+	probes      = 3 // unanswered probes per silentFor: a single one may be due to this machine being stalled
 	dyingFor    = 10 * time.Second
 	minBackoff  = 50 * time.Millisecond
 	maxBackoff  = 5 * time.Second
-	steadyAfter = 30 * time.Second // a daemon that lived so long starts anew at once
+	steadyAfter = 30 * time.Second // a daemon that ran this long is restarted without delay
 )
 
-// Supervise adopts the daemon that runs, or starts one, and does so again when
-// it dies, until ctx ends: then the daemon goes on, and containers with it.
-// ready is called each time that it answers.
+// Supervise adopts the running daemon or starts one, and starts it again whenever it
+// dies, until ctx ends. The daemon and containers keep running then. ready is called
+// each time the daemon comes up.
 func Supervise(ctx context.Context, o Options, ready func()) error {
 	if o.StartWithin == 0 {
 		o.StartWithin = startWithin
@@ -86,7 +85,7 @@ func Supervise(ctx context.Context, o Options, ready func()) error {
 		if time.Since(began) > steadyAfter {
 			backoff = minBackoff
 		}
-		o.Log.Warn("containerd ended; it is started again", "err", err, "in", backoff)
+		o.Log.Warn("containerd ended and is restarted", "err", err, "in", backoff)
 		select {
 		case <-time.After(backoff):
 		case <-ctx.Done():
@@ -96,7 +95,7 @@ func Supervise(ctx context.Context, o Options, ready func()) error {
 	return ctx.Err()
 }
 
-// once sees one daemon through: until it is dead or ctx ends.
+// once supervises one daemon until it is dead or ctx ends.
 func (o Options) once(ctx context.Context, ready func()) error {
 	pid, err := o.running()
 	if err != nil {
@@ -109,7 +108,7 @@ func (o Options) once(ctx context.Context, ready func()) error {
 		}
 		pid = started.Process.Pid
 	} else {
-		o.Log.Info("containerd runs already", "pid", pid)
+		o.Log.Info("adopted a running containerd", "pid", pid)
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -117,7 +116,7 @@ func (o Options) once(ctx context.Context, ready func()) error {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	if started == nil {
-		if again, err := o.running(); err != nil || again != pid { // fd may be of another that got its pid
+		if again, err := o.running(); err != nil || again != pid { // fd may refer to another process that got the same pid
 			return errors.Join(fmt.Errorf("%w (pid %d)", errDied, pid), err)
 		}
 	}
@@ -130,13 +129,13 @@ func (o Options) once(ctx context.Context, ready func()) error {
 	watched := make(chan struct{})
 	go func() { over(waitDead(fd, stop, pid)); close(watched) }()
 	err = o.accompany(life, ready)
-	if ctx.Err() == nil && life.Err() == nil { // it lives, and is of no use
+	if ctx.Err() == nil && life.Err() == nil { // it runs, but is stuck
 		if kerr := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); kerr != nil {
 			err = errors.Join(err, fmt.Errorf("killing containerd (pid %d): %w", pid, kerr))
 		}
 		select {
 		case <-life.Done():
-		case <-time.After(dyingFor): // the kernel holds it
+		case <-time.After(dyingFor): // stuck in the kernel
 		}
 	}
 	dead := errors.Is(context.Cause(life), errDied)
@@ -148,7 +147,7 @@ func (o Options) once(ctx context.Context, ready func()) error {
 	return err
 }
 
-// accompany returns when the daemon's life ends, or it answers no more.
+// accompany returns when the daemon ends or stops answering.
 func (o Options) accompany(life context.Context, ready func()) error {
 	c, err := grpc.NewClient("unix:"+o.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -164,7 +163,7 @@ func (o Options) accompany(life context.Context, ready func()) error {
 			select {
 			case <-life.Done():
 				return context.Cause(life)
-			case <-time.After(o.SilentFor / probes): // a daemon that hangs tells nobody
+			case <-time.After(o.SilentFor / probes): // a hung daemon sends no event
 			}
 		}
 		err := probe(life, c, o.SilentFor/probes)
@@ -181,7 +180,7 @@ func (o Options) accompany(life context.Context, ready func()) error {
 	}
 }
 
-// probe asks the daemon for its health: any answer will do.
+// probe calls the daemon's health service: any answer will do.
 func probe(ctx context.Context, c *grpc.ClientConn, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -191,7 +190,8 @@ func probe(ctx context.Context, c *grpc.ClientConn, within time.Duration) error 
 
 var errDied = errors.New("containerd died")
 
-// waitDead returns when the process behind fd is dead (errDied), or stop is written to.
+// waitDead returns when the process behind fd is dead (errDied), or when stop is written
+// to.
 func waitDead(fd, stop, pid int) error {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
 	for {
@@ -215,9 +215,9 @@ func (o Options) start() (*exec.Cmd, error) {
 			return nil, fmt.Errorf("starting containerd: %w", err)
 		}
 	}
-	//nolint:noctx // it outlives this process
+	//nolint:noctx // the daemon outlives this process
 	c := exec.Command(o.Binary, "-root", o.Root, "-state", o.State, "-address", o.Socket)
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // an agent's death must not reach it
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the agent's death must not reach it
 	if o.LogTo != "" {
 		f, err := os.OpenFile(o.LogTo, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 		if err != nil {
@@ -238,8 +238,8 @@ func (o Options) start() (*exec.Cmd, error) {
 	return c, nil
 }
 
-// running returns the pid of this host's daemon, 0 if there is none. A pid that
-// another program got meanwhile is told by its command line.
+// running returns the pid of this host's daemon, 0 if there is none. A pid that was
+// reused by another program is recognized by its command line.
 func (o Options) running() (int, error) {
 	b, err := os.ReadFile(o.pidFile())
 	if errors.Is(err, os.ErrNotExist) {
@@ -259,7 +259,7 @@ func (o Options) running() (int, error) {
 	return pid, nil
 }
 
-// answers waits until the socket takes connections and a call on it is answered.
+// answers waits until the socket accepts connections and answers a call.
 func (o Options) answers(life context.Context, c *grpc.ClientConn) error {
 	until, cancel := context.WithTimeout(life, o.StartWithin)
 	defer cancel()
@@ -275,10 +275,10 @@ func (o Options) answers(life context.Context, c *grpc.ClientConn) error {
 		select {
 		case <-until.Done():
 			if life.Err() != nil {
-				return fmt.Errorf("%w while it started (its words are in %s)", context.Cause(life), o.LogTo)
+				return fmt.Errorf("%w while it started (see %s)", context.Cause(life), o.LogTo)
 			}
 			return fmt.Errorf("containerd does not answer on %s after %v: %w", o.Socket, o.StartWithin, err)
-		case <-time.After(5 * time.Millisecond): // nobody tells of a socket that begins to listen
+		case <-time.After(5 * time.Millisecond): // nothing reports that a socket begins to listen
 		}
 	}
 }

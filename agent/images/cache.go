@@ -2,16 +2,16 @@ package images
 
 import "sync"
 
-// cache holds images that were read. What was read while one was removed is not
-// kept: it may be that one. The zero value is ready.
+// cache holds images that were read. An image that was read while any was removed is not
+// kept, since it may be that one. The zero value is ready.
 type cache struct {
 	mu      sync.Mutex // guards the fields below
 	m       map[string]*Image
-	removed uint64 // how many times something was
+	removed uint64 // counts removals
 }
 
-// get returns an image, nil if it isn't there, and the moment at which reading it
-// begins, for put.
+// get returns an image, nil if it isn't cached, and the count of removals, which put
+// needs.
 func (c *cache) get(dgst string) (*Image, uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

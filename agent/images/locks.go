@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// keyed are locks by name.
+// keyed is a set of locks by name.
 type keyed struct {
 	mu sync.Mutex // guards m
 	m  map[string]chan struct{}

@@ -17,10 +17,10 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// progressEvery is how often a download is looked at.
+// progressEvery is how often downloads are checked.
 const progressEvery = 100 * time.Millisecond
 
-// layer is one that a pull brings.
+// layer is one layer of a pull.
 type layer struct {
 	desc   ocispec.Descriptor
 	status string
@@ -29,12 +29,12 @@ type layer struct {
 // watcher reports a pull's layers in docker's words.
 type watcher struct {
 	c      *client.Client
-	report func(task.Progress) // called with mu held: lines follow each other
+	report func(task.Progress) // called with mu held, so that lines are ordered
 
 	mu     sync.Mutex // guards the fields below
 	layers map[digest.Digest]*layer
 	order  []*layer
-	refs   map[string]bool // what containerd calls the content that it brings
+	refs   map[string]bool // containerd's ingest references of this pull
 }
 
 func (w *watcher) wrap(h images.Handler) images.Handler {
@@ -55,11 +55,10 @@ func (w *watcher) wrap(h images.Handler) images.Handler {
 	})
 }
 
-// abortWithin bounds the wait for content that somebody is writing.
+// abortWithin bounds the wait for content that another pull is writing.
 const abortWithin = 2 * time.Second
 
-// abort discards downloads that were begun and not finished. What another pull is
-// writing at the moment stays.
+// abort discards unfinished downloads. What another pull is writing stays.
 func (w *watcher) abort(ctx context.Context) {
 	w.mu.Lock()
 	refs := slices.Sorted(maps.Keys(w.refs))
@@ -69,8 +68,8 @@ func (w *watcher) abort(ctx context.Context) {
 		if _, err := cs.Status(ctx, ref); err != nil {
 			continue
 		}
-		// The try that ended may be about to let go of it; while the writer is ours,
-		// nobody else writes it.
+		// The attempt that ended may be about to release it. Nobody else writes while we
+		// hold the writer.
 		soon, enough := context.WithTimeout(ctx, abortWithin)
 		wr, err := content.OpenWriter(soon, cs, content.WithRef(ref))
 		if err != nil {
@@ -99,7 +98,8 @@ func (w *watcher) add(ctx context.Context, d ocispec.Descriptor) {
 	w.report(task.Progress{ID: shortDigest(d.Digest.String()), Status: status})
 }
 
-// run looks at the downloads until its result is called, with whether all went well.
+// run checks the downloads until its result is called, which takes whether the pull
+// succeeded.
 func (w *watcher) run(ctx context.Context) func(ok bool) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {

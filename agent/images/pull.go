@@ -21,8 +21,8 @@ import (
 	"github.com/drover/drover/pkg/registry"
 )
 
-// Pull implements task.Images. Pulls of one digest follow each other, so that
-// the second finds what the first brought.
+// Pull implements task.Images. Pulls of one digest are serialized, so that the second
+// one finds what the first one fetched.
 func (s *Store) Pull(ctx context.Context, ref, dgst string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
@@ -98,8 +98,8 @@ func (s *Store) fetch(ctx context.Context, at, dgst string, auth *task.Credentia
 	return s.readImage(ctx, dgst, ci, read)
 }
 
-// fromAnywhere pulls from nodes that have the image and from its registry. A node
-// that lies or hangs may spoil a try, but only one: the next goes without it.
+// fromAnywhere pulls from nodes that hold the image and from its registry. A node that
+// lies or hangs can spoil one attempt only: the next one goes without it.
 func (s *Store) fromAnywhere(ctx context.Context, at, dgst string, auth *task.Credentials, w *watcher) error {
 	var peers []*registry.Peer
 	if s.o.Peers != nil {
@@ -121,23 +121,23 @@ func (s *Store) fromAnywhere(ctx context.Context, at, dgst string, auth *task.Cr
 		peers = slices.DeleteFunc(peers, func(p *registry.Peer) bool {
 			bad := p.Failed()
 			if bad != nil {
-				s.o.Log.Warn("a node that was asked for an image's content is asked no more", "image", dgst, "err", bad)
+				s.o.Log.Warn("a node sent wrong content of an image, or none, and is not asked again", "image", dgst, "err", bad)
 			}
 			return bad != nil
 		})
 		again := len(peers) < asked
-		wrong := errdefs.IsFailedPrecondition(err) // bytes that an earlier pull left behind, too
+		wrong := errdefs.IsFailedPrecondition(err) // maybe bytes that an earlier pull left behind
 		if err == nil || ctx.Err() != nil || !again && (!wrong || cleaned) {
 			return err
 		}
-		// The next try would go on behind bytes that nobody vouches for.
+		// The next attempt would resume after bytes that nobody verified.
 		w.abort(ctx)
 		cleaned = true
 	}
 }
 
-// publicLabel marks images that anybody may pull from their registry. One that isn't
-// known to be public is private.
+// publicLabel marks images that anybody may pull from their registry. An image not known
+// to be public is private.
 const publicLabel = "io.drover.public"
 
 func (s *Store) isPublic(dgst string) bool { return s.o.Public != nil && s.o.Public(dgst) }
@@ -151,12 +151,13 @@ func (s *Store) markPublic(ctx context.Context, dgst string, i *Image) error {
 	if _, err := s.c.ImageService().Update(s.ctx(ctx), with, "labels."+publicLabel); err != nil {
 		return fmt.Errorf("marking image %s as public: %w", dgst, err)
 	}
-	s.known.drop(dgst) // it is read anew, with its label
+	s.known.drop(dgst) // so that it is read again, with its label
 	return nil
 }
 
-// sweepPulls forgets, once, pulls that an agent's end cut off: their names would keep
-// content for ever that nobody can remove. It is called before anything is pulled.
+// sweepPulls removes, once, the records of pulls that the agent's death interrupted:
+// they would keep content for ever that nobody can remove. It is called before anything
+// is pulled.
 func (s *Store) sweepPulls(ctx context.Context) error {
 	if s.swept.Load() {
 		return nil

@@ -1,6 +1,6 @@
-// Package images is a node's image store on containerd: what is here, and bringing
-// what is not from other nodes or its registry. Which nodes those are is
-// images/peers'; serving what is here to others, images/registry's.
+// Package images is a node's image store on containerd: what is on the node, and
+// fetching what is not from other nodes or its registry. Which nodes those are is up to
+// images/peers; serving content to others is up to images/registry.
 package images
 
 import (
@@ -35,19 +35,19 @@ const Snapshotter = "overlayfs"
 type Options struct {
 	Containerd *client.Client
 	Registry   *registry.Registry
-	Peers      func(digest string) []*http.Client // nodes to ask before the registry; nil: none
-	Public     func(digest string) bool           // whether anybody may pull it from its registry; nil: nothing is
+	Peers      func(digest string) []*http.Client // nodes to try before the registry; nil: none
+	Public     func(digest string) bool           // whether anybody may pull it from its registry; nil: no image is public
 	Log        *slog.Logger                       // nil: none
 }
 
-// Store is a node's images. In containerd's store they are named by the digest that
-// a tag names, so that tags, which raft keeps, never differ between nodes. It
+// Store holds a node's images. In containerd's store they are named by the digest that a
+// tag resolves to: tags are kept in raft, and so can't differ between nodes. It
 // implements task.Images, and is safe for concurrent use.
 type Store struct {
 	o     Options
 	c     *client.Client
 	pulls keyed
-	swept atomic.Bool // by sweepPulls
+	swept atomic.Bool // set by sweepPulls
 	known cache
 }
 
@@ -61,16 +61,17 @@ func New(o Options) *Store {
 	return &Store{o: o, c: o.Containerd}
 }
 
-// Image is one in the store, read once per digest. It is not to be changed.
+// Image is an image in the store, read once per digest. It must not be modified.
 type Image struct {
 	client.Image
 	Config ocispec.Image
 
 	proto *dv1.Image
-	blobs map[string]bool // that it consists of here: index, manifest, configuration, layers
+	blobs map[string]bool // its parts that are here: index, manifest, configuration, layers
 }
 
-// Image returns an image that is here whole and unpacked; ErrNoImage otherwise.
+// Image returns an image that is complete and unpacked on this node, ErrNoImage
+// otherwise.
 func (s *Store) Image(ctx context.Context, dgst string) (*Image, error) {
 	i, at := s.known.get(dgst)
 	if i != nil {
@@ -135,7 +136,7 @@ func (s *Store) ctx(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, containerd.Namespace)
 }
 
-// notHere: content that is gone makes the image absent, and a pull brings it back.
+// notHere treats an image with missing content as absent, so that a pull restores it.
 func notHere(err error) error {
 	if errdefs.IsNotFound(err) {
 		return fmt.Errorf("%w: %w", task.ErrNoImage, err)
@@ -167,10 +168,10 @@ func (s *Store) platformManifest(ctx context.Context, d ocispec.Descriptor) (oci
 	return *best, nil
 }
 
-// maxManifest bounds what is read whole.
+// maxManifest bounds what is read into memory.
 const maxManifest = 4 << 20
 
-// Manifest reads a manifest, or an index, that was pulled.
+// Manifest reads a manifest or index that was pulled.
 func (s *Store) Manifest(ctx context.Context, dgst string) ([]byte, error) {
 	ra, err := s.Content().ReaderAt(ctx, ocispec.Descriptor{Digest: digest.Digest(dgst)})
 	if err != nil {
@@ -185,7 +186,7 @@ func (s *Store) Manifest(ctx context.Context, dgst string) ([]byte, error) {
 	return b, err
 }
 
-// Content is the node's content store, in its namespace.
+// Content returns the node's content store, in its namespace.
 func (s *Store) Content() content.Provider { return provider{s} }
 
 type provider struct{ s *Store }
@@ -195,7 +196,7 @@ func (p provider) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.R
 	return p.s.c.ContentStore().ReaderAt(p.s.ctx(ctx), d)
 }
 
-// Within reports whether a blob is part of an image that is here whole.
+// Within reports whether a blob is part of a complete image on this node.
 func (s *Store) Within(ctx context.Context, dgst, blob string) bool {
 	i, err := s.Image(ctx, dgst)
 	return err == nil && i.blobs[blob]
@@ -227,7 +228,7 @@ func (s *Store) List(ctx context.Context) ([]*dv1.ImageStatus, error) {
 	var out []*dv1.ImageStatus
 	for _, a := range all {
 		if a.Name != a.Target.Digest.String() {
-			continue // a pull that has not ended
+			continue // a pull in progress
 		}
 		i, err := s.Image(ctx, a.Name)
 		if errors.Is(err, task.ErrNoImage) {
@@ -252,6 +253,6 @@ func (s *Store) Remove(ctx context.Context, dgst string) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("removing image %s: %w", dgst, err)
 	}
-	s.known.drop(dgst) // behind the removal: who looks now finds nothing
+	s.known.drop(dgst) // after the removal, so that nobody caches it again
 	return nil
 }

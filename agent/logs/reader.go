@@ -8,20 +8,20 @@ import (
 	"os"
 )
 
-// Reader reads a log from an offset on. io.EOF means that there is no more now:
-// after more was written, Next goes on. Not safe for concurrent use.
+// Reader reads a log from an offset on. io.EOF means that there is no more yet: Next
+// continues once more was written. Not safe for concurrent use.
 type Reader struct {
 	dir string
 	at  uint64
 	seg *segmentReader
-	mem []byte // of the last segment's reader, for the next one
+	mem []byte // of the last segment's reader, reused by the next one
 }
 
-// NewReader reads the log in dir from offset from; what was rotated away before
-// it is skipped. A log that isn't there yet is empty.
+// NewReader reads the log in dir from offset from, skipping what was rotated away. A
+// missing log counts as empty.
 func NewReader(dir string, from uint64) *Reader { return &Reader{dir: dir, at: from} }
 
-// Offset is where the next record begins.
+// Offset returns where the next record begins.
 func (r *Reader) Offset() uint64 { return r.at }
 
 // Next returns the next record. Its data is valid until the next call.
@@ -34,7 +34,7 @@ func (r *Reader) Next() (Record, error) {
 		}
 		rec, err := r.seg.next()
 		if err == nil {
-			if rec.Next <= r.at { // the offset asked for lies further on
+			if rec.Next <= r.at { // the requested offset lies further on
 				continue
 			}
 			r.at = rec.Next
@@ -50,8 +50,8 @@ func (r *Reader) Next() (Record, error) {
 	}
 }
 
-// ended closes a segment that the writer has left for the next one. A record
-// that came between our last read and its rotation is read first.
+// ended closes a segment after the writer has moved on to the next one. A record that
+// was written between our last read and the rotation is read first.
 func (r *Reader) ended() (bool, error) {
 	segs, err := Segments(r.dir)
 	if err != nil {
@@ -90,7 +90,7 @@ func (r *Reader) open() error {
 	}
 	f, err := os.Open(segmentFile(r.dir, base))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // rotated away just now: look again
+		return nil // rotated away just now: retry
 	}
 	if err != nil {
 		return fmt.Errorf("reading the log: %w", err)
@@ -110,7 +110,7 @@ func (r *Reader) Close() error {
 	return f.Close()
 }
 
-// End is the offset behind the last whole record of the log in dir.
+// End returns the offset after the last whole record of the log in dir.
 func End(dir string) (uint64, error) {
 	segs, err := Segments(dir)
 	if err != nil || len(segs) == 0 {
@@ -126,12 +126,12 @@ func End(dir string) (uint64, error) {
 	return base + uint64(n), err
 }
 
-// segmentReader reads one segment; at is how far it got.
+// segmentReader reads one segment; at is its position.
 type segmentReader struct {
 	f    *os.File
 	base uint64
 	at   uint64
-	buf  []byte // what was read ahead, from at on: a part of mem
+	buf  []byte // read ahead, from at on: a part of mem
 	mem  []byte
 }
 
@@ -143,7 +143,7 @@ func (s *segmentReader) next() (Record, error) {
 		}
 	}
 	if err != nil {
-		// Cut off, or not a record: the end, until a writer has mended it.
+		// Torn, or not a record: the end, until a writer has repaired it.
 		s.buf = nil
 		return Record{}, io.EOF
 	}
@@ -153,7 +153,7 @@ func (s *segmentReader) next() (Record, error) {
 	return rec, nil
 }
 
-// peek says whether a whole record follows.
+// peek reports whether a whole record follows.
 func (s *segmentReader) peek() error {
 	if err := s.fill(); err != nil {
 		return err
@@ -162,7 +162,7 @@ func (s *segmentReader) peek() error {
 	return err
 }
 
-// fill reads ahead from at: four records of the largest size at most.
+// fill reads ahead from at: at most four records of the largest size.
 func (s *segmentReader) fill() error {
 	if s.mem == nil {
 		s.mem = make([]byte, 4*(headerSize+MaxPayload))

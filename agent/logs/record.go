@@ -10,8 +10,8 @@
 //	1  stream, 1 or 2 8  Unix nanoseconds, int64   20 zero
 //	2  zero, zero
 //
-// All numbers are big-endian. A record that is cut off or whose sum is wrong
-// ends the log: a power cut leaves such a tail, and the next writer cuts it off.
+// All numbers are big-endian. A record that is torn or whose checksum is wrong ends the
+// log: a power cut leaves such a tail, and the next writer truncates it.
 package logs
 
 import (
@@ -60,8 +60,8 @@ func appendRecord(b []byte, stream byte, at time.Time, data []byte) []byte {
 	return append(b, data...)
 }
 
-// decode reads the record at the head of b, whose position in the log is at.
-// errShort means that b ends before the record does.
+// decode decodes the record at the start of b, whose position in the log is at. errShort
+// means that b ends within the record.
 func decode(b []byte, at uint64) (Record, error) {
 	if len(b) < headerSize {
 		return Record{}, errShort

@@ -16,8 +16,8 @@ import (
 
 // Limits bound a log on disk. Zero values take the defaults.
 type Limits struct {
-	SegmentBytes int64 // a segment that is this long is ended
-	Segments     int   // of more, the oldest goes
+	SegmentBytes int64 // a segment of this length is closed
+	Segments     int   // the oldest segments beyond this number are removed
 }
 
 // Default limits of a container's log.
@@ -39,7 +39,7 @@ type Writer struct {
 	buf  []byte
 }
 
-// OpenWriter opens the log in dir for appending, and cuts a torn tail off.
+// OpenWriter opens the log in dir for appending, and truncates a torn tail.
 func OpenWriter(dir string, lim Limits) (*Writer, error) {
 	if lim.SegmentBytes <= 0 {
 		lim.SegmentBytes = DefaultSegmentBytes
@@ -74,12 +74,12 @@ func OpenWriter(dir string, lim Limits) (*Writer, error) {
 	return w, nil
 }
 
-// Write appends data as records of stream, taken at the given time, with one
-// system call for each record.
+// Write appends data as records of stream with the given time, with one system call per
+// record.
 func (w *Writer) Write(stream byte, at time.Time, data []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var old error // what keeps old segments does not keep new records out
+	var old error // failing to remove old segments does not block new records
 	for len(data) > 0 {
 		n := min(len(data), MaxPayload)
 		w.buf = appendRecord(w.buf[:0], stream, at, data[:n])
@@ -100,22 +100,22 @@ func (w *Writer) Write(stream byte, at time.Time, data []byte) error {
 	return old
 }
 
-// End is the offset behind the last record.
+// End returns the offset after the last record.
 func (w *Writer) End() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.base + uint64(w.size)
 }
 
-// Close ends writing.
+// Close closes the log.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.f.Close()
 }
 
-// rotate goes on in a new segment. Where none can be made, the old one stays, and
-// the next record tries again.
+// rotate continues in a new segment. If it can't be created, the old one is kept, and
+// the next record retries.
 func (w *Writer) rotate() error {
 	base := w.base + uint64(w.size)
 	f, err := openSegment(w.dir, base)
@@ -149,7 +149,7 @@ func openSegment(dir string, base uint64) (*os.File, error) {
 	return f, nil
 }
 
-// validLength is how far f holds whole records.
+// validLength returns how much of f consists of whole records.
 func validLength(f *os.File, base uint64) (int64, error) {
 	r := &segmentReader{f: f, base: base}
 	for {
@@ -165,8 +165,8 @@ func segmentFile(dir string, base uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%020d.log", base))
 }
 
-// Segments returns the first offsets of the log's segments, ascending. A log that
-// isn't there yet has none.
+// Segments returns the first offsets of the log's segments, ascending. A missing log has
+// none.
 func Segments(dir string) ([]uint64, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,6 +1,5 @@
-// Package payload holds the daemons that an agent carries, compressed, and lays
-// them out by digest. Starting them, and knowing which are still in use, is the
-// callers'.
+// Package payload holds the daemons embedded in an agent, compressed, and extracts them
+// by digest. Starting them, and knowing which are still in use, is up to the callers.
 package payload
 
 import (
@@ -19,22 +18,22 @@ import (
 	"github.com/drover/drover/pkg/durable"
 )
 
-// bin is filled by `make payload`; README keeps the folder.
+// bin is filled by `make payload`; README keeps the directory in git.
 //
 //go:embed bin
 var bin embed.FS
 
-// Paths of what was extracted. Each lies in a folder named by its digest, and
-// stays there: shims that run, and bundles that name them, outlive upgrades.
+// Paths of the extracted daemons. Each is in a directory named by its digest, and stays
+// there: running shims, and bundles that name them, outlive upgrades.
 type Paths struct {
 	Containerd string
 	Shim       string
 }
 
-// ErrMissing: this binary was built without its payloads.
+// ErrMissing reports that this binary was built without its payloads.
 var ErrMissing = errors.New("this drover was built without its payloads: run `make payload` before building it")
 
-// Extract lays the payloads out below dir; what is there already is left alone.
+// Extract extracts the payloads below dir, except those that are there already.
 func Extract(dir string) (Paths, error) {
 	c, err := extract(dir, "drover-containerd")
 	if err != nil {
@@ -58,7 +57,7 @@ func extract(dir, name string) (string, error) {
 	sum := sha256.Sum256(gz)
 	path := filepath.Join(dir, hex.EncodeToString(sum[:8]), name)
 	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-		return path, nil // written whole, see durable.WriteFile
+		return path, nil // it is complete, see durable.WriteFile
 	}
 	r, err := gzip.NewReader(bytes.NewReader(gz))
 	if err != nil {

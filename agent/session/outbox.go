@@ -10,20 +10,20 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Bounds of what an agent has to say. A message is small enough for the next beat
-// not to be late behind it on a slow link, and far below what a controller reads.
+// Bounds of what an agent sends. A message is small enough not to delay the next beat on
+// a slow link, and far below what a controller accepts.
 const (
-	maxMessage    = 64 << 10 // bytes; one item that is larger goes alone
+	maxMessage    = 64 << 10 // bytes; a larger item is sent alone
 	maxRemoved    = 1024     // tombstones in one message
-	maxEvents     = 1024     // that wait while no controller answers: the oldest go first
+	maxEvents     = 1024     // queued while no controller answers; the oldest are dropped
 	maxEventBytes = 1 << 20  // of those
-	maxEvent      = 16 << 10 // of one; what is longer is shortened
-	maxText       = 4 << 10  // of one text in what was shortened, and of reasons
+	maxEvent      = 16 << 10 // of one; a longer one is shortened
+	maxText       = 4 << 10  // of one text in a shortened event, and of a reason
 )
 
-// Outbox gathers what the agent has to say. While a message is under way, what
-// comes is joined into the next: of a task the last status counts, and events
-// keep their order. The zero value is ready. Safe for concurrent use.
+// Outbox queues what the agent has to report. What arrives while a message is being sent
+// is merged into the next one: only the last status of a task is kept, and events keep
+// their order. The zero value is ready. Safe for concurrent use.
 type Outbox struct {
 	mu        sync.Mutex // guards the fields below
 	order     []string
@@ -32,7 +32,7 @@ type Outbox struct {
 	gone      map[string]struct{}
 	events    []*dv1.Event
 	bytes     int // of events
-	dropped   int // events, since losses was called
+	dropped   int // events dropped since losses was last called
 	shortened int
 	acked     uint64
 	remove    map[string][]byte
@@ -54,7 +54,7 @@ func (o *Outbox) Status(s *dv1.TaskStatus) {
 	})
 }
 
-// Image reports that an image is here now.
+// Image reports that an image is now on this node.
 func (o *Outbox) Image(i *dv1.ImageStatus) {
 	o.change(func() {
 		if o.images == nil {
@@ -65,7 +65,7 @@ func (o *Outbox) Image(i *dv1.ImageStatus) {
 	})
 }
 
-// ImageGone reports that an image is here no more.
+// ImageGone reports that an image is no longer on this node.
 func (o *Outbox) ImageGone(digest string) {
 	o.change(func() {
 		if o.gone == nil {
@@ -76,7 +76,7 @@ func (o *Outbox) ImageGone(digest string) {
 	})
 }
 
-// Event reports something that only the agent knows of.
+// Event reports something that only the agent sees.
 func (o *Outbox) Event(h *dv1.Event) {
 	short := shortEvent(h)
 	o.change(func() {
@@ -89,7 +89,7 @@ func (o *Outbox) Event(h *dv1.Event) {
 	})
 }
 
-// bound drops the oldest events of too many. It is called with mu held.
+// bound drops the oldest events when there are too many. It must be called with mu held.
 func (o *Outbox) bound() {
 	for len(o.events) > maxEvents || o.bytes > maxEventBytes {
 		o.bytes -= proto.Size(o.events[0])
@@ -99,8 +99,8 @@ func (o *Outbox) bound() {
 	}
 }
 
-// losses returns how many events were shortened, and how many dropped, since it
-// was called last.
+// losses returns how many events were shortened, and how many dropped, since the last
+// call.
 func (o *Outbox) losses() (shortened, dropped int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -109,10 +109,10 @@ func (o *Outbox) losses() (shortened, dropped int) {
 	return shortened, dropped
 }
 
-// Ack says that the sync at index is in the store.
+// Ack acknowledges that the sync at index is stored.
 func (o *Outbox) Ack(index uint64) { o.change(func() { o.acked = max(o.acked, index) }) }
 
-// Removed says that a tombstone is done.
+// Removed acknowledges a tombstone.
 func (o *Outbox) Removed(id []byte) {
 	o.change(func() {
 		if o.remove == nil {
@@ -132,8 +132,8 @@ func (o *Outbox) change(f func()) {
 	}
 }
 
-// take returns as much of what there is as messages may hold, or a channel that is
-// closed when there is something.
+// take returns as much of the queue as fits a message, or, if it is empty, a channel
+// that is closed when something is queued.
 func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -162,8 +162,8 @@ func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 	return nil, o.ready
 }
 
-// observation takes up to maxMessage of what was observed, nil if there is
-// nothing. It is called with mu held.
+// observation takes up to maxMessage of the queued observations, nil if there are none.
+// It must be called with mu held.
 func (o *Outbox) observation() *dv1.Observation {
 	const framing = 8 // tag and length of an item, at most
 	obs, size := &dv1.Observation{}, 0
@@ -204,7 +204,7 @@ func (o *Outbox) observation() *dv1.Observation {
 	return obs
 }
 
-// putBack returns what could not be sent, unless something newer is there.
+// putBack queues again what could not be sent, unless something newer is queued.
 func (o *Outbox) putBack(msgs []*dv1.FromAgent) {
 	for _, m := range msgs {
 		obs := m.GetObservation()
@@ -234,7 +234,7 @@ func (o *Outbox) putBack(msgs []*dv1.FromAgent) {
 	}
 }
 
-// chunks cuts an inventory as messages are: the first is full if the inventory is,
+// chunks splits an inventory into messages: the first one is full if the inventory is,
 // and the others add to it.
 func chunks(inventory *dv1.Observation) []*dv1.Observation {
 	var o Outbox
@@ -255,7 +255,7 @@ func chunks(inventory *dv1.Observation) []*dv1.Observation {
 	return out
 }
 
-// shortStatus bounds the reasons of a status. Its caller's is not changed.
+// shortStatus bounds the reasons of a status. It copies what it changes.
 func shortStatus(s *dv1.TaskStatus) *dv1.TaskStatus {
 	why, reason := text(s.GetWhy()), text(s.GetExit().GetReason())
 	if why == s.GetWhy() && reason == s.GetExit().GetReason() {
@@ -269,7 +269,7 @@ func shortStatus(s *dv1.TaskStatus) *dv1.TaskStatus {
 	return s
 }
 
-// shortEvent bounds an event. Its caller's is not changed.
+// shortEvent bounds an event. It copies what it changes.
 func shortEvent(h *dv1.Event) *dv1.Event {
 	if proto.Size(h) <= maxEvent && sendable(h) {
 		return h
@@ -285,7 +285,7 @@ func shortEvent(h *dv1.Event) *dv1.Event {
 	return h
 }
 
-// sendable reports whether protobuf encodes an event's texts.
+// sendable reports whether protobuf can encode an event's texts.
 func sendable(h *dv1.Event) bool {
 	for k, v := range h.GetAttributes() {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
@@ -295,8 +295,8 @@ func sendable(h *dv1.Event) bool {
 	return utf8.ValidString(h.GetAction())
 }
 
-// text bounds a text that comes from anywhere. Protobuf refuses a message for the
-// sake of one that is no UTF-8.
+// text bounds a text of any origin, and makes it valid UTF-8: protobuf refuses a whole
+// message for one text that isn't.
 func text(s string) string {
 	if len(s) > maxText {
 		n := maxText

@@ -1,6 +1,6 @@
-// Package session keeps an agent's stream to the control plane open: hello,
-// beats, syncs down, observations and acknowledgements up. What a sync means for
-// containers is the reconciler's.
+// Package session keeps an agent's stream to the control plane open: hello, beats, syncs
+// down, observations and acknowledgements up. What a sync means for containers is up to
+// the reconciler.
 package session
 
 import (
@@ -24,51 +24,51 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Times of the session. A controller that says nothing for Silence is given up:
-// three beats, so that a node is heard elsewhere before it is called silent.
+// Times of the session. A controller that sends nothing for Silence is given up: that is
+// three beats, so that the node is heard elsewhere before it counts as silent.
 const (
 	BeatEvery  = 500 * time.Millisecond
 	Silence    = 1500 * time.Millisecond
-	openWithin = time.Minute // for taking a welcome: the agent beats meanwhile
+	openWithin = time.Minute // to apply a welcome; the agent beats meanwhile
 	dialWithin = 2 * time.Second
 	maxWait    = time.Second // between attempts to connect
-	maxRead    = 16 << 20    // a full sync of a large node
+	maxRead    = 16 << 20    // enough for a full sync of a large node
 )
 
-// Agent is the host side that a session speaks for.
+// Agent is the host that a session speaks for.
 type Agent interface {
-	// Hello says who and where the agent is; its number grows for ever.
+	// Hello describes the agent; its session number only grows.
 	Hello(ctx context.Context) (*dv1.Hello, error)
-	// Welcome takes the answer: subnet, epoch, cluster. It may take its time, for
-	// the first one opens the node's network and engine.
+	// Welcome applies the answer: subnet, epoch, cluster. It may take time, since the
+	// first one opens the node's network and engine.
 	Welcome(ctx context.Context, w *dv1.Welcome) error
-	// Changed takes news of controllers and keys.
+	// Changed applies updates of controllers and keys.
 	Changed(w *dv1.Welcome)
-	// Take stores a sync durably and acknowledges it through the outbox. One
-	// that is older than what the agent has is ErrStale: nothing was changed.
+	// Take stores a sync durably and acknowledges it through the outbox. For a sync older
+	// than what the agent has it returns ErrStale and changes nothing.
 	Take(ctx context.Context, s *dv1.Sync) error
 }
 
-// errSilent: nothing came for too long. Its connection is no good any more.
-var errSilent = fmt.Errorf("nothing was heard for %v", Silence)
+// errSilent reports that nothing was received for too long. The connection is discarded.
+var errSilent = fmt.Errorf("nothing was received for %v", Silence)
 
-// ErrStale: the sync is older than the agent's highest (epoch, term, index).
+// ErrStale reports a sync older than the agent's highest (epoch, term, index).
 var ErrStale = errors.New("the sync is older than what this agent has")
 
-// Options of Run. Controllers returns host:port of each, the preferred one first;
-// TLS is pki.PeerClientTLS for ALPN.
+// Options of Run. Controllers returns the host:port of each, the preferred one first;
+// TLS is pki.PeerClientTLS for ALPNSession.
 type Options struct {
 	Controllers func() []string
 	TLS         *tls.Config
-	Conns       *pki.Conns // cuts those to who was removed; may be nil
+	Conns       *pki.Conns // cuts those to a removed controller; may be nil
 	Agent       Agent
 	Outbox      *Outbox
-	Status      *Status // is kept up to date; may be nil
+	Status      *Status // is updated; may be nil
 	Log         *slog.Logger
 }
 
-// conns are the connections to controllers. They outlive sessions: when the
-// leadership changes, an agent says hello again on the one that is open.
+// conns are the connections to controllers. They outlive sessions: when the leader
+// changes, the agent says hello again on the open connection.
 type conns struct {
 	tls  *tls.Config
 	open *pki.Conns
@@ -101,7 +101,7 @@ func (c *conns) close() {
 	}
 }
 
-// Run keeps a session open until ctx ends, and returns for nothing else.
+// Run keeps a session open, and returns only when ctx ends.
 func Run(ctx context.Context, o Options) error {
 	wait := time.Duration(0)
 	failing := ""
@@ -122,8 +122,8 @@ func Run(ctx context.Context, o Options) error {
 			failing = err.Error()
 			o.Log.Warn("session ended", "controller", addr, "err", err)
 		}
-		// A session that worked is opened again where it was, once: the leadership
-		// may have changed. Else the next controller is asked.
+		// A session that worked is reopened once at the same controller: the leader may have
+		// changed. After that, the next controller is tried.
 		if again++; !welcomed || again > 1 || errors.Is(err, errSilent) {
 			i, again = i+1, 0
 			cs.close()
@@ -139,7 +139,7 @@ func Run(ctx context.Context, o Options) error {
 	return ctx.Err()
 }
 
-// once holds one session until it ends; welcomed reports whether it ever worked.
+// once runs one session until it ends; welcomed reports whether it was established.
 func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (welcomed bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -147,7 +147,7 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	if err != nil {
 		return false, fmt.Errorf("preparing the hello: %w", err)
 	}
-	alive := time.AfterFunc(2*Silence, func() { // at first: a controller may have to wait for its leader
+	alive := time.AfterFunc(2*Silence, func() { // longer at first: a controller may have to wait for its leader
 		cancel(fmt.Errorf("controller %s: %w", addr, errSilent))
 	})
 	defer alive.Stop()
@@ -157,13 +157,13 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	s := c.Open(ctx)
 	defer func() { _ = s.CloseResponse() }()
 	defer func() { _ = s.CloseRequest() }()
-	// While a request has a body to wait for, the HTTP/2 client doesn't look at ctx:
-	// a Receive would go on until the controller ended it.
+	// While a request has a body to wait for, the HTTP/2 client ignores ctx: Receive would
+	// block until the controller ends the stream.
 	stop := context.AfterFunc(ctx, func() { _ = s.CloseRequest() })
 	defer stop()
 	if err := s.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Hello{Hello: hello}}); err != nil {
 		if _, rerr := s.Receive(); rerr != nil {
-			err = rerr // the refusal's words are on the other side
+			err = rerr // the reason for the refusal is on the receiving side
 		}
 		return false, fmt.Errorf("opening a session with %s: %w", addr, cause(ctx, err))
 	}
@@ -178,7 +178,7 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	open := make(chan struct{})
 	var both sync.WaitGroup
 	both.Go(func() {
-		if err := o.send(ctx, s, open, inventory[1:]); !errors.Is(err, io.EOF) { // at EOF the receiver hears why
+		if err := o.send(ctx, s, open, inventory[1:]); !errors.Is(err, io.EOF) { // on EOF the receiver gets the reason
 			cancel(err)
 		}
 	})
@@ -196,11 +196,12 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	return welcomed, context.Cause(ctx)
 }
 
-// welcome has the agent take a welcome. Who can't in time doesn't beat on.
+// welcome has the agent apply a welcome. If that takes too long, the agent stops
+// beating.
 func (o Options) welcome(ctx context.Context, w *dv1.Welcome, cancel context.CancelCauseFunc) error {
 	late := time.AfterFunc(openWithin, func() {
 		err := fmt.Errorf("this node's network and engine did not open within %v", openWithin)
-		o.Log.Error("this node is silent until it is ready", "err", err) // now: the agent may not return
+		o.Log.Error("this node is silent until it is ready", "err", err) // at once: the agent may never return
 		o.Status.set(false, err)
 		cancel(err)
 	})
@@ -208,8 +209,8 @@ func (o Options) welcome(ctx context.Context, w *dv1.Welcome, cancel context.Can
 	return o.Agent.Welcome(ctx, w)
 }
 
-// hearing takes every byte of an answer for a sign of life: a large message over a
-// slow link is no silence.
+// hearing counts every byte of a response as a sign of life: a large message over a slow
+// link is not silence.
 type hearing struct {
 	http.RoundTripper
 	alive *time.Timer
@@ -238,8 +239,8 @@ func (b heardBody) Read(p []byte) (int, error) {
 
 type stream = connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
 
-// send says beats, and once the session is open the rest of the inventory and what
-// waits in the outbox.
+// send sends beats and, once the session is open, the rest of the inventory and what the
+// outbox holds.
 func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}, rest []*dv1.Observation) error {
 	beat := time.NewTicker(BeatEvery)
 	defer beat.Stop()
@@ -286,7 +287,7 @@ func (o Options) receive(ctx context.Context, s *stream, alive *time.Timer) erro
 	for {
 		alive.Reset(Silence)
 		m, err := s.Receive()
-		alive.Stop() // storing a sync is no silence of the controller
+		alive.Stop() // storing a sync does not count as the controller's silence
 		if err != nil {
 			return fmt.Errorf("receiving from the controller: %w", err)
 		}
@@ -310,7 +311,7 @@ func (o Options) receive(ctx context.Context, s *stream, alive *time.Timer) erro
 	}
 }
 
-// cause prefers the reason for which ctx was ended to what broke because of it.
+// cause prefers the reason why ctx ended to errors that follow from it.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
 		return c

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// Status is how an agent's session stands. The zero value is ready to use, and
-// says that there is no session yet; so does nil. Safe for concurrent use.
+// Status is the state of an agent's session. The zero value is ready to use, and reports
+// that there is no session yet; so does nil. Safe for concurrent use.
 type Status struct {
 	mu   sync.Mutex // guards the fields below
 	open bool
@@ -15,9 +15,9 @@ type Status struct {
 
 var errNoSession = errors.New("the agent has no session with a controller yet")
 
-// Ready returns nil while a session is open whose first sync the agent has taken:
-// the leading controller hears the node, and the node does as it is told.
-// Otherwise it returns why not.
+// Ready returns nil while a session is open whose first sync the agent has applied: the
+// leader hears the node, and the node runs what it was assigned. Otherwise it returns
+// the reason.
 func (s *Status) Ready() error {
 	if s == nil {
 		return errNoSession

@@ -1,5 +1,6 @@
-// Package socketproxy is the socket of a host that has no controller: what comes in goes
-// to a controller as it is, with who sent it. What they may do is decided there.
+// Package socketproxy is the socket of a host without a controller: it proxies
+// connections to a controller unchanged, with the uid of the client. What a client may
+// do is decided there.
 package socketproxy
 
 import (
@@ -30,12 +31,12 @@ type Options struct {
 	Path        string
 	Controllers func() []string
 	TLS         *tls.Config
-	Conns       *pki.Conns // cuts those to who was removed; may be nil
+	Conns       *pki.Conns // cuts those to a removed controller; may be nil
 	Log         *slog.Logger
 }
 
-// Bounds of how many clients are passed on at a time: each costs a connection to
-// a controller. One user can't take the places of all others.
+// Bounds of concurrent clients, each of which costs a connection to a controller. One
+// user can't take the places of all others.
 const (
 	maxConns = 4096
 	maxOfUID = 1024
@@ -62,8 +63,8 @@ func (o Options) serve(ctx context.Context, l net.Listener) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if again(err) { // without it, the agent would end for that
-			o.Log.Warn("a client can't be let in yet", "err", err)
+		if again(err) { // a temporary error must not end the agent
+			o.Log.Warn("a client can't be accepted yet", "err", err)
 			select {
 			case <-time.After(acceptAgain):
 			case <-ctx.Done():
@@ -81,11 +82,11 @@ func (o Options) serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// acceptAgain is after what makes again report true.
+// acceptAgain is the delay after an error for which again returns true.
 const acceptAgain = 50 * time.Millisecond
 
-// again reports whether accepting failed for want of what others will give back:
-// files, memory.
+// again reports whether accepting failed for lack of resources that are freed in time:
+// file descriptors, memory.
 func again(err error) bool {
 	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
 		if errors.Is(err, e) {
@@ -142,16 +143,16 @@ func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 			_ = t.CloseWrite()
 		}
 	}()
-	_, _ = io.Copy(c, t) // who left needs no answer
+	_, _ = io.Copy(c, t) // a client that left needs no answer
 	_, _ = c.Close(), t.NetConn().Close()
 	<-done
 }
 
-// Patience is how long a client waits for a controller to answer, as clients of a
-// controller's own host do while it is restarted.
+// Patience is how long a client waits for a controller to answer, as do clients of a
+// controller's own host while it restarts.
 const Patience = 5 * time.Second
 
-// pause is what lies between two tries.
+// pause is the delay between two attempts.
 const pause = 50 * time.Millisecond
 
 func (o Options) reach(ctx context.Context) (*tls.Conn, error) {
@@ -167,10 +168,10 @@ func (o Options) reach(ctx context.Context) (*tls.Conn, error) {
 	}
 }
 
-// say answers a request that nobody else can.
+// say answers a request that can't be proxied.
 func say(c net.Conn, code int, msg string) {
 	_ = c.SetReadDeadline(time.Now().Add(time.Second))
-	_, _ = c.Read(make([]byte, 4096)) // the request, so that the answer is read
+	_, _ = c.Read(make([]byte, 4096)) // the request, or the client would not read the answer
 	body, _ := json.Marshal(map[string]string{"message": msg})
 	_, _ = fmt.Fprintf(c, "HTTP/1.1 %d Refused\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", code, len(body), body)
 }

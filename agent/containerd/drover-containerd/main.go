@@ -1,5 +1,5 @@
-// Command drover-containerd is the containerd daemon that an agent carries: only
-// the plugins that drover uses, configured by flags, never by /etc/containerd.
+// Command drover-containerd is the containerd daemon embedded in an agent: only the
+// plugins that drover uses, configured by flags, never by /etc/containerd.
 package main
 
 import (
@@ -61,7 +61,7 @@ func main() {
 
 func run(root, state, address, level string) error {
 	if root == "" || state == "" || address == "" {
-		return errors.New("-root, -state and -address are needed")
+		return errors.New("-root, -state and -address are required")
 	}
 	if err := log.SetLevel(level); err != nil {
 		return fmt.Errorf("log level %q: %w", level, err)
@@ -78,10 +78,10 @@ func run(root, state, address, level string) error {
 		},
 	}
 	if err := server.CreateTopLevelDirectories(config); err != nil {
-		return fmt.Errorf("making folders: %w", err)
+		return fmt.Errorf("creating directories: %w", err)
 	}
 	if err := mount.SetTempMountLocation(filepath.Join(state, "mounts")); err != nil {
-		return fmt.Errorf("setting the folder for mounts: %w", err)
+		return fmt.Errorf("setting the directory for mounts: %w", err)
 	}
 	if _, err := mount.CleanupTempMounts(0); err != nil {
 		log.G(ctx).WithError(err).Warn("mounts of an earlier run were not removed")

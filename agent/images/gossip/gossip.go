@@ -1,6 +1,6 @@
-// Package gossip spreads which images the nodes' mirrors hold. It is a hint for
-// pulls and never a vote: who is alive is the sessions' to say, and where a node is the
-// roster's. A node is believed of itself only, by its signature.
+// Package gossip spreads which images each node holds. It is a hint for pulls and never
+// a vote: liveness is up to the sessions, and addresses come from the roster. A node is
+// trusted only about itself, by its signature.
 package gossip
 
 import (
@@ -22,9 +22,9 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Options of Start. Keys are 32 bytes each, from raft, newest first: the first is
-// used, all are understood. Files sign what this node says; Known says whether another
-// node is one of the fleet's.
+// Options of Start. Keys are 32 bytes each, from raft, newest first: the first one
+// encrypts, all of them decrypt. Files sign what this node announces; Known reports
+// whether another node belongs to the fleet.
 type Options struct {
 	Node      string // id
 	Bind      string // host:port
@@ -35,17 +35,17 @@ type Options struct {
 	Have      func() []string // digests
 }
 
-// Bounds of what is heard.
+// Bounds of what is received.
 const (
-	maxState  = 1 << 20     // of all that one node tells at once
-	maxNote   = 1000        // more than a datagram waits for the next exchange
-	maxFuture = time.Minute // by which another's clock may be ahead
+	maxState  = 1 << 20     // of the state that one node sends
+	maxNote   = 1000        // a longer note does not fit a datagram and waits for the next exchange
+	maxFuture = time.Minute // how far another node's clock may be ahead
 )
 
-// purpose of the signatures.
+// purpose is part of each signature.
 const purpose = "drover-gossip/1"
 
-// Gossip is this node's part in it. Safe for concurrent use.
+// Gossip is this node's membership. Safe for concurrent use.
 type Gossip struct {
 	o     Options
 	list  *memberlist.Memberlist
@@ -57,12 +57,12 @@ type Gossip struct {
 	have map[string]holding
 }
 
-// holding is what a node said last, and who that is.
+// holding is what a node last announced.
 type holding struct {
 	who     *pki.Signer
 	at      int64
 	digests map[string]bool
-	raw     *dv1.Holding // to be passed on
+	raw     *dv1.Holding // to be relayed
 }
 
 // Start listens, and knows no other node before Join.
@@ -93,7 +93,7 @@ func Start(o Options) (*Gossip, error) {
 }
 
 // Join exchanges state with the agents at addrs (host:port of their own ports), which
-// listen for gossip on the same port as this node. An error says that none answered.
+// listen for gossip on the same port as this node. It returns an error if none answers.
 func (g *Gossip) Join(addrs []string) error {
 	_, port, _ := net.SplitHostPort(g.o.Bind)
 	var out []string
@@ -126,7 +126,7 @@ func (g *Gossip) SetKeys(keys [][]byte) error {
 	}
 	for _, old := range g.keys.GetKeys() {
 		if !slices.ContainsFunc(keys, func(k []byte) bool { return string(k) == string(old) }) {
-			_ = g.keys.RemoveKey(old) // a key that is not in use can go
+			_ = g.keys.RemoveKey(old) // the primary key can't be removed
 		}
 	}
 	return nil
@@ -164,7 +164,7 @@ func (g *Gossip) mine() (*dv1.Holding, error) {
 	return &dv1.Holding{Said: b, Signature: sig, Cert: g.o.Files.Cert.Certificate[0]}, nil
 }
 
-// Holders returns the ids of nodes that said they hold a digest, and are there.
+// Holders returns the ids of nodes that announced a digest and are alive.
 func (g *Gossip) Holders(digest string) (out []string) {
 	alive := map[string]bool{}
 	for _, m := range g.list.Members() {
@@ -181,7 +181,7 @@ func (g *Gossip) Holders(digest string) (out []string) {
 	return out
 }
 
-// Close tells the others that this node leaves, and ends.
+// Close announces that this node leaves, and stops.
 func (g *Gossip) Close() {
 	g.once.Do(func() {
 		_ = g.list.Leave(leaveWithin)
@@ -189,7 +189,7 @@ func (g *Gossip) Close() {
 	})
 }
 
-// leaveWithin is how long a leaving node tells the others.
+// leaveWithin bounds the announcement of leaving.
 const leaveWithin = 200 * time.Millisecond
 
 func (g *Gossip) take(b []byte) {
@@ -202,7 +202,7 @@ func (g *Gossip) take(b []byte) {
 	}
 }
 
-// hear believes a node of itself, and nobody of another.
+// hear trusts a node about itself only.
 func (g *Gossip) hear(h *dv1.Holding) {
 	var said dv1.Held
 	now := time.Now()
@@ -212,7 +212,7 @@ func (g *Gossip) hear(h *dv1.Holding) {
 	g.mu.Lock()
 	old, heard := g.have[said.Node]
 	g.mu.Unlock()
-	if heard && said.At <= old.at && old.at <= now.Add(maxFuture).UnixNano() { // unless a clock went back
+	if heard && said.At <= old.at && old.at <= now.Add(maxFuture).UnixNano() { // unless the clock was set back
 		return
 	}
 	who := old.who
@@ -234,12 +234,12 @@ func (g *Gossip) hear(h *dv1.Holding) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.have[said.Node].at == old.at { // else it has spoken meanwhile
+	if g.have[said.Node].at == old.at { // else it has announced something newer meanwhile
 		g.have[said.Node] = n
 	}
 }
 
-// state is what this node says and what it heard, as far as there is room.
+// state returns what this node announces and what it received, as far as there is room.
 func (g *Gossip) state() []byte {
 	mine, err := g.mine()
 	if err != nil {
@@ -248,7 +248,7 @@ func (g *Gossip) state() []byte {
 	out := &dv1.Holdings{All: []*dv1.Holding{mine}}
 	room := maxState/2 - proto.Size(mine)
 	g.mu.Lock()
-	for _, h := range g.have { // in no order: others pass on what has no room here
+	for _, h := range g.have { // in random order: others relay what has no room here
 		if room -= proto.Size(h.raw) + 8; room < 0 {
 			break
 		}
@@ -262,7 +262,7 @@ func (g *Gossip) state() []byte {
 	return b
 }
 
-// note is a broadcast that nothing replaces.
+// note is a broadcast that no other one supersedes.
 type note []byte
 
 func (note) Invalidates(memberlist.Broadcast) bool { return false }

@@ -1,6 +1,6 @@
-// Package peers knows the fleet's other nodes as places to pull images from: what
-// the control plane and the gossip said of who holds what, connections to them, and
-// what they may read here. Pulling is agent/images', answering images/registry's.
+// Package peers knows the fleet's other nodes as sources of images: what the control
+// plane and the gossip reported about who holds what, connections to them, and what they
+// may read here. Pulling is up to agent/images, serving up to agent/images/registry.
 package peers
 
 import (
@@ -25,35 +25,35 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Bounds of what is kept of other nodes.
+// Bounds of what is kept about other nodes.
 const (
-	maxAsked    = 3    // nodes that one pull asks before the registry
-	maxSources  = 1024 // images of which something is known
+	maxAsked    = 3    // nodes that one pull tries before the registry
+	maxSources  = 1024 // images about which something is known
 	dialWithin  = 2 * time.Second
 	listWithin  = 2 * time.Second
 	gossipAgain = 5 * time.Second
 )
 
-// Options of New. Known says whether somebody belongs to the fleet, Addr where the
-// roster says that a member is (by its URI; "" for none).
+// Options of New. Known verifies that a peer belongs to the fleet; Addr returns a
+// member's address in the roster, by its URI ("" for none).
 type Options struct {
 	Cluster, Node string
-	Addr          string     // host:port of this node's own port, which is not asked
+	Addr          string     // host:port of this node's own port, which is skipped
 	Files         *pki.Files // this node's identity
 	Known         pki.Verify
 	Where         func(uri string) string
-	Conns         *pki.Conns // has the connections, so that they are cut with who is removed
+	Conns         *pki.Conns // tracks the connections, so that those to a removed member are cut
 	Bind          string     // host:port of the gossip; "" for none
-	Advertise     string     // address at which others reach it
-	// Have lists the digests of the images that are here.
+	Advertise     string     // address at which other nodes reach it
+	// Have lists the digests of the images on this node.
 	Have func(ctx context.Context) ([]string, error)
 	Log  *slog.Logger
 }
 
-// Source is what the control plane said of an image that this node is to have.
+// Source is what the control plane said about an image that this node needs.
 type Source struct {
-	Holders []string // addresses of nodes that have it
-	Grant   []byte   // to read it from them
+	Holders []string // addresses of nodes that hold it
+	Grant   []byte   // the right to read it from them
 	Public  bool     // anybody may pull it from its registry
 }
 
@@ -68,17 +68,18 @@ type Peers struct {
 	sources map[string]Source // by digest
 	order   []string          // of sources, oldest first
 	gossip  *gossip.Gossip    // nil before there is a key
-	failed  time.Time         // when the gossip could not be started
+	failed  time.Time         // when the gossip last failed to start
 	closed  bool
 }
 
-// New returns Peers of which nothing is known yet. They tell others of this node's
-// images until ctx ends.
+// New returns Peers without any knowledge yet. They announce this node's images until
+// ctx ends.
 func New(ctx context.Context, o Options) *Peers {
 	return &Peers{o: o, ctx: ctx, open: map[string]*bulk.Client{}, sources: map[string]Source{}}
 }
 
-// Named keeps what was said of an image; what is new replaces what was said before.
+// Named records what the control plane said about an image, replacing what it said
+// before.
 func (p *Peers) Named(digest string, s Source) {
 	if digest == "" {
 		return
@@ -109,16 +110,16 @@ func (p *Peers) Public(digest string) bool {
 	return p.sources[digest].Public
 }
 
-// Blobs says which images of this node a blob is part of.
+// Blobs reports which images on this node a blob is part of.
 type Blobs interface {
 	// Public reports whether a blob is part of an image that anybody may pull.
 	Public(ctx context.Context, blob string) (bool, error)
-	// Within reports whether a blob is part of an image that is here.
+	// Within reports whether a blob is part of an image on this node.
 	Within(ctx context.Context, image, blob string) bool
 }
 
-// MayRead returns a check of what another node may read here: what is public, and
-// what a controller granted it.
+// MayRead returns a check of what another node may read here: public images, and those
+// that a controller granted it.
 func (p *Peers) MayRead(b Blobs) func(*http.Request, digest.Digest) error {
 	return func(r *http.Request, d digest.Digest) error {
 		if ok, err := b.Public(r.Context(), d.String()); ok || err != nil {
@@ -134,13 +135,13 @@ func (p *Peers) MayRead(b Blobs) func(*http.Request, digest.Digest) error {
 			return err
 		}
 		if !b.Within(r.Context(), image, d.String()) {
-			return fmt.Errorf("%s was granted %s, which this is no part of", who.URI, image)
+			return fmt.Errorf("%s was granted %s, which this is not part of", who.URI, image)
 		}
 		return nil
 	}
 }
 
-// granted shows a grant with each request.
+// granted sends a grant with each request.
 type granted struct {
 	http.RoundTripper
 	grant string
@@ -152,8 +153,8 @@ func (g granted) RoundTrip(r *http.Request) (*http.Response, error) {
 	return g.RoundTripper.RoundTrip(r)
 }
 
-// Clients returns connections to nodes that hold an image, or said so: those first
-// that the control plane named.
+// Clients returns connections to nodes that hold an image, or announced so: those named
+// by the control plane first.
 func (p *Peers) Clients(digest string) (out []*http.Client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,7 +178,7 @@ func (p *Peers) Clients(digest string) (out []*http.Client) {
 	return out
 }
 
-// to is called with mu held.
+// to must be called with mu held.
 func (p *Peers) to(addr string) *bulk.Client {
 	if c := p.open[addr]; c != nil {
 		return c
@@ -201,8 +202,8 @@ func (p *Peers) to(addr string) *bulk.Client {
 	return c
 }
 
-// Welcomed starts the gossip once there is a key, joins nodes that the control plane
-// names, and changes keys.
+// Welcomed starts the gossip once there is a key, joins the nodes that the control plane
+// names, and rotates keys.
 func (p *Peers) Welcomed(w *dv1.Welcome) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -217,17 +218,17 @@ func (p *Peers) Welcomed(w *dv1.Welcome) {
 			Files: p.o.Files, Known: p.o.Known, Have: p.have})
 		if err != nil {
 			p.failed = time.Now()
-			p.o.Log.Warn("there is no gossip: pulls know fewer nodes to ask", "err", err)
+			p.o.Log.Warn("the gossip can't be started: pulls have fewer sources", "err", err)
 			return
 		}
 		p.gossip = g
 	} else if err := p.gossip.SetKeys(w.GossipKeys); err != nil {
-		p.o.Log.Warn("the gossip's keys could not be changed", "err", err)
+		p.o.Log.Warn("the gossip's keys can't be changed", "err", err)
 	}
 	g, to := p.gossip, w.Peers
 	p.joining.Go(func() {
 		if err := g.Join(to); err != nil {
-			p.o.Log.Debug("no node could be joined in the gossip", "err", err)
+			p.o.Log.Debug("no node in the gossip answers", "err", err)
 		}
 	})
 }
@@ -242,13 +243,13 @@ func (p *Peers) Announce() {
 	}
 }
 
-// have is what the gossip says of this node: nothing where it can't be listed.
+// have lists this node's images for the gossip, none if they can't be listed.
 func (p *Peers) have() []string {
 	ctx, cancel := context.WithTimeout(p.ctx, listWithin)
 	defer cancel()
 	all, err := p.o.Have(ctx)
 	if err != nil {
-		p.o.Log.Debug("this node's images could not be listed for the gossip", "err", err)
+		p.o.Log.Debug("this node's images can't be listed for the gossip", "err", err)
 	}
 	return all
 }

@@ -1,6 +1,6 @@
-// Package registry serves the node's content store by the OCI distribution API: to
-// other nodes over their own connections, and to tools of this host on loopback, as a
-// mirror. It takes no pushes, and fetches nothing itself.
+// Package registry serves the node's content store by the OCI distribution API: to other
+// nodes over their own connections, and to tools of this host on loopback, as a mirror.
+// It accepts no pushes, and fetches nothing itself.
 package registry
 
 import (
@@ -31,26 +31,26 @@ import (
 // Options of New.
 type Options struct {
 	Store content.Provider
-	// Tag returns the digest that a reference of the fleet names now; nil: only
-	// digests can be asked for.
+	// Tag returns the digest that a reference of the fleet names now; nil: only digests
+	// are served.
 	Tag func(ctx context.Context, ref string) (digest.Digest, error)
-	// Missing is called for what a tag names and is not here, or may not be read. It
-	// may bring it; an error says why it didn't. nil never does.
+	// Missing is called for content that a tag names and that is not here, or may not be
+	// read. It may fetch it; an error says why it didn't. nil: nothing is fetched.
 	Missing func(ctx context.Context, ref string, d digest.Digest) error
-	// May says who may read what is here: an error is why not.
+	// May returns an error if a caller may not read what is here.
 	May func(r *http.Request, d digest.Digest) error
 	Log *slog.Logger
 }
 
 // Errors of Tag and May.
 var (
-	// ErrUnknown: the fleet has no such image.
+	// ErrUnknown reports that the fleet has no such image.
 	ErrUnknown = errors.New("manifest unknown")
-	// ErrPrivate: it isn't known that anybody may pull it.
+	// ErrPrivate reports an image that is not known to be public.
 	ErrPrivate = errors.New("this mirror serves public images only: pull private ones from their registry, or with drover pull")
 )
 
-// Registry answers the distribution API's pulls. Safe for concurrent use.
+// Registry serves the pulls of the distribution API. Safe for concurrent use.
 type Registry struct {
 	o      Options
 	served atomic.Int64
@@ -59,10 +59,10 @@ type Registry struct {
 // New returns a Registry.
 func New(o Options) *Registry { return &Registry{o: o} }
 
-// Served is how many bytes of blobs and manifests were sent.
+// Served returns how many bytes of blobs and manifests were sent.
 func (g *Registry) Served() int64 { return g.served.Load() }
 
-// maxManifest bounds what is read to tell a manifest's type.
+// maxManifest bounds what is read to determine a manifest's type.
 const maxManifest = 4 << 20
 
 // ServeHTTP implements http.Handler.
@@ -97,7 +97,7 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// manifest serves one by its digest, or by a tag of the fleet's.
+// manifest serves a manifest by digest, or by a tag of the fleet.
 func (g *Registry) manifest(w http.ResponseWriter, r *http.Request, name, ref string) error {
 	d, err := digest.Parse(ref)
 	if err == nil {
@@ -122,7 +122,7 @@ func (g *Registry) manifest(w http.ResponseWriter, r *http.Request, name, ref st
 	return g.serve(w, r, d, named.String())
 }
 
-// serve sends a manifest; tag is the name that it was asked for by, "" for none.
+// serve sends a manifest; tag is the name it was requested by, "" for none.
 func (g *Registry) serve(w http.ResponseWriter, r *http.Request, d digest.Digest, tag string) error {
 	ra, err := g.open(r, d)
 	if err != nil && g.o.Missing != nil && tag != "" {
@@ -166,7 +166,7 @@ func (g *Registry) send(w http.ResponseWriter, r *http.Request, d digest.Digest,
 	http.ServeContent(&counting{w, &g.served}, r, "", time.Time{}, body)
 }
 
-// why puts an error of open, or of Missing, into the API's terms.
+// why translates an error of open, or of Missing, into the API's codes.
 func (g *Registry) why(err error, unknown errcode.ErrorCode, d digest.Digest) error {
 	var no *denied
 	switch {
@@ -175,7 +175,7 @@ func (g *Registry) why(err error, unknown errcode.ErrorCode, d digest.Digest) er
 	case errdefs.IsNotFound(err):
 		return unknown.WithMessage(d.String() + " is not on this node")
 	}
-	g.o.Log.Warn("content could not be read", "digest", d, "err", err)
+	g.o.Log.Warn("content can't be read", "digest", d, "err", err)
 	return errcode.ErrorCodeUnknown.WithMessage(err.Error())
 }
 
@@ -205,7 +205,7 @@ func (c *counting) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// mediaType returns a manifest's, which the store doesn't keep.
+// mediaType returns a manifest's media type, which the store doesn't keep.
 func mediaType(r *io.SectionReader) (string, error) {
 	b, err := io.ReadAll(io.LimitReader(r, maxManifest))
 	if err != nil {
@@ -217,14 +217,14 @@ func mediaType(r *io.SectionReader) (string, error) {
 	return upstream.MediaType(b)
 }
 
-// Bounds of what tools of this host take of the process that runs its containers:
-// everybody may connect who has an account here.
+// Bounds of what tools of this host take from the process that runs its containers: any
+// local account may connect.
 const (
 	maxConns    = 256
 	idleTimeout = 10 * time.Second
 )
 
-// Serve answers tools of this host on l, which is loopback, until ctx ends.
+// Serve serves tools of this host on l, which is on loopback, until ctx ends.
 func (g *Registry) Serve(ctx context.Context, l net.Listener) error {
 	l = netutil.LimitListener(l, maxConns)
 	srv := &http.Server{Handler: g, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(g.o.Log.Handler(), slog.LevelDebug)}
