@@ -31,8 +31,8 @@ func notFound(err error) bool {
 	return errdefs.IsNotFound(err) || strings.Contains(err.Error(), "NotFound") || strings.Contains(err.Error(), "not found")
 }
 
-// found is a task as it is now. p is its process, looked up if nil. The task
-// that comes with an error is neither ended nor running: that is not known.
+// found is a task as it is now. p is its process, looked up if nil. A task that is
+// returned with an error has neither ended nor is it known to be running.
 func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.Process) (task.Found, error) {
 	f := task.Found{Spec: s.Spec, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
 	if a.Number == 0 {
@@ -58,7 +58,7 @@ func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.
 			}
 		}
 		if p != nil && p.Status == tasktypes.Status_UNKNOWN {
-			return f, fmt.Errorf("asking for the process of %s: its shim gives no state", short(s.ID))
+			return f, fmt.Errorf("asking for the process of %s: its shim reports no state", short(s.ID))
 		}
 		if p == nil || p.Status == tasktypes.Status_STOPPED {
 			if x, err = e.settle(ctx, s.ID, a, p); err != nil {
@@ -80,8 +80,8 @@ func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.
 	return f, nil
 }
 
-// neverBegan makes of a found task what it was before its last start, which was
-// cut short before any process ran.
+// neverBegan resets a found task to what it was before its last start, which was
+// interrupted before any process ran.
 func (e *Engine) neverBegan(f task.Found) (task.Found, error) {
 	id := f.Spec.ID
 	for n := f.Attempt.Number - 1; n > 0; n-- {
@@ -98,10 +98,10 @@ func (e *Engine) neverBegan(f task.Found) (task.Found, error) {
 	return f, nil
 }
 
-// List implements task.Runtime. Tasks whose container is gone from containerd
-// are no tasks any more. What is wrong with one keeps no other from being listed:
-// one that can't be looked at is waited on, one whose files are damaged is left
-// out, and found when it is prepared and started again.
+// List implements task.Runtime. A task whose container is gone from containerd is not
+// listed. A problem with one task does not keep others from being listed: one whose
+// state can't be determined is waited on; one whose files are damaged is left out, and
+// is found again once it is prepared and started.
 func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
 	ctx = e.ctx(ctx)
 	dirs, err := os.ReadDir(e.o.tasks())
@@ -135,7 +135,7 @@ func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
 			return nil, ctx.Err()
 		}
 		if err != nil {
-			e.o.Log.Error("it is not known whether a task runs", "task", short(s.ID), "err", err)
+			e.o.Log.Error("whether a task runs can't be determined", "task", short(s.ID), "err", err)
 		}
 		out = append(out, f)
 	}

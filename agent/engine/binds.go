@@ -15,8 +15,8 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// readyBinds makes the folders that -v names and that are missing on the host, as
-// docker does, and refuses binds that the host rules out.
+// readyBinds creates missing directories of -v on the host, as docker does, and refuses
+// binds that the host can't provide.
 func readyBinds(h *container.HostConfig) error {
 	all, err := spec.Binds(h)
 	if err != nil {
@@ -37,7 +37,7 @@ func readyBinds(h *container.HostConfig) error {
 	return nil
 }
 
-// source is there, or is made where that was asked for.
+// source ensures that a bind's source exists, creating it if that was requested.
 func source(path string, make bool) error {
 	_, err := os.Stat(path)
 	if err == nil {
@@ -52,8 +52,8 @@ func source(path string, make bool) error {
 	return nil
 }
 
-// propagates refuses what runc would leave out: mounts can be shared with a
-// container only out of a mount that is shared itself.
+// propagates refuses what runc would ignore: mounts can be shared with a container only
+// if the mount that they are in is shared itself.
 func propagates(path string, p mount.Propagation) error {
 	switch p {
 	case mount.PropagationShared, mount.PropagationRShared, mount.PropagationSlave, mount.PropagationRSlave:
@@ -62,14 +62,14 @@ func propagates(path string, p mount.Propagation) error {
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return fmt.Errorf("looking at the mount of %s: %w", path, err)
+		return fmt.Errorf("finding the mount of %s: %w", path, err)
 	}
 	all, err := mountinfo.GetMounts(mountinfo.ParentsFilter(real))
 	if err != nil {
-		return fmt.Errorf("looking at the mount of %s: %w", path, err)
+		return fmt.Errorf("finding the mount of %s: %w", path, err)
 	}
 	var of *mountinfo.Info
-	for _, m := range all { // the longest, and of those at one place the last
+	for _, m := range all { // the longest, and of several at one place the last
 		if of == nil || len(m.Mountpoint) >= len(of.Mountpoint) {
 			of = m
 		}

@@ -17,8 +17,8 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Host describes this host as far as that is known without containerd; drover is
-// the version of this build.
+// Host describes this host as far as that needs no containerd; drover is the version of
+// this build.
 func Host(ctx context.Context, drover string) *dv1.Capacity {
 	c := &dv1.Capacity{
 		NanoCpus: int64(runtime.NumCPU()) * 1e9, Memory: memTotal(), Arch: runtime.GOARCH, Os: runtime.GOOS,
@@ -35,7 +35,7 @@ func Host(ctx context.Context, drover string) *dv1.Capacity {
 	return c
 }
 
-// unified reports whether this host has cgroup v2 alone.
+// unified reports whether this host has cgroup v2 only.
 func unified() bool {
 	var st unix.Statfs_t
 	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC

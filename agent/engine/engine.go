@@ -1,6 +1,6 @@
-// Package engine runs containers through containerd: it implements task.Runtime
-// and task.Streams. When a task should run is the reconciler's, images are
-// agent/images', and what its shim does with output is the shim's.
+// Package engine runs containers through containerd: it implements task.Runtime and
+// task.Streams. When a task should run is up to the reconciler, images are up to
+// agent/images, and what becomes of a container's output is up to its shim.
 package engine
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// Labels of a container in containerd, from which a lost store is rebuilt.
+// Labels of a container in containerd, from which a lost store can be rebuilt.
 const (
 	labelCluster = "io.drover.cluster"
 	labelTask    = "io.drover.task"
@@ -41,7 +41,7 @@ type Options struct {
 	ShimPath         string
 	Network          *network.Network
 	Images           *images.Store
-	// Event is called with what only the engine sees; nil: nobody is told.
+	// Event is called with events that only the engine sees; nil: they are dropped.
 	Event func(taskID, action string, attributes map[string]string)
 	Log   *slog.Logger
 }
@@ -58,7 +58,7 @@ type Engine struct {
 
 	life context.Context // until Close
 	end  context.CancelFunc
-	wg   sync.WaitGroup // who accompanies execs
+	wg   sync.WaitGroup // goroutines that accompany execs
 
 	mu    sync.Mutex // guards the fields below
 	execs map[string]*execution
@@ -69,8 +69,8 @@ var (
 	_ task.Streams = (*Engine)(nil)
 )
 
-// Open returns the engine of o.Containerd, which need not answer yet. Close ends
-// what follows logs; containers go on.
+// Open returns the engine of o.Containerd, which need not answer yet. Close stops the
+// engine; containers keep running.
 func Open(o Options) (*Engine, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -96,7 +96,7 @@ func Open(o Options) (*Engine, error) {
 	return e, nil
 }
 
-// sweep removes folders of tasks whose removal, or preparation, was cut short.
+// sweep removes directories of tasks whose removal or preparation was interrupted.
 func (e *Engine) sweep() error {
 	ids, err := os.ReadDir(e.o.tasks())
 	if err != nil {
@@ -105,7 +105,7 @@ func (e *Engine) sweep() error {
 	for _, d := range ids {
 		if _, err := os.Stat(filepath.Join(e.o.dir(d.Name()), specFile)); errors.Is(err, os.ErrNotExist) {
 			if err := os.RemoveAll(e.o.dir(d.Name())); err != nil {
-				return fmt.Errorf("removing what is left of %s: %w", d.Name(), err)
+				return fmt.Errorf("removing the remains of %s: %w", d.Name(), err)
 			}
 		}
 	}
@@ -120,7 +120,7 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// Close stops following logs and execs, which go on.
+// Close stops following logs and execs, which keep running.
 func (e *Engine) Close() error {
 	e.end()
 	e.wg.Wait()
@@ -133,18 +133,18 @@ func (e *Engine) ctx(ctx context.Context) context.Context {
 
 func (o Options) tasks() string { return filepath.Join(o.DataDir, "tasks") }
 
-// Files of a task. Sockets lie in RunDir, since their paths must be short.
+// Files of a task. Sockets are in RunDir, since their paths must be short.
 func (o Options) dir(id string) string    { return filepath.Join(o.tasks(), id) }
 func (o Options) logDir(id string) string { return filepath.Join(o.dir(id), "log") }
 
-// exitFile leads to the exit record of an attempt's last try.
+// exitFile is a link to the exit record of an attempt's last try.
 func (o Options) exitFile(id string, n int32) string {
 	return filepath.Join(o.dir(id), fmt.Sprintf("exit.%d", n))
 }
 
-// recordFile is where the shim of one try records its exit.
+// recordFile is where the shim of one try writes its exit record.
 func (o Options) recordFile(id string, a attempt) string {
-	if a.Try == "" { // of an agent that did not tell tries apart
+	if a.Try == "" { // written by an agent that did not distinguish tries
 		return o.exitFile(id, a.Number)
 	}
 	return o.exitFile(id, a.Number) + "." + a.Try

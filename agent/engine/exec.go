@@ -26,15 +26,15 @@ import (
 	"github.com/drover/drover/pkg/bulk"
 )
 
-// keepExecs is how long an exec that ended may be asked for, as in docker.
+// keepExecs is how long an exec can be inspected after its end, as in docker.
 const keepExecs = 5 * time.Minute
 
-// execution is a process beside a task's own. It is known to the agent that made
+// execution is a process beside a task's own. It is known only to the agent that created
 // it, and forgotten with the attempt, or keepExecs after its end.
 type execution struct {
 	id, taskID string
 	o          container.ExecCreateRequest
-	ended      atomic.Int64 // Unix nanoseconds; 0: it may run
+	ended      atomic.Int64 // Unix nanoseconds; 0: it may be running
 
 	mu      sync.Mutex // guards the fields below
 	started bool
@@ -154,7 +154,7 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 	return st, nil
 }
 
-// run starts p with its streams connected. Called with x.mu held.
+// run starts p with its streams connected. It must be called with x.mu held.
 func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock string, attach bool) (task.Stream, error) {
 	defer func() { _ = os.Remove(sock) }()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", sock)
@@ -176,12 +176,12 @@ func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock s
 	return &execStream{PipeReader: r, c: c.(*net.UnixConn)}, nil
 }
 
-// accompany passes on what an exec's shim sends, to its end, and deletes it then.
+// accompany relays what an exec's shim sends until it ends, and then deletes the exec.
 func (e *Engine) accompany(x *execution, p client.Process, c net.Conn, to *io.PipeWriter) {
 	stop := context.AfterFunc(e.life, func() { _, _ = c.Close(), to.Close() })
 	defer stop()
 	exit, err := handOn(c, to)
-	if err != nil { // the shim is of an earlier build, or was killed
+	if err != nil { // the shim is from an earlier build, or was killed
 		exit = e.execExit(p)
 	}
 	if e.life.Err() != nil {
@@ -194,14 +194,14 @@ func (e *Engine) accompany(x *execution, p client.Process, c net.Conn, to *io.Pi
 	x.ended.Store(time.Now().UnixNano())
 	e.o.Event(x.taskID, "exec_die", map[string]string{"execID": x.id, "exitCode": strconv.Itoa(code)})
 	if b, err := exitFrame(exit); err == nil {
-		_, _ = to.Write(b) // whoever left is not told
+		_, _ = to.Write(b) // a client that left gets nothing
 	}
 	_, _ = c.Close(), to.Close()
 	e.retry(func() error { _, err := p.Delete(e.ctx(e.life)); return err })
 }
 
-// handOn passes frames on until the one with the exit. A reader that left stops
-// no process: what comes is read all the same.
+// handOn relays frames up to the one with the exit. A reader that left does not block
+// the process: its output is still read.
 func handOn(from io.Reader, to io.Writer) (*dv1.Exit, error) {
 	for fr := bulk.NewFrameReader(from); ; {
 		kind, b, err := fr.Next()
@@ -216,8 +216,8 @@ func handOn(from io.Reader, to io.Writer) (*dv1.Exit, error) {
 	}
 }
 
-// execExit asks containerd for an exec's exit, also across its restarts: the shim
-// keeps it until it is deleted.
+// execExit gets an exec's exit from containerd, even across its restarts: the shim keeps
+// it until the exec is deleted.
 func (e *Engine) execExit(p client.Process) *dv1.Exit {
 	x := &dv1.Exit{Code: lostCode, At: time.Now().UnixNano()}
 	e.retry(func() error {
@@ -234,7 +234,7 @@ func (e *Engine) execExit(p client.Process) *dv1.Exit {
 	return x
 }
 
-// retry calls f until it works, there is nothing to ask, or the engine is closed.
+// retry calls f until it succeeds, the process is gone, or the engine is closed.
 func (e *Engine) retry(f func() error) {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		if err := f(); err == nil || notFound(err) {
@@ -248,7 +248,7 @@ func (e *Engine) retry(f func() error) {
 	}
 }
 
-// stdio hands an exec's streams to its shim; nothing of them is in this process.
+// stdio passes an exec's streams to its shim; none of them are in this process.
 type stdio struct {
 	url string
 	tty bool
@@ -259,7 +259,7 @@ func (stdio) Cancel()              {}
 func (stdio) Wait()                {}
 func (stdio) Close() error         { return nil }
 
-// processSpec is the container's own process with what the exec changes.
+// processSpec is the container's own process with the changes that the exec asks for.
 func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client.Task, x *execution, width, height uint32) (*specs.Process, error) {
 	own, err := ctr.Spec(ctx)
 	if err != nil {
@@ -281,7 +281,7 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 	if x.o.Tty && width > 0 && height > 0 {
 		p.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
 	}
-	u, err := userIn(int(t.Pid()), x.o.User) // for none, too: it checks that processes can start
+	u, err := userIn(int(t.Pid()), x.o.User) // even without a user: it checks that processes can be started
 	if err != nil {
 		return nil, err
 	}
@@ -294,7 +294,7 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 	return &p, nil
 }
 
-// execStream is an exec's frames, and its input.
+// execStream is an exec's frames and its input.
 type execStream struct {
 	*io.PipeReader
 	c *net.UnixConn
@@ -307,9 +307,9 @@ func (s *execStream) CloseWrite() error {
 	return err
 }
 
-// Close ends the input, under a write that waits too. The exit still comes.
+// Close ends the input, even during a blocked write. The exit still arrives.
 func (s *execStream) Close() error {
-	_, _ = s.c.SetWriteDeadline(time.Unix(1, 0)), s.c.CloseWrite() // which may be closed by its end
+	_, _ = s.c.SetWriteDeadline(time.Unix(1, 0)), s.c.CloseWrite() // may be closed already
 	return s.PipeReader.Close()
 }
 

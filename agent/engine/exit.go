@@ -15,8 +15,8 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Wait implements task.Runtime. The exit file is what counts; containerd is asked
-// on the side, for shims that were killed before they wrote one.
+// Wait implements task.Runtime. The exit file is authoritative; containerd is asked as
+// well, for shims that were killed before they wrote one.
 func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error) {
 	ch, stop, err := e.follow.listen(e.o.dir(id))
 	if err != nil {
@@ -54,26 +54,26 @@ func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error
 	}
 }
 
-// settleWhenDead returns the exit of an attempt that runs no more though its shim
-// has not recorded one; nil where it may go on.
+// settleWhenDead returns the exit of an attempt that has stopped although its shim has
+// not recorded an exit; nil if it may still run.
 func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) *dv1.Exit {
 	p, err := e.process(e.ctx(ctx), id)
 	if err != nil || p != nil && p.Status != tasktypes.Status_STOPPED {
-		return nil // where containerd is away, it comes back
+		return nil // containerd may be restarting
 	}
 	x, err := e.settle(ctx, id, a, p)
 	if err != nil && ctx.Err() == nil {
-		e.o.Log.Error("an exit could not be recorded", "task", short(id), "err", err)
+		e.o.Log.Error("an exit can't be recorded", "task", short(id), "err", err)
 	}
 	return x
 }
 
-// recordWithin is how long after its process the record of a shim may come: the
-// shim waits for the last output first.
+// recordWithin is how long after the end of its process a shim may take to write the
+// record: it waits for the last output first.
 const recordWithin = 5 * time.Second
 
-// settle returns the exit of an attempt that runs no more; p is its stopped
-// process, nil where its shim is gone. nil: it never began.
+// settle returns the exit of an attempt that has stopped; p is its stopped process, nil
+// if its shim is gone. nil: the attempt never began.
 func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
 	if x, err := e.readExit(id, a.Number); x != nil || err != nil {
 		return x, err
@@ -98,8 +98,8 @@ func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.
 	return e.readExit(id, a.Number)
 }
 
-// stopped returns the exit of a process whose shim lives, and so is the one to
-// record it. Where the shim can't for long (a full disk), its word is taken.
+// stopped returns the exit of a process whose shim is alive, and so has to record it. If
+// the shim can't for too long (a full disk), the exit that it reports is used.
 func (e *Engine) stopped(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
 	ch, stop, err := e.follow.listen(e.o.dir(id))
 	if err != nil {
@@ -123,10 +123,10 @@ func (e *Engine) stopped(ctx context.Context, id string, a attempt, p *tasktypes
 	}
 }
 
-// mayHaveBegun reports whether a try's process may have run.
+// mayHaveBegun reports whether the process of a try may have run.
 func (e *Engine) mayHaveBegun(id string, a attempt) (bool, error) {
 	if a.Boot != e.boot {
-		return true, nil // begunFile need not have lasted
+		return true, nil // begunFile need not have survived
 	}
 	_, err := os.Stat(e.begunFile(id, a))
 	if errors.Is(err, os.ErrNotExist) {
@@ -135,7 +135,7 @@ func (e *Engine) mayHaveBegun(id string, a attempt) (bool, error) {
 	return err == nil, err
 }
 
-// unrecorded reports whether the exit of a stopped process is still to be recorded.
+// unrecorded reports whether the exit of a stopped process has yet to be recorded.
 func (e *Engine) unrecorded(id string) bool {
 	a, err := e.readAttempt(id)
 	if err != nil || a.Number == 0 {

@@ -25,7 +25,7 @@ import (
 	"github.com/drover/drover/pkg/securityopt"
 )
 
-// readNode finds out what a spec depends on of this node.
+// readNode collects the facts about this node that a spec depends on.
 func readNode(ctx context.Context, o Options) (spec.Node, error) {
 	caps, err := cap.Current()
 	if err != nil {
@@ -44,8 +44,8 @@ func readNode(ctx context.Context, o Options) (spec.Node, error) {
 	}, nil
 }
 
-// facts finds out what a container's spec depends on now; user looks somebody up in
-// the container's files. What the host rules out is refused.
+// facts collects the facts that a container's spec depends on now; user looks up a user
+// in the container's files. It refuses what the host can't provide.
 func (e *Engine) facts(ctx context.Context, p *prepared, user func(name string, groups []string) (specs.User, error)) (spec.Facts, error) {
 	f := spec.Facts{ID: p.ID, Dir: e.o.dir(p.ID)}
 	var err error
@@ -67,18 +67,18 @@ func (e *Engine) facts(ctx context.Context, p *prepared, user func(name string, 
 	return f, err
 }
 
-// devicesOf finds the devices of a request, as spec.Facts has them.
+// devicesOf finds the devices of a request, as in spec.Facts.
 func devicesOf(ctx context.Context, h *container.HostConfig) (map[string][]specs.LinuxDevice, error) {
 	found := map[string][]specs.LinuxDevice{}
 	if h.Privileged {
 		all, err := oci.HostDevices()
 		if err != nil {
-			return nil, fmt.Errorf("looking for the host's devices: %w", err)
+			return nil, fmt.Errorf("listing the host's devices: %w", err)
 		}
 		found[""] = all
 	}
 	for _, d := range h.Devices {
-		if h.Privileged && d.PathInContainer == d.PathOnHost { // it is among them
+		if h.Privileged && d.PathInContainer == d.PathOnHost { // it is one of them
 			continue
 		}
 		s := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{}}}
@@ -90,19 +90,19 @@ func devicesOf(ctx context.Context, h *container.HostConfig) (map[string][]specs
 	return found, nil
 }
 
-// kernelHasSeccomp reports whether the kernel filters system calls.
+// kernelHasSeccomp reports whether the kernel supports seccomp filters.
 func kernelHasSeccomp() bool {
 	return unix.Prctl(unix.PR_GET_SECCOMP, 0, 0, 0, 0) != unix.EINVAL &&
 		unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0) != unix.EINVAL
 }
 
-// kernelHasSetattr reports whether mount_setattr is there, as it is from Linux 5.12.
+// kernelHasSetattr reports whether the kernel has mount_setattr (Linux 5.12).
 func kernelHasSetattr() bool {
 	err := unix.MountSetattr(-1, "/proc/self/missing", unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	return !errors.Is(err, unix.ENOSYS)
 }
 
-// runcHas reports whether the node's runc knows a mount option.
+// runcHas reports whether the node's runc supports a mount option.
 func runcHas(ctx context.Context, option string) bool {
 	var features struct {
 		MountOptions []string `json:"mountOptions"`
@@ -111,8 +111,8 @@ func runcHas(ctx context.Context, option string) bool {
 	return err == nil && json.Unmarshal(b, &features) == nil && slices.Contains(features.MountOptions, option)
 }
 
-// loadProfile sees to it that AppArmor's default profile is loaded: it does not
-// outlast a boot, and what updates the host may unload it.
+// loadProfile ensures that AppArmor's default profile is loaded: it does not survive a
+// reboot, and updates of the host may unload it.
 func loadProfile(n spec.Node) error {
 	if !n.AppArmor {
 		return nil

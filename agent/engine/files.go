@@ -14,8 +14,8 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// writeFiles makes hosts, hostname and resolv.conf as they are in a sandbox, nil for
-// none. They are changed in place: a running container has them mounted.
+// writeFiles writes the container's hosts, hostname and resolv.conf for its sandbox, nil
+// for none. They are changed in place, since a running container has them mounted.
 func (e *Engine) writeFiles(s task.Spec, in *network.Sandbox) error {
 	name := spec.Hostname(s.Create, s.ID, e.o.HostName)
 	h := s.Create.HostConfig
@@ -38,8 +38,9 @@ func (e *Engine) writeFiles(s task.Spec, in *network.Sandbox) error {
 const usualHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
 	"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
 
-// hostsText is a container's /etc/hosts: in the host's network, whose root is given,
-// the host's own; then what was asked for, and the container itself in its networks.
+// hostsText returns a container's /etc/hosts: in the host's network, whose root is
+// given, the host's own file; then requested hosts, and the container itself in its
+// networks.
 func hostsText(root string, c container.CreateRequest, name string, in *network.Sandbox, gateway netip.Addr) string {
 	text := usualHosts
 	if _, host := spec.Networks(c); host {

@@ -8,9 +8,8 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// follower tells who waits that something in a folder changed. One inotify
-// instance serves all logs that are followed; folders are watched while somebody
-// listens.
+// follower notifies listeners that something in a directory changed. One inotify
+// instance serves all followed logs; a directory is watched while somebody listens.
 type follower struct {
 	w    *fsnotify.Watcher
 	done chan struct{}
@@ -29,15 +28,15 @@ func newFollower() (*follower, error) {
 	return f, nil
 }
 
-// Close ends watching, and waits for the goroutine that does it.
+// Close stops watching and waits for the goroutine.
 func (f *follower) Close() error {
 	err := f.w.Close()
 	<-f.done
 	return err
 }
 
-// listen returns a channel that gets a token after changes in the folders, and how
-// to stop. A token may stand for many changes.
+// listen returns a channel that receives a token after changes in the directories, and a
+// function to stop. One token may stand for many changes.
 func (f *follower) listen(dirs ...string) (<-chan struct{}, func(), error) {
 	ch := make(chan struct{}, 1)
 	f.mu.Lock()
@@ -70,7 +69,7 @@ func (f *follower) forgetLocked(ch chan struct{}, dirs []string) {
 		delete(f.dirs[d], ch)
 		if len(f.dirs[d]) == 0 {
 			delete(f.dirs, d)
-			_ = f.w.Remove(d) // a folder that is gone is not watched anyway
+			_ = f.w.Remove(d) // a directory that is gone is not watched anyway
 		}
 	}
 }
@@ -89,7 +88,7 @@ func (f *follower) run() {
 			if !ok {
 				return
 			}
-			f.tellAll() // the queue ran over: anything may have changed
+			f.tellAll() // the queue overflowed: anything may have changed
 		}
 	}
 }

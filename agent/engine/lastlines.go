@@ -8,28 +8,28 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// mark is where a line begins: in the record at offset off, at its byte at. open
-// says which streams are inside a line where that record begins.
+// mark is where a line begins: at byte at of the record at offset off. open tells which
+// streams are inside a line where that record begins.
 type mark struct {
 	off  uint64
 	at   int
 	open [3]bool
 }
 
-// part is what is kept of the lines in one segment of a log: counts.
+// part counts the lines in one segment of a log.
 type part struct {
 	from, to uint64
-	starts   int // lines that begin in it, but for heads
+	starts   int // lines that begin in it, except heads
 	streams  [3]struct {
 		seen   bool
-		head   bool // whether a line counts that begins with the first piece
+		head   bool // whether the first piece begins a line that counts
 		before int  // starts before that piece
 		open   bool // at the end
 	}
 }
 
-// lastLines finds where the last o.Tail lines begin. It reads the log's segments
-// from the newest back, until they hold enough, and then one of them again.
+// lastLines finds where the last o.Tail lines begin. It reads the log's segments from
+// the newest backwards until they hold enough lines, and then one of them again.
 func (e *Engine) lastLines(id string, o task.LogOptions) (mark, error) {
 	dir := e.o.logDir(id)
 	end, err := logs.End(dir)
@@ -40,7 +40,7 @@ func (e *Engine) lastLines(id string, o task.LogOptions) (mark, error) {
 	if err != nil {
 		return mark{}, err
 	}
-	var parts []part // the newest first
+	var parts []part // newest first
 	for to := end; len(segs) > 0 && !enough(parts, o.Tail); segs = segs[:len(segs)-1] {
 		p, err := count(dir, segs[len(segs)-1], to, o)
 		if err != nil {
@@ -68,8 +68,8 @@ func (e *Engine) lastLines(id string, o task.LogOptions) (mark, error) {
 	return mark{off: parts[len(parts)-1].from}, nil
 }
 
-// enough reports whether the last tail lines begin in parts, and it is known of each
-// piece whether it begins one of them.
+// enough reports whether the last tail lines begin in parts, and for each piece it is
+// known whether it begins one of them.
 func enough(parts []part, tail int) bool {
 	n := 0
 	for i, p := range parts {
@@ -94,7 +94,7 @@ func seen(older []part, stream int) bool {
 	return false
 }
 
-// openBefore says which streams are inside a line at the end of the newest of parts.
+// openBefore reports which streams are inside a line at the end of the newest of parts.
 func openBefore(parts []part) (open [3]bool) {
 	for s := range open {
 		for _, p := range parts {
@@ -107,7 +107,7 @@ func openBefore(parts []part) (open [3]bool) {
 	return open
 }
 
-// count counts the lines that begin from one offset to another.
+// count counts the lines that begin between two offsets.
 func count(dir string, from, to uint64, o task.LogOptions) (part, error) {
 	p := part{from: from, to: to}
 	l := &lines{o: o}
@@ -127,7 +127,7 @@ func count(dir string, from, to uint64, o task.LogOptions) (part, error) {
 	return p, err
 }
 
-// start finds where the line begins that comes after skip others of p.
+// start finds where the line begins that follows skip others of p.
 func start(dir string, p part, open [3]bool, skip int, o task.LogOptions) (mark, error) {
 	l := &lines{o: o, open: open}
 	m := mark{off: p.to}
@@ -147,8 +147,8 @@ func start(dir string, p part, open [3]bool, skip int, o task.LogOptions) (mark,
 	return m, err
 }
 
-// walk calls f with each piece of a wanted line from one offset to another, until
-// f returns false.
+// walk calls f with each piece of a wanted line between two offsets, until f returns
+// false.
 func (l *lines) walk(dir string, from, to uint64, f func(r logs.Record, at int, first bool) bool) error {
 	r := logs.NewReader(dir, from)
 	defer func() { _ = r.Close() }()

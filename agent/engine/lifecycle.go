@@ -34,7 +34,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Exit codes of attempts whose own end nobody saw: docker's.
+// Exit codes of attempts whose end nobody observed, as in docker.
 const (
 	killedCode = 137 // its shim was killed
 	lostCode   = 255 // its host went down
@@ -60,7 +60,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 		client.WithContainerLabels(map[string]string{labelCluster: e.o.ClusterID, labelTask: s.ID, labelName: s.Name, labelSpec: s.SpecHash}),
 		e.withPlan(&p))
 	if errdefs.IsAlreadyExists(err) {
-		// A snapshot without container is what a crash between the two left.
+		// A snapshot without a container is left by a crash between the two.
 		if _, lerr := e.c.LoadContainer(ctx, s.ID); errdefs.IsNotFound(lerr) {
 			if rerr := e.c.SnapshotService(images.Snapshotter).Remove(ctx, s.ID); rerr != nil && !errdefs.IsNotFound(rerr) {
 				return fmt.Errorf("preparing %s: %w", short(s.ID), rerr)
@@ -114,7 +114,7 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 	if err != nil {
 		return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 	}
-	if a.Number > 0 { // what an earlier, or this, attempt may have left
+	if a.Number > 0 { // remains of an earlier try, or of this attempt
 		if err := e.deleteTask(ctx, id); err != nil {
 			return task.Attempt{}, err
 		}
@@ -122,9 +122,10 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 	return e.startAttempt(ctx, s, ctr, a, n, ports)
 }
 
-// startAgain starts what a try had come to before its agent died. The shim may be
-// about to start it: it does so once, and to kill it now would be to run it twice.
-// What is found then counts; nothing, where there was nothing to start.
+// startAgain finishes what a try had reached before its agent died. The shim may be
+// about to start the process: it does so only once, and killing it now would mean
+// running it twice. What it finds is then authoritative; if there was nothing to start,
+// it finds nothing.
 func (e *Engine) startAgain(ctx context.Context, s prepared, a attempt) (task.Found, error) {
 	began, err := e.mayHaveBegun(s.ID, a)
 	if err != nil || !began {
@@ -135,7 +136,7 @@ func (e *Engine) startAgain(ctx context.Context, s prepared, a attempt) (task.Fo
 		return task.Found{}, err
 	}
 	if _, err := e.c.TaskService().Start(ctx, &taskspb.StartRequest{ContainerID: s.ID}); err != nil {
-		e.o.Log.Debug("a start that was cut short could not be taken up", "task", short(s.ID), "err", err)
+		e.o.Log.Debug("an interrupted start can't be resumed", "task", short(s.ID), "err", err)
 	}
 	f, err := e.found(ctx, s, a, nil)
 	if err != nil || !f.Running && f.Attempt.Exit == nil {
@@ -188,8 +189,8 @@ func (e *Engine) startAttempt(ctx context.Context, s prepared, ctr containers.Co
 	started, err := e.c.TaskService().Start(ctx, &taskspb.StartRequest{ContainerID: s.ID})
 	if err != nil {
 		err = startError("start", made.command, errgrpc.ToNative(err))
-		// Where the runtime did not say that it refused, the process may run: the
-		// next call of Start looks.
+		// Unless the runtime refused explicitly, the process may run: the next call of Start
+		// finds out.
 		undo = errors.As(err, new(*task.StartError))
 		return out, err
 	}
@@ -204,7 +205,7 @@ func (e *Engine) startAttempt(ctx context.Context, s prepared, ctr containers.Co
 	return out, nil
 }
 
-// create has containerd start a shim, which makes the process of a try.
+// create makes containerd start a shim, which creates the process of a try.
 func (e *Engine) create(ctx context.Context, s prepared, a attempt, root []mount.Mount) error {
 	r := &taskspb.CreateTaskRequest{ContainerID: s.ID, Stdout: e.stdio(s.Spec, a), Terminal: s.Create.Config != nil && s.Create.Tty}
 	for _, m := range root {
@@ -214,16 +215,16 @@ func (e *Engine) create(ctx context.Context, s prepared, a attempt, root []mount
 	return errgrpc.ToNative(err)
 }
 
-// begunFile says that a try's process may have run. It need not outlast a power
-// cut: the boot id in the attempt speaks for those.
+// begunFile marks that a try's process may have run. It need not survive a power cut:
+// the boot id in the attempt covers those.
 func (e *Engine) begunFile(id string, a attempt) string {
-	if a.Try == "" { // of an agent that did not tell tries apart
+	if a.Try == "" { // written by an agent that did not distinguish tries
 		return filepath.Join(e.o.dir(id), fmt.Sprintf("begun.%d", a.Number))
 	}
 	return e.o.recordFile(id, a) + ".begun"
 }
 
-// connect makes the sandbox of an attempt, and the files that name it. nil: the
+// connect creates the sandbox of an attempt and the files that name it. nil: the
 // container has no network of its own.
 func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*network.Sandbox, error) {
 	names, _ := spec.Networks(s.Create)
@@ -234,7 +235,7 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 	for _, n := range names {
 		to = append(to, network.Connection{Network: n})
 	}
-	to[0].Ports = ports // docker's belong to the endpoint with the default route
+	to[0].Ports = ports // docker's ports belong to the endpoint with the default route
 	in, err := e.o.Network.Attach(ctx, s.ID, to)
 	var pe *network.PortError
 	if errors.As(err, &pe) {
@@ -246,7 +247,7 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 	return in, e.writeFiles(s, in)
 }
 
-// stdio tells a task's shim what to do with its streams; nothing of them is in this
+// stdio tells a task's shim what to do with its streams; none of them are in this
 // process.
 func (e *Engine) stdio(s task.Spec, a attempt) string {
 	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.recordFile(s.ID, a), Attempt: a.Number}
@@ -259,8 +260,8 @@ func (e *Engine) stdio(s task.Spec, a attempt) string {
 	return x.URL()
 }
 
-// undoStart frees what a refused start took, so that nothing is half-made. A
-// process that may still be there keeps its network and its attempt.
+// undoStart releases what a refused start acquired, so that nothing is half-made. A
+// process that may still exist keeps its network and its attempt.
 func (e *Engine) undoStart(ctx context.Context, id string, a, before attempt) error {
 	if err := e.deleteTask(ctx, id); err != nil {
 		return err
@@ -294,9 +295,9 @@ func (e *Engine) deleteTask(ctx context.Context, id string) error {
 	return nil
 }
 
-// deleteShim ends what a deletion left that was cut short, as by the death of an
-// agent: the process is gone from its shim, and so not found, but containerd keeps
-// the shim for another deletion, and makes no task beside it.
+// deleteShim finishes an interrupted deletion, such as by the death of an agent: the
+// shim has lost the process, so it is not found, but containerd keeps the shim until
+// another deletion, and creates no task beside it.
 func (e *Engine) deleteShim(ctx context.Context, id string) error {
 	_, err := e.c.TaskService().Delete(ctx, &taskspb.DeleteTaskRequest{ContainerID: id})
 	if err != nil && !notFound(err) {
@@ -305,7 +306,7 @@ func (e *Engine) deleteShim(ctx context.Context, id string) error {
 	return nil
 }
 
-// stopSignal is the image's, "" if it names none.
+// stopSignal returns the image's stop signal, "" if it names none.
 func (e *Engine) stopSignal(ctx context.Context, s prepared) string {
 	if s.ImageConfig != nil {
 		return s.ImageConfig.StopSignal
@@ -338,7 +339,7 @@ func (e *Engine) Signal(ctx context.Context, id, name string) error {
 	if err != nil {
 		return err
 	}
-	// Without a pid namespace of its own, nothing dies with the first process.
+	// Without a pid namespace, nothing dies along with the first process.
 	all := sig == syscall.SIGKILL && s.Create.HostConfig != nil && s.Create.HostConfig.PidMode.IsHost()
 	_, err = e.c.TaskService().Kill(ctx, &taskspb.KillRequest{ContainerID: id, Signal: uint32(sig), All: all})
 	if err != nil {
@@ -362,8 +363,8 @@ func parseSignal(name string) (syscall.Signal, error) {
 	return sig, nil
 }
 
-// Release implements task.Runtime. A shim that has an exit still to record is kept
-// until it did: nobody else knows that exit.
+// Release implements task.Runtime. A shim that has yet to record an exit is kept until
+// it has: nobody else knows that exit.
 func (e *Engine) Release(ctx context.Context, id string) error {
 	r, err := e.process(e.ctx(ctx), id)
 	if err != nil {

@@ -9,14 +9,14 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// lines cuts records into docker's lines: each stream has its own.
+// lines splits records into docker's lines; each stream has its own.
 type lines struct {
 	o    task.LogOptions
 	open [3]bool // by stream: inside a line
 	skip [3]bool // by stream: the line began before what is shown
 }
 
-// state is what a position keeps of l.
+// state returns what a position has to keep of l.
 func (l *lines) state() (b byte) {
 	for i, set := range [...]bool{l.open[logs.Stdout], l.open[logs.Stderr], l.skip[logs.Stdout], l.skip[logs.Stderr]} {
 		if set {
@@ -45,8 +45,8 @@ func (l *lines) inTime(t time.Time) bool {
 	return (l.o.Since.IsZero() || !t.Before(l.o.Since)) && (l.o.Until.IsZero() || !t.After(l.o.Until))
 }
 
-// each calls f with every piece of a line in r: where it begins in the data, and
-// whether it begins a line.
+// each calls f with every piece of a line in r: where it begins in the data, and whether
+// it begins a line.
 func (l *lines) each(r logs.Record, f func(at int, piece []byte, first bool)) {
 	for at, rest := 0, r.Data; len(rest) > 0; {
 		n := bytes.IndexByte(rest, '\n') + 1
@@ -71,8 +71,8 @@ func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.Log
 	}
 	var from mark
 	l := &lines{o: o}
-	// A log that is followed ends with the attempt, what lies behind it too; one
-	// that isn't, where it is now.
+	// A followed log ends with the attempt, even if there is more after it; one that isn't
+	// followed ends where it is now.
 	n := max(1, a.Number)
 	switch {
 	case o.From != nil:

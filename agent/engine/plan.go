@@ -21,13 +21,13 @@ import (
 type made struct {
 	root    []mount.Mount // its files
 	spec    typeurl.Any
-	command string // the first word that it runs
+	command string // the first word of what it runs
 }
 
-// plan makes a container's spec of the facts as they are now.
+// plan computes a container's spec from the current facts.
 func (e *Engine) plan(ctx context.Context, s *prepared, snapshot string) (m made, err error) {
 	if m.root, err = e.c.SnapshotService(images.Snapshotter).Mounts(ctx, snapshot); err != nil {
-		return m, fmt.Errorf("looking at the files of %s: %w", short(s.ID), err)
+		return m, fmt.Errorf("inspecting the files of %s: %w", short(s.ID), err)
 	}
 	f, err := e.facts(ctx, s, func(name string, groups []string) (u specs.User, err error) {
 		err = mount.WithReadonlyTempMount(ctx, m.root, func(root string) error {
@@ -48,8 +48,8 @@ func (e *Engine) plan(ctx context.Context, s *prepared, snapshot string) (m made
 	return m, err
 }
 
-// withPlan makes a new container's first spec, so that what can't be done is
-// refused when it is prepared.
+// withPlan makes a new container's first spec, so that what can't be done is refused
+// when the container is prepared.
 func (e *Engine) withPlan(s *prepared) client.NewContainerOpts {
 	return func(ctx context.Context, _ *client.Client, c *containers.Container) error {
 		m, err := e.plan(ctx, s, c.SnapshotKey)
@@ -58,9 +58,9 @@ func (e *Engine) withPlan(s *prepared) client.NewContainerOpts {
 	}
 }
 
-// replan plans an attempt, of which no process may be there yet, and tells containerd
-// where its spec differs from the last one's. So containerd always has the spec of the
-// attempt that runs, and what a start leaves that was cut short is replaced by the next.
+// replan plans an attempt that has no process yet, and updates containerd's spec where
+// it differs from the last one. So containerd always has the spec of the running
+// attempt, and what an interrupted start leaves is replaced by the next one.
 func (e *Engine) replan(ctx context.Context, s prepared, c containers.Container) (made, error) {
 	n, err := e.node()
 	if err != nil {
@@ -71,7 +71,7 @@ func (e *Engine) replan(ctx context.Context, s prepared, c containers.Container)
 	}
 	if s.ImageConfig == nil { // prepared by an agent that did not keep it
 		img, err := e.o.Images.Image(ctx, s.Digest)
-		if errors.Is(err, task.ErrNoImage) { // but a spec that was meant to last
+		if errors.Is(err, task.ErrNoImage) { // then the stored spec is used, which was meant to last
 			root, err := e.c.SnapshotService(images.Snapshotter).Mounts(ctx, c.SnapshotKey)
 			return made{root: root}, err
 		}

@@ -18,28 +18,28 @@ import (
 	"github.com/drover/drover/pkg/durable"
 )
 
-// specFile and attemptFile are what the engine itself keeps of a task; with the
-// labels in containerd they are enough to rebuild an agent's store.
+// specFile and attemptFile are the engine's own records of a task; with the labels in
+// containerd they suffice to rebuild an agent's store.
 const (
 	specFile    = "spec.json"
 	attemptFile = "attempt.json"
 )
 
-// attempt is written before an attempt's process is made.
+// attempt is written before an attempt's process is created.
 type attempt struct {
 	Version  int       `json:"version"`
 	Number   int32     `json:"number"`
-	Try      string    `json:"try,omitempty"` // new each time that the attempt is tried
+	Try      string    `json:"try,omitempty"` // new for each try of the attempt
 	LogStart uint64    `json:"logStart"`
 	At       time.Time `json:"at"`
 	Boot     string    `json:"boot"`
 }
 
-// prepared is what is kept of a task from its preparation on. Later attempts are
-// planned with the image's configuration, though the image may be gone by then.
+// prepared is kept from a task's preparation on. Later attempts are planned with the
+// image's configuration, although the image may be gone by then.
 type prepared struct {
 	task.Spec
-	ImageConfig *ocispec.ImageConfig `json:"imageConfig,omitempty"` // nil: of an agent that did not keep it
+	ImageConfig *ocispec.ImageConfig `json:"imageConfig,omitempty"` // nil: written by an agent that did not keep it
 }
 
 func (e *Engine) writeSpec(s prepared) error {
@@ -58,13 +58,13 @@ func (e *Engine) readSpec(id string) (prepared, error) {
 	return s, readJSON(filepath.Join(e.o.dir(id), specFile), &s)
 }
 
-// writeAttempt makes a the current attempt. Its exit file leads to the record of
-// this try from then on: what the shim of an earlier one writes, however late, is
-// not taken for this one's.
+// writeAttempt makes a the current attempt. From then on its exit file links to the
+// record of this try: what the shim of an earlier try writes, however late, is not
+// mistaken for it.
 func (e *Engine) writeAttempt(id string, a attempt) error {
 	if a.Try != "" {
 		if err := pointTo(e.o.exitFile(id, a.Number), filepath.Base(e.o.recordFile(id, a))); err != nil {
-			return fmt.Errorf("beginning attempt %d of %s: %w", a.Number, short(id), err)
+			return fmt.Errorf("recording attempt %d of %s: %w", a.Number, short(id), err)
 		}
 	}
 	a.Version = 1
@@ -75,7 +75,7 @@ func (e *Engine) writeAttempt(id string, a attempt) error {
 	return durable.WriteFile(filepath.Join(e.o.dir(id), attemptFile), b, 0o600)
 }
 
-// pointTo makes path a link to name, in one step.
+// pointTo atomically makes path a link to name.
 func pointTo(path, name string) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -87,7 +87,7 @@ func pointTo(path, name string) error {
 	return os.Rename(tmp, path)
 }
 
-// forgetTry removes the traces of a try that came to nothing.
+// forgetTry removes the traces of a try that failed.
 func (e *Engine) forgetTry(id string, a attempt) error {
 	var errs []error
 	for _, f := range []string{e.o.exitFile(id, a.Number), e.o.recordFile(id, a), e.begunFile(id, a), shimapi.TimingsFile(e.o.recordFile(id, a))} {
@@ -98,7 +98,7 @@ func (e *Engine) forgetTry(id string, a attempt) error {
 	return errors.Join(errs...)
 }
 
-// readAttempt returns number 0 where nothing was started yet.
+// readAttempt returns number 0 if nothing was started yet.
 func (e *Engine) readAttempt(id string) (attempt, error) {
 	var a attempt
 	err := readJSON(filepath.Join(e.o.dir(id), attemptFile), &a)
@@ -110,8 +110,8 @@ func (e *Engine) readAttempt(id string) (attempt, error) {
 	return a, err
 }
 
-// readExit returns nil while attempt n runs. A record that can't be understood says
-// that it ended, not how.
+// readExit returns nil while attempt n runs. A record that can't be decoded proves that
+// the attempt ended, not how.
 func (e *Engine) readExit(id string, n int32) (*dv1.Exit, error) {
 	x, err := shimapi.ReadExit(e.o.exitFile(id, n))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -145,7 +145,7 @@ func readJSON(path string, to any) error {
 	return nil
 }
 
-// place fills in where an attempt is in its networks.
+// place fills in an attempt's place in its networks.
 func place(a *task.Attempt, in *network.Sandbox) {
 	if in == nil {
 		return

@@ -14,15 +14,15 @@ import (
 
 const (
 	hostResolv = "etc/resolv.conf"
-	// systemd-resolved puts only its own 127.0.0.53 into the host's file. Here it
-	// keeps the servers that it asks itself.
+	// systemd-resolved puts only its own 127.0.0.53 into the host's file. This one has its
+	// upstream servers.
 	resolvedResolv = "run/systemd/resolve/resolv.conf"
 )
 
-// resolvConf is a container's, made from that of the host whose root is given.
-// Where it is connected to networks of its own, it can't reach servers on the host's loopback or over
-// IPv6, so they are left out; a host that has no others is taken to run systemd-resolved. If no
-// server is left after that, they are docker's defaults.
+// resolvConf derives a container's resolv.conf from that of the host whose root is
+// given. In networks of its own, a container can't reach servers on the host's loopback
+// or over IPv6, so these are left out; a host that has no others is assumed to run
+// systemd-resolved. If no server is left after that, docker's default servers are used.
 func resolvConf(root string, h *container.HostConfig, connected bool) string {
 	lines := readResolv(filepath.Join(root, hostResolv))
 	if connected && !slices.ContainsFunc(lines, reachable) {
@@ -54,7 +54,8 @@ func resolvConf(root string, h *container.HostConfig, connected bool) string {
 	return strings.Join(out, "\n") + "\n"
 }
 
-// readResolv returns a file's lines as fields, without comments; none if it can't be read.
+// readResolv returns a file's lines as fields, without comments; none if it can't be
+// read.
 func readResolv(file string) [][]string {
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -69,8 +70,8 @@ func readResolv(file string) [][]string {
 	return out
 }
 
-// reachable reports whether a line names a server that a container can ask: not
-// one on a loopback, and none of IPv6, which containers don't have yet.
+// reachable reports whether a line names a server that a container can reach: not on a
+// loopback, and not over IPv6, which containers don't have yet.
 func reachable(line []string) bool {
 	if line[0] != "nameserver" || len(line) < 2 {
 		return false

@@ -7,9 +7,9 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// startError puts a refusal of the runtime into docker's words, with docker's exit
-// codes. What else went wrong (containerd away, a layer lost) is not the user's,
-// and is passed on as it is.
+// startError translates a refusal of the runtime into docker's message and exit code.
+// Other failures (containerd away, a layer lost) are not the user's fault, and are
+// returned unchanged.
 func startError(step, command string, err error) error {
 	m := err.Error()
 	_, why, ok := strings.Cut(m, "OCI runtime "+step+" failed: ")
@@ -17,7 +17,7 @@ func startError(step, command string, err error) error {
 		return fmt.Errorf("%s of a task: %w", step, err)
 	}
 	has := func(s string) bool { return strings.Contains(m, s) }
-	named := command != "" && has(command) // else it speaks of some other file, such as a mount
+	named := command != "" && has(command) // else it is about another file, such as a mount
 	code := 125
 	switch {
 	case named && (has("executable file not found") || has("no such file or directory")):

@@ -23,7 +23,7 @@ import (
 type tail struct {
 	e      *Engine
 	id     string
-	n      int32 // the attempt whose end is the end
+	n      int32 // the attempt at whose end the stream ends
 	follow bool
 	r      *logs.Reader
 	render func(logs.Record) []byte // nil bytes: skipped
@@ -35,19 +35,20 @@ type tail struct {
 	change <-chan struct{}
 	stop   func()
 	buf    []byte
-	since  int    // bytes given since the last position
-	began  bool   // its attempt did
+	since  int    // bytes returned since the last position
+	began  bool   // its attempt has begun
 	whole  bool   // a gap is an error
-	next   uint64 // where the next record has to begin, 0 if anywhere
+	next   uint64 // where the next record must begin, 0 if anywhere
 	over   bool
 	once   sync.Once
-	busy   sync.Mutex // held while reading, so that Close waits for it
+	busy   sync.Mutex // held while reading, so that Close waits
 }
 
-// posEvery is how much output may follow a position: it is sent twice after a break.
+// posEvery is how much output may follow a position: that much is sent again after a
+// break.
 const posEvery = 64 << 10
 
-// newTail reads from p on, whose attempt is the one to follow.
+// newTail reads from p on, whose attempt is followed.
 func (e *Engine) newTail(id string, p task.LogPosition, follow bool) (*tail, error) {
 	t := &tail{e: e, id: id, n: p.Attempt, follow: follow, r: logs.NewReader(e.o.logDir(id), p.Offset), buf: frame(bulk.FramePos, p.Encode())}
 	var err error
@@ -77,13 +78,13 @@ func (t *tail) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill gets more to read, waiting for it where that is wanted.
+// fill reads more, blocking if requested.
 func (t *tail) fill() error {
 	if err := t.ctx.Err(); err != nil {
 		return io.ErrClosedPipe
 	}
-	// The exit is looked for before the log, so that a log that has no more after
-	// it never will have.
+	// The exit is checked before the log: a log that has no more output after the exit
+	// never will.
 	x, err := t.e.readExit(t.id, t.n)
 	if err != nil {
 		return err
@@ -128,7 +129,7 @@ func (t *tail) fill() error {
 	if a, err := t.e.readAttempt(t.id); err == nil {
 		t.began = t.began || a.Number == t.n
 		if a.Number > t.n {
-			t.over = true // its attempt failed, and another began
+			t.over = true // its attempt failed, and another one began
 			return nil
 		}
 	}
@@ -180,8 +181,8 @@ type attached struct {
 	in *input // nil: none
 }
 
-// Attach implements task.Streams. To a task that doesn't run it waits for the
-// next attempt, unless the last one's log is asked for.
+// Attach implements task.Streams. For a task that isn't running it waits for the next
+// attempt, unless the log of the last one is requested.
 func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (task.Stream, error) {
 	s, err := e.readSpec(id)
 	if err != nil {
@@ -244,7 +245,7 @@ func (a *attached) CloseWrite() error {
 	return a.in.half()
 }
 
-// Close of a client that is gone ends the input of a task that has no other.
+// Close also ends the input of a task that takes it from one client only (StdinOnce).
 func (a *attached) Close() error {
 	if a.in != nil {
 		a.in.leave()
@@ -252,7 +253,7 @@ func (a *attached) Close() error {
 	return a.tail.Close()
 }
 
-// input writes to a shim's socket, once that is there.
+// input writes to a shim's socket, once that exists.
 type input struct {
 	ctx  context.Context
 	e    *Engine
@@ -270,7 +271,7 @@ type input struct {
 
 const dialEvery = 10 * time.Millisecond
 
-// conn is called with busy held. It waits for the attempt to begin.
+// conn must be called with busy held. It blocks until the attempt begins.
 func (i *input) conn() (net.Conn, error) {
 	for {
 		if c, err := i.made(nil); c != nil || err != nil {
@@ -294,7 +295,7 @@ func (i *input) conn() (net.Conn, error) {
 	}
 }
 
-// made returns the connection, which is c from now on unless c is nil.
+// made returns the connection, after setting it to c unless c is nil.
 func (i *input) made(c net.Conn) (net.Conn, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -340,7 +341,7 @@ func (i *input) half() error {
 	c, err := i.conn()
 	if err != nil {
 		if errors.Is(err, task.ErrNotRunning) {
-			return nil // nobody reads any more
+			return nil // nobody reads anymore
 		}
 		return err
 	}
@@ -359,8 +360,8 @@ func endInput(c net.Conn) error {
 	return err
 }
 
-// leave closes the connection, also under a write that waits for a container
-// which does not read.
+// leave closes the connection, even during a write that is blocked by a container which
+// does not read.
 func (i *input) leave() {
 	i.mu.Lock()
 	c, ends := i.c, i.once && !i.halved && !i.left
@@ -377,7 +378,8 @@ func (i *input) leave() {
 		_ = c.Close()
 		return
 	}
-	// The write that is cut off leaves part of a frame: the end takes a way of its own.
+	// The interrupted write leaves part of a frame, so the end is sent on a connection of
+	// its own.
 	_ = c.Close()
 	if c, err := (&net.Dialer{}).DialContext(context.WithoutCancel(i.ctx), "unix", i.e.o.stdinSocket(i.id)); err == nil {
 		_ = endInput(c)

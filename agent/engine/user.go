@@ -17,13 +17,13 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// userIn looks a user up in the root of a running process.
+// userIn looks up a user in the root of a running process.
 func userIn(pid int, name string) (specs.User, error) {
 	return lookUser(filepath.Join("/proc", strconv.Itoa(pid), "root"), name, nil)
 }
 
-// lookUser finds "user", "uid", "user:group" and so on in the files below root, ""
-// being root, with the groups that have it as a member and those named beside.
+// lookUser finds "user", "uid", "user:group" and so on in the files below root, "" being
+// root, with the groups that list it as a member and those requested in addition.
 func lookUser(root, name string, groups []string) (specs.User, error) {
 	passwd, err := readIn(root, "etc/passwd")
 	if err != nil {
@@ -51,16 +51,16 @@ func lookUser(root, name string, groups []string) (specs.User, error) {
 	return out, nil
 }
 
-// openTries bounds how often a file is opened while others rename.
+// openTries bounds how often opening a file is retried while others rename.
 const openTries = 128
 
-// largestFile of users or groups that is read.
+// largestFile bounds the size of passwd and group files.
 const largestFile = 16 << 20
 
-// readIn reads a file of a container's, which is somebody else's: links don't lead
-// out of root, and only a regular file is opened, for opening a device is an effect
-// of its own. Anything else is taken as missing, and reads as empty; but a FIFO is
-// refused: runc opens these files for each process, and would block for ever.
+// readIn reads a file of a container, which is not trusted: links can't lead out of
+// root, and only a regular file is opened, since opening a device may have effects.
+// Anything else is treated as missing, and reads as empty; but a FIFO is refused: runc
+// opens these files for each process, and would block for ever.
 func readIn(root, path string) ([]byte, error) {
 	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -69,7 +69,7 @@ func readIn(root, path string) ([]byte, error) {
 	defer func() { _ = unix.Close(dir) }()
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := unix.Openat2(dir, path, &how)
-	for range openTries { // behind a .., EAGAIN says that somebody renamed or mounted meanwhile, wherever that was
+	for range openTries { // behind a .., EAGAIN means that somebody renamed or mounted meanwhile, anywhere
 		if !errors.Is(err, unix.EAGAIN) {
 			break
 		}
@@ -93,7 +93,7 @@ func readIn(root, path string) ([]byte, error) {
 	default:
 		return nil, nil
 	}
-	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd)) // the very file that was looked at
+	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd)) // the very file that was checked
 	if err != nil {
 		return nil, fmt.Errorf("opening /%s of a container: %w", path, err)
 	}

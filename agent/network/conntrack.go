@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Conntrack keeps where a connection goes, and UDP's never close: a sender that
-// keeps its port is sent for ever to the address that a container had before its
-// restart, or to the socket that holds the port while there is no container.
+// Conntrack entries outlive their destination, and UDP's never close: a sender that
+// keeps its port keeps sending to the address that a container had before its restart,
+// or to the socket that held the port while there was no container.
 
-// forgetAddresses drops the connections of a sandbox that is given up.
+// forgetAddresses drops the connections of a sandbox that is removed.
 func forgetAddresses(s *Sandbox) error {
 	var ips []net.IP
 	for _, e := range s.Endpoints {
@@ -27,8 +27,8 @@ func forgetAddresses(s *Sandbox) error {
 	})
 }
 
-// forgetDatagrams drops what is sent over UDP to this host's published ports and
-// goes elsewhere than they lead.
+// forgetDatagrams drops UDP connections to this host's published ports that lead
+// elsewhere than they should now.
 func forgetDatagrams(ports []destination) error {
 	ports = slices.DeleteFunc(slices.Clone(ports), func(p destination) bool { return p.Proto != "udp" })
 	if len(ports) == 0 {

@@ -11,28 +11,28 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// An accept in our table doesn't override a drop in another one (ufw, docker,
-// firewalld, the host's own). Where a forward chain drops what no rule of it asks
-// for, two rules at its head let the bridge's packets through, as docker does in
-// FORWARD; what may reach a container is our own forward chain's to decide. Rules
-// that drop on a condition are the administrator's decision, but only behind ours:
-// for those in front, there is docker's DOCKER-USER, which stays first.
+// An accept in our table doesn't override a drop in another one (ufw, docker, firewalld,
+// the host's own). In a forward chain that drops what no rule of it accepts, two rules
+// at its head accept the bridge's packets, as docker does in FORWARD; what may reach a
+// container is decided by our own forward chain. Conditional drops are the
+// administrator's decision, but take effect only after ours: rules that must come first
+// belong in docker's DOCKER-USER, which stays first.
 
-// change is one to a chain of others.
+// change is a change to somebody else's chain.
 type change struct {
 	ch   *nftables.Chain
-	make bool   // the chain too, with policy drop
-	pass bool   // add our rules, behind the rule after if that isn't 0
-	gone []rule // rules of ours to remove
+	make bool   // create the chain too, with policy drop
+	pass bool   // add our rules, after this rule unless it is 0
+	gone []rule // our rules to remove
 	rear uint64
 	mark []byte
 	link string
 }
 
-// userChain is where docker has administrators put what holds for containers.
+// userChain is where docker has administrators put rules for containers.
 const userChain = "DOCKER-USER"
 
-// plan returns the changes to the chains of others.
+// plan returns the changes to others' chains.
 func (t *table) plan(r *ruleset) []change {
 	var out []change
 	for _, ch := range r.chains {
@@ -46,7 +46,7 @@ func (t *table) plan(r *ruleset) []change {
 		}
 		c := change{ch: ch, mark: t.mark(), link: t.bridge}
 		current := 0
-		rules, _ := r.rules(ch) // read by fate
+		rules, _ := r.rules(ch) // already read by fate
 		for _, x := range rules {
 			if t.made(x) {
 				c.gone = append(c.gone, x)
@@ -70,8 +70,8 @@ func (t *table) plan(r *ruleset) []change {
 	return out
 }
 
-// made reports whether a rule is drover's, also one of the builds that knew theirs
-// by bytes that are no comment, and put them in front of docker's DOCKER-USER.
+// made reports whether a rule is drover's, including those of builds that marked rules
+// with bytes that are no comment, and put them in front of docker's DOCKER-USER.
 func (t *table) made(x rule) bool {
 	return bytes.Equal(x.userData, t.mark()) || string(x.userData) == "drover:"+t.bridge
 }
@@ -98,7 +98,7 @@ func (f change) do(c *nftables.Conn) error {
 			&expr.Verdict{Kind: expr.VerdictAccept},
 		}}
 		if f.rear != 0 {
-			c.AddRule(r) // behind the rule at the position
+			c.AddRule(r) // after the rule at the position
 		} else {
 			c.InsertRule(r)
 		}
@@ -106,18 +106,18 @@ func (f change) do(c *nftables.Conn) error {
 	return nil
 }
 
-// tell logs how a change went.
+// tell logs the result of a change.
 func (t *table) tell(f change, err error) {
 	switch {
 	case err != nil:
 		t.warn(f.ch, "this host's firewall drops forwarded packets, and takes no rule of drover's: published ports can't be reached until it accepts what goes through the bridge "+t.bridge, err)
 	case f.pass:
 		delete(t.warned, f.ch.Table.Name+"/"+f.ch.Name)
-		t.log.Info("this host's firewall drops forwarded packets: those of containers are let through", "table", f.ch.Table.Name, "chain", f.ch.Name)
+		t.log.Info("this host's firewall drops forwarded packets: accepting those of containers", "table", f.ch.Table.Name, "chain", f.ch.Name)
 	}
 }
 
-// warn says it once for a chain, since it comes again with each look.
+// warn warns once per chain, since the failure recurs with each check.
 func (t *table) warn(ch *nftables.Chain, what string, err error) {
 	if key := ch.Table.Name + "/" + ch.Name; !t.warned[key] {
 		t.warned[key] = true
@@ -125,18 +125,17 @@ func (t *table) warn(ch *nftables.Chain, what string, err error) {
 	}
 }
 
-// legacyTables names the iptables of before nftables that are in use, which nftables
-// doesn't show.
+// legacyTables names the iptables-legacy tables in use, which nftables doesn't show.
 const legacyTables = "/proc/thread-self/net/ip_tables_names"
 
-// warnOfLegacy says what can't be mended from here.
+// warnOfLegacy warns about what drover can't fix.
 func warnOfLegacy(log *slog.Logger, file, bridge string) {
 	if b, err := os.ReadFile(file); err == nil && slices.Contains(strings.Fields(string(b)), "filter") {
 		log.Warn("this host filters with iptables-legacy too, which drover doesn't look at: where its FORWARD drops, published ports can't be reached until it accepts what goes through the bridge", "bridge", bridge)
 	}
 }
 
-// removeForeign takes our rules out of the chains of others. Called with mu held.
+// removeForeign removes our rules from others' chains. It must be called with mu held.
 func (t *table) removeForeign() error {
 	r, err := readRuleset()
 	if err != nil {

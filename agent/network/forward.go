@@ -14,11 +14,11 @@ import (
 
 const ipForward = "ipv4/ip_forward"
 
-// route has this host forward packets, which containers need. A host that didn't
-// must not become its neighbours' router by that: as docker does, the policy of
-// iptables' FORWARD is set to drop first. It stays the administrator's: it is set
-// again only where the chain is gone. Who wants the host to be a router turns
-// forwarding on before drover does, in sysctl.d.
+// route enables forwarding on this host, which containers need. A host that didn't
+// forward before must not become its neighbours' router by that: as docker does, route
+// first sets the policy of iptables' FORWARD to drop. After that the policy is the
+// administrator's: it is set again only if the chain is gone. To make the host a router,
+// enable forwarding before drover does, in sysctl.d.
 func (n *Network) route() error {
 	b, err := os.ReadFile(filepath.Join("/proc/sys/net", ipForward))
 	if err != nil {
@@ -39,7 +39,7 @@ func (n *Network) route() error {
 	if err := n.nft.guard(nftables.ChainPolicyDrop); err != nil {
 		return err
 	}
-	n.o.Log.Info("this host forwards packets from now on, those of containers: others are dropped by the policy of the chain FORWARD")
+	n.o.Log.Info("enabled forwarding for containers: the policy of the chain FORWARD drops other packets")
 	return sysctl(ipForward, "1")
 }
 
@@ -51,7 +51,7 @@ func (n *Network) unroute() error {
 	return errors.Join(sysctl(ipForward, "0"), n.nft.guard(nftables.ChainPolicyAccept), os.Remove(n.routesSince()))
 }
 
-// routesSince holds the boot in which drover turned forwarding on.
+// routesSince holds the boot in which drover enabled forwarding.
 func (n *Network) routesSince() string { return filepath.Join(n.o.Dir, "routes-since") }
 
 func (t *table) setGuarded(v bool) (was bool) {
@@ -61,7 +61,7 @@ func (t *table) setGuarded(v bool) (was bool) {
 	return was
 }
 
-// guard gives iptables' FORWARD a policy, and makes it where it is missing.
+// guard sets the policy of iptables' FORWARD, and creates the chain if it is missing.
 func (t *table) guard(policy nftables.ChainPolicy) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -76,10 +76,10 @@ func (t *table) guard(policy nftables.ChainPolicy) error {
 	ch := forwardChain()
 	if old := r.find(ch.Table.Family, ch.Table.Name, ch.Name); old != nil {
 		if old.Hooknum == nil {
-			t.log.Warn("this host forwards packets for containers, and its chain FORWARD is no hook's: whether others' packets are forwarded is up to its other rules")
+			t.log.Warn("this host forwards packets for containers, and its chain FORWARD has no hook: whether other packets are forwarded is up to its other rules")
 			return nil
 		}
-		ch = &nftables.Chain{Name: old.Name, Table: old.Table} // its type and hook can't be changed
+		ch = &nftables.Chain{Name: old.Name, Table: old.Table} // type and hook can't be changed
 	}
 	ch.Policy = &policy
 	c.AddTable(ch.Table)

@@ -11,15 +11,15 @@ import (
 	"syscall"
 )
 
-// PortError is a port that can't be published, in docker's words.
+// PortError reports a port that can't be published, in docker's words.
 type PortError struct {
 	Message string
 }
 
 func (e *PortError) Error() string { return e.Message }
 
-// holder keeps a host port bound while rules lead around its socket, so that no
-// other process can take it and nothing is published that another holds.
+// holder keeps a host port bound, although rules bypass its socket, so that no other
+// process can take the port and no port is published that another process holds.
 type holder struct {
 	port Port
 	tcp  *net.TCPListener
@@ -33,7 +33,7 @@ func (h *holder) Close() error {
 	return h.udp.Close()
 }
 
-// hold binds p, and sets its host port where that was left to us.
+// hold binds p, choosing its host port if that was left open.
 func (n *Network) hold(ctx context.Context, p *Port) (*holder, error) {
 	where := net.JoinHostPort(shown(p.IP), strconv.Itoa(int(p.Host)))
 	if p.Host != 0 && slices.Contains(n.o.Reserved, p.Host) {
@@ -80,7 +80,7 @@ func (n *Network) hold(ctx context.Context, p *Port) (*holder, error) {
 	return h, nil
 }
 
-// published reports whether another container has the port, wildcards overlapping.
+// published reports whether another container has the port; wildcard addresses overlap.
 func (n *Network) published(p Port) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ensureBridge makes the bridge, or brings one that is there to how it should be.
-// Its hardware address is its own and follows from the gateway's: a bridge without
-// one takes its lowest port's, which changes when that container ends, and leaves
-// the others with a dead neighbour entry for their gateway.
+// ensureBridge creates the bridge, or configures an existing one. Its hardware address
+// is fixed, derived from the gateway's: a bridge without one takes the lowest of its
+// ports', which changes when that container ends and leaves the others with a stale
+// neighbour entry for their gateway.
 func ensureBridge(name string, gw netip.Addr, bits int) error {
 	hw, err := net.ParseMAC(mac(gw))
 	if err != nil {
@@ -45,8 +45,8 @@ func ensureBridge(name string, gw netip.Addr, bits int) error {
 		return err
 	}
 	conf := "ipv4/conf/" + name + "/"
-	// 127.0.0.1 on the host reaches published ports by way of the bridge only.
-	// A change of the hardware address is announced to containers that run.
+	// 127.0.0.1 on the host reaches published ports through the bridge only.
+	// A change of the hardware address is announced to running containers.
 	for key, v := range map[string]string{conf + "route_localnet": "1", conf + "arp_notify": "1"} {
 		if err := sysctl(key, v); err != nil {
 			return err
@@ -66,10 +66,10 @@ func ensureBridge(name string, gw netip.Addr, bits int) error {
 	return nil
 }
 
-// withoutIPv6 takes a link of the host out of IPv6, which containers don't have
-// yet: with the kernel's defaults, a router advertisement out of a container makes
-// it the host's default router (as CVE-2020-13401). accept_ra and autoconf are for
-// the host whose administrator turns IPv6 on again.
+// withoutIPv6 disables IPv6, which containers don't have yet, on a link of the host:
+// with the kernel's defaults, a router advertisement from a container makes it the
+// host's default router (as in CVE-2020-13401). accept_ra and autoconf are for
+// administrators who enable IPv6 again.
 func withoutIPv6(link string) error {
 	for _, kv := range [][2]string{{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_redirects", "0"}, {"disable_ipv6", "1"}} {
 		if err := sysctl("ipv6/conf/"+link+"/"+kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -79,7 +79,7 @@ func withoutIPv6(link string) error {
 	return nil
 }
 
-// sysctl writes below /proc/sys/net of the calling thread's network namespace.
+// sysctl writes below /proc/sys/net in the calling thread's network namespace.
 func sysctl(key, v string) error {
 	path := filepath.Join("/proc/sys/net", key)
 	if old, err := os.ReadFile(path); err == nil && len(old) > 0 && string(old[:1]) == v {
@@ -106,7 +106,7 @@ func removeLink(name string) error {
 	return nil
 }
 
-// link makes a sandbox's namespace and the cables to it.
+// link creates a sandbox's namespace and the veth pairs to it.
 func link(s *Sandbox, bridge string) error {
 	ns, err := makeNetns(s.Netns)
 	if err != nil {
@@ -138,7 +138,7 @@ func link(s *Sandbox, bridge string) error {
 	return nil
 }
 
-// plug makes an endpoint's cable, from a bridge into the namespace that h is in.
+// plug creates an endpoint's veth pair, from a bridge into the namespace of h.
 func plug(h *netlink.Handle, ns netns.NsHandle, br netlink.Link, e Endpoint, route bool) error {
 	hw, err := net.ParseMAC(e.MAC)
 	if err != nil {
@@ -148,7 +148,7 @@ func plug(h *netlink.Handle, ns netns.NsHandle, br netlink.Link, e Endpoint, rou
 	attrs.Name, attrs.MasterIndex = e.Link, br.Attrs().Index
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: hw, PeerNamespace: netlink.NsFd(ns)}
 	if err := netlink.LinkAdd(veth); err != nil {
-		return fmt.Errorf("making the cable %s: %w", e.Link, err)
+		return fmt.Errorf("creating the veth pair %s: %w", e.Link, err)
 	}
 	if err := withoutIPv6(e.Link); err != nil {
 		return err
@@ -156,19 +156,19 @@ func plug(h *netlink.Handle, ns netns.NsHandle, br netlink.Link, e Endpoint, rou
 	if err := configure(h, e, route); err != nil {
 		return err
 	}
-	// A container that dials its own published port is answered over the cable
-	// that it asked on.
+	// A container that dials its own published port gets its answer over the same bridge
+	// port.
 	if err := netlink.LinkSetHairpin(veth, true); err != nil {
-		return fmt.Errorf("letting the cable %s turn frames round: %w", e.Link, err)
+		return fmt.Errorf("enabling hairpin mode on %s: %w", e.Link, err)
 	}
 	if err := netlink.LinkSetUp(veth); err != nil {
-		return fmt.Errorf("setting the cable %s up: %w", e.Link, err)
+		return fmt.Errorf("setting %s up: %w", e.Link, err)
 	}
 	return nil
 }
 
-// configure sets an endpoint's addresses in its namespace, and the default route
-// where that is the endpoint's.
+// configure sets an endpoint's addresses in its namespace, and its default route if it
+// has it.
 func configure(h *netlink.Handle, e Endpoint, route bool) error {
 	eth, err := h.LinkByName(e.Name)
 	if err != nil {
@@ -191,7 +191,7 @@ func configure(h *netlink.Handle, e Endpoint, route bool) error {
 	return nil
 }
 
-// unlink removes what link made; parts that are missing are no error.
+// unlink removes what link created; missing parts are no error.
 func unlink(s *Sandbox) error {
 	var err error
 	for _, e := range s.Endpoints {
@@ -206,7 +206,7 @@ func unlink(s *Sandbox) error {
 	return err
 }
 
-// linked reports whether the namespace is there, and all cables.
+// linked reports whether the namespace and all links exist.
 func linked(s *Sandbox) bool {
 	var st unix.Statfs_t
 	if unix.Statfs(s.Netns, &st) != nil || st.Type != unix.NSFS_MAGIC {
@@ -220,7 +220,7 @@ func linked(s *Sandbox) bool {
 	return true
 }
 
-// addressIn returns the address of an interface in the namespace named at path.
+// addressIn returns the address of an interface in the namespace at path.
 func addressIn(path, name string) (netip.Addr, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
@@ -248,8 +248,8 @@ func addressIn(path, name string) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("%s in %s has no address", name, path)
 }
 
-// makeNetns makes a network namespace named by a bind mount at path. The thread
-// that makes it is never used again.
+// makeNetns creates a network namespace and binds it to path. The thread that creates it
+// is not reused.
 func makeNetns(path string) (netns.NsHandle, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|os.O_EXCL, 0o444)
 	if err != nil {
@@ -263,7 +263,7 @@ func makeNetns(path string) (netns.NsHandle, error) {
 			done <- fmt.Errorf("making a network namespace: %w", err)
 			return
 		}
-		// As docker: ::1 and nothing else, until containers have IPv6 addresses.
+		// As in docker: only ::1, until containers have IPv6 addresses.
 		for _, kv := range [][2]string{{"all", "1"}, {"default", "1"}, {"lo", "0"}} {
 			if err := sysctl("ipv6/conf/"+kv[0]+"/disable_ipv6", kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
 				done <- err

@@ -1,8 +1,8 @@
-// Package network connects containers: each has a sandbox, a network namespace with
-// an endpoint in each of its networks, of which the node's bridge is the only one yet.
-// An endpoint has an address out of the node's own /24, and published ports that are
-// bound by a socket before any rule points at them. Which container wants what, and
-// when, is the engine's.
+// Package network connects containers: each has a sandbox, a network namespace with an
+// endpoint in each of its networks, of which the node's bridge is the only one yet. An
+// endpoint has an address in the node's own /24, and published ports that are bound by a
+// socket before any rule refers to them. Which container needs what, and when, is up to
+// the engine.
 package network
 
 import (
@@ -20,11 +20,11 @@ import (
 
 // Options of a node's network.
 type Options struct {
-	Dir      string       // durable: one file for each sandbox
-	NetnsDir string       // where namespaces are named; volatile
+	Dir      string       // durable: one file per sandbox
+	NetnsDir string       // where namespaces are mounted; volatile
 	Bridge   string       // at most 15 characters
-	Subnet   netip.Prefix // the node's own; its first address is the gateway
-	Reserved []uint16     // host ports that no container gets
+	Subnet   netip.Prefix // the node's own; the first address is the gateway
+	Reserved []uint16     // host ports that can't be published
 	Log      *slog.Logger
 }
 
@@ -35,23 +35,23 @@ type Network struct {
 	nft  *table
 	fire *watcher
 
-	mu        sync.Mutex          // guards the fields below; attach and detach of one id are the caller's to order
+	mu        sync.Mutex          // guards the fields below; the caller orders Attach and Detach of one id
 	sandboxes map[string]*Sandbox // by container
 	taken     map[netip.Addr]string
 	held      map[string][]*holder // bound sockets by container
-	last      netip.Addr           // addresses are used round the subnet, the just-freed last
+	last      netip.Addr           // addresses are handed out in turn, so that freed ones are reused last
 }
 
-// Open makes bridge and table where they are missing, and takes the ports of
-// sandboxes on disk again. After a reboot their links are gone: Attach makes
-// them anew, with the same address.
+// Open creates the bridge and the table if they are missing, and binds the ports of
+// sandboxes on disk again. After a reboot their links are gone: Attach recreates them,
+// with the same address.
 func Open(ctx context.Context, o Options) (*Network, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	for _, d := range []string{o.Dir, o.NetnsDir} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
-			return nil, fmt.Errorf("making the network's folder: %w", err)
+			return nil, fmt.Errorf("creating the network's directory: %w", err)
 		}
 	}
 	n := &Network{o: o, boot: bootID(), sandboxes: map[string]*Sandbox{}, taken: map[netip.Addr]string{}, held: map[string][]*holder{}}
@@ -69,7 +69,7 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	}
 	for _, s := range n.sandboxes {
 		if err := n.bind(ctx, s); err != nil {
-			o.Log.Error("a published port could not be taken again", "task", s.ID, "err", err)
+			o.Log.Error("a published port can't be bound again", "task", s.ID, "err", err)
 			continue
 		}
 		n.nft.intend(s)
@@ -101,9 +101,9 @@ func (o *Options) validate() error {
 	return nil
 }
 
-// Attach connects container id to networks, in a sandbox of its own: an address in
-// each, and its ports, bound. Called again it returns what is there, and makes anew
-// what a reboot took. A port that is taken is a *PortError, and nothing is left
+// Attach connects container id to networks, in a sandbox of its own: an address in each,
+// with its ports bound. Called again, it returns the existing sandbox, and recreates
+// what a reboot removed. A port that is taken is a *PortError, and nothing is left
 // half-made.
 func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sandbox, error) {
 	s, made, err := n.reserve(id, to)
@@ -127,7 +127,7 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 	return s, ctx.Err()
 }
 
-// Detach frees everything that id has here. What isn't there is no error.
+// Detach removes everything that id has here. A missing sandbox is no error.
 func (n *Network) Detach(ctx context.Context, id string) error {
 	n.mu.Lock()
 	s := n.sandboxes[id]
@@ -154,15 +154,15 @@ func (n *Network) List() []string {
 	return ids
 }
 
-// Get returns a container's sandbox, nil if there is none. It is not to be changed.
+// Get returns a container's sandbox, nil if there is none. It must not be modified.
 func (n *Network) Get(id string) *Sandbox {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.sandboxes[id]
 }
 
-// Close lets go of the sockets and of the host's firewall; containers keep their
-// network.
+// Close closes the sockets and removes the rules in the host's firewall; containers keep
+// their network.
 func (n *Network) Close() error {
 	errs := []error{n.fire.Close()}
 	n.mu.Lock()
@@ -178,7 +178,7 @@ func (n *Network) Close() error {
 
 // Destroy removes every sandbox, the table and the bridge.
 func (n *Network) Destroy(ctx context.Context) error {
-	errs := []error{n.fire.Close()} // else it would make the table again
+	errs := []error{n.fire.Close()} // else it would recreate the table
 	for _, id := range n.List() {
 		errs = append(errs, n.Detach(ctx, id))
 	}
@@ -186,7 +186,7 @@ func (n *Network) Destroy(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// reserve finds or makes the sandbox in memory.
+// reserve finds or creates the sandbox in memory.
 func (n *Network) reserve(id string, to []Connection) (s *Sandbox, made bool, err error) {
 	if err := check(to); err != nil {
 		return nil, false, fmt.Errorf("connecting container %s: %w", short(id), err)
@@ -210,7 +210,7 @@ func (n *Network) reserve(id string, to []Connection) (s *Sandbox, made bool, er
 	return s, true, nil
 }
 
-// free returns addresses to the pool. It is called with mu held.
+// free returns addresses to the pool. It must be called with mu held.
 func (n *Network) free(s *Sandbox) {
 	for _, e := range s.Endpoints {
 		for _, a := range e.Addresses {
@@ -219,7 +219,7 @@ func (n *Network) free(s *Sandbox) {
 	}
 }
 
-// freeAddr is called with mu held.
+// freeAddr must be called with mu held.
 func (n *Network) freeAddr() (netip.Addr, error) {
 	first := n.gateway().Next()
 	ip := n.last
@@ -235,7 +235,7 @@ func (n *Network) freeAddr() (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("no address is left in this node's %v: %d containers run here", n.o.Subnet, len(n.sandboxes))
 }
 
-// bind takes the ports of a new sandbox, choosing those that are asked as 0.
+// bind binds the ports of a new sandbox, choosing those given as 0.
 func (n *Network) bind(ctx context.Context, s *Sandbox) error {
 	var hs []*holder
 	for i := range s.Endpoints {
@@ -256,7 +256,7 @@ func (n *Network) bind(ctx context.Context, s *Sandbox) error {
 	return nil
 }
 
-// publish makes sure that the sockets of s are held and its rules are there.
+// publish ensures that the sockets of s are bound and its rules are in place.
 func (n *Network) publish(ctx context.Context, s *Sandbox) error {
 	n.mu.Lock()
 	_, held := n.held[s.ID]
@@ -302,10 +302,10 @@ func (n *Network) forget(s *Sandbox) error {
 
 func (n *Network) file(id string) string { return filepath.Join(n.o.Dir, id+".json") }
 
-// Gateway is the node's own address on the bridge.
+// Gateway returns the node's own address on the bridge.
 func (n *Network) Gateway() netip.Addr { return n.gateway() }
 
-// NetnsPath is where Attach names the namespace of container id.
+// NetnsPath returns where Attach mounts the namespace of container id.
 func (n *Network) NetnsPath(id string) string { return filepath.Join(n.o.NetnsDir, short(id)) }
 
 func (n *Network) gateway() netip.Addr { return n.o.Subnet.Addr().Next() }

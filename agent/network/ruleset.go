@@ -9,19 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ruleset is what the kernel has of the families that carry IPv4: its chains, and
-// their rules when they are asked for.
+// ruleset holds the kernel's chains of the families that carry IPv4, and on demand their
+// rules.
 type ruleset struct {
 	c      *nftables.Conn
 	chains []*nftables.Chain
 	read   map[*nftables.Chain][]rule
 }
 
-// rule is what matters here of a rule: whom it is for, and what it does.
+// rule holds what matters here about a rule: which packets it matches, and what it does.
 type rule struct {
 	handle   uint64
 	userData []byte
-	always   bool // for each packet
+	always   bool // matches each packet
 	verdict  verdict
 	target   string // the chain of a jump or goto
 }
@@ -29,7 +29,7 @@ type rule struct {
 type verdict int
 
 const (
-	none verdict = iota // the next rule sees the packet as well
+	none verdict = iota // the next rule sees the packet too
 	accepts
 	drops // or rejects
 	jumps
@@ -62,9 +62,9 @@ func (r *ruleset) find(family nftables.TableFamily, table, name string) *nftable
 	return nil
 }
 
-// rules returns ch's rules in their order. They are decoded here, since the library
-// leaves out expressions that it doesn't know, and a rule without its condition
-// looks as if it were for all packets.
+// rules returns ch's rules in order. They are decoded here, since the library drops
+// expressions that it doesn't know, and a rule without its condition would seem to match
+// all packets.
 func (r *ruleset) rules(ch *nftables.Chain) ([]rule, error) {
 	if rules, ok := r.read[ch]; ok {
 		return rules, nil
@@ -108,7 +108,7 @@ func readRules(ch *nftables.Chain) ([]rule, error) {
 	return rules, nil
 }
 
-// decodeRule decodes a message of one rule, its header of 4 bytes first.
+// decodeRule decodes a message with one rule, after its header of 4 bytes.
 func decodeRule(b []byte) (rule, error) {
 	r := rule{always: true}
 	if len(b) < 4 {
@@ -145,7 +145,7 @@ func decoder(b []byte) (*netlink.AttributeDecoder, error) {
 	return d, nil
 }
 
-// expression takes one in. What isn't known to be for each packet is a condition.
+// expression adds an expression. What isn't known to match each packet is a condition.
 func (r *rule) expression(d *netlink.AttributeDecoder) error {
 	var name, extension, target string
 	code, isVerdict := uint32(0), false
@@ -158,7 +158,7 @@ func (r *rule) expression(d *netlink.AttributeDecoder) error {
 			case "match", "target":
 				d.Nested(func(d *netlink.AttributeDecoder) error {
 					for d.Next() {
-						if d.Type() == unix.NFTA_TARGET_NAME { // as NFTA_MATCH_NAME
+						if d.Type() == unix.NFTA_TARGET_NAME { // same as NFTA_MATCH_NAME
 							extension = d.String()
 						}
 					}
@@ -232,7 +232,7 @@ func verdictOf(code uint32) verdict {
 	return none
 }
 
-// fate of the packets that no condition picks out, in a chain.
+// fate returns what a chain does with packets that no condition matches.
 func (r *ruleset) fate(ch *nftables.Chain, seen map[*nftables.Chain]bool) (verdict, error) {
 	if seen[ch] { // the kernel refuses loops
 		return none, nil
@@ -268,7 +268,7 @@ func (r *ruleset) fate(ch *nftables.Chain, seen map[*nftables.Chain]bool) (verdi
 	return r.policy(ch), nil
 }
 
-// policy of a base chain; none of another.
+// policy returns a base chain's policy; other chains have none.
 func (r *ruleset) policy(ch *nftables.Chain) verdict {
 	switch {
 	case ch.Policy == nil:

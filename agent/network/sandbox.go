@@ -12,17 +12,17 @@ import (
 // Bridge is the name of the node's own network.
 const Bridge = "bridge"
 
-// Connection is what a container asks for of one network.
+// Connection is what a container requests of one network.
 type Connection struct {
 	Network string
-	Name    string // of the interface in the container; "" is eth0, eth1, ... by its place
-	// GatewayPriority says whose gateway is the container's default route: the
-	// highest one's, the first of several.
+	Name    string // of the interface in the container; "" is eth0, eth1, ... by position
+	// GatewayPriority decides whose gateway is the container's default route: the one with
+	// the highest priority, the first of several.
 	GatewayPriority int
 	Ports           []*dv1.Port // to be published; host 0 is any
 }
 
-// Sandbox is a container's network. It is what its file holds.
+// Sandbox is a container's network, as in its file.
 type Sandbox struct {
 	Version   int
 	ID        string // of the container
@@ -31,12 +31,12 @@ type Sandbox struct {
 	Boot      string // the boot that made namespace and links
 }
 
-// Endpoint is a container's place in one network.
+// Endpoint is a container's attachment to one network.
 type Endpoint struct {
 	Network         string
 	Name            string         // of the interface in the container
-	Link            string         // the host's end of its cable
-	Addresses       []netip.Prefix // IPv4's only, yet
+	Link            string         // the host's end of its veth pair
+	Addresses       []netip.Prefix // IPv4 only, yet
 	Gateway         netip.Addr
 	GatewayPriority int
 	MAC             string
@@ -51,7 +51,7 @@ type Port struct {
 	Container uint16
 }
 
-// check refuses what no node can do yet.
+// check refuses what nodes don't support yet.
 func check(to []Connection) error {
 	if len(to) != 1 || to[0].Network != Bridge {
 		return fmt.Errorf("a container has exactly one endpoint yet, on the network %q", Bridge)
@@ -59,7 +59,7 @@ func check(to []Connection) error {
 	return nil
 }
 
-// endpoint is a connection's, the i-th of container id.
+// endpoint builds the endpoint for a connection, the i-th of container id.
 func (c Connection) endpoint(i int, id string, at netip.Prefix, gateway netip.Addr) Endpoint {
 	e := Endpoint{
 		Network: c.Network, Name: cmp.Or(c.Name, fmt.Sprint("eth", i)), Link: linkName(id, i), Addresses: []netip.Prefix{at},
@@ -71,7 +71,7 @@ func (c Connection) endpoint(i int, id string, at netip.Prefix, gateway netip.Ad
 	return e
 }
 
-// Default returns the endpoint whose gateway is the default route.
+// Default returns the endpoint with the default route.
 func (s *Sandbox) Default() Endpoint {
 	first := s.Endpoints[0]
 	for _, e := range s.Endpoints[1:] {
@@ -82,7 +82,7 @@ func (s *Sandbox) Default() Endpoint {
 	return first
 }
 
-// IPv4 returns the endpoint's address of IPv4, with the size of its network; the
+// IPv4 returns the endpoint's IPv4 address, with the prefix length of its network; the
 // zero Prefix if it has none.
 func (e Endpoint) IPv4() netip.Prefix {
 	for _, a := range e.Addresses {
@@ -93,7 +93,7 @@ func (e Endpoint) IPv4() netip.Prefix {
 	return netip.Prefix{}
 }
 
-// Ports returns the published ports of all endpoints, as the API and raft know them.
+// Ports returns the published ports of all endpoints, as in the API and raft.
 func (s *Sandbox) Ports() []*dv1.Port {
 	var out []*dv1.Port
 	for _, e := range s.Endpoints {
@@ -104,13 +104,13 @@ func (s *Sandbox) Ports() []*dv1.Port {
 	return out
 }
 
-// mac is docker's scheme: 02:42 and the address, so that no two are alike.
+// mac follows docker's scheme, 02:42 and the address, so that no two are alike.
 func mac(ip netip.Addr) string {
 	b := ip.As4()
 	return net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}.String()
 }
 
-// linkName is the host's end of a container's i-th cable, within the kernel's 15
+// linkName names the host's end of a container's i-th veth pair, within the kernel's 15
 // characters.
 func linkName(id string, i int) string {
 	if i == 0 {

@@ -12,8 +12,8 @@ import (
 	"github.com/drover/drover/pkg/durable"
 )
 
-// sandboxVersion is that of files that are written. Version 1 had the one endpoint of
-// a container, on the bridge, laid out flat.
+// sandboxVersion is the version of files written by this build. Version 1 stored the
+// fields of a container's only endpoint, on the bridge, at the top level.
 const sandboxVersion = 2
 
 func (n *Network) save(s *Sandbox) error {
@@ -51,8 +51,8 @@ func (n *Network) load() error {
 	return nil
 }
 
-// errUnreadable marks a file that says nothing, however often it is read.
-var errUnreadable = errors.New("it can't be used")
+// errUnreadable marks a file that will never be usable, however often it is read.
+var errUnreadable = errors.New("unusable file")
 
 func readSandbox(file string) (*Sandbox, error) {
 	b, err := os.ReadFile(file)
@@ -104,9 +104,9 @@ func decode1(b []byte) (*Sandbox, error) {
 	}}}, nil
 }
 
-// setAside keeps a file that can't be used for people, so that one container does
-// not keep a node from working. A container that still runs keeps its address;
-// which ports it published is lost until it starts again.
+// setAside renames an unusable file for inspection, so that one container does not stop
+// a node from working. A container that is still running keeps its address; which ports
+// it published is unknown until it starts again.
 func (n *Network) setAside(file string, why error) (*Sandbox, error) {
 	id := strings.TrimSuffix(filepath.Base(file), ".json")
 	if err := os.Rename(file, file+".bad"); err != nil {
@@ -117,10 +117,10 @@ func (n *Network) setAside(file string, why error) (*Sandbox, error) {
 	e := &s.Endpoints[0]
 	ip, err := addressIn(s.Netns, e.Name)
 	if err != nil || !n.o.Subnet.Contains(ip) {
-		n.o.Log.Error("a sandbox was set aside; its container is not connected", "file", file+".bad", "err", errors.Join(why, err, unlink(s)))
+		n.o.Log.Error("set a sandbox aside: its container is not connected", "file", file+".bad", "err", errors.Join(why, err, unlink(s)))
 		return nil, nil
 	}
 	e.Addresses, e.MAC = []netip.Prefix{netip.PrefixFrom(ip, n.o.Subnet.Bits())}, mac(ip)
-	n.o.Log.Error("a sandbox was set aside; its container is connected, and its published ports are lost until it starts again", "file", file+".bad", "err", why)
+	n.o.Log.Error("set a sandbox aside: its container is connected, but its published ports are lost until it starts again", "file", file+".bad", "err", why)
 	return s, n.save(s)
 }

@@ -28,31 +28,31 @@ import (
 //	forward                 to containers only what is published, or answers
 //	guard                   drops what comes for 127/8 from outside
 //
-// and two rules in each chain of others that would drop what containers send and
-// get (foreign.go). What the kernel has is brought to that whenever the ruleset
-// changes: nft flush ruleset, which reloading the nftables service does, takes the
-// table away, and firewalls come and go.
+// and two rules in each of others' chains that would drop containers' packets
+// (foreign.go). The kernel's ruleset is reconciled with that whenever it changes: nft
+// flush ruleset, as on a reload of the nftables service, removes the table, and
+// firewalls come and go.
 type table struct {
 	log    *slog.Logger
 	bridge string
 	subnet netip.Prefix
 
 	mu sync.Mutex // orders transactions; guards the fields below
-	// guarded says that this host routes because of drover only: what is not for
-	// containers is dropped, in the chain where others can allow it.
+	// guarded means that this host forwards packets because of drover only: packets that
+	// are not for containers are dropped, in the chain where others can accept them.
 	guarded bool
 	want    map[string][]destination // published ports by container
-	warned  map[string]bool          // foreign chains that refused our rules
+	warned  map[string]bool          // others' chains that refused our rules
 }
 
-// destination is a published port and where it leads.
+// destination is a published port and its target.
 type destination struct {
 	Port
 	to netip.Addr
 }
 
 const (
-	reg0 = 8 // 32-bit registers, which concatenations are laid out in
+	reg0 = 8 // 32-bit registers, in which concatenations are laid out
 	reg1 = 9
 )
 
@@ -60,8 +60,8 @@ func newTable(bridge string, subnet netip.Prefix, log *slog.Logger) *table {
 	return &table{log: log, bridge: bridge, subnet: subnet, want: map[string][]destination{}, warned: map[string]bool{}}
 }
 
-// dial returns a connection for one transaction. Its buffers hold the
-// acknowledgements of a table with all that a node can publish.
+// dial returns a connection for one transaction. Its buffers fit the acknowledgements of
+// a table with all ports that a node can publish.
 func dial() (*nftables.Conn, error) {
 	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetReadBuffer(4<<20), c.SetWriteBuffer(4<<20))
@@ -78,14 +78,14 @@ func (t *table) ours() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: t.name()}
 }
 
-// mark is the comment by which drover's rules are known, also to people.
+// mark is the comment by which drover and people recognize drover's rules.
 func (t *table) mark() []byte {
 	return userdata.AppendString(nil, userdata.TypeComment, "drover: containers of "+t.bridge)
 }
 
-// reconcile brings the kernel's ruleset to what is wanted, in one transaction, and
-// reports whether it was anything else. With anew, the table is made again as it is:
-// an older drover's may be there. Connections live on in conntrack.
+// reconcile brings the kernel's ruleset to the desired state, in one transaction, and
+// reports whether it changed anything. With anew, the table is rebuilt even if intact:
+// it may be an older drover's. Connections survive in conntrack.
 func (t *table) reconcile(anew bool) (changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -111,15 +111,15 @@ func (t *table) repair(anew bool) (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("making the nftables table %s: %w", t.name(), err)
 	}
-	if build { // what came without the table went to the sockets that hold the ports
+	if build { // packets that arrived without the table went to the sockets that hold the ports
 		t.forgetDatagrams(t.all())
 	}
 	return changed, nil
 }
 
-// apply does it in one transaction. Where that is refused, a chain of others went
-// meanwhile, or belongs to a process that owns its table: ours doesn't wait for it,
-// and each of them is tried alone.
+// apply makes the changes in one transaction. If that is refused, a chain vanished
+// meanwhile or belongs to a process that owns its table: then our table is applied
+// alone, and each of the others' chains by itself.
 func (t *table) apply(build bool, foreign []change) (changed bool, err error) {
 	if err = t.commit(build, foreign); err == nil {
 		for _, f := range foreign {
@@ -144,10 +144,10 @@ func (t *table) apply(build bool, foreign []change) (changed bool, err error) {
 	return changed, nil
 }
 
-// forgetDatagrams is only logged where it fails: senders that begin anew are right.
+// forgetDatagrams only logs a failure: senders that use a new port work.
 func (t *table) forgetDatagrams(ports []destination) {
 	if err := forgetDatagrams(ports); err != nil {
-		t.log.Warn("senders over UDP may not reach a container", "err", err)
+		t.log.Warn("UDP senders may not reach a container", "err", err)
 	}
 }
 
@@ -169,7 +169,7 @@ func (t *table) commit(build bool, foreign []change) error {
 	return c.Flush()
 }
 
-// build adds the whole table to c's batch, in place of one that is there.
+// build adds the whole table to c's batch, replacing an existing one.
 func (t *table) build(c *nftables.Conn) error {
 	c.AddTable(t.ours())
 	c.DelTable(t.ours())
@@ -211,7 +211,7 @@ func (t *table) maps() (map[string]*nftables.Set, error) {
 	return maps, nil
 }
 
-// chain is a chain as it should be.
+// chain describes a chain of the table.
 type chain struct {
 	*nftables.Chain
 	rules [][]expr.Any
@@ -243,8 +243,8 @@ func (t *table) chains(maps map[string]*nftables.Set) []chain {
 	}
 }
 
-// intact reports whether r has our table as it should be. Who edits one of our rules
-// in place is not noticed.
+// intact reports whether r has our complete table. An edit within one of our rules goes
+// unnoticed.
 func (t *table) intact(r *ruleset) (bool, error) {
 	want := t.chains(map[string]*nftables.Set{"any_tcp": {}, "any_udp": {}, "one_tcp": {}, "one_udp": {}})
 	for _, w := range want {
@@ -292,7 +292,7 @@ func sameElements(have, want []nftables.SetElement) bool {
 	return len(values) == 0
 }
 
-// intend has the next reconcile publish a sandbox's ports.
+// intend makes the next reconcile publish a sandbox's ports.
 func (t *table) intend(s *Sandbox) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -311,7 +311,7 @@ func destinations(s *Sandbox) []destination {
 	return out
 }
 
-// publish adds a sandbox's elements; those that are there already stay.
+// publish adds a sandbox's elements; existing ones stay.
 func (t *table) publish(s *Sandbox) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -343,8 +343,8 @@ func (t *table) unpublish(s *Sandbox) error {
 	return nil
 }
 
-// elementwise changes the elements of ports. Where the table or an element is
-// missing, all of it is made again as it is wanted now.
+// elementwise changes the elements of ports. If the table or an element is missing, the
+// whole table is rebuilt in its desired state.
 func (t *table) elementwise(ports []destination, change func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
 	c, err := dial()
 	if err != nil {
@@ -373,7 +373,7 @@ func (t *table) destroy() error {
 	if err != nil {
 		return err
 	}
-	c.AddTable(t.ours()) // that it is missing is no error
+	c.AddTable(t.ours()) // a missing table is no error
 	c.DelTable(t.ours())
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("removing the nftables table: %w", err)
@@ -393,7 +393,7 @@ func (t *table) all() []destination {
 	return all
 }
 
-// elementsOf returns the elements of ports by their map.
+// elementsOf returns the elements of ports, by map.
 func elementsOf(ports []destination) map[string][]nftables.SetElement {
 	out := map[string][]nftables.SetElement{}
 	for _, p := range ports {
@@ -407,7 +407,7 @@ func elementsOf(ports []destination) map[string][]nftables.SetElement {
 	return out
 }
 
-// perMessage keeps a message of elements below the 64 KiB of an attribute.
+// perMessage keeps a message of elements below netlink's 64 KiB per attribute.
 const perMessage = 400
 
 func addElements(c *nftables.Conn, s *nftables.Set, elements []nftables.SetElement) error {
@@ -428,7 +428,7 @@ func deleteElements(c *nftables.Conn, s *nftables.Set, elements []nftables.SetEl
 	return nil
 }
 
-// pad lays a port out as concatenations have it: in four bytes.
+// pad lays out a port in four bytes, as concatenations do.
 func pad(port uint16) []byte {
 	b := make([]byte, 4)
 	binary.BigEndian.PutUint16(b, port)
@@ -483,13 +483,12 @@ func dnatted(op expr.CmpOp) []expr.Any {
 	return ct(expr.CtKeySTATUS, ipsDstNAT, op)
 }
 
-// unanswered matches what is neither of a connection that was answered nor related
-// to one.
+// unanswered matches packets of connections that are neither established nor related.
 func unanswered() []expr.Any {
 	return ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq)
 }
 
-// ct compares some bits of conntrack's key with none.
+// ct compares bits of a conntrack key with zero.
 func ct(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Key: key, Register: 1},

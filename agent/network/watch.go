@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// between two looks at a ruleset that changes all the time
+	// minimum interval between checks of a ruleset that keeps changing
 	lookEvery = 100 * time.Millisecond
-	// after a look that failed
+	// after a failed check
 	lookAgain = 2 * time.Second
 )
 
@@ -25,13 +25,13 @@ type watcher struct {
 	t      *table
 	events *netlink.Conn
 	ns     netns.NsHandle
-	look   chan struct{} // holds one: any number of changes is one look
+	look   chan struct{} // buffers one token: any number of changes is one check
 	stop   context.CancelFunc
 	done   sync.WaitGroup
 	once   sync.Once
 }
 
-// watch begins to, in the calling thread's namespace, until Close.
+// watch starts watching the calling thread's namespace, until Close.
 func watch(t *table) (*watcher, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -63,13 +63,13 @@ func (w *watcher) Close() (err error) {
 	return err
 }
 
-// listen has reconcile look at each change.
+// listen triggers a check for each change.
 func (w *watcher) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		msgs, err := w.events.Receive()
-		if err != nil && !errors.Is(err, unix.ENOBUFS) { // ENOBUFS: there was more than fits
+		if err != nil && !errors.Is(err, unix.ENOBUFS) { // ENOBUFS: messages were lost
 			if ctx.Err() == nil {
-				w.t.log.Error("this host's firewall is not watched any more: published ports may stop working when it changes", "err", err)
+				w.t.log.Error("this host's firewall is no longer watched: published ports may stop working when it changes", "err", err)
 			}
 			return
 		}
@@ -83,8 +83,8 @@ func (w *watcher) listen(ctx context.Context) {
 	}
 }
 
-// concerns reports whether there is a change to tables, chains or rules. Elements
-// come and go with each container, and are nobody else's.
+// concerns reports whether a message is about tables, chains or rules. Elements come and
+// go with each container, and are only ours.
 func concerns(msgs []netlink.Message) bool {
 	for _, m := range msgs {
 		if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES {
@@ -98,11 +98,11 @@ func concerns(msgs []netlink.Message) bool {
 	return false
 }
 
-// reconcile runs on a thread of its own, in the namespace that is watched.
+// reconcile runs on a thread of its own, in the watched namespace.
 func (w *watcher) reconcile(ctx context.Context) {
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 	if err := netns.Set(w.ns); err != nil {
-		w.t.log.Error("entering the network namespace that is watched", "err", err)
+		w.t.log.Error("entering the watched network namespace", "err", err)
 		return
 	}
 	retry := time.NewTimer(0)
@@ -118,10 +118,10 @@ func (w *watcher) reconcile(ctx context.Context) {
 		changed, err := w.t.reconcile(false)
 		switch {
 		case err != nil:
-			w.t.log.Error("this host's firewall changed, and published ports may not be reached", "err", err)
+			w.t.log.Error("this host's firewall changed, and published ports may be unreachable", "err", err)
 			retry.Reset(lookAgain)
 		case changed:
-			w.t.log.Info("this host's firewall changed: drover's rules were made again")
+			w.t.log.Info("this host's firewall changed: restored drover's rules")
 		}
 		select {
 		case <-ctx.Done():

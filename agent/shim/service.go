@@ -1,7 +1,7 @@
-// Package shim is drover's runc shim: containerd's task service, with the
-// container's output read by the shim itself into a log, stdin taken over a
-// socket, and a durable record written before an exit is told to anybody. It
-// outlives agent and containerd; starting and asking it is theirs.
+// Package shim is drover's runc shim: containerd's task service, except that the shim
+// itself reads the container's output into a log, takes stdin over a socket, and durably
+// records an exit before it reports it. It outlives agent and containerd, which start
+// and call it.
 package shim
 
 import (
@@ -26,21 +26,21 @@ import (
 	"github.com/drover/drover/pkg/durable"
 )
 
-// outputWithin bounds how long an exit waits for the last output: processes
-// that left the container's namespace may hold its pipes open for ever.
+// outputWithin bounds how long an exit waits for the last output: processes that left
+// the container's namespace may hold its pipes open for ever.
 const outputWithin = 3 * time.Second
 
-// maxBehind bounds, in bytes, what an exec that ended may still have in its pipes and
-// on the way: two that hold 1 MiB each, as a program may ask for, and take turns.
+// maxBehind bounds, in bytes, what an exec may still have in its pipes and in flight
+// when it ends: two pipes of at most 1 MiB each, which take turns.
 const maxBehind = 4 << 20
 
-// Pauses between tries to record an exit.
+// Pauses between attempts to record an exit.
 const (
 	minPause = 50 * time.Millisecond
 	maxPause = 5 * time.Second
 )
 
-// service wraps containerd's.
+// service wraps containerd's task service.
 type service struct {
 	taskAPI.TTRPCTaskService
 
@@ -60,7 +60,7 @@ func New(ctx context.Context, p shim.Publisher, sd shutdown.Service) (taskAPI.TT
 	return s, nil
 }
 
-// RegisterTTRPC lets containerd's shim server find the service.
+// RegisterTTRPC registers the service with containerd's shim server.
 func (s *service) RegisterTTRPC(srv *ttrpc.Server) error {
 	taskAPI.RegisterTTRPCTaskService(srv, s)
 	return nil
@@ -104,8 +104,7 @@ func (s *service) Start(ctx context.Context, r *taskAPI.StartRequest) (*taskAPI.
 	if r.ExecID == "" && t != nil {
 		t.started(began)
 	}
-	// A containerd that dies meanwhile must not leave a process of which nobody
-	// knows whether it began.
+	// If containerd dies meanwhile, it must stay known whether the process began.
 	resp, err := s.TTRPCTaskService.Start(context.WithoutCancel(ctx), r)
 	switch {
 	case r.ExecID == "" && t != nil:
@@ -165,10 +164,10 @@ func (s *service) Delete(ctx context.Context, r *taskAPI.DeleteRequest) (*taskAP
 		e.close()
 	case r.ExecID == "" && t != nil:
 		t.close()
-		// With it, Stop need not start a second `runc delete`.
+		// With this, Stop need not run `runc delete` again.
 		if b, err := json.Marshal(deleted{Pid: resp.Pid, Status: resp.ExitStatus, At: resp.ExitedAt.AsTime()}); err == nil {
 			if err := durable.WriteFile(filepath.Join(t.bundle, deletedFile), b, 0o600); err != nil {
-				log.G(ctx).WithError(err).Warn("the deletion was not noted")
+				log.G(ctx).WithError(err).Warn("the deletion can't be recorded")
 			}
 		}
 	}
@@ -176,12 +175,12 @@ func (s *service) Delete(ctx context.Context, r *taskAPI.DeleteRequest) (*taskAP
 }
 
 func (s *service) closeStdin(id, exec string) {
-	//nolint:forbidigo // a client of the socket asks for it, not a caller of the service
+	//nolint:forbidigo // the socket's client triggers it, not a caller of the service
 	_, _ = s.CloseIO(context.Background(), &taskAPI.CloseIORequest{ID: id, ExecID: exec, Stdin: true})
 }
 
-// ended writes the exit record of a task before its exit is published, and tells
-// who listens to an exec of its exit.
+// ended writes a task's exit record before the exit is published, and reports an exec's
+// exit to its client.
 func (s *service) ended(ctx context.Context, e *eventstypes.TaskExit) {
 	s.mu.Lock()
 	t, x := s.tasks[e.ContainerID], s.execs[e.ContainerID+"/"+e.ID]
@@ -202,7 +201,7 @@ func (s *service) ended(ctx context.Context, e *eventstypes.TaskExit) {
 		if err == nil {
 			return
 		}
-		log.G(ctx).WithError(err).Error("the exit was not recorded")
+		log.G(ctx).WithError(err).Error("the exit can't be recorded")
 		select {
 		case <-time.After(wait):
 		case <-t.gone:
@@ -211,7 +210,7 @@ func (s *service) ended(ctx context.Context, e *eventstypes.TaskExit) {
 	}
 }
 
-// publisher sees events on their way out.
+// publisher intercepts events before they are published.
 type publisher struct {
 	shim.Publisher
 	s *service

@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/shim"
 )
 
-// deletedFile in a bundle says that Delete succeeded, and with what.
+// deletedFile in a bundle records that Delete succeeded, and its result.
 const deletedFile = "drover-deleted"
 
 type deleted struct {
@@ -19,11 +19,11 @@ type deleted struct {
 	At     time.Time `json:"at"`
 }
 
-// Manager is containerd's shim manager, whose Stop starts no second `runc
-// delete --force` where the first one succeeded.
+// Manager is containerd's shim manager, except that Stop runs no second `runc delete
+// --force` if Delete succeeded.
 type Manager struct{ shim.Shim }
 
-// Stop is run as a process of its own by containerd after a shim has ended.
+// Stop is run by containerd as a separate process after a shim has ended.
 func (m Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if cwd, err := os.Getwd(); err == nil {
 		var d deleted

@@ -22,7 +22,7 @@ import (
 	"github.com/drover/drover/pkg/bulk"
 )
 
-// fifos are a process's ends in a folder; the shim itself is at the other ends.
+// fifos are a process's ends, in a directory; the shim itself is at the other ends.
 type fifos struct {
 	dir        string
 	stdin, tty bool
@@ -57,8 +57,7 @@ func (f fifos) make() error {
 	return nil
 }
 
-// release lets go of whoever waits for the other end of a fifo that will never
-// be opened.
+// release unblocks whoever waits for the other end of a fifo that will never be opened.
 func (f fifos) release() {
 	in, out, errp := f.paths()
 	for _, p := range []string{out, errp} {
@@ -77,9 +76,9 @@ func (f fifos) release() {
 	}
 }
 
-// drain reads a fifo to its end and hands on what comes.
+// drain reads a fifo to its end and passes on the data.
 func drain(path string, to func([]byte)) {
-	f, err := os.OpenFile(path, os.O_RDONLY, 0) // blocks until the writer is there
+	f, err := os.OpenFile(path, os.O_RDONLY, 0) // blocks until the writer has opened it
 	if err != nil {
 		return
 	}
@@ -96,11 +95,11 @@ func drain(path string, to func([]byte)) {
 	}
 }
 
-// stdin writes what clients send into a fifo.
+// stdin writes the clients' input into a fifo.
 type stdin struct {
 	path    string
-	closeIO func()        // containerd's own end
-	open    chan struct{} // closed when containerd has its own end open
+	closeIO func()        // closes containerd's own end
+	open    chan struct{} // closed when containerd has opened its own end
 	gone    chan struct{} // closed when it never will
 	mu      sync.Mutex
 	f       *os.File
@@ -131,13 +130,13 @@ func (s *stdin) end() {
 		return
 	}
 	s.closed = true
-	if s.f == nil { // the process must still see an end
+	if s.f == nil { // the process must still get an EOF
 		s.f, _ = os.OpenFile(s.path, os.O_WRONLY, 0)
 	}
 	if s.f != nil {
 		_ = s.f.Close()
 	}
-	select { // an end that comes first would find nothing to close, and never come again
+	select { // an early end would find nothing to close, and never come again
 	case <-s.open:
 		s.closeIO()
 	case <-s.gone:
@@ -171,7 +170,7 @@ func (s *stdin) feed(c io.Reader, once bool) {
 	}
 }
 
-// taskIO is one attempt's output and input.
+// taskIO is the output and input of one attempt.
 type taskIO struct {
 	fifos
 	addr   shimapi.Stdio
@@ -217,7 +216,7 @@ func newTaskIO(a shimapi.Stdio, bundle string, closeIO func()) (*taskIO, error) 
 	return t, nil
 }
 
-// append keeps the container going when the disk is full: output is dropped then.
+// append drops output when the disk is full, so that the container keeps running.
 func (t *taskIO) append(stream byte, p []byte) {
 	if err := t.log.Write(stream, time.Now(), p); err != nil {
 		log.L.WithError(err).Error("output was lost")
@@ -236,7 +235,8 @@ func (t *taskIO) started(at time.Time) {
 	t.began = at
 }
 
-// hasBegun reports whether the process was started: one that was only created has no exit.
+// hasBegun reports whether the process was started: one that was only created has no
+// exit.
 func (t *taskIO) hasBegun() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -251,7 +251,7 @@ func (t *taskIO) writeTimings(ctx context.Context) {
 		err = os.WriteFile(shimapi.TimingsFile(t.addr.ExitFile), b, 0o600)
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("timings were not kept")
+		log.G(ctx).WithError(err).Warn("timings can't be stored")
 	}
 }
 
@@ -286,23 +286,23 @@ func (t *taskIO) close() {
 	})
 }
 
-// execIO is one exec's streams: no log, live frames to the first client, and its
-// exit behind them.
+// execIO is the streams of one exec: no log, live frames to the first client, followed
+// by its exit.
 type execIO struct {
 	fifos
 	l     net.Listener
 	in    *stdin
 	out   sync.WaitGroup
-	slow  stopwatch // runs while a client is waited for
+	slow  stopwatch // runs while waiting for a client
 	sent  atomic.Int64
-	most  atomic.Int64  // that is to be sent; 0: no end is known yet
-	full  chan struct{} // closed when most was sent
+	most  atomic.Int64  // bytes to be sent; 0: not known yet
+	full  chan struct{} // closed when most bytes were sent
 	fill  sync.Once
 	clos  sync.Once
 	gone  chan struct{}
-	begun chan struct{} // closed when its process runs
-	over  chan struct{} // closed behind the last frame
-	first chan struct{} // closed when there is a client
+	begun chan struct{} // closed when its process has started
+	over  chan struct{} // closed after the last frame
+	first chan struct{} // closed when a client has connected
 
 	once   sync.Once        // guards the two below
 	exit   shimapi.ExecExit // set before exited is closed
@@ -379,11 +379,11 @@ func (e *execIO) send(kind byte, p []byte) {
 		e.fill.Do(func() { close(e.full) })
 	}
 	if e.client != nil {
-		_ = bulk.WriteFrame(e.client, kind, p) // a client that left: the process goes on unheard
+		_ = bulk.WriteFrame(e.client, kind, p) // if the client left, the process continues unread
 	}
 }
 
-// ended is called when the process has; containerd may say so more than once.
+// ended is called when the process has ended; containerd may report that more than once.
 func (e *execIO) ended(x shimapi.ExecExit) {
 	e.once.Do(func() {
 		e.exit = x
@@ -391,7 +391,7 @@ func (e *execIO) ended(x shimapi.ExecExit) {
 	})
 }
 
-// finish sends the exit behind all output, which ends the stream.
+// finish sends the exit after all output, which ends the stream.
 func (e *execIO) finish() {
 	select {
 	case <-e.exited:
@@ -399,7 +399,7 @@ func (e *execIO) finish() {
 		select {
 		case <-e.first:
 		case <-e.gone:
-		case <-time.After(outputWithin): // nobody listens
+		case <-time.After(outputWithin): // nobody is reading
 		}
 	case <-e.gone:
 	}
@@ -418,9 +418,9 @@ func (e *execIO) finish() {
 	_ = e.l.Close()
 }
 
-// waitOutput returns when all output was sent, or more than its pipes held when the
-// process ended, or there was time to: what the process left behind may hold them open,
-// and write to them, for ever. The time that a client reads slowly doesn't count.
+// waitOutput returns when all output was sent, or more than the pipes held when the
+// process ended, or after outputWithin: background processes may hold the pipes open,
+// and write to them, for ever. Time during which a client reads slowly doesn't count.
 func (e *execIO) waitOutput() {
 	e.most.Store(e.sent.Load() + maxBehind)
 	done := make(chan struct{})
@@ -439,11 +439,11 @@ func (e *execIO) waitOutput() {
 	}
 }
 
-// stopwatch adds up times. Safe for concurrent use.
+// stopwatch accumulates time. Safe for concurrent use.
 type stopwatch struct {
 	mu    sync.Mutex // guards the fields below
 	sum   time.Duration
-	since time.Time // zero: it stands
+	since time.Time // zero: stopped
 }
 
 func (s *stopwatch) start() {

@@ -14,7 +14,7 @@ var defaultCapabilities = []string{
 
 const allAccess = "rwm"
 
-// base is the spec of a container of which nothing was asked.
+// base is the spec of a container with default options.
 func base(n Node) *specs.Spec {
 	return &specs.Spec{
 		Version: specs.Version,
@@ -42,8 +42,8 @@ func capabilities(names []string) *specs.LinuxCapabilities {
 	return &specs.LinuxCapabilities{Bounding: names, Effective: names, Permitted: names}
 }
 
-// defaultNamespaces are all but the user's; as to docker, containers see the host's
-// cgroups with v1, and have a namespace of their own with v2.
+// defaultNamespaces are all but user. As in docker, containers see the host's cgroups
+// with v1, and have a cgroup namespace with v2.
 func defaultNamespaces(n Node) []specs.LinuxNamespace {
 	out := []specs.LinuxNamespace{
 		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, {Type: specs.NetworkNamespace},
@@ -54,7 +54,7 @@ func defaultNamespaces(n Node) []specs.LinuxNamespace {
 	return out
 }
 
-// defaultDevices are what every container may use: runc makes them.
+// defaultDevices are allowed to every container; runc creates them.
 func defaultDevices() []specs.LinuxDeviceCgroup {
 	char := func(major int64, minor ...int64) specs.LinuxDeviceCgroup {
 		d := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Access: allAccess}

@@ -14,7 +14,7 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// Binds returns the paths of the host that a request mounts, with -v and --mount.
+// Binds returns the host paths that a request mounts, with -v and --mount.
 func Binds(h *container.HostConfig) ([]mount.Mount, error) {
 	out, err := volumes(h)
 	for _, m := range h.Mounts {
@@ -25,7 +25,7 @@ func Binds(h *container.HostConfig) ([]mount.Mount, error) {
 	return out, err
 }
 
-// volumes are -v's.
+// volumes returns the mounts of -v.
 func volumes(h *container.HostConfig) (out []mount.Mount, err error) {
 	for _, b := range h.Binds {
 		m, err := bindOf(b)
@@ -37,7 +37,7 @@ func volumes(h *container.HostConfig) (out []mount.Mount, err error) {
 	return out, nil
 }
 
-// wanted are docker's own files, then what the user asked for.
+// wanted returns docker's own files, followed by what the user asked for.
 func wanted(h *container.HostConfig, f Facts) ([]specs.Mount, error) {
 	out := ownFiles(f.Dir)
 	if h.IpcMode.IsHost() {
@@ -75,7 +75,7 @@ func wanted(h *container.HostConfig, f Facts) ([]specs.Mount, error) {
 	return inOrder(out), nil
 }
 
-// inOrder puts a mount behind those that it lies below, and leaves the last one of
+// inOrder sorts a mount after those that it is below, and keeps only the last one at
 // each path.
 func inOrder(all []specs.Mount) (out []specs.Mount) {
 	slices.SortStableFunc(all, func(a, b specs.Mount) int {
@@ -93,7 +93,7 @@ func inOrder(all []specs.Mount) (out []specs.Mount) {
 	return out
 }
 
-// bindOf reads -v's source:target[:mode].
+// bindOf parses -v's source:target[:mode].
 func bindOf(b string) (mount.Mount, error) {
 	p := strings.Split(b, ":")
 	if len(p) < 2 || len(p) > 3 || !filepath.IsAbs(p[1]) {
@@ -109,8 +109,8 @@ func bindOf(b string) (mount.Mount, error) {
 	return m, nil
 }
 
-// readMode takes a mode apart: of each kind at most one. Labels and how consistent
-// a mount is mean nothing here, as they don't to docker on Linux without SELinux.
+// readMode parses a mode, which has at most one of each kind. SELinux labels and the
+// consistency of a mount are ignored, as docker on Linux without SELinux ignores them.
 func readMode(mode string, m *mount.Mount) bool {
 	kinds := map[string]int{}
 	for _, f := range strings.Split(mode, ",") {
@@ -173,7 +173,7 @@ func bind(m mount.Mount, n Node) (specs.Mount, error) {
 	return specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: append(opts, string(prop))}, nil
 }
 
-// readOnly is recursive by default, where kernel and runc can do that.
+// readOnly is recursive by default, if kernel and runc support that.
 func readOnly(o *mount.BindOptions, n Node) (string, error) {
 	switch {
 	case o.ReadOnlyNonRecursive && o.ReadOnlyForceRecursive:
@@ -218,8 +218,8 @@ func tmpfs(to, opts string) specs.Mount {
 	return specs.Mount{Destination: to, Type: "tmpfs", Source: "tmpfs", Options: o}
 }
 
-// mounts adds a container's in place of the default ones at the same path, and sets
-// what they need of the root: a container whose root is private shares nothing.
+// mounts replaces default mounts at the same path with the container's, and sets the
+// root propagation that they need: a container whose root is private shares nothing.
 func mounts(s *specs.Spec, h *container.HostConfig, f Facts) error {
 	all, err := wanted(h, f)
 	if err != nil {

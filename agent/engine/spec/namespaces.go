@@ -8,11 +8,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// DefaultNetwork is the name of a node's own.
+// DefaultNetwork is the name of a node's own network.
 const DefaultNetwork = "bridge"
 
-// Networks returns the names of the networks that a request asks for, for a namespace
-// of the container's own; host says that it is to be in the host's instead.
+// Networks returns the names of the networks that a request asks for, in a network
+// namespace of the container's own; host reports that it uses the host's instead.
 func Networks(c container.CreateRequest) (names []string, host bool) {
 	var mode container.NetworkMode
 	if c.HostConfig != nil {
@@ -32,7 +32,7 @@ func namespaces(s *specs.Spec, c container.CreateRequest, netns string) {
 	switch names, host := Networks(c); {
 	case host:
 		share(s, specs.NetworkNamespace)
-	case len(names) > 0: // the sandbox that is made at each start
+	case len(names) > 0: // the sandbox that is created at each start
 		own(s, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})
 	}
 	if h.PidMode.IsHost() {
@@ -53,7 +53,7 @@ func namespaces(s *specs.Spec, c container.CreateRequest, netns string) {
 	}
 }
 
-// share leaves a container in the host's namespace.
+// share puts a container into the host's namespace.
 func share(s *specs.Spec, of specs.LinuxNamespaceType) {
 	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == of })
 }
@@ -67,11 +67,11 @@ func own(s *specs.Spec, ns specs.LinuxNamespace) {
 	s.Linux.Namespaces[i] = ns
 }
 
-// sysctls are docker's own, and the user's over them. In a network namespace of its
-// own, anybody may listen on any port and send an ICMP echo.
+// sysctls are docker's defaults, overridden by the user's. In a network namespace of its
+// own, any user may listen on any port and send ICMP echo requests.
 func sysctls(s *specs.Spec, c container.CreateRequest) {
 	all := map[string]string{}
-	if c.Domainname != "" { // not the spec's field for it, which runc knows from 1.2 on only
+	if c.Domainname != "" { // not the spec's field, which only runc 1.2 and later supports
 		all["kernel.domainname"] = c.Domainname
 	}
 	if _, host := Networks(c); !host {

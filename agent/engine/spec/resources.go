@@ -22,8 +22,8 @@ func resources(s *specs.Spec, h *container.HostConfig) {
 	}
 }
 
-// memory is nil where nothing is asked for. A limit comes with twice as much for
-// memory and swap together, as docker's does.
+// memory returns nil if no limit is requested. As in docker, memory and swap together
+// are limited to twice the memory limit by default.
 func memory(h *container.HostConfig) *specs.LinuxMemory {
 	m := specs.LinuxMemory{}
 	if h.Memory > 0 {
@@ -36,7 +36,7 @@ func memory(h *container.HostConfig) *specs.LinuxMemory {
 	if h.MemoryReservation > 0 {
 		m.Reservation = &h.MemoryReservation
 	}
-	if p := h.MemorySwappiness; p != nil && *p >= 0 { // -1 is what docker's command sends for none
+	if p := h.MemorySwappiness; p != nil && *p >= 0 { // -1 is docker's default
 		swappiness := uint64(*p)
 		m.Swappiness = &swappiness
 	}

@@ -15,13 +15,13 @@ import (
 	"github.com/drover/drover/pkg/securityopt"
 )
 
-// AllCapabilities are those that Linux has.
+// AllCapabilities are all capabilities of Linux.
 func AllCapabilities() *specs.LinuxCapabilities { return capabilities(known()) }
 
-func known() []string { return slices.Sorted(slices.Values(cap.Known())) } // which are in no order
+func known() []string { return slices.Sorted(slices.Values(cap.Known())) } // cap.Known is unordered
 
-// security sets capabilities and what confines them: seccomp, whose default profile
-// depends on them, AppArmor, and paths.
+// security sets capabilities and what confines the container: seccomp, whose default
+// profile depends on the capabilities, AppArmor, and masked paths.
 func security(s *specs.Spec, h *container.HostConfig, f Facts) error {
 	opts, err := securityopt.Parse(h.SecurityOpt)
 	if err != nil {
@@ -43,7 +43,7 @@ func security(s *specs.Spec, h *container.HostConfig, f Facts) error {
 		writable(s, "cgroup")
 	}
 	for _, l := range opts.Labels {
-		if l != "disable" && f.Node.SELinux { // without SELinux they mean nothing, as to docker
+		if l != "disable" && f.Node.SELinux { // without SELinux, docker ignores them too
 			return task.Refuse("invalid --security-opt: label=%s: drover sets no SELinux labels yet", l)
 		}
 	}
@@ -54,8 +54,8 @@ func security(s *specs.Spec, h *container.HostConfig, f Facts) error {
 	return err
 }
 
-// privileged containers have all that the agent has, and all of the host's devices;
-// those that are named get another path.
+// privileged gives a container all of the agent's capabilities and all of the host's
+// devices; devices that are named get another path.
 func privileged(s *specs.Spec, h *container.HostConfig, f Facts) {
 	s.Process.Capabilities = capabilities(slices.Clone(f.Node.Capabilities))
 	s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
@@ -85,7 +85,7 @@ func unprivileged(s *specs.Spec, h *container.HostConfig, f Facts) error {
 	return nil
 }
 
-// granted are docker's capabilities with some added and some dropped.
+// granted returns docker's default capabilities with some added and some dropped.
 func granted(add, drop []string) []string {
 	var out []string
 	switch {
@@ -114,15 +114,15 @@ func caps(names []string) []string {
 	return out
 }
 
-// devices adds what a mapping's path on the host was found to be: one device, or
-// those of a folder.
+// devices adds what a mapping's path on the host refers to: one device, or those of a
+// directory.
 func devices(s *specs.Spec, found []specs.LinuxDevice, d container.DeviceMapping) {
 	for _, dev := range found {
 		switch {
 		case d.PathInContainer == "":
 		case dev.Path == d.PathOnHost:
 			dev.Path = d.PathInContainer
-		default: // in a folder
+		default: // in a directory
 			dev.Path = filepath.Join(d.PathInContainer, strings.TrimPrefix(dev.Path, filepath.Clean(d.PathOnHost)))
 		}
 		s.Linux.Devices = append(s.Linux.Devices, dev)
@@ -143,8 +143,8 @@ func writable(s *specs.Spec, kind string) {
 	}
 }
 
-// appArmor returns the profile where the kernel has AppArmor. Where it hasn't, docker
-// leaves out all of them; here one that was named is refused.
+// appArmor returns the profile if the kernel has AppArmor. If it hasn't, docker ignores
+// all profiles; drover refuses one that was named.
 func appArmor(name string, privileged bool, n Node) (string, error) {
 	switch {
 	case !n.AppArmor && name != "" && name != securityopt.Unconfined && name != securityopt.DefaultAppArmor:
@@ -159,7 +159,8 @@ func appArmor(name string, privileged bool, n Node) (string, error) {
 	return securityopt.DefaultAppArmor, nil
 }
 
-// filter returns seccomp's: of privileged containers only one that was asked for.
+// filter returns the seccomp filter: privileged containers have only one that was
+// requested.
 func filter(s *specs.Spec, profile string, privileged bool, n Node) (*specs.LinuxSeccomp, error) {
 	named := profile != "" && profile != securityopt.BuiltinSeccomp
 	switch {

@@ -1,7 +1,7 @@
-// Package spec plans containers: of docker's create request, the configuration of
-// the image and facts of the node it makes the OCI runtime's spec, as docker would.
-// It does no I/O. Finding the facts out, and refusing what they rule out, is the
-// engine's.
+// Package spec plans containers: from docker's create request, the image's configuration
+// and facts about the node it computes the spec for the OCI runtime, as docker would. It
+// does no I/O. Collecting the facts, and refusing what they rule out, is up to the
+// engine.
 package spec
 
 import (
@@ -22,24 +22,24 @@ import (
 // Node is what a spec depends on of its node.
 type Node struct {
 	Name              string
-	CgroupParent      string   // a cgroup of this node's containers, without a slash at its end
-	CgroupV2          bool     // cgroup v2 alone
-	RecursiveReadOnly bool     // read-only binds can hold for the mounts below them
+	CgroupParent      string   // a cgroup for this node's containers, without a trailing slash
+	CgroupV2          bool     // cgroup v2 only
+	RecursiveReadOnly bool     // read-only binds can be recursive
 	AppArmor, SELinux bool     // the kernel has them
-	Seccomp           bool     // the kernel has filters
+	Seccomp           bool     // the kernel supports filters
 	Capabilities      []string // the agent's own: those of privileged containers
-	MaskedPaths       []string // that containers don't see unless they are privileged
+	MaskedPaths       []string // hidden from containers that aren't privileged
 }
 
-// Facts are what a spec depends on beside the request and the image.
+// Facts are what a spec depends on besides the request and the image.
 type Facts struct {
 	Node  Node
 	ID    string     // of the container, 64 hex characters
-	Dir   string     // of HostsFile, HostnameFile and ResolvFile
-	Netns string     // of the container's sandbox, where it has networks
-	User  specs.User // User's, in the container's files
+	Dir   string     // directory of HostsFile, HostnameFile and ResolvFile
+	Netns string     // of the container's sandbox, if it has networks
+	User  specs.User // User, looked up in the container's files
 	// Devices are those that the request names, by their path on the host; for a
-	// privileged container all of the host's too, under "".
+	// privileged container also all of the host's, under "".
 	Devices map[string][]specs.LinuxDevice
 }
 
@@ -52,9 +52,9 @@ const (
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Plan returns the spec of a container. Equal arguments give equal specs, but for
-// docker's seccomp profile, which follows the running kernel. The request and the
-// facts stay unchanged, and may share memory with the spec. What can't be done is a
+// Plan returns the spec of a container. Equal arguments give equal specs, except for
+// docker's seccomp profile, which depends on the running kernel. The request and the
+// facts are not modified, and may share memory with the spec. What can't be done is a
 // *task.StartError.
 func Plan(c container.CreateRequest, img *ocispec.ImageConfig, f Facts) (*specs.Spec, error) {
 	c = whole(c)
@@ -86,7 +86,8 @@ func Plan(c container.CreateRequest, img *ocispec.ImageConfig, f Facts) (*specs.
 	return s, nil
 }
 
-// annotations are the user's, without those that would steer what runs the container.
+// annotations returns the user's, except those that would control what runs the
+// container.
 func annotations(s *specs.Spec, all map[string]string) {
 	users := maps.Clone(all)
 	maps.DeleteFunc(users, func(k, _ string) bool { return fields.Reserved(k) })
@@ -95,7 +96,7 @@ func annotations(s *specs.Spec, all map[string]string) {
 	}
 }
 
-// whole returns a request whose parts are all there.
+// whole returns a request with no nil parts.
 func whole(c container.CreateRequest) container.CreateRequest {
 	if c.Config == nil {
 		c.Config = &container.Config{}
@@ -106,14 +107,14 @@ func whole(c container.CreateRequest) container.CreateRequest {
 	return c
 }
 
-// User returns whom a container runs as, in docker's words ("web", "0:0"; "" is
-// root), and the groups that were asked for beside the user's own.
+// User returns the user that a container runs as, in docker's syntax ("web", "0:0"; ""
+// is root), and the groups requested in addition to the user's own.
 func User(c container.CreateRequest, img *ocispec.ImageConfig) (name string, groups []string) {
 	c = whole(c)
 	return cmp.Or(c.User, img.User), c.HostConfig.GroupAdd
 }
 
-// Hostname returns a container's.
+// Hostname returns a container's hostname.
 func Hostname(c container.CreateRequest, id, node string) string {
 	if c.Config != nil && c.Hostname != "" {
 		return c.Hostname
@@ -124,7 +125,7 @@ func Hostname(c container.CreateRequest, id, node string) string {
 	return id[:min(12, len(id))]
 }
 
-// args are the entrypoint and command, the image's where the request has none.
+// args returns the entrypoint and command, by default the image's.
 func args(c *container.Config, img *ocispec.ImageConfig) ([]string, error) {
 	entry, cmd := []string(c.Entrypoint), []string(c.Cmd)
 	if len(entry) == 0 {
@@ -135,7 +136,7 @@ func args(c *container.Config, img *ocispec.ImageConfig) ([]string, error) {
 			entry = img.Entrypoint
 		}
 	}
-	if len(entry) == 1 && entry[0] == "" { // --entrypoint "" takes the image's away
+	if len(entry) == 1 && entry[0] == "" { // --entrypoint "" removes the image's
 		entry = nil
 	}
 	all := slices.Concat(entry, cmd)
@@ -171,7 +172,7 @@ func MergeEnv(env, more []string) []string {
 	return env
 }
 
-// ownFiles are docker's, mounted into each container.
+// ownFiles returns docker's own mounts of each container.
 func ownFiles(dir string) (out []specs.Mount) {
 	for _, name := range []string{HostnameFile, HostsFile, ResolvFile} {
 		out = append(out, specs.Mount{Destination: "/etc/" + name, Type: "bind", Source: filepath.Join(dir, name), Options: []string{"rbind", "rprivate"}})

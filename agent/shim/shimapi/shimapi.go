@@ -1,7 +1,7 @@
-// Package shimapi is the contract between an agent and the shims that outlive
-// it: how a task's stdio is asked for, what an exit record holds, and how stdin
-// and an exec's streams go over a shim's socket. It changes by new versions
-// only: a shim of last year must be understood.
+// Package shimapi is the contract between an agent and the shims that outlive it: how a
+// task's stdio is requested, what an exit record contains, and how stdin and an exec's
+// streams are sent over a shim's socket. It only changes by new versions: shims started
+// by old builds must remain usable.
 package shimapi
 
 import (
@@ -23,10 +23,11 @@ const (
 	ExecScheme = "drover-exec"
 )
 
-// Stdio is where a task's output goes. It travels as containerd's stdout address.
+// Stdio describes where a task's output goes. It is passed as containerd's stdout
+// address.
 type Stdio struct {
 	LogDir       string
-	Socket       string // stdin frames come here; "" without stdin
+	Socket       string // accepts stdin frames; "" without stdin
 	ExitFile     string
 	Attempt      int32
 	SegmentBytes int64 // 0: the log's default
@@ -36,7 +37,7 @@ type Stdio struct {
 	TTY          bool
 }
 
-// URL is the address.
+// URL returns the address.
 func (s Stdio) URL() string {
 	q := url.Values{"v": {"1"}, "log": {s.LogDir}, "sock": {s.Socket}, "exit": {s.ExitFile}, "attempt": {strconv.Itoa(int(s.Attempt))}}
 	if s.SegmentBytes > 0 {
@@ -51,7 +52,7 @@ func (s Stdio) URL() string {
 	return TaskScheme + "://stdio?" + q.Encode()
 }
 
-// ParseStdio reads a task's address; ok is false for other schemes.
+// ParseStdio parses a task's address; ok is false for other schemes.
 func ParseStdio(addr string) (s Stdio, ok bool, err error) {
 	q, ok, err := parse(addr, TaskScheme)
 	if !ok || err != nil {
@@ -79,8 +80,8 @@ func ParseStdio(addr string) (s Stdio, ok bool, err error) {
 	return s, true, nil
 }
 
-// ExecIO is where an exec's streams go: frames out and stdin in over Socket. The
-// first client gets the output, and behind it a frame with an ExecExit; shims of
+// ExecIO describes where an exec's streams go: frames out and stdin in over Socket. The
+// first client receives the output, followed by a frame with an ExecExit; shims of
 // earlier builds end the stream without one.
 type ExecIO struct {
 	Socket string
@@ -89,7 +90,7 @@ type ExecIO struct {
 	TTY    bool
 }
 
-// URL is the address.
+// URL returns the address.
 func (e ExecIO) URL() string {
 	q := url.Values{"v": {"1"}, "sock": {e.Socket}}
 	set(q, "attach", e.Attach)
@@ -98,7 +99,7 @@ func (e ExecIO) URL() string {
 	return ExecScheme + "://stdio?" + q.Encode()
 }
 
-// ParseExecIO reads an exec's address; ok is false for other schemes.
+// ParseExecIO parses an exec's address; ok is false for other schemes.
 func ParseExecIO(addr string) (e ExecIO, ok bool, err error) {
 	q, ok, err := parse(addr, ExecScheme)
 	if !ok || err != nil {
@@ -111,7 +112,7 @@ func ParseExecIO(addr string) (e ExecIO, ok bool, err error) {
 	return e, true, nil
 }
 
-// ExecExit is how an exec ended. Its JSON is what protobuf makes of an Exit.
+// ExecExit is an exec's exit. Its JSON is that of a dv1.Exit in protojson.
 type ExecExit struct {
 	Code int32 `json:"code"`
 	At   int64 `json:"at,string"` // Unix nanoseconds
@@ -128,7 +129,7 @@ type Exit struct {
 	LogEnd  uint64    `json:"logEnd"`
 }
 
-// WriteExit makes the record durable.
+// WriteExit writes the record durably.
 func WriteExit(path string, x Exit) error {
 	x.Version = 1
 	b, err := json.Marshal(x)
@@ -138,10 +139,10 @@ func WriteExit(path string, x Exit) error {
 	return durable.WriteFile(path, b, 0o600)
 }
 
-// ErrDamaged is a record that is there and can't be understood.
+// ErrDamaged reports a record that exists and can't be decoded.
 var ErrDamaged = errors.New("damaged")
 
-// ReadExit reads a record; fs.ErrNotExist while the attempt runs.
+// ReadExit reads a record; it returns fs.ErrNotExist while the attempt runs.
 func ReadExit(path string) (Exit, error) {
 	var x Exit
 	b, err := os.ReadFile(path)
@@ -157,7 +158,7 @@ func ReadExit(path string) (Exit, error) {
 	return x, nil
 }
 
-// Timing is a step that the shim took, for the trace of the run.
+// Timing is a step of the shim, for the trace of the run.
 type Timing struct {
 	Name  string    `json:"name"`
 	Start time.Time `json:"start"`
@@ -167,7 +168,7 @@ type Timing struct {
 // TimingsFile is beside an attempt's exit file.
 func TimingsFile(exitFile string) string { return exitFile + ".timings" }
 
-// ReadTimings returns what the shim noted; none is no error.
+// ReadTimings returns the steps that the shim recorded; none is no error.
 func ReadTimings(exitFile string) ([]Timing, error) {
 	b, err := os.ReadFile(TimingsFile(exitFile))
 	if errors.Is(err, fs.ErrNotExist) {
