@@ -1,6 +1,6 @@
-// Package streams is what an agent answers on its own port: attach, logs, exec,
-// signals, pulls and probes, as pkg/bulk lays them out. What they do to
-// containers is task.Streams'; who may call was decided by the connection.
+// Package streams serves an agent's own port: attach, logs, exec, signals, pulls and
+// probes, as specified by pkg/bulk. What they do to containers is up to task.Streams;
+// who may call was decided by the connection.
 package streams
 
 import (
@@ -27,16 +27,15 @@ import (
 	"github.com/drover/drover/pkg/route"
 )
 
-// maxBody bounds a request's body: an exec's environment, a pull's token.
+// maxBody bounds a request's body: an exec's environment, a pull's credentials.
 const maxBody = 1 << 20
 
-// pullQuiet is how often a pull that makes progress says so.
+// pullQuiet is the interval at which a pull reports progress.
 const pullQuiet = 100 * time.Millisecond
 
-// Options of Handler. Probe asks another node whether it is there. Peers answers
-// other nodes, which may use nothing else here; nil refuses them. Pull is called
-// with what is to be pulled, and Reading when a reader of a task's output comes; both
-// may be nil.
+// Options of Handler. Probe checks whether another node answers. Peers serves other
+// nodes, which may use nothing else here; nil refuses them. Pull is called with what is
+// to be pulled, and Reading when a reader of a task's output arrives; both may be nil.
 type Options struct {
 	Log     *slog.Logger
 	Probe   func(ctx context.Context, node, addr string) error
@@ -46,36 +45,36 @@ type Options struct {
 	Reading func(taskID string) Reader
 }
 
-// Images is the node's image store, as controllers use it.
+// Images is the node's image store, as used by controllers.
 type Images interface {
 	task.Puller
 	Remove(ctx context.Context, digest string) error
-	// Manifest returns a manifest, or an index, that was pulled.
+	// Manifest returns a manifest or index that was pulled.
 	Manifest(ctx context.Context, digest string) ([]byte, error)
 }
 
-// Reader is notified of one who reads a task's output: of which attempt, and when it
-// left, with the output to its end or without.
+// Reader is notified about a reader of a task's output: which attempt it reads, and when
+// it left, with the output to its end or without.
 type Reader interface {
 	Of(attempt int32)
 	Left(end bool)
 }
 
-// Calls remembers durably which calls were made, for those that must not be made
-// twice: First reports whether one is new, Undo forgets one that came to nothing.
+// Calls durably records calls that must not be made twice: First reports whether a call
+// is new, Undo forgets one that failed.
 type Calls interface {
 	First(key string) (bool, error)
 	Undo(key string) error
 }
 
-// handler is one of a server's.
+// handler is a method of server.
 type handler func(*server, http.ResponseWriter, *http.Request)
 
 func on(method, pattern string, who route.Who, body int64, h handler) route.Handled[handler] {
 	return route.Handled[handler]{Route: route.Route{Method: method, Pattern: pattern, At: route.Here, Who: who, Body: route.Bounded(body)}, Handle: h}
 }
 
-// table is pkg/bulk's paths, for controllers, and what other nodes may read.
+// table lists pkg/bulk's paths, for controllers, and what other nodes may read.
 var table = route.Table[handler]{
 	on(http.MethodPost, "/v1/tasks/{id}/attach", route.Controller, 0, (*server).attach),
 	on(http.MethodGet, "/v1/tasks/{id}/logs", route.Controller, 0, (*server).logs),
@@ -94,11 +93,11 @@ var table = route.Table[handler]{
 	on(http.MethodGet, "/v2/{name...}/blobs/{digest}", route.Node, 0, (*server).content),
 }
 
-// Routes are what Handler answers.
+// Routes lists what Handler serves.
 var Routes = table.Routes()
 
-// Handler answers Routes over the node's tasks and images. Callers are in a
-// request's context.
+// Handler serves Routes on the node's tasks and images. The caller is in the request's
+// context.
 func Handler(tasks task.Streams, images Images, o Options) http.Handler {
 	s := &server{tasks: tasks, images: images, log: o.Log, pulling: o.Pull, calls: o.Calls, reading: o.Reading, probe: o.Probe, peers: o.Peers}
 	if s.reading == nil {
@@ -146,7 +145,7 @@ func (s *server) answerProbe(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// content is what other nodes pull from here.
+// content is what other nodes pull from this one.
 func (s *server) content(w http.ResponseWriter, r *http.Request) {
 	if s.peers == nil {
 		refuse(w, &bulk.StatusError{Code: http.StatusForbidden, Message: "this node has nothing for other nodes"})
@@ -175,8 +174,8 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	read = s.relay(w, r, st, reader)
 }
 
-// relay joins an engine's stream with the caller's until either ends, and reports
-// whether the caller has read the end. Ended stdin is passed on as a half-close; a
+// relay connects an engine's stream with the caller's until either ends, and reports
+// whether the caller has read the end. The end of stdin is relayed as a half-close; a
 // caller that is gone ends the stream.
 func (s *server) relay(w http.ResponseWriter, r *http.Request, st task.Stream, reader Reader) (read bool) {
 	c, err := bulk.Hijack(w, r)
@@ -187,20 +186,20 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, st task.Stream, r
 	}
 	var up sync.WaitGroup
 	defer up.Wait()
-	defer func() { _, _ = c.Close(), st.Close() }() // which ends what goes up, wherever it waits
+	defer func() { _, _ = c.Close(), st.Close() }() // which also unblocks the goroutine that copies stdin
 	stop := context.AfterFunc(c.Context(), func() { _ = st.Close() })
 	defer stop()
 	up.Go(func() {
 		if _, err := io.Copy(st, c); err == nil {
 			_ = st.CloseWrite()
 		}
-		_, _ = io.Copy(io.Discard, c) // stdin that nobody takes stops no caller
+		_, _ = io.Copy(io.Discard, c) // unread stdin must not block the caller
 	})
 	for fr := bulk.NewFrameReader(st); ; {
 		kind, p, err := fr.Next()
 		switch {
 		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
-			_ = c.WriteFrame(bulk.FrameExit, nil) // an end without an exit is one too
+			_ = c.WriteFrame(bulk.FrameExit, nil) // an end without an exit is valid too
 			return false
 		case err != nil:
 			if c.Context().Err() == nil {
@@ -227,7 +226,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 	if t := q.Get("tail"); t != "" && t != "all" {
 		n, err := strconv.Atoi(t)
 		if err != nil {
-			n = -1 // docker takes what isn't a number for all
+			n = -1 // docker treats what isn't a number as all
 		}
 		tail = n
 	}
@@ -246,7 +245,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	defer s.reading(r.PathValue("id")).Left(false) // whose reader tells nobody how far it got
+	defer s.reading(r.PathValue("id")).Left(false) // such readers don't report how far they got
 	lr, err := s.tasks.Logs(r.Context(), r.PathValue("id"), task.LogOptions{
 		Stdout: flag(q.Get("stdout")), Stderr: flag(q.Get("stderr")), Follow: flag(q.Get("follow")),
 		Timestamps: flag(q.Get("timestamps")), Since: since, Until: until, Tail: tail, From: from,
@@ -290,8 +289,8 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) {
 	id, q := r.PathValue("id"), r.URL.Query()
 	key := ""
 	if k := q.Get("key"); k != "" {
-		// Noted before it is sent: a signal that is lost with the agent is not
-		// sent twice, as its caller's next one is another.
+		// Recorded before it is sent: a signal that is lost with the agent is not sent
+		// again, since the caller's next one has another key.
 		key = id + "/" + q.Get("attempt") + "/" + k
 		first, err := s.calls.First(key)
 		if err != nil {
@@ -305,7 +304,7 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := s.tasks.Signal(r.Context(), id, q.Get("signal")); err != nil {
 		if key != "" {
-			err = errors.Join(err, s.calls.Undo(key)) // asked again, it fails again
+			err = errors.Join(err, s.calls.Undo(key)) // a retry fails again
 		}
 		refuse(w, err)
 		return
@@ -343,7 +342,7 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusCreated, map[string]string{"Id": eid})
 }
 
-// taskOf is the task that a caller says an exec is of; "" is any.
+// taskOf returns the task that a caller says an exec belongs to; "" is any.
 func taskOf(r *http.Request) string { return r.URL.Query().Get("task") }
 
 func (s *server) execStart(w http.ResponseWriter, r *http.Request) {
@@ -405,7 +404,7 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
-	var mu sync.Mutex // guards the order of lines, and last
+	var mu sync.Mutex // orders lines; guards last
 	last := map[string]task.Progress{}
 	at := map[string]time.Time{}
 	enc := json.NewEncoder(w)
@@ -440,8 +439,7 @@ func (s *server) pull(w http.ResponseWriter, r *http.Request) {
 	say(bulk.PullLine{Image: b, Manifests: manifests})
 }
 
-// manifests are what proves to the control plane that an image is what its digest
-// names.
+// manifests returns the proof that an image is what its digest names.
 func (s *server) manifests(ctx context.Context, img *dv1.Image) (out [][]byte, err error) {
 	for _, d := range slices.Compact([]string{img.Digest, img.Manifest}) {
 		b, err := s.images.Manifest(ctx, d)
@@ -493,7 +491,7 @@ func size(r *http.Request) (width, height uint32, err error) {
 	return width, height, nil
 }
 
-// nanos reads a time in Unix nanoseconds; "" is none.
+// nanos parses a time in Unix nanoseconds; "" is none.
 func nanos(s string) (time.Time, error) {
 	if s == "" || s == "0" {
 		return time.Time{}, nil
@@ -505,7 +503,7 @@ func nanos(s string) (time.Time, error) {
 	return time.Unix(0, n), nil
 }
 
-// position reads where a stream is to be taken up; "" is nowhere.
+// position parses where a stream is to be resumed; "" is nowhere.
 func position(s string) (*task.LogPosition, error) {
 	if s == "" {
 		return nil, nil
@@ -546,7 +544,7 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// refuse answers an error; after a stream began there is nothing left to answer.
+// refuse answers with an error; it is too late for that once a stream began.
 func refuse(w http.ResponseWriter, err error) {
 	code := http.StatusInternalServerError
 	var se *bulk.StatusError

@@ -5,13 +5,13 @@ import (
 	"errors"
 )
 
-// LogPosition is where a stream of output is, so that it can be taken up there after
-// a break. Only the engine that made it reads it.
+// LogPosition is a position in a stream of output, at which the stream can be resumed
+// after a break. Only the engine that created it can interpret it.
 type LogPosition struct {
 	Attempt int32  // whose output it is
 	Offset  uint64 // of the next record of the log
-	At      uint32 // so many bytes of that record are not the stream's
-	Lines   byte   // what has to be known of the lines before it
+	At      uint32 // bytes of that record that are before the position
+	Lines   byte   // state of the lines before it
 }
 
 const positionLen = 17
@@ -23,7 +23,7 @@ func (p LogPosition) Encode() []byte {
 	return append(binary.BigEndian.AppendUint32(b, p.At), p.Lines)
 }
 
-// DecodeLogPosition reads what Encode gave.
+// DecodeLogPosition decodes what Encode returned.
 func DecodeLogPosition(b []byte) (p LogPosition, err error) {
 	if len(b) != positionLen {
 		return p, errors.New("not a position in a stream of output")

@@ -16,7 +16,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Reporter takes what the reconciler has to say, without blocking.
+// Reporter receives what the reconciler reports. It must not block.
 type Reporter interface {
 	Status(*dv1.TaskStatus)
 	Ack(index uint64)
@@ -26,21 +26,22 @@ type Reporter interface {
 // Options of a Reconciler.
 type Options struct {
 	Runtime  Runtime
-	Images   Puller // of what a task needs and the node lacks
+	Images   Puller // for images that a task needs and the node lacks
 	Store    *Store
 	Reporter Reporter
 	Log      *slog.Logger
 	Tracer   trace.Tracer // nil: none
 }
 
-// Reconciler brings an engine to what the store wants. Safe for concurrent use.
+// Reconciler brings an engine to the state that the store holds. Safe for concurrent
+// use.
 type Reconciler struct {
 	o     Options
 	ready chan struct{} // closed when what the engine holds was adopted
 	wg    sync.WaitGroup
 
-	// changing orders changes of the store with those of workers, so that a
-	// tombstone repeated while its task goes isn't kept for ever. It is held
+	// changing orders changes of the store by syncs and by workers, so that a tombstone
+	// that is repeated while its task is being removed isn't kept for ever. It is held
 	// over the store's fsync, which orders them anyway. It guards over.
 	changing sync.Mutex
 	over     bool
@@ -51,7 +52,7 @@ type Reconciler struct {
 	statuses map[string]*dv1.TaskStatus
 }
 
-// New makes a Reconciler that has not begun.
+// New returns a Reconciler that is not running yet.
 func New(o Options) *Reconciler {
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
@@ -59,13 +60,13 @@ func New(o Options) *Reconciler {
 	return &Reconciler{o: o, ready: make(chan struct{}), workers: map[string]*worker{}, statuses: map[string]*dv1.TaskStatus{}}
 }
 
-// Run adopts what the engine holds, goes on from the store with no controller,
-// and works until ctx ends; containers go on then. It may be called once.
+// Run adopts what the engine holds, resumes from the store even without a controller,
+// and works until ctx ends; containers keep running then. It may be called once.
 func (r *Reconciler) Run(ctx context.Context) error {
 	var found []Found
 	err := again(ctx, func() (err error) {
 		if found, err = r.o.Runtime.List(ctx); err != nil {
-			r.o.Log.Warn("the engine does not list its tasks, trying again", "err", err)
+			r.o.Log.Warn("listing the engine's tasks failed; it is retried", "err", err)
 		}
 		return err
 	})
@@ -82,7 +83,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	for _, f := range found {
 		id, err := hex.DecodeString(f.Spec.ID)
 		if err != nil {
-			r.o.Log.Warn("the engine holds a task with a strange id", "task", f.Spec.ID)
+			r.o.Log.Warn("the engine holds a task with a malformed id", "task", f.Spec.ID)
 			continue
 		}
 		r.spawn(id, wants[string(id)], &f)
@@ -94,17 +95,18 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	close(r.ready)
 	<-ctx.Done()
 	r.changing.Lock()
-	r.over = true // Take spawns no worker any more
+	r.over = true // Take starts no more workers
 	r.changing.Unlock()
 	r.wg.Wait()
 	return ctx.Err()
 }
 
-// Ready is closed when Statuses is all there is on this node.
+// Ready returns a channel that is closed once Statuses covers everything on this node.
 func (r *Reconciler) Ready() <-chan struct{} { return r.ready }
 
-// Take stores a sync, or a part of one, has workers act on it, and acknowledges the whole. A stale one is
-// ErrStale and changes nothing. It waits until the reconciler is ready.
+// Take stores a sync or a part of one, lets workers act on it, and acknowledges the
+// whole sync. A stale one returns ErrStale and changes nothing. It blocks until the
+// reconciler is ready.
 func (r *Reconciler) Take(ctx context.Context, y *dv1.Sync) error {
 	select {
 	case <-r.ready:
@@ -136,7 +138,7 @@ func (r *Reconciler) Take(ctx context.Context, y *dv1.Sync) error {
 	return nil
 }
 
-// Statuses are the current ones of every task on this node.
+// Statuses returns the current statuses of all tasks on this node.
 func (r *Reconciler) Statuses() []*dv1.TaskStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -147,8 +149,9 @@ func (r *Reconciler) Statuses() []*dv1.TaskStatus {
 	return out
 }
 
-// Reading says that a reader of a task's output has come. The logs of an
-// auto-removed task are kept until it has all, and for keepLogs if it leaves without.
+// Reading records that a reader of a task's output has arrived. The logs of an
+// auto-removed task are kept until it has read them all, and for keepLogs if it leaves
+// before.
 func (r *Reconciler) Reading(taskID string) *Reader {
 	id, _ := hex.DecodeString(taskID)
 	r.mu.Lock()
@@ -166,11 +169,11 @@ func (r *Reconciler) spawn(id []byte, wanted want, f *Found) {
 	r.workers[string(id)] = w
 	ctx := r.ctx
 	r.mu.Unlock()
-	w.adopt(f) // before anyone asks for statuses
+	w.adopt(f) // before anyone reads statuses
 	r.wg.Go(func() { w.run(ctx, f) })
 }
 
-// publish keeps s and reports it, unless it would be a step back.
+// publish stores s and reports it, unless it would be a step back.
 func (r *Reconciler) publish(s *dv1.TaskStatus) {
 	r.mu.Lock()
 	ok := forward(r.statuses[string(s.Id)], s)
@@ -179,7 +182,7 @@ func (r *Reconciler) publish(s *dv1.TaskStatus) {
 	}
 	r.mu.Unlock()
 	if !ok {
-		r.o.Log.Warn("a status would have been a step back", "task", hex.EncodeToString(s.Id), "attempt", s.Attempt, "phase", s.Phase)
+		r.o.Log.Warn("ignored a status that is a step back", "task", hex.EncodeToString(s.Id), "attempt", s.Attempt, "phase", s.Phase)
 		return
 	}
 	r.o.Reporter.Status(s)
@@ -191,7 +194,7 @@ func (r *Reconciler) status(id []byte) *dv1.TaskStatus {
 	return r.statuses[string(id)]
 }
 
-// gone ends a removed task's worker and acknowledges its tombstone.
+// gone stops a removed task's worker and acknowledges its tombstone.
 func (r *Reconciler) gone(w *worker) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()
@@ -206,13 +209,13 @@ func (r *Reconciler) gone(w *worker) error {
 	return nil
 }
 
-// Pauses between tries of a step.
+// Pauses between attempts at a step.
 const (
 	firstPause = 50 * time.Millisecond
 	maxPause   = 2 * time.Second
 )
 
-// again does f until it works, ctx ends, or its error is a final one.
+// again retries f until it succeeds, ctx ends, or its error is final.
 func again(ctx context.Context, f func() error, final ...error) error {
 	for wait := firstPause; ; wait = min(2*wait, maxPause) {
 		err := f()

@@ -1,6 +1,6 @@
-// Package task keeps a node's tasks as they should be: a durable store of what
-// was assigned, and a reconciler that brings a Runtime there one step at a time.
-// Running containers is the Runtime's, talking to controllers the session's.
+// Package task keeps a node's tasks in their desired state: a durable store of what was
+// assigned, and a reconciler that brings a Runtime there one step at a time. Running
+// containers is up to the Runtime, talking to controllers up to the session.
 package task
 
 import (
@@ -13,20 +13,20 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Spec is all that a Runtime needs to know of a task. Labels of the container
-// in the engine hold cluster, task, attempt and spec hash, so that a lost
-// agent store can be rebuilt.
+// Spec is all that a Runtime needs to know about a task. Labels of the container in the
+// engine hold cluster, task, attempt and spec hash, so that a lost agent store can be
+// rebuilt.
 type Spec struct {
 	ID         string // 64 hex characters
 	Name       string
-	Image      string // as the user wrote it
+	Image      string // as given by the user
 	Digest     string // what to run; its content is in the engine's store
 	SpecHash   string
-	Create     container.CreateRequest // docker's own, decoded
+	Create     container.CreateRequest // docker's request, decoded
 	AutoRemove bool
 }
 
-// Attempt is one life of a task's process, as the engine sees it.
+// Attempt is one life of a task's process, as seen by the engine.
 type Attempt struct {
 	Number    int32
 	Pid       int
@@ -37,12 +37,12 @@ type Attempt struct {
 	PrefixLen int
 	Ports     []*dv1.Port
 	Exit      *dv1.Exit // nil while it runs
-	// StopSignal is the image's, "" if it names none.
+	// StopSignal is the image's stop signal, "" if it names none.
 	StopSignal string
 	Timings    []Timing // of this start, for traces
 }
 
-// Timing is a step inside the engine or the shim, for a span made later.
+// Timing is a step in the engine or the shim, for a span created later.
 type Timing struct {
 	Name       string
 	Start, End time.Time
@@ -56,37 +56,36 @@ type Found struct {
 	Paused  bool
 }
 
-// Runtime runs containers. The reconciler drives it one step at a time; every
-// step is idempotent, so that it can be repeated after a crash at any point.
-// Implementations: containerd (agent/engine) and an in-memory fake
-// (agent/task/faketask); both pass enginetest.Runtime. Safe for concurrent use on
-// different tasks; calls on one task are the caller's to order, but Signal, and
-// those of Streams, may come at any time.
+// Runtime runs containers. The reconciler drives it one step at a time; every step is
+// idempotent, so that it can be repeated after a crash at any point. Implementations are
+// containerd (agent/engine) and an in-memory fake (agent/task/faketask); both pass
+// enginetest.Runtime. Safe for concurrent use on different tasks; the caller orders the
+// calls on one task, except Signal and the calls of Streams, which may be made at any
+// time.
 type Runtime interface {
-	// Prepare makes snapshot and container for s, not its network. Its image
-	// must be in the store (ErrNoImage otherwise).
+	// Prepare creates snapshot and container for s, but not its network. Its image must be
+	// in the store (ErrNoImage otherwise).
 	Prepare(ctx context.Context, s Spec) error
-	// Start connects the task to its network, binds ports (host 0: any) and starts
-	// attempt n. If attempt n runs already, Start returns that; if it has ended, it
-	// returns it with its exit.
-	// Errors: *StartError where the user's words are at fault.
+	// Start connects the task to its network, binds ports (host 0: any) and starts attempt
+	// n. If attempt n is running or has ended already, Start returns it as it is. The
+	// error is a *StartError if the user's request is at fault.
 	Start(ctx context.Context, id string, n int32, ports []*dv1.Port) (Attempt, error)
 	// Wait blocks until attempt n has ended and returns its durable exit record.
 	Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error)
 	// Signal sends sig ("SIGTERM", "15") to the running attempt's process.
 	Signal(ctx context.Context, id string, sig string) error
-	// Release frees what an ended attempt holds: shim, network, ports. The
-	// writable layer, logs and exit record stay.
+	// Release frees what an ended attempt holds: shim, network, ports. The writable layer,
+	// logs and exit record are kept.
 	Release(ctx context.Context, id string) error
-	// Remove frees everything, logs too. Removing what isn't there is no error.
+	// Remove frees everything, including logs. A missing task is no error.
 	Remove(ctx context.Context, id string) error
-	// List returns every task that the runtime holds, with shims that outlived
-	// an agent or containerd adopted.
+	// List returns every task that the runtime holds, after adopting shims that outlived
+	// an agent or containerd.
 	List(ctx context.Context) ([]Found, error)
 }
 
-// StartError is a start that docker refuses with words and an exit code:
-// 125 for the engine's side (ports), 126 not executable, 127 not found.
+// StartError is a start that docker refuses with a message and an exit code: 125 for the
+// engine's side (ports), 126 not executable, 127 not found.
 type StartError struct {
 	Code    int
 	Message string
@@ -94,7 +93,7 @@ type StartError struct {
 
 func (e *StartError) Error() string { return e.Message }
 
-// Refuse returns the *StartError of what can't be done: docker's 125.
+// Refuse returns a *StartError with docker's code 125.
 func Refuse(format string, args ...any) error {
 	return &StartError{Code: 125, Message: fmt.Sprintf(format, args...)}
 }

@@ -19,28 +19,28 @@ const (
 	remove  step = "remove"  // everything
 )
 
-// have is what a worker knows that the engine has.
+// have is what a worker knows about the engine's state.
 type have struct {
 	prepared bool
-	tried    bool  // prepare failed and is tried again with an attempt only
-	attempt  int32 // last one that ran or failed
+	tried    bool  // prepare failed, and is retried only along with an attempt
+	attempt  int32 // the last one that ran or failed
 	running  bool
-	held     bool // an ended attempt's network and shim aren't released yet
+	held     bool // the network and shim of an ended attempt aren't released yet
 	failed   bool // the last attempt never ran
 	stopping stopping
 	reading  bool // somebody reads the log of an attempt up to the last
-	read     bool // a reader has the end of the last attempt's log, and nobody reads
-	waited   bool // the time for readers is over
+	read     bool // a reader has the end of the last attempt's log, and nobody is reading
+	waited   bool // the time for readers has passed
 }
 
-// stopping tells one order to stop from the next.
+// stopping distinguishes orders to stop.
 type stopping struct {
 	ordered  bool
 	killing  bool
 	revision uint64
 }
 
-// next decides on one step. What raft doesn't know is left as it is.
+// next decides on one step. What raft doesn't know about is left alone.
 func next(w want, h have) step {
 	if w.tomb != nil {
 		return nextOfRemoved(w, h)
@@ -80,7 +80,7 @@ func nextOfRemoved(w want, h have) step {
 	return hold
 }
 
-// wants reports whether an attempt is still to be started; 0 stands for the container
+// wants reports whether an attempt has yet to be started; 0 stands for the container
 // without one.
 func (w want) wants(attempt int32) bool {
 	if w.tomb != nil || w.task == nil || w.orphan {

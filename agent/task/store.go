@@ -14,8 +14,8 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// storeVersion is the format of the store's bytes. The one before had a spec in each
-// assignment, and is read; others are refused.
+// storeVersion is the format of the store's bytes. The previous one, with a spec in each
+// assignment, can be read; others are refused.
 const storeVersion = 2
 
 var (
@@ -31,31 +31,31 @@ var (
 	kVersion = []byte("version")
 	kNumber  = []byte("number")
 	kLast    = []byte("last")  // epoch, term, index
-	kFloor   = []byte("floor") // the same, of the highest sync of which a part was taken
+	kFloor   = []byte("floor") // the same, of the highest sync of which a part was stored
 	kSubnet  = []byte("subnet")
 )
 
-// Store is what an agent must not forget: its assignments, the last sync that it
-// took, its session number and subnet. Every change is on disk when the call
-// returns. Safe for concurrent use.
+// Store is what an agent must not forget: its assignments, the last sync it stored, its
+// session number and subnet. Every change is on disk when the call returns. Safe for
+// concurrent use.
 type Store struct {
 	db *bbolt.DB
 
-	mu   sync.Mutex // guards open, and is held over the fsync that it belongs to
-	open *opened    // the sync whose parts are being taken; nil if the next is a first
+	mu   sync.Mutex // guards open; held over the corresponding fsync
+	open *opened    // the sync of which parts are missing; nil if the next part is a first one
 }
 
-// opened is a sync of which some parts were taken.
+// opened is a sync of which some parts were stored.
 type opened struct {
 	at    Position
 	next  uint32
-	named map[string]bool // tasks
+	named map[string]bool // ids of tasks
 }
 
-// Position of a sync in the life of a cluster; compared in this order.
+// Position is that of a sync in the life of a cluster, compared field by field.
 type Position struct{ Epoch, Term, Index uint64 }
 
-// Before says whether p is older than q.
+// Before reports whether p is older than q.
 func (p Position) Before(q Position) bool {
 	if p.Epoch != q.Epoch {
 		return p.Epoch < q.Epoch
@@ -66,7 +66,7 @@ func (p Position) Before(q Position) bool {
 	return p.Index < q.Index
 }
 
-// want is what the store holds of a task.
+// want is what the store holds about a task.
 type want struct {
 	task   *dv1.Task // nil: never assigned
 	spec   *dv1.Spec
@@ -75,7 +75,7 @@ type want struct {
 	orphan bool
 }
 
-// OpenStore opens or makes the store in path. One process at a time has it.
+// OpenStore opens or creates the store at path, which only one process can have open.
 func OpenStore(path string) (*Store, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second})
 	if err != nil {
@@ -99,7 +99,7 @@ func OpenStore(path string) (*Store, error) {
 	return &Store{db: db}, nil
 }
 
-// Close ends the use of the store.
+// Close closes the store.
 func (s *Store) Close() error { return s.db.Close() }
 
 // NextSession returns a session number above all earlier ones.
@@ -118,19 +118,19 @@ func (s *Store) NextSession() (n uint64, err error) {
 	return n, nil
 }
 
-// Last is the highest sync taken.
+// Last returns the position of the highest sync stored.
 func (s *Store) Last() (p Position, err error) {
 	err = s.db.View(func(tx *bbolt.Tx) error { p = position(tx, kLast); return nil })
 	return p, err
 }
 
-// Subnet is the node's own, "" before the first welcome.
+// Subnet returns the node's own, "" before the first welcome.
 func (s *Store) Subnet() (subnet string, err error) {
 	err = s.db.View(func(tx *bbolt.Tx) error { subnet = string(tx.Bucket(bMeta).Get(kSubnet)); return nil })
 	return subnet, err
 }
 
-// SetSubnet keeps the node's subnet.
+// SetSubnet stores the node's subnet.
 func (s *Store) SetSubnet(subnet string) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bMeta).Put(kSubnet, []byte(subnet)) })
 	if err != nil {
@@ -139,9 +139,9 @@ func (s *Store) SetSubnet(subnet string) error {
 	return nil
 }
 
-// take stores a sync, or a part of one, and returns what it changed, by id. A stale
-// one changes nothing. A part raises what is stale at once, and the position with
-// the last of its sync only.
+// take stores a sync or a part of one, and returns what it changed, by id. A stale one
+// changes nothing. A part raises the threshold of what is stale at once, but moves the
+// position only with the last part of its sync.
 func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,7 +202,7 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 	return changed, nil
 }
 
-// parts stores what a sync's part says, and returns the tasks that it names.
+// parts stores the content of a sync's part, and returns the tasks that it names.
 func (s *Store) parts(tx *bbolt.Tx, y *dv1.Sync) (map[string]bool, error) {
 	named := map[string]bool{}
 	for _, x := range y.Specs {
@@ -210,7 +210,7 @@ func (s *Store) parts(tx *bbolt.Tx, y *dv1.Sync) (map[string]bool, error) {
 			return nil, errors.New("a spec has no id")
 		}
 		if tx.Bucket(bSpecs).Get(x.Id) != nil {
-			continue // its id is what it says
+			continue // the id is derived from the content
 		}
 		if err := put(tx, bSpecs, x.Id, x); err != nil {
 			return nil, err
@@ -238,8 +238,8 @@ func (s *Store) parts(tx *bbolt.Tx, y *dv1.Sync) (map[string]bool, error) {
 	return named, nil
 }
 
-// use keeps which tasks need a spec that is stored once for all of them, now that
-// a task is assigned anew; nil: it is to be forgotten.
+// use records which tasks need a spec that is stored once for all of them, when a task
+// is assigned anew; nil: the task is forgotten.
 func use(tx *bbolt.Tx, id []byte, now *dv1.Assignment) error {
 	old := &dv1.Assignment{}
 	if err := proto.Unmarshal(tx.Bucket(bTasks).Get(id), old); err != nil {
@@ -269,7 +269,7 @@ func usesKey(spec, task []byte) []byte {
 	return append(append(u64s(uint64(len(spec))), spec...), task...)
 }
 
-// unnamed returns the tasks that a full sync left out and no tombstone explains.
+// unnamed returns the tasks that a full sync left out without a tombstone.
 func unnamed(tx *bbolt.Tx, named map[string]bool) (out [][]byte, err error) {
 	err = tx.Bucket(bTasks).ForEach(func(id, _ []byte) error {
 		if !named[string(id)] && tx.Bucket(bTombs).Get(id) == nil {
@@ -303,7 +303,8 @@ func (s *Store) all() (map[string]want, error) {
 	return out, nil
 }
 
-// fail keeps that an attempt never ran, so that a restarted agent doesn't try it again.
+// fail records that the attempt never ran, so that a restarted agent doesn't try it
+// again.
 func (s *Store) fail(st *dv1.TaskStatus) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error { return put(tx, bFailed, st.Id, st) })
 	if err != nil {
@@ -312,10 +313,10 @@ func (s *Store) fail(st *dv1.TaskStatus) error {
 	return nil
 }
 
-// keepCalls bounds how many calls are remembered.
+// keepCalls bounds how many calls are recorded.
 const keepCalls = 4096
 
-// First remembers a call that must not be done twice, and reports whether it is new.
+// First records a call that must not be made twice, and reports whether it is new.
 func (s *Store) First(key string) (first bool, err error) {
 	err = s.db.Update(func(tx *bbolt.Tx) error {
 		calls, numbers := tx.Bucket(bCalls), tx.Bucket(bNumbers)
@@ -343,7 +344,7 @@ func (s *Store) First(key string) (first bool, err error) {
 	return first, nil
 }
 
-// Undo forgets a call that First remembers and that came to nothing.
+// Undo removes the record of a call that failed.
 func (s *Store) Undo(key string) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		n := tx.Bucket(bCalls).Get([]byte(key))
@@ -377,7 +378,7 @@ func (s *Store) forget(id []byte) error {
 	return nil
 }
 
-// reader reads what is wanted of tasks, with one copy of each spec.
+// reader reads the wanted state of tasks, with one copy of each spec.
 type reader struct {
 	tx    *bbolt.Tx
 	specs map[string]*dv1.Spec

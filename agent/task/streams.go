@@ -10,19 +10,19 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Streams is what people do to a task while the reconciler drives it: read its
-// output, write to it, signal it, run something beside it. Every call may come at
-// any time, also on one task; implementations are those of Runtime, and pass
-// enginetest.Streams. Of a task that isn't there, calls return ErrNotFound; where
-// they need a running attempt, ErrNotRunning.
+// Streams is what users do with a task while the reconciler drives it: read its output,
+// write to it, signal it, run something beside it. Every call may be made at any time,
+// also concurrently on one task; implementations are those of Runtime, and pass
+// enginetest.Streams. For a missing task, calls return ErrNotFound; where they need a
+// running attempt, ErrNotRunning.
 type Streams interface {
 	// Wait and Signal are Runtime's.
 	Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error)
 	Signal(ctx context.Context, id string, sig string) error
 	// Resize sets the size of the running attempt's terminal, in characters.
 	Resize(ctx context.Context, id string, width, height uint32) error
-	// Attach joins the running attempt's streams. To a task that doesn't run, it
-	// waits for the next attempt, unless the last one's log is asked for.
+	// Attach connects to the running attempt's streams. For a task that isn't running, it
+	// waits for the next attempt, unless the log of the last one is requested.
 	Attach(ctx context.Context, id string, o AttachOptions) (Stream, error)
 	// Logs reads the output of all attempts.
 	Logs(ctx context.Context, id string, o LogOptions) (LogReader, error)
@@ -31,34 +31,35 @@ type Streams interface {
 	ExecCreate(ctx context.Context, id, execID string, o container.ExecCreateRequest) error
 	// ExecStart runs it, once. Without attach, the stream may be nil.
 	ExecStart(ctx context.Context, id, execID string, attach bool, width, height uint32) (Stream, error)
-	// ExecResize and ExecInspect take "" for the id of any task.
+	// ExecResize and ExecInspect accept "" as the id of any task.
 	ExecResize(ctx context.Context, id, execID string, width, height uint32) error
 	ExecInspect(ctx context.Context, id, execID string) (ExecState, error)
 }
 
-// AttachOptions: FromStart replays the log from the attempt's first byte, else
-// only what comes after the call. Before the first start both are the same.
+// AttachOptions are those of Attach. FromStart replays the log from the attempt's first
+// byte; otherwise only output after the call is returned. Before the first start both
+// are the same.
 type AttachOptions struct {
 	Stdin, Stdout, Stderr bool
 	FromStart             bool         // logs=1
-	Stream                bool         // stream=1: go on live until the attempt ends
-	From                  *LogPosition // go on here, whatever FromStart says
+	Stream                bool         // stream=1: follow until the attempt ends
+	From                  *LogPosition // resume here, whatever FromStart says
 }
 
-// Stream is the live side of an attach or exec. Read returns frames in
-// pkg/bulk's framing, of an attach with positions; CloseWrite half-closes stdin.
-// Close may come at any time, and ends what waits in the others.
+// Stream is the live side of an attach or exec. Read returns frames in pkg/bulk's
+// framing, with positions for an attach; CloseWrite half-closes stdin. Close may be
+// called at any time, and unblocks the other calls.
 type Stream interface {
 	io.ReadWriteCloser
 	CloseWrite() error
 }
 
-// LogOptions as docker's logs. Tail -1 is all.
+// LogOptions are those of docker's logs. Tail -1 is all.
 type LogOptions struct {
 	Stdout, Stderr, Follow, Timestamps bool
 	Since, Until                       time.Time
 	Tail                               int
-	From                               *LogPosition // go on here, whatever Tail says
+	From                               *LogPosition // resume here, whatever Tail says
 }
 
 // LogReader returns frames in pkg/bulk's framing, with positions.

@@ -19,18 +19,18 @@ import (
 )
 
 const (
-	// keepLogs is how long the logs of an auto-removed task wait for a reader, and
-	// those of one that is removed by force for the reader that they have.
+	// keepLogs is how long the logs of an auto-removed task are kept for a reader, and
+	// those of a forcibly removed one for the reader that it has.
 	keepLogs = 30 * time.Second
-	// killAgain is the pause before a SIGKILL that nothing came of is repeated.
+	// killAgain is the pause before a SIGKILL without effect is repeated.
 	killAgain = 2 * time.Second
-	// startBudget bounds how long a start is tried while the engine is away.
+	// startBudget bounds how long a start is retried while the engine is away.
 	startBudget = 15 * time.Second
-	// lostCode is docker's exit code of a process whose end nobody saw.
+	// lostCode is docker's exit code for a process whose end nobody observed.
 	lostCode = 255
 )
 
-// worker takes one task forward, one step at a time, in one goroutine.
+// worker drives one task, one step at a time, in one goroutine.
 type worker struct {
 	r   *Reconciler
 	id  string
@@ -39,20 +39,20 @@ type worker struct {
 
 	mu      sync.Mutex // guards the fields below
 	want    want
-	pull    *pull             // under way, else nil
-	readers map[*Reader]int32 // and the attempt that each waits for, 0 if unknown
+	pull    *pull             // in progress, else nil
+	readers map[*Reader]int32 // the attempt that each reads, 0 if unknown
 	read    bool
 
-	wake chan struct{} // something above changed
+	wake chan struct{} // one of the above changed
 
-	// The goroutine's own.
+	// Only used by the goroutine.
 	have   have
 	exit   chan *dv1.Exit // of the running attempt
-	timer  *time.Timer    // until SIGKILL, or until logs are kept no more
+	timer  *time.Timer    // until SIGKILL, or until logs are no longer kept
 	signal string         // the image's stop signal
 }
 
-// pull is one that goes on as long as the attempt that it is for is wanted.
+// pull is a pull that continues as long as the attempt it is for is wanted.
 type pull struct {
 	attempt int32
 	end     context.CancelFunc
@@ -68,15 +68,15 @@ func (w *worker) set(x want) {
 	w.poke()
 }
 
-// Reader is one who reads a task's output.
+// Reader is a reader of a task's output.
 type Reader struct{ w *worker }
 
-// Of says which attempt's end the reader waits for.
+// Of sets which attempt's end the reader waits for.
 func (r *Reader) Of(attempt int32) {
 	r.note(func(w *worker) { w.readers[r] = attempt })
 }
 
-// Left says that the reader went, and whether it has the output to its end.
+// Left records that the reader left, and whether it has read the output to its end.
 func (r *Reader) Left(end bool) {
 	r.note(func(w *worker) {
 		delete(w.readers, r)
@@ -105,14 +105,14 @@ func (w *worker) look() want {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.have.reading = false
-	for _, of := range w.readers { // one who waits for an attempt that will never be holds nothing up
+	for _, of := range w.readers { // a reader of an attempt that will never run blocks nothing
 		w.have.reading = w.have.reading || of <= w.have.attempt
 	}
 	w.have.read = w.read && !w.have.reading
 	return w.want
 }
 
-// adopt takes over what the engine found, nil if nothing.
+// adopt adopts what the engine found, nil if nothing.
 func (w *worker) adopt(f *Found) {
 	s := &dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_PENDING}
 	if f != nil {
@@ -134,7 +134,7 @@ func (w *worker) adopt(f *Found) {
 	w.report(s, w.want)
 }
 
-// seen is the status of an attempt as the engine sees it.
+// seen returns the status of an attempt as found in the engine.
 func (w *worker) seen(a Attempt) *dv1.TaskStatus {
 	s := &dv1.TaskStatus{Id: w.raw, Attempt: a.Number, Phase: dv1.Phase_ACTIVE, Pid: int32(a.Pid), Ip: a.IP,
 		Gateway: a.Gateway, Mac: a.MAC, PrefixLen: int32(a.PrefixLen), Ports: a.Ports}
@@ -155,7 +155,7 @@ func ended(s *dv1.TaskStatus, x *dv1.Exit) {
 	}
 }
 
-// report publishes s, with what the store knows.
+// report publishes s, completed from the store.
 func (w *worker) report(s *dv1.TaskStatus, x want) {
 	s.Orphan = x.orphan || (x.task == nil && x.tomb == nil)
 	s.At = time.Now().UnixNano()
@@ -198,18 +198,18 @@ func (w *worker) run(ctx context.Context, f *Found) {
 	}
 }
 
-// pause waits for something to do.
+// pause waits until there is something to do.
 func (w *worker) pause(ctx context.Context, x want) {
 	for held := next(x, w.have) == hold; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.wake:
-			if held { // the time that logs are kept goes on meanwhile
+			if held { // logs are kept for a limited time, which keeps running
 				was := w.have.reading
 				if x = w.look(); next(x, w.have) == hold {
 					if was && !w.have.reading {
-						w.timer.Reset(keepLogs) // for who lost the way here to come again
+						w.timer.Reset(keepLogs) // for a reader that lost its connection to come back
 					}
 					continue
 				}
@@ -221,7 +221,7 @@ func (w *worker) pause(ctx context.Context, x want) {
 		case <-w.timer.C:
 			if held {
 				if w.have.reading && x.task.GetAutoRemove() && !x.tomb.Force {
-					w.timer.Reset(keepLogs) // a slow reader is still one
+					w.timer.Reset(keepLogs) // a slow reader is still a reader
 					continue
 				}
 				w.have.waited = true
@@ -248,7 +248,7 @@ func (w *worker) prepare(ctx context.Context, x want) {
 	w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_READY}, x)
 }
 
-// made prepares the container, with its image pulled if it isn't here.
+// made prepares the container, and pulls its image if it isn't here.
 func (w *worker) made(ctx context.Context, x want, attempt int32) error {
 	spec, err := specOf(w.id, x)
 	if err != nil {
@@ -270,16 +270,16 @@ func (w *worker) made(ctx context.Context, x want, attempt int32) error {
 	return nil
 }
 
-// errUnwanted ends a step whose attempt was removed, stopped or overtaken meanwhile.
-var errUnwanted = errors.New("it is not wanted any more")
+// errUnwanted ends a step whose attempt was removed, stopped or superseded meanwhile.
+var errUnwanted = errors.New("it is no longer wanted")
 
-// pulled gets the image, unless attempt ceases to be wanted meanwhile.
+// pulled pulls the image, unless attempt is no longer wanted meanwhile.
 func (w *worker) pulled(ctx context.Context, s Spec, attempt int32) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	w.mu.Lock()
 	w.pull = &pull{attempt, end}
-	if !w.want.wants(attempt) { // since before there was a pull to end
+	if !w.want.wants(attempt) { // changed before there was a pull to end
 		end()
 	}
 	w.mu.Unlock()
@@ -319,13 +319,13 @@ func specOf(id string, x want) (Spec, error) {
 	return s, nil
 }
 
-// release lets go of what an ended attempt holds, and tries on while nothing else is
-// wanted: a shim that can't record its exit on a full disk keeps all of it, and
-// what was removed meanwhile has to go all the same, for that makes room. Logs of
-// such an attempt wait for a reader no longer than others.
+// release releases what an ended attempt holds, and retries while nothing else is
+// wanted: a shim that can't record its exit on a full disk keeps everything, yet a task
+// that was removed meanwhile must go, since that frees space. The logs of such an
+// attempt are kept for a reader no longer than others.
 func (w *worker) release(ctx context.Context) {
-	var removed time.Time         // when that was seen
-	_ = again(ctx, func() error { // it fails when the agent ends
+	var removed time.Time         // when the removal was noticed
+	_ = again(ctx, func() error { // fails when the agent ends
 		x := w.look()
 		if x.tomb != nil && removed.IsZero() {
 			removed = time.Now()
@@ -340,8 +340,8 @@ func (w *worker) release(ctx context.Context) {
 	}, ErrNotFound)
 }
 
-// start starts the wanted attempt. What is the user's fault fails at once; an
-// engine that is away is given time to come back.
+// start starts the wanted attempt. Errors of the user fail it at once; an engine that is
+// away is given time to come back.
 func (w *worker) start(ctx context.Context, x want) {
 	n := x.task.Attempt
 	w.mu.Lock()
@@ -352,7 +352,7 @@ func (w *worker) start(ctx context.Context, x want) {
 	defer span.End()
 	ctx = tctx
 	var a Attempt
-	var last error // as the engine said it
+	var last error // as returned by the engine
 	try := func() error {
 		if a, last = w.try(ctx, x, n); last == nil {
 			return nil
@@ -365,13 +365,13 @@ func (w *worker) start(ctx context.Context, x want) {
 		}
 		return w.logged("starting", last)
 	}
-	if try() != nil { // from now on the engine is away, however long it took to say so
+	if try() != nil { // from now on the engine is away, however long it took to notice
 		bctx, cancel := context.WithTimeout(ctx, startBudget)
 		defer cancel()
 		_ = again(bctx, try)
 	}
 	if ctx.Err() != nil {
-		return // the next agent finds out what came of it
+		return // the next agent finds out the result
 	}
 	if errors.Is(last, errUnwanted) {
 		return
@@ -394,14 +394,14 @@ func (w *worker) start(ctx context.Context, x want) {
 	w.report(w.seen(a), x)
 }
 
-// span joins the trace of the operation that asked for a step.
+// span joins the trace of the operation that requested a step.
 func (w *worker) span(ctx context.Context, name, traceparent string) (context.Context, trace.Span) {
 	ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
 	return w.r.o.Tracer.Start(ctx, name, trace.WithAttributes(attribute.String("task", w.id)))
 }
 
-// try prepares what isn't, and starts. The budget of its caller is for an engine
-// that is away, so a long pull is not cut by it.
+// try prepares the task if necessary, and starts it. The caller's budget is for an
+// engine that is away, so it does not limit a long pull.
 func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
 	if !w.have.prepared {
 		if err := w.made(ctx, x, n); err != nil {
@@ -418,13 +418,13 @@ func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
 func (w *worker) fail(x want, err error) {
 	s := &dv1.TaskStatus{Id: w.raw, Attempt: x.task.Attempt, Phase: dv1.Phase_FAILED, Why: err.Error()}
 	if err := w.r.o.Store.fail(s); err != nil {
-		w.log.Error("a failed start would be forgotten if this agent restarted", "err", err)
+		w.log.Error("a failed start can't be stored, and would be retried if this agent restarted", "err", err)
 	}
 	w.have.attempt, w.have.running, w.have.held, w.have.failed = x.task.Attempt, false, true, true
 	w.report(s, x)
 }
 
-// watch waits for the running attempt's exit on the side.
+// watch waits in the background for the running attempt's exit.
 func (w *worker) watch(ctx context.Context, n int32) {
 	ch := make(chan *dv1.Exit, 1)
 	w.exit = ch
@@ -435,7 +435,7 @@ func (w *worker) watch(ctx context.Context, n int32) {
 			return
 		}
 		if err != nil {
-			x = &dv1.Exit{Attempt: n, Code: lostCode, At: time.Now().UnixNano(), Reason: "its end was not seen: " + err.Error()}
+			x = &dv1.Exit{Attempt: n, Code: lostCode, At: time.Now().UnixNano(), Reason: "its end was not observed: " + err.Error()}
 		}
 		ch <- x
 	})
@@ -453,7 +453,7 @@ func (w *worker) exited(e *dv1.Exit, x want) {
 	w.report(s, x)
 }
 
-// stop signals the running attempt and arms what comes if that doesn't help.
+// stop signals the running attempt, and arms the timer for SIGKILL.
 func (w *worker) stop(ctx context.Context, x want) {
 	w.have.stopping = order(x, w.have)
 	if w.have.stopping.killing {
@@ -478,7 +478,7 @@ func (w *worker) stop(ctx context.Context, x want) {
 	}
 	err := w.r.o.Runtime.Signal(ctx, w.id, sig)
 	if err = w.logged("stopping", err); err != nil && !errors.Is(err, ErrNotRunning) {
-		w.timer.Reset(killAgain) // a signal that did not arrive is not waited for
+		w.timer.Reset(killAgain) // a signal that was not delivered is not waited for
 	}
 }
 

@@ -16,27 +16,27 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// Subject is what is under test: the parts of one engine.
+// Subject is the engine under test, in parts.
 type Subject struct {
 	Runtime task.Runtime
 	Streams task.Streams
 	Images  task.Images
 	// Image, Digest: busybox (or what acts so), in the store and where Images pulls from.
 	Image, Digest string
-	// Reopen returns the runtime as a restarted agent finds it; nil: the same.
+	// Reopen returns the runtime as a restarted agent would find it; nil: unchanged.
 	Reopen func() task.Runtime
 }
 
-// limit bounds each test: an engine that hangs fails instead.
+// limit bounds each test, so that an engine that hangs fails.
 const limit = 60 * time.Second
 
-// scene is a test of a suite, under the name of what it proves.
+// scene is a test of a suite, named after what it proves.
 type scene struct {
 	name string
 	f    func(*suite)
 }
 
-// play runs scenes; each gets a subject of its own from open.
+// play runs scenes, each with a subject of its own from open.
 func play(t *testing.T, open func(t *testing.T) Subject, scenes []scene) {
 	for _, c := range scenes {
 		t.Run(c.name, func(t *testing.T) {
@@ -74,7 +74,7 @@ func (s *suite) spec(change func(*container.CreateRequest), cmd ...string) task.
 	return task.Spec{ID: id, Name: "t" + id[:8], Image: s.Image, Digest: s.Digest, SpecHash: "spec", Create: c}
 }
 
-// make prepares a task that is removed with the test.
+// make prepares a task that is removed at the end of the test.
 func (s *suite) make(change func(*container.CreateRequest), cmd ...string) string {
 	s.Helper()
 	p := s.spec(change, cmd...)

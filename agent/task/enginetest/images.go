@@ -8,8 +8,8 @@ import (
 	"github.com/drover/drover/agent/task"
 )
 
-// Images runs the suite of task.Images; each test gets a subject of its own from
-// open, and the last one ends without the image.
+// Images runs the suite of task.Images; each test gets a subject of its own from open,
+// and the last one removes the image.
 func Images(t *testing.T, open func(t *testing.T) Subject) {
 	play(t, open, []scene{
 		{"an image that is nowhere is not pulled, and not listed", (*suite).pulledNowhere},

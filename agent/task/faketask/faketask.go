@@ -1,6 +1,6 @@
-// Package faketask is a task.Runtime, a task.Streams and a task.Images in memory, for tests and for simulated
-// agents by the thousand. It runs a few small programs instead of containers;
-// what real containers do beyond these contracts is not its to show.
+// Package faketask is a task.Runtime, a task.Streams and a task.Images in memory, for
+// tests and for simulated agents by the thousand. It runs a few small programs instead
+// of containers; what real containers do beyond these contracts is out of its scope.
 package faketask
 
 import (
@@ -33,7 +33,7 @@ type Engine struct {
 	mu     sync.Mutex // guards the fields below
 	tasks  map[string]*container_
 	execs  map[string]*exec
-	ports  map[string]string // held, by proto/port
+	ports  map[string]string // bound, by proto/port
 	nextIP byte
 }
 
@@ -46,13 +46,13 @@ type container_ struct {
 	spec    task.Spec
 	attempt task.Attempt
 	p       *process
-	first   int      // of the log: where the last attempt begins
+	first   int      // index in log where the last attempt begins
 	log     []record // of every attempt
 	gone    bool
 	changed chan struct{} // closed when one of the above changes
 }
 
-// New makes an Engine without tasks and images.
+// New returns an Engine without tasks or images.
 func New() *Engine {
 	s := &steps{}
 	return &Engine{Images: newImages(s), steps: s, tasks: map[string]*container_{}, execs: map[string]*exec{}, ports: map[string]string{}}
@@ -140,7 +140,7 @@ func (t *container_) view() task.Attempt {
 	return a
 }
 
-// change is called with the engine's mu held.
+// change must be called with the engine's mu held.
 func (t *container_) change() {
 	close(t.changed)
 	t.changed = make(chan struct{})

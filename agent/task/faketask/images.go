@@ -26,7 +26,7 @@ func newImages(s *steps) *Images {
 	return &Images{steps: s, here: map[string]*dv1.Image{}, remote: map[string]*dv1.Image{}}
 }
 
-// Add puts an image into the store, and where Pull finds it.
+// Add puts an image into the store, and into the registry of Pull.
 func (i *Images) Add(digest string) {
 	i.AddRemote(digest)
 	i.mu.Lock()
@@ -34,7 +34,7 @@ func (i *Images) Add(digest string) {
 	i.here[digest] = i.remote[digest]
 }
 
-// AddRemote puts an image where Pull finds it.
+// AddRemote puts an image into the registry of Pull.
 func (i *Images) AddRemote(digest string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -87,7 +87,7 @@ func (i *Images) Remove(_ context.Context, digest string) error {
 	return nil
 }
 
-// Manifest returns what stands for the manifest of an image that is here.
+// Manifest returns a stand-in for the manifest of an image in the store.
 func (i *Images) Manifest(_ context.Context, digest string) ([]byte, error) {
 	if !i.has(digest) {
 		return nil, fmt.Errorf("%s: %w", digest, task.ErrNoImage)

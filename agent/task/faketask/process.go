@@ -15,7 +15,7 @@ import (
 	"github.com/drover/drover/pkg/bulk"
 )
 
-// process is what a program runs in.
+// process is the environment of a program.
 type process struct {
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// steps are the calls that an engine and its images got.
+// steps are the calls made to an engine and its images.
 type steps struct {
 	mu    sync.Mutex // guards the fields below
 	calls []string
@@ -15,8 +15,8 @@ type steps struct {
 }
 
 // Hook is called before each step ("prepare", "start", "signal SIGTERM", "release",
-// "remove", and "list" and "pull", which are of no task) with the step's context;
-// its error is the step's. It may block.
+// "remove", and "list" and "pull", which belong to no task) with the step's context; its
+// error becomes the step's. It may block.
 func (e *Engine) Hook(f func(ctx context.Context, call, id string) error) {
 	e.steps.mu.Lock()
 	defer e.steps.mu.Unlock()

@@ -29,7 +29,7 @@ func (e *Engine) write(t *container_, kind byte, b []byte) {
 	t.change()
 }
 
-// stream returns frames of a log as they come.
+// stream returns the frames of a log.
 type stream struct {
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -84,8 +84,8 @@ func exitFrame(x *dv1.Exit) ([]byte, error) {
 	return frame(bulk.FrameExit, b), err
 }
 
-// follow returns the records from pos on, through f (nil bytes: skipped), each
-// behind its position; behind the last one of attempt n comes end, then io.EOF.
+// follow returns the records from pos on, through f (nil bytes: skipped), each after its
+// position; after the last one of attempt n comes end, then io.EOF.
 func (e *Engine) follow(t *container_, pos int, live bool, n int32, f func(record) []byte, end func(*dv1.Exit) ([]byte, error)) func(context.Context) ([]byte, error) {
 	over := false
 	at := func() []byte { return frame(bulk.FramePos, task.LogPosition{Attempt: n, Offset: uint64(pos)}.Encode()) }
@@ -127,8 +127,8 @@ func (e *Engine) follow(t *container_, pos int, live bool, n int32, f func(recor
 	}
 }
 
-// Attach to a task that doesn't run waits for its next attempt, unless the
-// last one's log is asked for.
+// Attach implements task.Streams. For a task that isn't running it waits for the next
+// attempt, unless the log of the last one is requested.
 func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (task.Stream, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -159,7 +159,7 @@ func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (tas
 	return s, nil
 }
 
-// lateStdin writes to whichever attempt runs; before that it waits for one.
+// lateStdin writes to whichever attempt runs, and waits for one if none does.
 type lateStdin struct {
 	ctx context.Context
 	e   *Engine
