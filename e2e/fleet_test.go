@@ -440,7 +440,7 @@ func TestJoinsThatAreRefused(t *testing.T) {
 		t.Errorf("rm of a node that is up: %v", r)
 	}
 	a.Must("node", "rm", "-f", "b")
-	f.Eventually(10*time.Second, "b is refused", func() bool { return strings.Contains(b.Drover("ps").Err, "no node of the fleet any more") })
+	f.Eventually(10*time.Second, "b is refused", func() bool { return strings.Contains(b.Drover("ps").Err, "no longer a node of the fleet") })
 }
 
 // A follower that relays an attach dies: the output goes on without a gap, at

@@ -1,7 +1,7 @@
-// Package access says who may do what in a fleet: whose request a route takes,
-// and whose command is decided. It is asked where a request comes in, and again,
-// of the newest state, where a command is decided. Pure; who a caller is was
-// proved before, on its connection.
+// Package access decides who may do what in a fleet: who may call a route, and whose
+// commands are decided. It is consulted where a request arrives and, with the newest
+// state, where a command is decided. It is pure; the caller's identity was proved
+// before, on its connection.
 package access
 
 import (
@@ -18,9 +18,9 @@ import (
 	"github.com/drover/drover/pkg/route"
 )
 
-// Whose commands are decided, by their names in dv1.Command. A command that is not
-// here is nobody's. A node's are about itself only, a token's are joins with it,
-// and a controller moves itself.
+// commands lists who may propose each command of dv1.Command, by name. A command
+// that isn't listed is refused. Nodes may only propose commands about themselves,
+// tokens only joins, and controllers move only themselves.
 var commands = map[protoreflect.Name]route.Who{
 	"create":       route.User,
 	"start":        route.User,
@@ -36,7 +36,7 @@ var commands = map[protoreflect.Name]route.Who{
 	"put_token":         route.Admin,
 	"revoke_token":      route.Admin,
 	"update_node":       route.Admin,
-	"remove_node":       route.Admin | route.Controller, // which goes on with one that was begun
+	"remove_node":       route.Admin | route.Controller, // which resumes a removal
 	"remove_controller": route.Admin,
 	"set_timing":        route.Admin,
 	"add_pool":          route.Admin,
@@ -56,14 +56,14 @@ var commands = map[protoreflect.Name]route.Who{
 	"join": route.Token,
 }
 
-// Asked is what somebody wants: a request of a route, or a command.
+// Asked is what is asked for: a request to a route, or a command.
 type Asked struct {
 	what string
 	who  route.Who
 	cmd  *dv1.Command
 }
 
-// Request asks for a route.
+// Request asks for a request to a route.
 func Request(r route.Route) Asked { return Asked{what: r.String(), who: r.Who} }
 
 // Command asks for a command to be decided.
@@ -76,15 +76,15 @@ func Command(c *dv1.Command) Asked {
 	return Asked{what: string(f.Name()), who: commands[f.Name()], cmd: c}
 }
 
-// Who may do what is asked.
+// Who returns the roles that are allowed.
 func (a Asked) Who() route.Who { return a.who }
 
-// ErrUnknown: a state doesn't know somebody. A newer one may.
+// ErrUnknown reports an identity that a state doesn't have. A newer state may.
 var ErrUnknown = errors.New("not known to this cluster")
 
-// Allowed gives who is behind a URI, with the roles that s gives it, if it may do
-// what is asked; else why not. The URI must be proved: by a certificate, a socket's
-// peer, or a controller that speaks for it.
+// Allowed returns the principal of a URI, with its roles in s, if it may do what is
+// asked; otherwise the error says why not. The URI must be proved: by a certificate,
+// a socket's peer credentials, or a controller that vouches for it.
 func Allowed(s *state.Snapshot, uri string, a Asked) (pki.Principal, error) {
 	if c, ok := a.cmd.GetOf().(*dv1.Command_Init); ok {
 		return first(s, uri, c.Init)
@@ -98,9 +98,9 @@ func Allowed(s *state.Snapshot, uri string, a Asked) (pki.Principal, error) {
 	case route.Of(p) == route.Anyone:
 		return p, fmt.Errorf("%s has no role that allows this", uri)
 	case a.who == route.Admin:
-		return p, fmt.Errorf("%s is no admin of this fleet", uri)
+		return p, fmt.Errorf("%s is not an admin of this fleet", uri)
 	default:
-		return p, fmt.Errorf("%s has not the role that this takes (%s): %s", uri, a.who, a.what)
+		return p, fmt.Errorf("%s lacks the required role (%s): %s", uri, a.who, a.what)
 	}
 	if of, own := owner(a.cmd); own && of != p.ID {
 		return p, fmt.Errorf("%s may not speak for %q: %s", uri, of, a.what)
@@ -108,17 +108,17 @@ func Allowed(s *state.Snapshot, uri string, a Asked) (pki.Principal, error) {
 	return p, nil
 }
 
-// first is who may make the cluster: its first controller, which no state knows yet.
-// In a state that has one, it changes nothing.
+// first returns the principal that may create the cluster: its first controller,
+// which no state knows yet. Once there is one, an Init changes nothing.
 func first(s *state.Snapshot, uri string, c *dv1.Init) (pki.Principal, error) {
 	p, err := pki.FromURI(uri)
 	if err == nil && (p.Kind != pki.KindController || s.Cluster() == nil && p.Cluster != c.GetCluster().GetId()) {
-		err = fmt.Errorf("%s may not make cluster %s", uri, c.GetCluster().GetId())
+		err = fmt.Errorf("%s may not create cluster %s", uri, c.GetCluster().GetId())
 	}
 	return p, err
 }
 
-// owner is whom a command is about, where only that one may ask for it.
+// owner returns whom a command is about, if only that identity may propose it.
 func owner(c *dv1.Command) (id string, own bool) {
 	switch of := c.GetOf().(type) {
 	case *dv1.Command_RegisterNode:
@@ -135,8 +135,9 @@ func owner(c *dv1.Command) (id string, own bool) {
 	return "", false
 }
 
-// Known gives who is behind a URI, with its roles in s. A revoked identity is
-// pki.ErrRevoked. A host that shows a token is known without it: the join decides.
+// Known returns the principal of a URI, with its roles in s. A revoked identity is
+// pki.ErrRevoked. A host that joins with a token isn't in the state: the join itself
+// decides.
 func Known(s *state.Snapshot, uri string) (pki.Principal, error) {
 	if id, ok := strings.CutPrefix(uri, pki.TokenURI("")); ok {
 		return pki.Principal{Kind: pki.KindToken, ID: id, URI: uri}, nil
@@ -159,16 +160,17 @@ func Known(s *state.Snapshot, uri string) (pki.Principal, error) {
 	return p, nil
 }
 
-// local is a user of a host: of a controller's, whom its socket let in, an admin; of
-// a node's, what the fleet granted (node, uid).
+// local returns the principal of a local user: on a controller's host an admin,
+// since its socket's permissions let them in; on a node whatever role the fleet
+// granted to (node, uid).
 func local(s *state.Snapshot, host, uid string) (pki.Principal, error) {
 	h, err := Known(s, host)
 	p := pki.Principal{Kind: pki.KindLocal, ID: uid}.At(h)
 	if err != nil {
-		return p, fmt.Errorf("this host is no %s of the fleet any more: %w", h.Kind, err)
+		return p, fmt.Errorf("this host is no longer a %s of the fleet: %w", h.Kind, err)
 	}
 	if _, err := strconv.ParseUint(uid, 10, 32); err != nil {
-		return p, fmt.Errorf("%q is no uid", uid)
+		return p, fmt.Errorf("%q is not a uid", uid)
 	}
 	switch route.Of(h) &^ route.Anyone {
 	case route.Controller:
@@ -183,16 +185,16 @@ func local(s *state.Snapshot, host, uid string) (pki.Principal, error) {
 		name := n.GetName()
 		return p, fmt.Errorf("uid %s on node %s has no role in this fleet: on a controller's host, drover node grant %s --uid %s --role user (or admin)", uid, name, name, uid)
 	}
-	return p, fmt.Errorf("%s is no host of this fleet", host)
+	return p, fmt.Errorf("%s is not a host of this fleet", host)
 }
 
-// Speaks says why a controller may not speak for a URI, nil if it may: for itself and
-// for whoever asked it, which may be another controller on behalf of somebody. No
-// controller speaks for another one.
+// Speaks returns why a controller may not speak for a URI, nil if it may: for itself
+// and for whoever called it, possibly through another controller, but never for
+// another controller itself.
 func Speaks(controller, uri string) error {
 	by, err := pki.FromURI(controller)
 	if err != nil || by.Kind != pki.KindController {
-		return fmt.Errorf("%q is no controller, and may speak for nobody", controller)
+		return fmt.Errorf("%q is not a controller and may not speak for others", controller)
 	}
 	if p, err := pki.FromURI(uri); err == nil && p.Kind == pki.KindController && uri != controller {
 		return fmt.Errorf("%s may not speak for %s", controller, uri)

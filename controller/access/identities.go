@@ -8,16 +8,17 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Identities judges peers by the state as this member has it now. Safe for concurrent
-// use if snapshot is.
+// Identities authorizes peers by this member's current state. It is safe for
+// concurrent use if snapshot is.
 type Identities struct {
-	snapshot func() *state.Snapshot // nil while the log is not open
+	snapshot func() *state.Snapshot // returns nil until the log is open
 }
 
-// NewIdentities reads the state with snapshot, which returns nil while there is none.
+// NewIdentities returns Identities that read the state with snapshot, which returns
+// nil until there is one.
 func NewIdentities(snapshot func() *state.Snapshot) Identities { return Identities{snapshot} }
 
-// Authorize refuses whoever is not known, is revoked, or lacks a role.
+// Authorize refuses identities that are unknown, revoked, or without the role.
 func (i Identities) Authorize(p pki.Principal, role string) error {
 	s := i.snapshot()
 	if s == nil {
@@ -28,18 +29,18 @@ func (i Identities) Authorize(p pki.Principal, role string) error {
 		return err
 	}
 	if !p.Has(role) {
-		return fmt.Errorf("%s has not the role %s", p.URI, role)
+		return fmt.Errorf("%s lacks the role %s", p.URI, role)
 	}
 	return nil
 }
 
-// Verify returns Authorize with a role, for handshakes.
+// Verify returns Authorize for one role, for TLS handshakes.
 func (i Identities) Verify(role string) pki.Verify {
 	return func(p pki.Principal) error { return i.Authorize(p, role) }
 }
 
-// NotRevoked passes identities that this member doesn't know yet: it may learn of them
-// through the very connection that it asks about.
+// NotRevoked accepts identities that this member doesn't know yet: it may learn of
+// them through the very connection being verified.
 func (i Identities) NotRevoked(p pki.Principal) error {
 	if s := i.snapshot(); s != nil && s.Identity(p.URI).GetRevoked() {
 		return fmt.Errorf("%s: %w", p.URI, pki.ErrRevoked)

@@ -39,7 +39,7 @@ func TestIdentitiesAreJudgedByTheStateOfNow(t *testing.T) {
 	check("old", pki.KindNode, "this controller is starting", "") // raft itself may have to come through
 	now = txn.View()
 	check("n", pki.KindNode, "", "")
-	check("n", pki.KindController, "has not the role controller", "")
+	check("n", pki.KindController, "lacks the role controller", "")
 	check("unheard", pki.KindNode, ErrUnknown.Error(), "")
 	check("old", pki.KindNode, pki.ErrRevoked.Error(), pki.ErrRevoked.Error())
 	if err := ids.NotRevoked(pki.Principal{URI: uri(pki.KindNode, "old")}); !errors.Is(err, pki.ErrRevoked) {

@@ -88,7 +88,7 @@ func TestACommitWakesOnlyWhomItConcerns(t *testing.T) {
 			{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: tid(9e6), NodeId: "n3"}}},
 			aNode("n5"), // as for its liveness: who talks to it elsewhere need not know
 		}
-		_, changed := f.hub.term.Load().roster.now()
+		_, changed := f.hub.term.Load().roster.current()
 		f.hub.Committed(effects, 7)
 		var woken []string
 		for _, s := range sessions {

@@ -1,6 +1,6 @@
-// Package dispatch keeps the sessions of agents: it tells them what was
-// committed, keeps what they observe, and has the log keep what must last.
-// Deciding is left to consensus, the user's view of it all to controller/fleet.
+// Package dispatch holds the sessions of agents: it sends them what was committed,
+// keeps what they observe, and proposes whatever of it must be durable. Deciding is
+// left to consensus, presenting the result to users to controller/fleet.
 package dispatch
 
 import (
@@ -17,27 +17,28 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Times of a session.
+// Timing of a session.
 const (
 	BeatEvery    = 500 * time.Millisecond
 	SuspectAfter = 2500 * time.Millisecond
 )
 
-// Log is what dispatch needs of this controller's own log: what a Hub finds out is
-// proposed there or nowhere, since another leader has sessions of its own.
+// Log is the part of this controller's own raft log that dispatch uses. What a Hub
+// finds out is proposed here or not at all: another leader has sessions of its own.
 type Log interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 	Snapshot() *state.Snapshot
 	Term() uint64
 }
 
-// Options of a Hub. OnStatus and OnEvent may be nil and must not block. Probe
-// asks whether a silent node answers at all; nil says no.
+// Options configures a Hub. OnStatus and OnEvent may be nil and must not block.
+// Probe reports whether a silent node still answers; a nil Probe means that none
+// does.
 type Options struct {
-	Self     string // URI of this controller, in whose name it tells what it finds out
+	Self     string // URI of this controller, the principal of what it proposes
 	Log      Log
 	Probe    func(ctx context.Context, nodeID string) bool
-	Keys     func() [][]byte                           // of the gossip, newest first; may be nil
+	Keys     func() [][]byte                           // gossip keys, newest first; may be nil
 	Grant    func(node, digest string) ([]byte, error) // lets a node read an image from others; may be nil
 	Logger   *slog.Logger
 	Now      func() time.Time // nil: time.Now
@@ -45,9 +46,9 @@ type Options struct {
 	OnEvent  func(*dv1.Event)
 }
 
-// Hub is every session of this controller and what the agents reported last. It is
-// safe for concurrent use. No lock of it is held over a walk of nodes or tasks, so
-// that neither commits nor readers wait for the fleet's size.
+// Hub holds every session of this controller and the latest reports of their agents.
+// It is safe for concurrent use. No lock is held while walking nodes or tasks, so
+// neither commits nor readers are delayed by the size of the fleet.
 type Hub struct {
 	o Options
 
@@ -57,7 +58,7 @@ type Hub struct {
 	led chan struct{}
 }
 
-// New makes a Hub without sessions.
+// New returns a Hub without sessions.
 func New(o Options) *Hub {
 	if o.OnStatus == nil {
 		o.OnStatus = func(string) {}
@@ -77,15 +78,15 @@ func New(o Options) *Hub {
 	return &Hub{o: o, led: make(chan struct{})}
 }
 
-// Run is one term of this controller's leadership, which ends with ctx: the Hub
-// takes sessions and judges nodes, and then ends its sessions and forgets what
-// they reported. Without it a Hub has no sessions and calls nobody silent.
+// Run serves one term of this controller's leadership, until ctx is done: the Hub
+// accepts sessions and judges liveness, then closes its sessions and drops their
+// reports. Outside Run a Hub has no sessions and reports no node as silent.
 func (h *Hub) Run(ctx context.Context) error {
 	t := h.begin()
 	var judging sync.WaitGroup
 	judging.Go(func() { t.judge(ctx) })
 	<-ctx.Done()
-	h.end(t) // at once, whatever judging waits for
+	h.end(t) // immediately: don't wait for judge
 	judging.Wait()
 	return nil
 }
@@ -93,7 +94,7 @@ func (h *Hub) Run(ctx context.Context) error {
 func (h *Hub) begin() *term {
 	t := newTerm(h.o)
 	t.roster.begin(func() *state.Snapshot {
-		h.term.Store(t) // before the state is read: what is committed afterwards is marked
+		h.term.Store(t) // before reading the state, so that later commits are marked
 		return h.o.Log.Snapshot()
 	})
 	h.mu.Lock()
@@ -110,9 +111,9 @@ func (h *Hub) end(t *term) {
 	t.end(errDeposed)
 }
 
-// Committed marks what sessions must be told. It is consensus' OnCommit: it
-// never blocks, since marks coalesce and senders read the state themselves. It
-// costs what the effects do, however many sessions there are.
+// Committed marks what sessions have to send. It is consensus' OnCommit and never
+// blocks: marks coalesce, and senders read the state themselves. Its cost depends on
+// the number of effects, not of sessions.
 func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 	t := h.term.Load()
 	if t == nil {
@@ -136,16 +137,16 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 	}
 }
 
-// Restored is called when a snapshot took the place of entries, so that nobody knows
-// what sessions were told. Only a member that follows gets one: its term is over.
+// Restored is called when a snapshot replaced entries, which makes it unknown what
+// sessions have missed. Only followers install snapshots, so the term is over.
 func (h *Hub) Restored(*state.Snapshot) {
 	if t := h.term.Load(); t != nil {
 		t.end(errDeposed)
 	}
 }
 
-// View returns what agents reported last, as of now. Without a term nobody reported
-// anything.
+// View returns the latest reports of agents. It is empty while this controller does
+// not lead.
 func (h *Hub) View() *View {
 	if t := h.term.Load(); t != nil {
 		return t.reported.view()
@@ -153,7 +154,7 @@ func (h *Hub) View() *View {
 	return &View{}
 }
 
-// Status returns the last status of a task, nil if none was reported.
+// Status returns the latest status of a task, or nil if none was reported.
 func (h *Hub) Status(task []byte) *dv1.TaskStatus {
 	t := h.term.Load()
 	if t == nil {
@@ -167,7 +168,7 @@ func (h *Hub) Status(task []byte) *dv1.TaskStatus {
 	return t.reported.of(node).status(task)
 }
 
-// Observed is Status of a hex id.
+// Observed is Status for a hex id.
 func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
 	id, err := hex.DecodeString(taskID)
 	if err != nil {
@@ -176,16 +177,16 @@ func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
 	return h.Status(id)
 }
 
-// Paused is how many tasks are paused.
+// Paused returns the number of paused tasks.
 func (h *Hub) Paused() int { return h.View().Paused() }
 
 // Holders returns the nodes that reported an image's content.
 func (h *Hub) Holders(digest string) []string { return slices.Collect(h.View().Holders(digest)) }
 
-// Silent returns the nodes that are silent, and when each was heard last (Unix ns).
+// Silent returns the silent nodes, with the time each was last heard from (Unix ns).
 func (h *Hub) Silent() map[string]int64 { return maps.Collect(h.View().Silent()) }
 
-func poke(c chan struct{}) {
+func notify(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

@@ -9,19 +9,19 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// frozenAfter is how late a tick may come before this process, and not its nodes,
-// counts as what was away.
+// frozenAfter is how late a tick may be before this process, rather than its nodes,
+// is taken to have been frozen.
 const frozenAfter = SuspectAfter / 2
 
-// judge has the log keep which nodes are silent, until ctx ends. A silent node is
-// suspect; one that answers no probe either is down.
+// judge records in the log which nodes are silent, until ctx is done. A silent node
+// is suspect, or down if it doesn't answer a probe either.
 func (t *term) judge(ctx context.Context) {
 	w := &watch{term: t, began: t.started, ticked: t.started, probes: probes{of: t.o.Probe, asking: map[string]bool{}, answers: map[string]bool{}}, silent: map[string]time.Time{}}
 	defer w.probes.all.Wait()
 	found := make(chan []*dv1.Command, 1)
 	var watching sync.WaitGroup
 	defer watching.Wait()
-	watching.Go(func() { w.run(ctx, found) }) // by itself: a proposal may take longer than a tick
+	watching.Go(func() { w.run(ctx, found) }) // in its own goroutine: a proposal may take longer than a tick
 	for {
 		select {
 		case <-ctx.Done():
@@ -34,14 +34,14 @@ func (t *term) judge(ctx context.Context) {
 	}
 }
 
-// conclude has the log take what was found out about nodes, in as many entries as that
-// needs. What it refuses is found again at the next look.
+// conclude proposes what was found out about nodes, in as many entries as it takes.
+// What is refused is found again at the next tick.
 func (t *term) conclude(ctx context.Context, c *dv1.Command) {
 	c.Principal = t.o.Self
 	for ctx.Err() == nil {
 		left, err := t.tryConclude(ctx, c)
 		if err != nil && ctx.Err() == nil {
-			t.o.Logger.Warn("what was found out about nodes was not recorded", "command", c, "err", err)
+			t.o.Logger.Warn("recording the liveness of nodes failed", "command", c, "err", err)
 		}
 		verdicts := c.GetSetLiveness().GetNodes()
 		if err != nil || left == 0 || left >= len(verdicts) {
@@ -58,22 +58,23 @@ func (t *term) tryConclude(ctx context.Context, c *dv1.Command) (left int, err e
 	switch {
 	case err != nil:
 		return 0, err
-	case res.GetError() != nil && res.Error.Kind != dv1.Error_NOT_FOUND: // that one was removed meanwhile
+	case res.GetError() != nil && res.Error.Kind != dv1.Error_NOT_FOUND: // the node was removed meanwhile
 		return 0, errors.New(res.Error.Message)
 	}
 	return int(res.GetLeft()), nil
 }
 
-// watch is what one goroutine knows of all nodes' silence, and what suspects answered.
+// watch is one goroutine's record of which nodes are silent, and of their probes.
 type watch struct {
 	*term
 	probes probes
-	began  time.Time            // of the clocks: with the term, or when this process was last frozen
-	ticked time.Time            // last time that this process was seen to run
-	silent map[string]time.Time // since when, of those that the view has as silent
+	began  time.Time            // start of all clocks: the term's, or the end of the last freeze
+	ticked time.Time            // last time this process is known to have run
+	silent map[string]time.Time // since when, for nodes that the view shows as silent
 }
 
-// run looks at all nodes until ctx ends, and leaves in found what it found last.
+// run inspects all nodes at every tick until ctx is done. found holds only the
+// latest result.
 func (w *watch) run(ctx context.Context, found chan []*dv1.Command) {
 	tick := time.NewTicker(BeatEvery)
 	defer tick.Stop()
@@ -83,9 +84,9 @@ func (w *watch) run(ctx context.Context, found chan []*dv1.Command) {
 			return
 		case <-tick.C:
 		}
-		commands := w.look(ctx)
+		commands := w.inspect(ctx)
 		select {
-		case <-found: // of the last look, and not taken yet
+		case <-found: // drop the previous result, which nobody has taken
 		default:
 		}
 		if len(commands) > 0 {
@@ -94,8 +95,8 @@ func (w *watch) run(ctx context.Context, found chan []*dv1.Command) {
 	}
 }
 
-// look goes over all nodes and returns what the log must take of what it finds.
-func (w *watch) look(ctx context.Context) (found []*dv1.Command) {
+// inspect checks all nodes and returns the commands to propose.
+func (w *watch) inspect(ctx context.Context) (found []*dv1.Command) {
 	now, verdicts := w.now(), &dv1.SetLiveness{}
 	silent := make(map[string]time.Time, len(w.silent))
 	for n := range w.o.Log.Snapshot().Nodes() {
@@ -104,7 +105,7 @@ func (w *watch) look(ctx context.Context) (found []*dv1.Command) {
 		if isSilent {
 			silent[n.Id] = at
 		}
-		if n.Availability == dv1.Node_REMOVING { // who began that may be gone
+		if n.Availability == dv1.Node_REMOVING { // whoever began the removal may have crashed
 			found = append(found, &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: n.Id}}})
 			continue
 		}
@@ -115,13 +116,13 @@ func (w *watch) look(ctx context.Context) (found []*dv1.Command) {
 	if len(verdicts.Nodes) > 0 {
 		found = append(found, &dv1.Command{Of: &dv1.Command_SetLiveness{SetLiveness: verdicts}})
 	}
-	w.show(silent)
+	w.publish(silent)
 	w.probes.ask(ctx, silent)
 	return found
 }
 
-// now is what all verdicts are made at. Who was frozen has heard nobody, and calls
-// nobody silent for it: all clocks begin anew.
+// now is the time that all verdicts are made at. A process that was frozen has heard
+// from nobody, which is not the nodes' fault: all clocks restart.
 func (w *watch) now() time.Time {
 	now := w.o.Now()
 	if now.Sub(w.ticked) > frozenAfter {
@@ -131,8 +132,8 @@ func (w *watch) now() time.Time {
 	return now
 }
 
-// since is when a node was heard last, as its silence counts, and whether it was heard
-// at all since the clocks began. Nil is a node that had no session in this term.
+// since returns from when a node's silence counts, and whether it was heard from at
+// all since the clocks started. A nil node had no session in this term.
 func (w *watch) since(n *node) (at time.Time, heard bool) {
 	if n == nil {
 		return w.began, false
@@ -151,14 +152,15 @@ func latest(at time.Time, others ...time.Time) time.Time {
 	return at
 }
 
-// verdict is what a node's liveness should be. A node that was not heard since the
-// clocks began stays what it is until it is silent for long enough.
+// verdict returns what a node's liveness should be. A node that was not heard from
+// since the clocks started keeps its liveness until it has been silent for long
+// enough.
 func (w *watch) verdict(n *dv1.Node, silent, heard bool) dv1.Node_Liveness {
 	answers, probed := w.probes.result(n.Id)
 	switch {
 	case silent && probed && !answers:
 		return dv1.Node_DOWN
-	case silent && (probed || n.Liveness != dv1.Node_DOWN): // down is what a probe said, in a former term
+	case silent && (probed || n.Liveness != dv1.Node_DOWN): // down was a probe's verdict in an earlier term
 		return dv1.Node_SUSPECT
 	case !silent && heard:
 		return dv1.Node_READY
@@ -166,8 +168,8 @@ func (w *watch) verdict(n *dv1.Node, silent, heard bool) dv1.Node_Liveness {
 	return n.Liveness
 }
 
-// show brings the view's silent nodes up to date.
-func (w *watch) show(silent map[string]time.Time) {
+// publish updates the silent nodes of the view.
+func (w *watch) publish(silent map[string]time.Time) {
 	for id := range w.silent {
 		if _, still := silent[id]; !still {
 			w.reported.clearSilent(id)
@@ -178,19 +180,19 @@ func (w *watch) show(silent map[string]time.Time) {
 			continue
 		}
 		w.reported.markSilent(id, at.UnixNano())
-		n := w.node(id) // who enters after this is taken for silent, and clears it
+		n := w.node(id) // a node that enters after this starts as silent, and clears it
 		if n == nil {
 			continue
 		}
 		n.silent.Store(true)
-		if again, _ := w.since(n); again.After(at) && n.silent.Swap(false) { // it was heard meanwhile
+		if again, _ := w.since(n); again.After(at) && n.silent.Swap(false) { // it was heard from meanwhile
 			w.reported.clearSilent(id)
 		}
 	}
 	w.silent = silent
 }
 
-// probes are what suspects were asked, and what they answered last.
+// probes tracks the probes of suspect nodes and their latest results.
 type probes struct {
 	of  func(ctx context.Context, nodeID string) bool
 	all sync.WaitGroup
@@ -200,7 +202,8 @@ type probes struct {
 	answers map[string]bool
 }
 
-// ask probes each of nodes that is not being probed, and forgets what others answered.
+// ask starts a probe of each node without one in flight, and drops the results of
+// all others.
 func (p *probes) ask(ctx context.Context, nodes map[string]time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

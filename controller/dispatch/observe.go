@@ -10,22 +10,22 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Bounds of what is kept of a node's reports, far above what an agent has to report:
-// whoever has a node's key must not fill the memory of its controllers, one after the
-// other.
+// Limits on what is kept of a node's reports, far above what an agent has to report:
+// somebody with a stolen node key must not exhaust the memory of one controller
+// after another.
 const (
 	maxReported = 16 << 20 // bytes of a node's statuses and images together
 	maxEvent    = 64 << 10 // bytes of one event
-	perItem     = 128      // bytes that one status or image takes besides its own
+	perItem     = 128      // overhead of one status or image
 )
 
-// inventory is what a node reported last, up to maxReported. It does not change:
-// edit makes another. The nil inventory is empty.
+// inventory is the latest report of a node, up to maxReported. It is immutable: edit
+// makes the next one. A nil inventory is empty.
 type inventory struct {
 	tasks  btree.Map[string, *dv1.TaskStatus] // by id
 	images btree.Set[string]                  // digests
 	size   int
-	paused int // how many of tasks are
+	paused int // how many tasks are paused
 }
 
 func (i *inventory) status(task []byte) *dv1.TaskStatus {
@@ -36,20 +36,20 @@ func (i *inventory) status(task []byte) *dv1.TaskStatus {
 	return st
 }
 
-// edit begins the next inventory. It is called for one observation of a node after
-// the other: copying marks what is shared.
+// edit begins the next inventory. Calls for one node must be serialized: copying
+// marks nodes of the tree as shared.
 func (i *inventory) edit() *draft {
 	return &draft{inventory: &inventory{tasks: *i.tasks.Copy(), images: *i.images.Copy(), size: i.size, paused: i.paused}, gained: map[string]bool{}, lost: map[string]bool{}}
 }
 
-// draft is an inventory that nobody else sees yet, and how its images differ from
-// those of the one before.
+// draft is an unpublished inventory, with how its images differ from the previous
+// one's.
 type draft struct {
 	*inventory
 	gained, lost map[string]bool
 }
 
-// clear forgets everything.
+// clear removes everything.
 func (d *draft) clear() {
 	for digest := range d.images.Scan {
 		d.lost[digest] = true
@@ -57,8 +57,8 @@ func (d *draft) clear() {
 	d.inventory = &inventory{}
 }
 
-// put keeps a status and reports whether there was room for it. If not, the one
-// before goes too, which is not true any more.
+// put stores a status and reports whether there was room for it. If not, the
+// previous status is dropped too, since it is out of date.
 func (d *draft) put(st *dv1.TaskStatus) bool {
 	d.delete(st.Id)
 	size := statusSize(st)
@@ -84,7 +84,7 @@ func (d *draft) delete(task []byte) {
 
 func statusSize(st *dv1.TaskStatus) int { return proto.Size(st) + perItem }
 
-// gain keeps that the node has an image and reports whether there was room for it.
+// gain records that the node has an image and reports whether there was room for it.
 func (d *draft) gain(digest string) bool {
 	size := len(digest) + perItem
 	switch {
@@ -116,8 +116,8 @@ func (d *draft) lose(digest string) {
 	}
 }
 
-// owns reports whether a task is a node's to speak of: it was placed there, and is
-// there until the node has acknowledged its removal.
+// owns reports whether a node may report on a task: the task was placed there, and
+// the node has not acknowledged its removal.
 func owns(snap *state.Snapshot, node string, task []byte) bool {
 	if t := snap.Task(task); t != nil {
 		return t.NodeId == node
@@ -125,9 +125,8 @@ func owns(snap *state.Snapshot, node string, task []byte) bool {
 	return snap.Tombstone(task).GetNodeId() == node
 }
 
-// observe keeps what a node reports of its own tasks, and returns what the log lacks
-// of it. What it says of others' tasks, or of such as nobody assigned to it, is
-// ignored.
+// observe keeps what a node reports about its own tasks and returns what the log
+// lacks of it. Reports about other nodes' tasks, or unknown ones, are ignored.
 func (t *term) observe(s *session, o *dv1.Observation) (missing []*dv1.TaskReport) {
 	snap := t.o.Log.Snapshot()
 	events, ignored := ownEvents(snap, s.node, o.Events)
@@ -137,7 +136,7 @@ func (t *term) observe(s *session, o *dv1.Observation) (missing []*dv1.TaskRepor
 	}
 	if ignored += full; ignored > 0 && !s.warned {
 		s.warned = true
-		t.o.Logger.Warn("a node reports more than is kept of one", "node", s.node, "ignored", ignored)
+		t.o.Logger.Warn("a node reports more than the limit, ignoring the rest", "node", s.node, "ignored", ignored)
 	}
 	for _, id := range changed {
 		t.o.OnStatus(hex.EncodeToString(id))
@@ -160,7 +159,7 @@ func ownEvents(snap *state.Snapshot, node string, all []*dv1.Event) (own []*dv1.
 	return own, tooLarge
 }
 
-// take brings a node's inventory up to date, if s is its session still: a newer one
+// take updates a node's inventory if s is still its current session: a newer one
 // knows better. ignored counts what there was no room for.
 func (t *term) take(snap *state.Snapshot, s *session, o *dv1.Observation) (changed [][]byte, missing []*dv1.TaskReport, ignored int, current bool) {
 	s.of.observing.Lock()
@@ -202,7 +201,7 @@ func (t *term) take(snap *state.Snapshot, s *session, o *dv1.Observation) (chang
 	return changed, missing, ignored, true
 }
 
-// forget drops statuses of tasks whose removal a node acknowledged.
+// forget drops the statuses of tasks whose removal a node acknowledged.
 func (t *term) forget(n *node, tasks []string) {
 	n.observing.Lock()
 	defer n.observing.Unlock()
@@ -217,9 +216,10 @@ func (t *term) forget(n *node, tasks []string) {
 	t.reported.put(n.id, d)
 }
 
-// unrecorded is what the log does not know yet of a status: the first running and the
-// last exit of an attempt, and of the lives that its agent began anew, or why there was
-// none. nil: nothing. Attempts are raft's: one that it has not asked for is not reported.
+// unrecorded returns what of a status the log lacks: the first running and the last
+// exit of an attempt and of the agent's own restarts within it, or why it failed to
+// start. It returns nil if nothing is missing, and for an attempt that raft has not
+// asked for.
 func unrecorded(t *dv1.Task, st *dv1.TaskStatus) *dv1.TaskReport {
 	if t == nil || st.Attempt != t.Attempt || st.Attempt == 0 || st.Restarts < t.Restarts {
 		return nil

@@ -12,15 +12,15 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Pauses before what the log did not take is proposed again.
+// Backoff before a failed proposal is retried.
 const (
 	retryAfter = 200 * time.Millisecond
 	retryMax   = 5 * time.Second
 )
 
-// report has at most one proposal in flight; what arrives meanwhile goes into
-// the next. What fails stays pending and is retried, and after the session the
-// agent's next inventory brings it again.
+// report has at most one proposal in flight; whatever arrives meanwhile goes into
+// the next one. What fails stays pending and is retried; if the session ends first,
+// the agent's next inventory reports it again.
 func (t *term) report(ctx context.Context, s *session) {
 	wait := retryAfter
 	for {
@@ -33,24 +33,24 @@ func (t *term) report(ctx context.Context, s *session) {
 		if err == nil {
 			wait = retryAfter
 			if more {
-				poke(s.report)
+				notify(s.report)
 			}
 			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		t.o.Logger.Warn("what a node reported was not recorded, trying again", "node", s.node, "after", wait, "err", err)
+		t.o.Logger.Warn("recording a node's reports failed, retrying", "node", s.node, "after", wait, "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
 			wait = min(2*wait, retryMax)
-			poke(s.report)
+			notify(s.report)
 		}
 	}
 }
 
-// record proposes what is pending; more says that there is more than one entry of it.
+// record proposes what is pending; more reports that it didn't fit into one entry.
 func (t *term) record(ctx context.Context, s *session) (more bool, err error) {
 	pending, removed := s.takePending()
 	tasks, tombs := slices.Sorted(maps.Keys(pending)), slices.Sorted(maps.Keys(removed))
@@ -65,13 +65,14 @@ func (t *term) record(ctx context.Context, s *session) (more bool, err error) {
 	tasksLeft, rerr := t.propose(ctx, &dv1.Command{Principal: by, Of: &dv1.Command_Report{Report: r}}, tasks)
 	tombsLeft, aerr := t.propose(ctx, &dv1.Command{Principal: by, Of: &dv1.Command_AckTombstones{AckTombstones: a}}, tombs)
 	if done := tombs[:len(tombs)-len(tombsLeft)]; len(done) > 0 {
-		t.forget(s.of, done) // the agent is done with these tasks: so is what was seen of them
+		t.forget(s.of, done) // the agent is done with these tasks: drop their statuses
 	}
 	s.putBack(pending, tasksLeft, tombsLeft)
 	return len(tasksLeft)+len(tombsLeft) > 0, errors.Join(rerr, aerr)
 }
 
-// propose has the log take what c says of ids, and returns those that it did not take.
+// propose proposes c, which concerns ids, and returns the ids that were not
+// accepted.
 func (t *term) propose(ctx context.Context, c *dv1.Command, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
@@ -86,7 +87,8 @@ func (t *term) propose(ctx context.Context, c *dv1.Command, ids []string) ([]str
 	return ids[len(ids)-min(int(res.Left), len(ids)):], nil
 }
 
-// nodeURI is in whose name a session's node reports: its certificate was of that node.
+// nodeURI returns the principal of a node's reports. The session's certificate has
+// proved it.
 func nodeURI(log Log, node string) string {
 	return pki.URI(log.Snapshot().Cluster().GetId(), pki.KindNode, node)
 }

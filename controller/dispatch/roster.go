@@ -11,27 +11,28 @@ import (
 	"github.com/drover/drover/pkg/roster"
 )
 
-// recentChanges is how many changes are kept for sessions that were told of the
-// earlier ones. Who lacks more is told everything.
+// recentChanges is how many changes are kept, for sessions that lack only these. A
+// session further behind gets the full roster.
 const recentChanges = 1024
 
-// rosterLog counts the changes of what every agent knows of its fleet: who belongs to
-// it, its controllers, its keys. A session compares numbers; nothing is kept of it.
+// rosterLog numbers the changes of what every agent knows about the fleet: its
+// members, controllers and keys. A session only remembers the number it was last
+// sent.
 type rosterLog struct {
 	mu     sync.Mutex        // guards the fields below
 	change uint64            // number of the last change
 	index  uint64            // of the entry that made it
 	recent []string          // URIs of the last changes, "" for one of controllers or keys
 	next   chan struct{}     // closed at the next change
-	addrs  map[string]string // of nodes: a node is also written when its liveness changes
+	addrs  map[string]string // of nodes: a node is also written when only its liveness changes
 
-	making sync.Mutex // guards the fields below; one makes the whole, the others wait for it
-	whole  *dv1.Roster
-	sum    []byte
-	of     uint64 // change that whole is as of
+	building sync.Mutex // guards the fields below; one caller builds the full roster, the others wait for it
+	whole    *dv1.Roster
+	sum      []byte
+	of       uint64 // change that whole is as of
 }
 
-// begin reads where nodes are. What is committed meanwhile waits for that.
+// begin reads the nodes' addresses. Commits wait until it is done.
 func (r *rosterLog) begin(read func() *state.Snapshot) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -40,8 +41,8 @@ func (r *rosterLog) begin(read func() *state.Snapshot) {
 	}
 }
 
-// changed notes a change: of an identity's place in the roster, or, with uri "", of
-// controllers or keys.
+// changed records a change: of an identity's place in the roster or, with an empty
+// uri, of controllers or keys.
 func (r *rosterLog) changed(uri string, index uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -55,7 +56,7 @@ func (r *rosterLog) changed(uri string, index uint64) {
 	r.next = make(chan struct{})
 }
 
-// moved notes where a node is and reports whether that is news.
+// moved records a node's address and reports whether it changed.
 func (r *rosterLog) moved(n *dv1.Node) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -72,58 +73,59 @@ func (r *rosterLog) remove(node string) {
 	delete(r.addrs, node)
 }
 
-// now is the number of the last change, and a channel that is closed at the next.
-func (r *rosterLog) now() (uint64, <-chan struct{}) {
+// current returns the number of the last change, and a channel that is closed at the
+// next one.
+func (r *rosterLog) current() (uint64, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.change, r.next
 }
 
-// since returns whose places changed after change told, and the index of the last
-// entry that did so; !known: so much changed that nobody knows any more.
-func (r *rosterLog) since(told uint64) (uris []string, change, index uint64, known bool) {
+// since returns the identities that changed after change sent, and the index of the
+// entry of the last such change. known is false if sent is too old to tell.
+func (r *rosterLog) since(sent uint64) (uris []string, change, index uint64, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	lacks := r.change - told
+	lacks := r.change - sent
 	if lacks > uint64(len(r.recent)) {
 		return nil, r.change, r.index, false
 	}
 	return append([]string(nil), r.recent[uint64(len(r.recent))-lacks:]...), r.change, r.index, true
 }
 
-// gossipPeers is how many agents a welcome names.
+// gossipPeers is how many gossip peers a welcome names.
 const gossipPeers = 5
 
-// peers returns some nodes' addresses, in no order: not everybody is told the same.
-func (r *rosterLog) peers(but string) (out []string) {
+// peers returns the addresses of some random nodes other than except.
+func (r *rosterLog) peers(except string) (out []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, addr := range r.addrs {
 		if len(out) == gossipPeers {
 			break
 		}
-		if id != but && addr != "" {
+		if id != except && addr != "" {
 			out = append(out, addr)
 		}
 	}
 	return out
 }
 
-// everybody returns the whole roster and its sum. It is made once for each change,
-// for all that ask.
-func (r *rosterLog) everybody(log Log) (*dv1.Roster, []byte) {
-	r.making.Lock()
-	defer r.making.Unlock()
-	change, _ := r.now() // before the state is read, which is then no older
+// full returns the full roster and its checksum. It is built once per change, for
+// all callers.
+func (r *rosterLog) full(log Log) (*dv1.Roster, []byte) {
+	r.building.Lock()
+	defer r.building.Unlock()
+	change, _ := r.current() // before reading the state, which is then at least as new
 	if r.whole == nil || r.of != change {
-		r.whole, r.of = everybody(log.Snapshot()), change
+		r.whole, r.of = fullRoster(log.Snapshot()), change
 		applied, _ := (*roster.Roster)(nil).Apply(r.whole)
 		r.sum = applied.Sum()
 	}
 	return r.whole, r.sum
 }
 
-func everybody(snap *state.Snapshot) *dv1.Roster {
+func fullRoster(snap *state.Snapshot) *dv1.Roster {
 	r := &dv1.Roster{Epoch: snap.Cluster().GetEpoch(), Index: snap.Index(), Full: true}
 	for i := range snap.Identities() {
 		add(r, snap, i)
@@ -131,7 +133,7 @@ func everybody(snap *state.Snapshot) *dv1.Roster {
 	return r
 }
 
-// add adds an identity to a roster, if it is one that agents let in.
+// add adds an identity to a roster, if agents accept its kind.
 func add(r *dv1.Roster, snap *state.Snapshot, i *dv1.Identity) {
 	p, err := pki.FromURI(i.Uri)
 	if err != nil || p.Kind != pki.KindNode && p.Kind != pki.KindController {
@@ -148,7 +150,8 @@ func add(r *dv1.Roster, snap *state.Snapshot, i *dv1.Identity) {
 	r.Members = append(r.Members, m)
 }
 
-// welcome is what a node should know of its fleet; r is what it lacks of the roster.
+// welcome returns what a node should know of its fleet; r is the part of the roster
+// that it lacks.
 func (t *term) welcome(subnet, node string, r *dv1.Roster) *dv1.Welcome {
 	snap := t.o.Log.Snapshot()
 	w := &dv1.Welcome{Subnet: subnet, Epoch: snap.Cluster().GetEpoch(), ClusterId: snap.Cluster().GetId(), GossipKeys: t.o.Keys(), Roster: r, Peers: t.roster.peers(node)}
@@ -158,25 +161,25 @@ func (t *term) welcome(subnet, node string, r *dv1.Roster) *dv1.Welcome {
 	return w
 }
 
-// greet is the welcome of a session whose agent has the roster of that sum.
+// greet returns the welcome for an agent whose roster has the checksum has.
 func (t *term) greet(s *session, subnet string, has []byte) *dv1.Welcome {
-	s.told, _ = t.roster.now() // before the state is read
-	whole, sum := t.roster.everybody(t.o.Log)
+	s.sent, _ = t.roster.current() // before reading the state
+	whole, sum := t.roster.full(t.o.Log)
 	if bytes.Equal(sum, has) {
 		whole = nil
 	}
 	return t.welcome(subnet, s.node, whole)
 }
 
-// news is what a session's agent was not told of its fleet, nil if nothing.
+// news returns the changes of the fleet that a session has not sent yet, or nil.
 func (t *term) news(s *session) *dv1.Welcome {
-	uris, change, index, known := t.roster.since(s.told)
-	if change == s.told {
+	uris, change, index, known := t.roster.since(s.sent)
+	if change == s.sent {
 		return nil
 	}
-	s.told = change
+	s.sent = change
 	if !known {
-		whole, _ := t.roster.everybody(t.o.Log)
+		whole, _ := t.roster.full(t.o.Log)
 		return t.welcome("", s.node, whole)
 	}
 	snap := t.o.Log.Snapshot()

@@ -19,23 +19,23 @@ import (
 
 const (
 	maxMessage   = 16 << 20
-	compressFrom = 4 << 10 // bytes: a beat is cheaper as it is
+	compressFrom = 4 << 10 // bytes: a beat isn't worth compressing
 )
 
-// session is one agent's stream.
+// session is the stream of one agent.
 type session struct {
 	node   string
-	of     *node // since it entered
+	of     *node // set when the session enters
 	cancel context.CancelCauseFunc
-	wake   chan struct{} // something is dirty
-	report chan struct{} // something is pending
+	wake   chan struct{} // signalled when something is dirty
+	report chan struct{} // signalled when something is pending
 
-	told   uint64 // the sender's: change of the roster that the agent was told of
-	warned bool   // the receiver's: that it reports more than is kept
+	sent   uint64 // last change of the roster that was sent; used by the sender only
+	warned bool   // warned that it reports more than the limit; used by the receiver only
 
 	mu      sync.Mutex // guards the fields below
 	dirty   map[string]bool
-	index   uint64 // of the entry that made the last of them so
+	index   uint64 // of the entry that made the latest of them dirty
 	pending map[string]*dv1.TaskReport
 	removed map[string]bool
 }
@@ -45,13 +45,13 @@ func newSession(node string, cancel context.CancelCauseFunc) *session {
 		dirty: map[string]bool{}, pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}}
 }
 
-// mark notes that the agent must be told of a task.
+// mark records that the agent must be sent a task's state.
 func (s *session) mark(task []byte, index uint64) {
 	s.mu.Lock()
 	s.dirty[string(task)] = true
 	s.index = index
 	s.mu.Unlock()
-	poke(s.wake)
+	notify(s.wake)
 }
 
 func (s *session) takeDirty() (tasks map[string]bool, index uint64) {
@@ -62,7 +62,7 @@ func (s *session) takeDirty() (tasks map[string]bool, index uint64) {
 	return tasks, s.index
 }
 
-// add makes reports pending, and acknowledged removals.
+// add queues reports and acknowledged removals.
 func (s *session) add(reports []*dv1.TaskReport, removed [][]byte) {
 	if len(reports)+len(removed) == 0 {
 		return
@@ -75,7 +75,7 @@ func (s *session) add(reports []*dv1.TaskReport, removed [][]byte) {
 		s.removed[string(id)] = true
 	}
 	s.mu.Unlock()
-	poke(s.report)
+	notify(s.report)
 }
 
 func (s *session) takePending() (reports map[string]*dv1.TaskReport, removed map[string]bool) {
@@ -86,12 +86,12 @@ func (s *session) takePending() (reports map[string]*dv1.TaskReport, removed map
 	return reports, removed
 }
 
-// putBack makes pending again what of reports the log did not take.
+// putBack queues again what of the reports the log did not accept.
 func (s *session) putBack(reports map[string]*dv1.TaskReport, tasks, removed []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range tasks {
-		if s.pending[id] == nil { // what came meanwhile is newer
+		if s.pending[id] == nil { // otherwise a newer one has arrived
 			s.pending[id] = reports[id]
 		}
 	}
@@ -102,8 +102,8 @@ func (s *session) putBack(reports map[string]*dv1.TaskReport, tasks, removed []s
 
 type unblockKey struct{}
 
-// Handler serves sessions over HTTP/2 with TLS. The caller is who its
-// certificate says, which the listener has verified.
+// Handler serves sessions over HTTP/2 with TLS. The listener has verified the
+// caller's certificate.
 func (h *Hub) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(dv1connect.NewSessionHandler(h, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(compressFrom)))
@@ -114,9 +114,9 @@ func (h *Hub) Handler() http.Handler {
 				ctx = pki.WithPrincipal(ctx, p)
 			}
 		}
-		// A superseded session must leave a Receive or Send that would block.
+		// Needed to unblock Receive and Send when the session is superseded.
 		rc := http.NewResponseController(w)
-		// net/http forbids that once the handler has returned.
+		// Not allowed once the handler has returned.
 		var mu sync.Mutex
 		var over bool
 		ctx = context.WithValue(ctx, unblockKey{}, func() {
@@ -136,7 +136,7 @@ func (h *Hub) Handler() http.Handler {
 	})
 }
 
-// Open is one session, from hello to the end of its stream.
+// Open serves one session, from its hello to the end of its stream.
 func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -149,7 +149,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		return err
 	}
 	if ours := h.o.Log.Snapshot().Cluster().GetEpoch(); hello.Epoch > ours {
-		// Restored from before what this node has seen: it would undo that.
+		// The state was restored from before what this node has seen, and would undo it.
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("node %s has seen epoch %d of this fleet, this controller is of epoch %d", hello.Node.Name, hello.Epoch, ours))
 	}
 	t := h.elected(ctx)
@@ -166,7 +166,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	}
 	defer func() { t.leave(s, context.Cause(ctx)) }()
 	if err := st.Send(&dv1.ToAgent{Of: &dv1.ToAgent_Welcome{Welcome: t.greet(s, subnet, hello.Roster)}}); err != nil {
-		return fmt.Errorf("welcoming node %s: %w", s.node, err)
+		return fmt.Errorf("sending the welcome to node %s: %w", s.node, err)
 	}
 	quiet := time.AfterFunc(SuspectAfter, func() { cancel(errSilent) })
 	defer quiet.Stop()
@@ -185,16 +185,16 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	return err
 }
 
-// Why the control plane ends a session.
+// Reasons why the control plane ends a session.
 var (
-	errDeposed    = errors.New("another controller leads now")
+	errDeposed    = errors.New("this controller no longer leads")
 	errRemoved    = errors.New("this node was removed from its fleet")
 	errSuperseded = errors.New("a newer session of this node took over")
 	errSilent     = fmt.Errorf("nothing was heard for %v", SuspectAfter)
 )
 
 func (h *Hub) hello(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent], cancel context.CancelCauseFunc) (*dv1.Hello, error) {
-	late := time.AfterFunc(5*time.Second, func() { cancel(errors.New("no hello came")) })
+	late := time.AfterFunc(5*time.Second, func() { cancel(errors.New("no hello received")) })
 	m, err := st.Receive()
 	if err != nil || !late.Stop() {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a session begins with a hello: %w", err))
@@ -208,17 +208,17 @@ func (h *Hub) hello(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, d
 		return nil, connect.NewError(connect.CodeUnauthenticated, pki.ErrNoPrincipal)
 	}
 	if p.Kind != pki.KindNode || p.ID != hello.Node.Id {
-		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("certificate is of %s, but the hello of node %s", p.URI, hello.Node.Id))
+		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("the certificate is for %s, but the hello is from node %s", p.URI, hello.Node.Id))
 	}
 	return hello, nil
 }
 
-// register has the log know the node as it is, and returns its subnet.
+// register records the node in the log and returns its subnet.
 func (t *term) register(ctx context.Context, n *dv1.Node) (string, error) {
 	snap := t.o.Log.Snapshot()
 	if old := snap.Node(n.Id); old != nil {
 		want := proto.CloneOf(n)
-		// These are the control plane's to say, not the agent's.
+		// These fields are decided by the control plane, not by the agent.
 		want.Subnet, want.Availability, want.Liveness, want.Joined, want.Revision = old.Subnet, old.Availability, old.Liveness, old.Joined, old.Revision
 		want.Roles, want.SetLabels = old.Roles, old.SetLabels
 		if len(old.SetLabels) > 0 && want.Labels == nil {
@@ -239,11 +239,11 @@ func (t *term) register(ctx context.Context, n *dv1.Node) (string, error) {
 	return t.o.Log.Snapshot().Node(n.Id).GetSubnet(), nil
 }
 
-// electedWithin bounds how long a hello waits for this controller's term to begin
-// here: who sent it may know of the election first.
+// electedWithin bounds how long a hello waits for this controller's term to begin:
+// its sender may learn of the election first.
 const electedWithin = 300 * time.Millisecond
 
-// elected returns the term, nil if there is none.
+// elected waits for a term and returns it, or nil if none begins in time.
 func (h *Hub) elected(ctx context.Context) *term {
 	h.mu.Lock()
 	led := h.led
@@ -258,7 +258,8 @@ func (h *Hub) elected(ctx context.Context) *term {
 	return h.term.Load()
 }
 
-// receive takes what the agent says until it ends; quiet ends a silent one.
+// receive handles what the agent sends until the stream ends; quiet ends a silent
+// session.
 func (t *term) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent], quiet *time.Timer) error {
 	for {
 		m, err := st.Receive()
@@ -281,7 +282,7 @@ func (t *term) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToA
 	}
 }
 
-// removed returns what of an acknowledgement is of tombstones that there are.
+// removed returns the acknowledged ids that have a tombstone of this node.
 func (t *term) removed(s *session, a *dv1.Acks) (out [][]byte) {
 	snap := t.o.Log.Snapshot()
 	for _, id := range a.Removed {
@@ -292,18 +293,18 @@ func (t *term) removed(s *session, a *dv1.Acks) (out [][]byte) {
 	return out
 }
 
-// send is the only writer after the welcome: syncs in order, news of the fleet, and
-// beats.
+// send is the only writer after the welcome: syncs in order, changes of the fleet,
+// and beats.
 func (t *term) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
 	beat := time.NewTicker(BeatEvery)
 	defer beat.Stop()
 	var seq int64
 	sent := uint64(0)
 	full := true
-	var parts []*dv1.Sync // of a sync that is under way
+	var parts []*dv1.Sync // remaining parts of the current sync
 	for {
 		m := &dv1.ToAgent{}
-		_, changed := t.roster.now()
+		_, changed := t.roster.current()
 		if len(parts) == 0 {
 			if parts = t.next(s, full, sent); len(parts) > 0 {
 				full, sent = false, parts[0].Index
@@ -330,7 +331,7 @@ func (t *term) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.
 			}
 		}
 		if err := st.Send(m); err != nil {
-			return fmt.Errorf("telling node %s: %w", s.node, err)
+			return fmt.Errorf("sending to node %s: %w", s.node, err)
 		}
 	}
 }

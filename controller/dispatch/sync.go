@@ -11,15 +11,17 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// maxPart bounds a part of a sync, but for what is larger by itself: well below what
-// an agent reads as one message, and stored before its controller seems silent.
+// maxPart bounds a part of a sync, unless a single item is larger: well below an
+// agent's message limit, and small enough to be stored before its controller seems
+// silent.
 const maxPart = 512 << 10
 
-// sourceSize is about what a part takes for each of its images: most is the grant.
+// sourceSize approximates what a part needs per image, which is mostly the grant.
 const sourceSize = 2 << 10
 
-// next is what the agent lacks, in parts; none: nothing. Marks are taken before the
-// state is read, so a state is never older than the index it is sent under.
+// next returns what the agent lacks, in parts; none if it is up to date. Marks are
+// taken before the state is read, so a state is never older than the index it is
+// sent under.
 func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
 	dirty, index := s.takeDirty()
 	if !full && len(dirty) == 0 {
@@ -48,8 +50,8 @@ func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
 	p := &parts{of: func() *dv1.Sync {
 		return &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: t.o.Log.Term(), Index: index, Full: full}
 	}}
-	// Tasks of one spec follow each other, so that a spec is said once, or again
-	// where a part ends among them.
+	// Tasks of one spec are adjacent, so that a spec is sent once, or again where a part
+	// ends between them.
 	slices.SortStableFunc(tasks, func(a, b *dv1.Task) int { return cmp.Or(bytes.Compare(a.SpecId, b.SpecId), bytes.Compare(a.Id, b.Id)) })
 	for _, task := range tasks {
 		p.task(task, snap.Spec(task.SpecId))
@@ -61,9 +63,9 @@ func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
 	return p.end()
 }
 
-// parts is a sync that is being put together.
+// parts builds a sync.
 type parts struct {
-	of   func() *dv1.Sync // a part without anything
+	of   func() *dv1.Sync // returns an empty part
 	done []*dv1.Sync
 	now  *dv1.Sync
 	size int
@@ -71,7 +73,7 @@ type parts struct {
 
 func (p *parts) task(t *dv1.Task, spec *dv1.Spec) {
 	size := proto.Size(t)
-	if spec == nil || p.says(spec) && p.fits(size) {
+	if spec == nil || p.hasSpec(spec) && p.fits(size) {
 		p.room(size)
 	} else {
 		p.room(size + proto.Size(spec) + sourceSize)
@@ -80,14 +82,14 @@ func (p *parts) task(t *dv1.Task, spec *dv1.Spec) {
 	p.now.Tasks = append(p.now.Tasks, &dv1.Assignment{Task: t})
 }
 
-func (p *parts) says(spec *dv1.Spec) bool {
-	said := p.now.GetSpecs()
-	return len(said) > 0 && said[len(said)-1] == spec
+func (p *parts) hasSpec(spec *dv1.Spec) bool {
+	sent := p.now.GetSpecs()
+	return len(sent) > 0 && sent[len(sent)-1] == spec
 }
 
 func (p *parts) fits(size int) bool { return p.size == 0 || p.size+size <= maxPart }
 
-// room makes place for size bytes, in another part if this one is full.
+// room makes room for size bytes, in a new part if the current one is full.
 func (p *parts) room(size int) {
 	if p.now != nil && !p.fits(size) {
 		p.end()
@@ -112,11 +114,11 @@ func (p *parts) end() []*dv1.Sync {
 	return p.done
 }
 
-// maxHolders bounds how many nodes that have an image a source names.
+// maxHolders bounds how many nodes a source names.
 const maxHolders = 8
 
-// sources says of each image of a part what its node must know to get it: a full
-// sync has them all, so that an agent that forgot them has them again.
+// sources returns what the node must know to fetch each image of a part. A full sync
+// has all sources, for agents that lost them.
 func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 	snap := t.o.Log.Snapshot()
 	first := map[string]bool{} // specs of tasks whose node may lack the image
@@ -137,7 +139,7 @@ func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 			if t.o.Grant != nil {
 				var err error
 				if s.Grant, err = t.o.Grant(node, d); err != nil {
-					t.o.Logger.Warn("a node gets no grant for an image", "node", node, "image", d, "err", err)
+					t.o.Logger.Warn("granting a node access to an image failed", "node", node, "image", d, "err", err)
 				}
 			}
 			of[d] = s

@@ -11,11 +11,11 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// term is what a Hub knows while its controller leads. Each election begins with
-// none of it, and what a session of an earlier term still does reaches nobody.
+// term is the state of a Hub while its controller leads. Each election starts with
+// an empty one; late reports of an earlier term's sessions have no effect.
 type term struct {
 	o        Options
-	started  time.Time // what times of nodes are counted from
+	started  time.Time // times of nodes are relative to it
 	reported observations
 	roster   rosterLog
 
@@ -24,17 +24,17 @@ type term struct {
 	nodes map[string]*node
 }
 
-// node is what a term knows of a node beside what it reported.
+// node is the state of a node's session, apart from what it reported.
 type node struct {
 	id      string
 	session atomic.Pointer[session]
-	heard   atomic.Int64 // last, since the term started
-	spared  atomic.Int64 // counts as heard for its silence: it has a grace to come back
-	silent  atomic.Bool  // is in the view as such
+	heard   atomic.Int64 // last time heard from, since the term started
+	spared  atomic.Int64 // counts like heard for its silence: the grace period to reconnect
+	silent  atomic.Bool  // the view shows it as silent
 
-	observing sync.Mutex // of one observation after the other
+	observing sync.Mutex // serializes observations
 
-	mu      sync.Mutex // guards highest, and which session is next
+	mu      sync.Mutex // guards highest, and changes of session
 	highest uint64     // session number
 }
 
@@ -42,7 +42,7 @@ func newTerm(o Options) *term {
 	return &term{o: o, started: o.Now(), nodes: map[string]*node{}, roster: rosterLog{addrs: map[string]string{}, next: make(chan struct{})}}
 }
 
-// end ends all sessions, and lets no other begin.
+// end ends all sessions and refuses new ones.
 func (t *term) end(why error) {
 	t.mu.Lock()
 	t.over = true
@@ -62,7 +62,7 @@ func (t *term) node(id string) *node {
 	return t.nodes[id]
 }
 
-// session is the open session of a node, nil if there is none.
+// session returns the open session of a node, or nil.
 func (t *term) session(node string) *session {
 	if n := t.node(node); n != nil {
 		return n.session.Load()
@@ -70,21 +70,22 @@ func (t *term) session(node string) *session {
 	return nil
 }
 
-// mark notes that a node's agent must be told of a task.
+// mark records that a node's agent must be sent a task's state.
 func (t *term) mark(node string, task []byte, index uint64) {
 	if s := t.session(node); s != nil {
 		s.mark(task, index)
 	}
 }
 
-// moved marks a node that is new or elsewhere. A node is written for its liveness too.
+// moved records a node that is new or has a new address. Nodes are also written when
+// only their liveness changes.
 func (t *term) moved(n *dv1.Node, index uint64) {
 	if t.roster.moved(n) {
 		t.roster.changed(pki.URI(t.o.Log.Snapshot().Cluster().GetId(), pki.KindNode, n.Id), index)
 	}
 }
 
-// remove forgets a node that was removed.
+// remove drops a node that was removed.
 func (t *term) remove(id string) {
 	t.mu.Lock()
 	n := t.nodes[id]
@@ -108,7 +109,7 @@ func (t *term) enter(s *session, number uint64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if number <= n.highest {
-		return fmt.Errorf("session %d of node %s is old: %d was seen", number, s.node, n.highest)
+		return fmt.Errorf("session %d of node %s is outdated: session %d was seen", number, s.node, n.highest)
 	}
 	if old := n.session.Load(); old != nil {
 		old.cancel(errSuperseded)
@@ -120,28 +121,28 @@ func (t *term) enter(s *session, number uint64) error {
 	return nil
 }
 
-// enrol returns the entry of a node that is a member.
+// enrol returns the entry of a node, if it is a member.
 func (t *term) enrol(id string) (*node, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.over {
 		return nil, errDeposed
 	}
-	if t.o.Log.Snapshot().Node(id) == nil { // with mu held: its removal comes before or after
+	if t.o.Log.Snapshot().Node(id) == nil { // under mu, so that the node's removal comes entirely before or after
 		return nil, errRemoved
 	}
 	n := t.nodes[id]
 	if n == nil {
 		n = &node{id: id}
-		n.silent.Store(true) // for all that is known here
+		n.silent.Store(true) // until it is heard from
 		t.nodes[id] = n
 		t.reported.admit(id)
 	}
 	return n, nil
 }
 
-// grace is what a node gets to come back after its session broke: whoever relayed
-// it may be what died.
+// grace is how long a node may take to reconnect after its session broke: what died
+// may be the controller that relayed it.
 const grace = 1500 * time.Millisecond
 
 func (t *term) leave(s *session, why error) {
@@ -150,10 +151,10 @@ func (t *term) leave(s *session, why error) {
 	}
 }
 
-// elapsed is how long the term has been going on.
+// elapsed returns the time since the term started.
 func (t *term) elapsed() time.Duration { return t.o.Now().Sub(t.started) }
 
-// hear notes that a node said something.
+// hear records that a node was heard from.
 func (t *term) hear(n *node) {
 	n.heard.Store(int64(t.elapsed()))
 	if n.silent.Swap(false) {

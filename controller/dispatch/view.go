@@ -10,9 +10,8 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// View is what agents reported last, as of one moment. It does not change, is safe
-// for concurrent use, and takes no locks to read. What it returns must not be
-// modified.
+// View is a snapshot of the latest reports of agents. It is immutable, safe for
+// concurrent use, and read without locks. What it returns must not be modified.
 type View struct {
 	nodes   btree.Map[string, *inventory]
 	holders btree.Set[string]
@@ -20,27 +19,26 @@ type View struct {
 	paused  int
 }
 
-// Status returns the last status of a task that is, or was until its removal, on a
-// node; nil if none was reported.
+// Status returns the latest status of a task on the node that it is placed on, or
+// whose removal of it is pending; nil if none was reported.
 func (v *View) Status(node string, task []byte) *dv1.TaskStatus {
 	i, _ := v.nodes.Get(node)
 	return i.status(task)
 }
 
-// Paused is how many tasks are.
+// Paused returns the number of paused tasks.
 func (v *View) Paused() int { return v.paused }
 
-// Holds reports whether a node reported an image's content.
+// Holds reports whether a node reported having an image's content.
 func (v *View) Holds(node, digest string) bool {
 	return v.holders.Contains(holder(digest, node))
 }
 
-// Holders yields the nodes that reported an image's content, in the order of their
-// ids.
+// Holders yields the nodes that reported having an image's content, sorted by id.
 func (v *View) Holders(digest string) iter.Seq[string] { return v.HoldersFrom(digest, "") }
 
-// HoldersFrom yields them beginning at an id, and around: who takes the first few of
-// them takes others than the next one does.
+// HoldersFrom yields them starting at an id and wrapping around, so that callers
+// that take only a few spread over different holders.
 func (v *View) HoldersFrom(digest, node string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		prefix, ended := holder(digest, ""), false
@@ -60,23 +58,24 @@ func (v *View) HoldersFrom(digest, node string) iter.Seq[string] {
 	}
 }
 
-// SilentSince reports whether a node is silent, and when it was heard last (Unix ns).
+// SilentSince reports whether a node is silent, and when it was last heard from
+// (Unix ns).
 func (v *View) SilentSince(node string) (at int64, silent bool) { return v.silent.Get(node) }
 
-// Silent yields the nodes that are silent, and when each was heard last (Unix ns).
+// Silent yields the silent nodes and when each was last heard from (Unix ns).
 func (v *View) Silent() iter.Seq2[string, int64] { return v.silent.Scan }
 
 func holder(digest, node string) string { return digest + "\x00" + node }
 
-// observations is the View that is being written. Its lock is held for one change, or
-// one copy, which is cheap: the trees are copied where they are written.
+// observations is the mutable View. Its lock is held for one change or for one copy,
+// which is cheap: the trees are copy-on-write.
 type observations struct {
 	mu   sync.Mutex // guards the fields below
 	v    View
-	last *View // a copy of v; nil: v has changed since
+	last *View // a copy of v; nil if v has changed since
 }
 
-// view returns a copy.
+// view returns an immutable copy.
 func (o *observations) view() *View {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -93,7 +92,7 @@ func (o *observations) change(f func(v *View)) {
 	f(&o.v)
 }
 
-// of returns what a node reported last, nil for one that is not admitted.
+// of returns the latest report of a node, nil if the node is not admitted.
 func (o *observations) of(node string) *inventory {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -101,7 +100,7 @@ func (o *observations) of(node string) *inventory {
 	return i
 }
 
-// admit has what a node reports kept from now on.
+// admit starts keeping a node's reports.
 func (o *observations) admit(node string) {
 	o.change(func(v *View) {
 		if _, ok := v.nodes.Get(node); !ok {
@@ -110,8 +109,8 @@ func (o *observations) admit(node string) {
 	})
 }
 
-// put replaces a node's inventory, unless the node was removed meanwhile. It is
-// called for one observation of a node after the other.
+// put replaces a node's inventory, unless the node was removed meanwhile. Calls for
+// one node must be serialized.
 func (o *observations) put(node string, d *draft) {
 	ok := false
 	o.change(func(v *View) {
@@ -136,7 +135,7 @@ func (o *observations) put(node string, d *draft) {
 	}
 }
 
-// remove forgets a node.
+// remove drops a node.
 func (o *observations) remove(node string) {
 	var old *inventory
 	o.change(func(v *View) {

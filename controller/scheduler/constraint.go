@@ -14,8 +14,9 @@ type constraint struct {
 	not          bool
 }
 
-// parseConstraint reads key==value and key!=value; values may be globs, also
-// marked so as key==~glob. Keys are node (id or name), arch, os, else a label.
+// parseConstraint parses key==value and key!=value. Values may be globs, with an
+// optional ~ prefix (key==~glob). Keys are node (id or name), arch and os; anything
+// else is a label.
 func parseConstraint(s string) (constraint, error) {
 	for _, op := range []string{"==", "!="} {
 		key, value, ok := strings.Cut(s, op)
@@ -31,14 +32,14 @@ func parseConstraint(s string) (constraint, error) {
 	return constraint{}, fmt.Errorf("invalid constraint %q: want key==value or key!=value", s)
 }
 
-// CheckConstraint says what is wrong with a constraint, nil if it is fine.
+// CheckConstraint returns why a constraint is invalid, or nil.
 func CheckConstraint(s string) error {
 	_, err := parseConstraint(s)
 	return err
 }
 
-// NamesNode reports whether constraints name one node, so that whoever wrote them
-// knows which it is.
+// NamesNode reports whether constraints name one node, so that their author knows
+// which one it is.
 func NamesNode(constraints []string) bool {
 	return slices.ContainsFunc(constraints, func(s string) bool {
 		c, err := parseConstraint(s)
@@ -65,7 +66,7 @@ func (c constraint) has(n *dv1.Node) bool {
 	return ok && glob(v)
 }
 
-// Matches says whether a node meets all constraints, or what is wrong with one.
+// Matches reports whether a node meets all constraints. It fails if one is invalid.
 func Matches(n *dv1.Node, on []string) (bool, error) {
 	for _, o := range on {
 		c, err := parseConstraint(o)
@@ -79,7 +80,7 @@ func Matches(n *dv1.Node, on []string) (bool, error) {
 	return true, nil
 }
 
-// Split takes a list of constraints apart at commas.
+// Split splits a list of constraints at commas.
 func Split(s string) (out []string) {
 	for o := range strings.SplitSeq(s, ",") {
 		if o = strings.TrimSpace(o); o != "" {

@@ -6,12 +6,12 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Conflicts reports whether one of the held ports keeps want from being bound.
+// Conflicts reports whether a held port keeps want from being bound.
 func Conflicts(held []*dv1.Port, want *dv1.Port) bool {
 	return slices.ContainsFunc(held, func(h *dv1.Port) bool { return Overlap(h, want) })
 }
 
-// Reserved are the ports that drover itself has on a node, for Conflicts.
+// Reserved returns the ports that drover itself uses on a node, for Conflicts.
 func Reserved(n *dv1.Node) []*dv1.Port {
 	var out []*dv1.Port
 	for _, p := range n.GetReservedPorts() {
@@ -20,8 +20,8 @@ func Reserved(n *dv1.Node) []*dv1.Port {
 	return out
 }
 
-// Overlap reports whether two host ports can't be bound side by side; a wildcard
-// address overlaps every other. Port 0 is yet to be chosen and overlaps none.
+// Overlap reports whether two host ports can't be bound at the same time. A wildcard
+// address overlaps every other. Port 0 is chosen later and overlaps nothing.
 func Overlap(a, b *dv1.Port) bool {
 	if a.Host == 0 || a.Host != b.Host || a.Proto != b.Proto {
 		return false
@@ -29,5 +29,5 @@ func Overlap(a, b *dv1.Port) bool {
 	return Wildcard(a.Ip) || Wildcard(b.Ip) || a.Ip == b.Ip
 }
 
-// Wildcard reports whether a host address stands for all of them.
+// Wildcard reports whether a host address stands for all addresses.
 func Wildcard(ip string) bool { return ip == "" || ip == "0.0.0.0" || ip == "::" }

@@ -1,6 +1,6 @@
 // Package scheduler chooses nodes for groups of equal tasks on a view of the state.
-// It only decides: names, ports at start, committing and telling agents are
-// left to command, consensus and dispatch.
+// It only decides: names, ports at start, committing and informing agents are left
+// to command, consensus and dispatch.
 package scheduler
 
 import (
@@ -16,7 +16,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Group is Count tasks that want the same of a node.
+// Group is Count tasks with equal requirements.
 type Group struct {
 	Count    int
 	On       []string // constraints: node==c, zone!=b, disk==ssd*
@@ -25,31 +25,31 @@ type Group struct {
 	NanoCPUs int64    // reserved
 	Ports    []*dv1.Port
 	Digest   string   // image: nodes that hold it are preferred
-	Holders  []string // nodes known to hold it, beside those that the view shows
+	Holders  []string // nodes known to hold it, besides those that the view shows
 	Contact  string   // preferred node, "" for none
-	Pins     []Pin    // where the tasks must be: all of them hold
+	Pins     []Pin    // nodes that the tasks must be on; all pins apply
 }
 
-// Pin ties a group to the one node where something of it is.
+// Pin ties a group to the node that holds something it needs.
 type Pin struct {
 	Node string
-	Why  string // "lack the bind's source": what the other nodes are turned away for
+	Why  string // why other nodes are rejected, as in "lack the bind's source"
 }
 
-// Rejection counts the nodes that one filter turned away.
+// Rejection counts the nodes that one filter rejected.
 type Rejection struct {
 	Nodes int
 	Why   string // "lack 2 GiB memory"
 }
 
-// Decision has a node for each task of a group that fitted, in order.
+// Decision has a node for each task of a group that fits, in order.
 type Decision struct {
 	Nodes    []string
-	Total    int // nodes that were looked at
+	Total    int // nodes considered
 	Rejected []Rejection
 }
 
-// Reason says to people why tasks of the group got no node.
+// Reason explains to users why tasks of the group got no node.
 func (d Decision) Reason() string {
 	if d.Total == 0 {
 		return "no node has joined yet"
@@ -65,42 +65,43 @@ func (d Decision) Reason() string {
 	return fmt.Sprintf("0 of %d %s: %s", d.Total, noun, strings.Join(parts, ", "))
 }
 
-// Place returns one decision per group, in order; later groups see what
-// earlier ones took. It does no I/O, and equal states give equal placements.
+// Place returns one decision per group, in order; later groups see what earlier ones
+// took. It does no I/O, and equal states yield equal placements.
 func Place(s *state.Snapshot, groups ...Group) []Decision { return New(s).Place(groups...) }
 
-// Placer places groups one after the other on a view that changes between them.
-// It keeps what it found out about each node, so that a group of a shape that was
-// placed before costs what it changes, however many nodes and tasks there are.
-// One goroutine owns it and the view.
+// Placer places groups one after the other on a view that changes in between. It
+// caches what it learned about each node, so that the cost of placing another group
+// of a known shape depends on what changed, not on the number of nodes and tasks. It
+// must be used by one goroutine, which also owns the view.
 type Placer struct {
 	view   *state.Snapshot
 	nodes  []*node
 	byID   map[string]*node
 	shapes map[string]*shape
-	stale  map[string]bool // nodes that may be other than the view's
-	log    []*node         // each change of a node, for shapes that haven't seen it
+	stale  map[string]bool // nodes that may differ from the view's
+	log    []*node         // every change of a node, for shapes that haven't seen it yet
 }
 
-// node is a node with what is taken there, and what a call of Place adds.
+// node is a node with the resources in use there, including what a call of Place
+// adds.
 type node struct {
 	*dv1.Node
 	state.Use
-	at int // its place in Placer.nodes
+	at int // index in Placer.nodes
 }
 
-// New makes a Placer on a view.
+// New returns a Placer for a view.
 func New(view *state.Snapshot) *Placer {
 	p := &Placer{view: view, stale: map[string]bool{}}
 	p.survey()
 	return p
 }
 
-// maxShapes bounds how many shapes are kept.
+// maxShapes bounds how many shapes are cached.
 const maxShapes = 64
 
-// On goes on with another view, which must say the same of nodes and tasks as the
-// one so far.
+// On switches to another view, which must have the same nodes and tasks as the
+// current one.
 func (p *Placer) On(view *state.Snapshot) {
 	p.view = view
 	p.refresh()
@@ -116,7 +117,7 @@ func (p *Placer) On(view *state.Snapshot) {
 	p.log = nil
 }
 
-// survey reads every node anew.
+// survey reads every node from the view.
 func (p *Placer) survey() {
 	p.nodes, p.byID, p.shapes, p.log = nil, map[string]*node{}, map[string]*shape{}, nil
 	for n := range p.view.Nodes() {
@@ -127,14 +128,14 @@ func (p *Placer) survey() {
 	clear(p.stale)
 }
 
-// Changed says that the view's nodes of these ids, or their tasks, changed.
+// Changed marks nodes that changed in the view, or whose tasks did.
 func (p *Placer) Changed(ids ...string) {
 	for _, id := range ids {
 		p.stale[id] = true
 	}
 }
 
-// refresh reads the nodes that changed.
+// refresh rereads the nodes that changed.
 func (p *Placer) refresh() {
 	for _, id := range slices.Sorted(maps.Keys(p.stale)) {
 		now, n := p.view.Node(id), p.byID[id]
@@ -150,9 +151,9 @@ func (p *Placer) refresh() {
 	clear(p.stale)
 }
 
-// Place returns one decision per group, in order; later groups see what earlier
-// ones took. It leaves the view as it is: whoever writes a decision there says so
-// with Changed.
+// Place returns one decision per group, in order; later groups see what earlier ones
+// took. It doesn't write to the view: a caller that writes a decision there must
+// call Changed.
 func (p *Placer) Place(groups ...Group) []Decision {
 	p.refresh()
 	out := make([]Decision, len(groups))
@@ -178,20 +179,20 @@ func (p *Placer) place(g Group) Decision {
 		s.look(n)
 		p.log = append(p.log, n)
 		s.seen = len(p.log)
-		p.stale[n.Id] = true // until it is written, only this call knows of it
+		p.stale[n.Id] = true // its placement is known to this call only, until the caller writes it
 		d.Nodes = append(d.Nodes, n.Id)
 	}
 	return d
 }
 
-// filter turns nodes away, all of them for one reason.
+// filter rejects nodes for one reason.
 type filter struct {
 	why     string
 	refuses func(*node) bool
 }
 
-// filters are what a node must pass for a group: the first that it doesn't pass is
-// the reason that people see.
+// filters returns what a node must pass for a group. The first filter that rejects a
+// node provides the reason that users see.
 func filters(g Group) []filter {
 	out := []filter{
 		{"down", func(n *node) bool { return n.Liveness == dv1.Node_DOWN }},
@@ -227,12 +228,12 @@ func filters(g Group) []filter {
 
 var binary = []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
 
-// score orders nodes that fit: free ports first, for they are only a preference
-// here (they are taken at start), then what a container would cost.
+// score orders the nodes that fit: free ports first, which are only a preference
+// here since ports are taken at start, then cost.
 type score struct{ clash, cost int }
 
-// scoreOf spreads containers: each costs two, as does an image that is to be
-// fetched first, and a node that is not the contact costs one.
+// scoreOf spreads containers: each one costs two, as does fetching the image first;
+// a node that isn't the contact costs one.
 func scoreOf(g Group, n *node, holds bool) score {
 	s := score{cost: 2 * n.Wanted}
 	if slices.ContainsFunc(g.Ports, func(p *dv1.Port) bool { return Conflicts(n.Ports, p) }) {

@@ -9,29 +9,29 @@ import (
 	"strings"
 )
 
-// shape is what groups that differ in their count only want, with all nodes as
-// they look to such a group: those that fit in a heap, the best one first.
+// shape is a set of groups that differ only in their count, with every node as such
+// a group sees it. Those that fit are in a heap, the best one first.
 type shape struct {
 	p       *Placer
 	g       Group
 	filters []filter
-	holders map[string]bool // nodes that hold the image as the group says
-	seen    int             // changes of Placer.log that are in here
-	used    bool            // since the placer has its view
+	holders map[string]bool // nodes that hold the image according to the group
+	seen    int             // how many changes of Placer.log are applied
+	used    bool            // since the placer got its view
 
-	all  []candidate  // by the node's place
-	heap []*candidate // that fit
+	all  []candidate  // by node.at
+	heap []*candidate // nodes that fit
 }
 
-// candidate is a node as it looks to groups of one shape.
+// candidate is a node as groups of one shape see it.
 type candidate struct {
 	node  *node
 	score score
-	why   string // it was turned away; "": it fits
-	at    int    // its place in the heap, -1: it isn't in it
+	why   string // why it was rejected; "" if it fits
+	at    int    // index in the heap, -1 if not in it
 }
 
-// key tells shapes apart: it names all of a group but its count.
+// key identifies the shape: it contains everything of a group but its count.
 func (g Group) key() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q %q %d %d %q %q %q", g.On, g.Arch, g.Memory, g.NanoCPUs, g.Digest, g.Holders, g.Contact)
@@ -44,7 +44,7 @@ func (g Group) key() string {
 	return b.String()
 }
 
-// shape returns a group's shape as of now.
+// shape returns a group's shape, up to date.
 func (p *Placer) shape(g Group) *shape {
 	key := g.key()
 	s := p.shapes[key]
@@ -60,7 +60,7 @@ func (p *Placer) shape(g Group) *shape {
 	return s
 }
 
-// catchUp judges the nodes anew that changed since it was last called.
+// catchUp judges again the nodes that changed since the last call.
 func (s *shape) catchUp() {
 	for _, n := range s.p.log[s.seen:] {
 		s.look(n)
@@ -103,7 +103,7 @@ func (s *shape) judge(c *candidate, holds bool) {
 	c.score = scoreOf(s.g, c.node, holds)
 }
 
-// look judges a node that changed anew.
+// look judges a node that changed.
 func (s *shape) look(n *node) {
 	c := &s.all[n.at]
 	s.judge(c, s.holders[n.Id] || s.g.Digest != "" && s.p.view.HasTaskOfImage(n.Id, s.g.Digest))
@@ -117,7 +117,7 @@ func (s *shape) look(n *node) {
 	}
 }
 
-// best is the node that the next task goes to, nil if it fits nowhere.
+// best returns the node for the next task, nil if it fits nowhere.
 func (s *shape) best() *node {
 	if len(s.heap) == 0 {
 		return nil
@@ -125,7 +125,7 @@ func (s *shape) best() *node {
 	return s.heap[0].node
 }
 
-// rejections counts why nodes were turned away, the most frequent reason first.
+// rejections counts why nodes were rejected, the most frequent reason first.
 func (s *shape) rejections() (out []Rejection) {
 	count := map[string]int{}
 	for i := range s.all {
