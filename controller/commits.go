@@ -8,7 +8,8 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// gate holds back the commits of former lives, which raft replays at a start.
+// gate holds back commits of earlier runs of this process, which raft replays at
+// startup.
 type gate struct {
 	mu       sync.Mutex // guards to and restored
 	to       func([]*dv1.Effect, uint64)
@@ -33,7 +34,7 @@ func (g *gate) restore(before, after *state.Snapshot) {
 	}
 }
 
-// open runs seed between the last commit that was held back and the first that
+// open runs seed between the last commit that is held back and the first one that
 // passes.
 func (g *gate) open(seed func(), to func([]*dv1.Effect, uint64), restored func(before, after *state.Snapshot)) {
 	g.mu.Lock()
@@ -42,8 +43,8 @@ func (g *gate) open(seed func(), to func([]*dv1.Effect, uint64), restored func(b
 	g.to, g.restored = to, restored
 }
 
-// between returns the effects that those who close connections and end controllers
-// need, where a snapshot took the place of the entries that had them.
+// between returns the effects that connections and controllers are closed by, for
+// entries that a snapshot replaced.
 func between(before, after *state.Snapshot) (out []*dv1.Effect) {
 	for i := range after.Identities() {
 		if i.Revoked && !before.Identity(i.Uri).GetRevoked() {

@@ -1,10 +1,10 @@
-// Package controller runs a host's controller: it brings the control plane's
-// rooms up in the order that survives a power cut, serves them, and ends them.
-// What they decide and answer is theirs.
+// Package controller runs a host's controller: it starts the parts of the control
+// plane in an order that survives power cuts, serves them, and stops them. What they
+// decide and answer is theirs.
 //
 // The order: lock, identity files, listeners (503 until ready), raft, barrier,
-// unseal and first proposals, sessions and API. It ends the other way round, so
-// that requests in progress still find a log.
+// unseal and first proposals, sessions and API. They stop in reverse order, so that
+// requests in progress still have a log.
 package controller
 
 import (
@@ -53,22 +53,22 @@ import (
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// DefaultListen is every address of the host, on the control plane's port.
+// DefaultListen is all addresses of the host, on the control plane's port.
 const DefaultListen = "0.0.0.0:7443"
 
-// Config of Run. DataDir and RunDir are needed.
+// Config configures Run. DataDir and RunDir are required.
 type Config struct {
 	DataDir    string // holds the identities that bootstrap.Up made
-	RunDir     string // gets drover.sock, and recovery-key once
+	RunDir     string // holds drover.sock and, for once, recovery-key
 	Listen     string // host:port; "" is DefaultListen
-	Advertise  string // host[:port] that others dial; "" is the address listened on, if that is one
-	Version    string // of drover, for people
+	Advertise  string // host[:port] that others dial; "" is the address listened on, unless that is a wildcard
+	Version    string // of drover, for display
 	Registries []registry.Mirror
 	Logger     *slog.Logger  // nil: none
 	Tracer     trace.Tracer  // nil: none
-	Traces     *traces.Store // where spans come together; nil: a store of its own
-	Stdout     io.Writer     // shows the recovery key, once; nil is os.Stdout
-	// OnReady is called when requests are answered, with the port's address.
+	Traces     *traces.Store // where spans are collected; nil: a store of its own
+	Stdout     io.Writer     // the recovery key is printed here, once; nil is os.Stdout
+	// OnReady is called when requests are served, with the port's address.
 	OnReady func(net.Addr)
 }
 
@@ -110,26 +110,27 @@ type controller struct {
 	identities access.Identities
 	agents     *agents.Agents
 	contact    string
-	fail       func(error) // ends the controller; the first one counts
+	fail       func(error) // ends the controller; the first error counts
 
 	fleet *views.Fleet
 	peers *peer.Peers
 
 	node    atomic.Pointer[consensus.Node] // nil before raft is open
 	commits gate
-	believe atomic.Bool // this clock, also far ahead of the state's time
+	believe atomic.Bool // trust this clock, even far ahead of the state's time
 	tuning  tuning
 }
 
-// tuning is what tests can't wait for; the zero value is what rooms choose.
+// tuning has what tests can't wait for; with the zero value the packages' defaults
+// apply.
 type tuning struct {
 	gossipOverlap time.Duration
 	patience      time.Duration
 	pace          gateway.Pace
 }
 
-// Run is a controller from start to end: nil when ctx ended, else why it could
-// not go on. It needs what bootstrap.Up put into DataDir.
+// Run runs a controller until ctx is done and returns nil, or returns the error that
+// stopped it. It needs what bootstrap.Up wrote to DataDir.
 func Run(ctx context.Context, cfg Config) error {
 	c, err := load(cfg)
 	if err != nil {
@@ -146,12 +147,12 @@ func (c *controller) end(err error) error {
 	return err
 }
 
-// failure tells what broke from the end that the caller asked for.
+// failure distinguishes what failed from a stop that the caller asked for.
 type failure struct{ error }
 
 func (f *failure) Unwrap() error { return f.error }
 
-// load takes the lock, and reads the files that say who this is.
+// load takes the lock, and reads this controller's identity.
 func load(cfg Config) (_ *controller, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -217,7 +218,7 @@ func (c *controller) run(ctx context.Context) error {
 	}
 	defer func() {
 		if err := node.Close(); err != nil {
-			c.Logger.Warn("raft did not close well", "err", err)
+			c.Logger.Warn("closing raft failed", "err", err)
 		}
 	}()
 	c.node.Store(node)
@@ -242,7 +243,8 @@ func (c *controller) run(ctx context.Context) error {
 	return nil
 }
 
-// serve goes from an open log to answering, until ctx ends.
+// serve takes the controller from an open log to serving requests, until ctx is
+// done.
 func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *consensus.Node, place *membership.Place, stopRequests func()) error {
 	if err := c.becomeReady(ctx, node); err != nil {
 		return err
@@ -267,7 +269,7 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	quorum := membership.NewQuorum(membership.QuorumOptions{Self: c.files.Principal.ID, Log: node, Status: way.Status, Logger: c.Logger})
 	filler := runs.New(node, c.files.Principal.URI, c.Logger)
 	clock := membership.NewClock(membership.ClockOptions{Self: c.files.Principal.ID, Snapshot: node.Snapshot, Ask: way.Clock, Believe: c.believe.Store, Logger: c.Logger})
-	var local *views.Local // which the hub tells of what it hears while this controller leads: after it is made
+	var local *views.Local // the hub reports to it, while this controller leads; set below
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
 	c.fleet, c.peers = views.New(local, way, log), way
@@ -294,7 +296,7 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	})()
 	apis := c.api(quorum)
 	soon, enough := context.WithTimeout(ctx, settle)
-	c.fleet.CatchUp(soon) // else it would not know who was admitted while it was away
+	c.fleet.CatchUp(soon) // otherwise it wouldn't know who was admitted while it was down
 	enough()
 	joins := admission.New(admission.Options{Snapshot: log.Snapshot, Propose: way.Propose, Vault: v, Logger: c.Logger})
 	gw.Ready(gateway.Handlers{API: c.peers.API(apis), Sessions: c.peers.Sessions(hub.Handler()),
@@ -327,12 +329,12 @@ func (a apis) Match(r *http.Request) (route.Route, http.Handler) {
 	return a.docker.Match(r)
 }
 
-// settle is how long a controller that knows its cluster waits for a leader
-// before it answers from what it has.
+// settle is how long a controller that knows its cluster waits for a leader before
+// it serves what it has.
 const settle = 3 * time.Second
 
-// becomeReady waits until this member leads, or can follow: it has the cluster,
-// and its own key to it, in the log.
+// becomeReady waits until this member leads, or can follow: the log has the cluster,
+// and this controller's copy of the data key.
 func (c *controller) becomeReady(ctx context.Context, node *consensus.Node) error {
 	late := time.NewTimer(settle)
 	defer late.Stop()
@@ -357,10 +359,10 @@ func (c *controller) becomeReady(ctx context.Context, node *consensus.Node) erro
 	}
 }
 
-// start runs a part until the stop that it returns is called, which waits for its end.
-// A part that fails before ends the controller.
+// start runs a part until the returned stop is called, which waits for it to return.
+// If the part fails earlier, the controller stops.
 func (c *controller) start(ctx context.Context, what string, run func(context.Context) error) (stop func()) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // parts end in order, not all at once
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // parts stop in order, not all at once
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

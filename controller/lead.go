@@ -7,21 +7,22 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// leadership is what a member knows of its own.
+// leadership is what a member knows of its own leadership.
 type leadership interface {
-	Ready() bool // it leads, and has all that was committed before its term
+	Ready() bool // it leads, and has everything that was committed before its term
 	Term() uint64
-	LeadershipChanged() <-chan struct{} // closed when one of these may have changed
+	LeadershipChanged() <-chan struct{} // closed when any of these may have changed
 }
 
-// lead runs what only the leader does: all of it for each term under one context
-// that ends with the term, and all of it has ended before it runs for another. It
-// returns when ctx ends, or with the first error of a part while its term lasts.
+// lead runs the leader's parts, for each term under a context that ends with the
+// term, and waits for all of them before the next term. It returns when ctx is done,
+// or with the first error of a part during its term.
 //
-// Its parts are listed in one place, where it is called. What every controller does,
-// whoever leads, is not among them: its own address (the leader dials the old one, and
-// so can't know), whether it was removed (asked where there is no leader), the admin's
-// files of its own host, its connections. Those propose through whoever leads.
+// Its parts are listed in one place, the call. What every controller does, leader or
+// not, is not among them: announcing its own address (the leader dials the old one,
+// so it can't know), finding out that it was removed (asked when there is no
+// leader), its host's admin files, its connections. These propose through the
+// leader.
 func lead(ctx context.Context, l leadership, parts ...func(context.Context) error) error {
 	for ctx.Err() == nil {
 		changed, term := l.LeadershipChanged(), l.Term()
@@ -48,7 +49,7 @@ func leadOnce(ctx context.Context, l leadership, term uint64, parts []func(conte
 			if err := part(ctx); ctx.Err() == nil {
 				return err
 			}
-			return nil // a term that ends is no failure of what it ended
+			return nil // errors after the end of the term don't count
 		})
 	}
 	for ctx.Err() == nil {

@@ -13,7 +13,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// tracedLog makes a proposal a span.
+// tracedLog records a span for each proposal.
 type tracedLog struct {
 	peer.Log
 	tracer trace.Tracer
@@ -21,7 +21,7 @@ type tracedLog struct {
 
 // Propose implements peer.Log.
 func (l *tracedLog) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.CommandResult, error) {
-	if !trace.SpanContextFromContext(ctx).IsValid() { // never a trace of its own: heartbeats propose too
+	if !trace.SpanContextFromContext(ctx).IsValid() { // never starts a trace: heartbeats propose too
 		return l.Log.Propose(ctx, cmd)
 	}
 	kind := strings.TrimPrefix(fmt.Sprintf("%T", cmd.GetOf()), "*dv1.Command_")

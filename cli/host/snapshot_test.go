@@ -59,7 +59,7 @@ func TestASnapshotIsShown(t *testing.T) {
 	if err := os.WriteFile(file, b.Bytes()[:b.Len()-1], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := show(file); err == nil || !strings.Contains(err.Error(), "cut off") {
+	if _, err := show(file); err == nil || !strings.Contains(err.Error(), "truncated") {
 		t.Errorf("a file that is cut off: %v", err)
 	}
 }

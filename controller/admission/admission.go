@@ -1,6 +1,6 @@
 // Package admission answers hosts that want to join, over the protocol of pkg/join:
-// any controller signs what the leader has decided. Keeping strangers' connections
-// short is the listener's.
+// any controller signs what the leader has decided. Limiting strangers' connections
+// is left to the listener.
 package admission
 
 import (
@@ -29,7 +29,7 @@ var table = route.Table[func(*Admission, http.ResponseWriter, *http.Request)]{
 	{Route: route.Route{Method: http.MethodPost, Pattern: join.Path, At: route.Here, Who: route.Anyone, Body: route.Bounded(join.MaxBody)}, Handle: (*Admission).join},
 }
 
-// Vault is what admission needs of what is sealed.
+// Vault is the part of the sealed values that admission uses.
 type Vault interface {
 	// WrapFor wraps the data key for a controller with the HPKE key pub.
 	WrapFor(controller string, pub hpke.PublicKey) (*dv1.Sealed, error)
@@ -39,17 +39,17 @@ type Vault interface {
 // Options of New.
 type Options struct {
 	Snapshot func() *state.Snapshot
-	// Propose has whoever leads decide a command. What it did is in Snapshot when it
-	// returns.
+	// Propose has the leader decide a command. When it returns, Snapshot includes the
+	// effects.
 	Propose func(context.Context, *dv1.Command) (*dv1.CommandResult, error)
 	Vault   Vault
 	Logger  *slog.Logger
 }
 
-// Admission is an http.Handler of Routes. Safe for concurrent use.
+// Admission is the http.Handler of Routes. It is safe for concurrent use.
 type Admission struct {
 	o       Options
-	refused *limit.Throttle // of refusals that are logged
+	refused *limit.Throttle // rate of logged refusals
 }
 
 // New returns a handler that admits hosts.
@@ -79,7 +79,7 @@ func (a *Admission) join(w http.ResponseWriter, r *http.Request) {
 	}
 	a.o.Logger.Info("a host joined", "node", req.Name, "id", answer.Node, "controller", req.Controller)
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(answer) // who left asks again
+	_ = json.NewEncoder(w).Encode(answer) // a client that is gone will retry
 }
 
 func (a *Admission) answer(r *http.Request) (*join.Request, *join.Answer, error) {
@@ -98,7 +98,7 @@ func (a *Admission) answer(r *http.Request) (*join.Request, *join.Answer, error)
 	return req, answer, err
 }
 
-// logRefusal writes one line in a while for each source address, with nothing in it
+// logRefusal logs at most one line per source address and minute, without anything
 // that the caller chose.
 func (a *Admission) logRefusal(r *http.Request, code int) {
 	from := limit.Source(remote(r.RemoteAddr))
@@ -107,7 +107,7 @@ func (a *Admission) logRefusal(r *http.Request, code int) {
 	}
 }
 
-// remote is the address of a request's other end.
+// remote is the remote address of a request.
 type remote string
 
 func (remote) Network() string  { return "tcp" }

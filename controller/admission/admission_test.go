@@ -175,7 +175,7 @@ func TestWhoIsNotAdmittedIsToldWhy(t *testing.T) {
 		"a wrong secret":            {func(r *join.Request) { r.Secret = strings.Repeat("a", 32) }, 403, "not one of this fleet's"},
 		"a token that nobody knows": {func(r *join.Request) { r.TokenID = "other" }, 403, "not one of this fleet's"},
 		"a revoked token":           {func(r *join.Request) { r.TokenID, r.Secret = revoked.ID, revoked.Secret }, 403, "was revoked"},
-		"no name":                   {func(r *join.Request) { r.Name = "" }, 400, "with a name"},
+		"no name":                   {func(r *join.Request) { r.Name = "" }, 400, "needs a host name"},
 		"no agent":                  {func(r *join.Request) { r.Agent = "" }, 400, "its agent's address"},
 		"a name with a line break":  {func(r *join.Request) { r.Name = "b\nc" }, 400, "reading the request to join"},
 		"no key":                    {func(r *join.Request) { r.NodeKey = nil }, 400, "reading a public key"},

@@ -24,15 +24,16 @@ import (
 	"github.com/drover/drover/pkg/timing"
 )
 
-// wrapTries bounds how often a join meets a data key that was replaced meanwhile.
+// wrapTries bounds how often a join is retried because the data key was rotated
+// meanwhile.
 const wrapTries = 3
 
 func refuse(code int, format string, args ...any) error {
 	return &join.RefusedError{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// admit has the join decided, and signs what was decided. Its errors are *join.RefusedError
-// where the host, or its operator, can mend them.
+// admit has the join decided, and signs what was decided. Its errors are
+// *join.RefusedError if the host, or its operator, can fix them.
 func (a *Admission) admit(ctx context.Context, req *join.Request) (*join.Answer, error) {
 	s := a.o.Snapshot()
 	if err := check(s, req, time.Now()); err != nil {
@@ -77,13 +78,13 @@ func (a *Admission) admit(ctx context.Context, req *join.Request) (*join.Answer,
 	if e := res.GetError(); e != nil {
 		return nil, refuse(wire.Status(e.Kind), "%s", e.Message)
 	}
-	return a.sign(res.NodeId, req) // the id of the first time, when it was asked again
+	return a.sign(res.NodeId, req) // of a retried join, the first attempt's id
 }
 
 // check refuses what no state would admit, before anything is decided.
 func check(s *state.Snapshot, req *join.Request, now time.Time) error {
 	sum := sha256.Sum256([]byte(req.Secret))
-	// The leader decides of tokens that are not known here yet.
+	// Tokens that are unknown here are left to the leader.
 	if t := s.Token(req.TokenID); t != nil {
 		if e := command.CheckToken(t, sum[:], now.UnixNano()); e != nil {
 			return refuse(http.StatusForbidden, "%s", e.Message)
@@ -93,7 +94,7 @@ func check(s *state.Snapshot, req *join.Request, now time.Time) error {
 		return refuse(http.StatusBadRequest, "the clock of this host is off by %v (it says %s): set it, and join again", skew, req.Now.UTC().Format(time.RFC3339))
 	}
 	if req.Name == "" || req.Agent == "" {
-		return refuse(http.StatusBadRequest, "a host joins with a name and its agent's address")
+		return refuse(http.StatusBadRequest, "a join needs a host name and its agent's address")
 	}
 	keys := [][]byte{req.NodeKey}
 	if req.Controller != "" {
@@ -107,7 +108,7 @@ func check(s *state.Snapshot, req *join.Request, now time.Time) error {
 	return nil
 }
 
-// asked is the command of a request, but for what is sealed.
+// asked returns the command for a request, without what is sealed.
 func asked(cluster, id string, req *join.Request) *dv1.Join {
 	sum := sha256.Sum256([]byte(req.Secret))
 	j := &dv1.Join{TokenId: req.TokenID, SecretHash: sum[:], Node: &dv1.Node{Id: id, Name: req.Name, Addr: req.Agent, Labels: req.Labels},
@@ -121,9 +122,9 @@ func asked(cluster, id string, req *join.Request) *dv1.Join {
 	return j
 }
 
-// fingerprint makes a join that is asked again the same join, by the host's key, if it
-// asks for the same (its time aside, which moves on): an answer that was given to an
-// agent is none for a controller.
+// fingerprint makes a join idempotent: its key is the host's public key, its hash
+// the request without its time, which changes with each retry. So the answer to an
+// agent isn't reused for a controller.
 func fingerprint(req *join.Request) (key string, hash []byte, err error) {
 	same := *req
 	same.Now = time.Time{}
@@ -135,7 +136,7 @@ func fingerprint(req *join.Request) (key string, hash []byte, err error) {
 	return "join-" + hex.EncodeToString(host[:]), all[:], nil
 }
 
-// sign makes the certificates of what was decided, not of what was asked for.
+// sign issues the certificates for what was decided, not for what was requested.
 func (a *Admission) sign(id string, req *join.Request) (*join.Answer, error) {
 	ca, err := a.o.Vault.Authority()
 	if err != nil {
@@ -152,8 +153,8 @@ func (a *Admission) sign(id string, req *join.Request) (*join.Answer, error) {
 		return ca.Issue(pki.URI(cluster, kind, id), crypto.PublicKey(pub), hosts, time.Now())
 	}
 	var errs [3]error
-	// Nodes are known by their URI only; names and addresses are for docker's
-	// clients, which speak to controllers.
+	// Nodes are identified by their URI only; names and addresses are for docker's
+	// clients, which connect to controllers.
 	out.NodeCert, errs[0] = leaf(pki.KindNode, id, req.NodeKey, nil)
 	if req.Controller != "" {
 		if s.Controller(id) == nil {

@@ -1,5 +1,5 @@
-// Package agents keeps this controller's connections to the agents' own ports, and
-// probes nodes through them. What is asked over them is the caller's.
+// Package agents holds this controller's connections to the agents' bulk ports, and
+// probes nodes through them. What is sent over them is up to the caller.
 package agents
 
 import (
@@ -20,38 +20,38 @@ import (
 
 const dialTimeout = 5 * time.Second
 
-// ErrStopping refuses clients once Run has ended.
+// ErrStopping refuses clients after Run has returned.
 var ErrStopping = errors.New("this controller is stopping")
 
-// Options of New.
+// Options configures New.
 type Options struct {
 	Files   *pki.Files // this controller's
-	Member  pki.Verify // passes nodes of the fleet; asked at each handshake
-	Revoked pki.Verify // refuses those that were revoked; asked of open connections
+	Member  pki.Verify // accepts nodes of the fleet; checked at each handshake
+	Revoked pki.Verify // refuses revoked identities; checked on open connections
 }
 
-// Agents are HTTP clients of nodes' ports, one a node. Safe for concurrent use.
+// Agents holds one HTTP client per node. It is safe for concurrent use.
 type Agents struct {
 	o       Options
-	revoked chan struct{} // poked when an identity was revoked
+	revoked chan struct{} // signalled when an identity was revoked
 
 	mu     sync.Mutex // guards open and closed
 	open   map[string]node
 	closed bool
 }
 
-// node is the client of one, and where it dials.
+// node is the client of a node, and the address that it dials.
 type node struct {
 	addr   string
 	client *bulk.Client
 }
 
-// New returns clients without any connection. Run owns the connections.
+// New returns Agents without any connections. Run owns the connections.
 func New(o Options) *Agents {
 	return &Agents{o: o, revoked: make(chan struct{}, 1), open: map[string]node{}}
 }
 
-// Run closes connections to nodes that are revoked, and all of them when ctx ends.
+// Run closes the connections to revoked nodes, and all of them when ctx is done.
 func (a *Agents) Run(ctx context.Context) error {
 	for {
 		select {
@@ -69,7 +69,7 @@ func (a *Agents) Run(ctx context.Context) error {
 	}
 }
 
-// Committed is called with each entry's effects, after Options.Revoked knows of them.
+// Committed is called with each entry's effects, once Options.Revoked reflects them.
 // It never blocks.
 func (a *Agents) Committed(effects []*dv1.Effect) {
 	for _, e := range effects {
@@ -83,8 +83,9 @@ func (a *Agents) Committed(effects []*dv1.Effect) {
 	}
 }
 
-// Client returns the node's client, which dials when it is first used. A node that
-// moved gets a new one, and the connections to its old address end.
+// Client returns the node's client, which dials on first use. If the node's address
+// has changed, it is a new client, and the connections to the old address are
+// closed.
 func (a *Agents) Client(n *dv1.Node) (*http.Client, error) {
 	id, addr := n.GetId(), n.GetAddr()
 	a.mu.Lock()
@@ -115,7 +116,7 @@ func (a *Agents) dialer(id, addr string) *bulk.Client {
 	}))
 	d := &tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: config}
 	return bulk.NewClient(func(ctx context.Context) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, dialTimeout) // the handshake too
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout) // includes the handshake
 		defer cancel()
 		conn, err := d.DialContext(ctx, "tcp", addr)
 		if err != nil {
@@ -125,7 +126,7 @@ func (a *Agents) dialer(id, addr string) *bulk.Client {
 	})
 }
 
-// drop closes the connections to the nodes that which names.
+// drop closes the connections to nodes that which selects.
 func (a *Agents) drop(which func(id string) bool) {
 	a.mu.Lock()
 	var out []node

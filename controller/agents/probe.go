@@ -12,15 +12,14 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Probes of a silent node: by the leader itself always, and by other agents.
+// A silent node is always probed by the leader itself, and also by other agents.
 const (
 	probeWithin  = 600 * time.Millisecond // a direct probe takes 300 ms at most
 	probeHelpers = 3
 )
 
-// Probe asks a node whether it is there, directly and through up to three others that
-// are ready, at once. It reports whether one of the probes was answered, after
-// probeWithin at most.
+// Probe pings a node directly and, at the same time, through up to three other nodes
+// that are ready. It reports whether any probe was answered within probeWithin.
 func (a *Agents) Probe(ctx context.Context, s *state.Snapshot, id string) bool {
 	target := s.Node(id)
 	if target.GetAddr() == "" {
@@ -48,7 +47,7 @@ func (a *Agents) Probe(ctx context.Context, s *state.Snapshot, id string) bool {
 	there := false
 	for range cap(answers) {
 		if there = <-answers; there {
-			cancel() // the others need not answer any more
+			cancel() // one answer is enough
 			break
 		}
 	}

@@ -1,10 +1,10 @@
-// Package bootstrap makes a cluster's first identities, in an order in which a
-// crash at any point loses nothing, and commits them once the log is open.
+// Package bootstrap creates a cluster's first identities, such that a crash at any
+// point loses nothing, and commits them once the log is open.
 //
-// The order: everything is made in a scratch folder and fsynced; one rename to
-// "bootstrap" decides that this cluster exists; the parts are copied to where
-// they live, repeatably; the controller bootstraps raft and proposes Init, keyed
-// by the cluster id; only then the folder goes (Unseal).
+// The order: everything is created in a scratch folder and fsynced; a rename to
+// "bootstrap" is what makes the cluster exist; the parts are copied to their final
+// places, idempotently; the controller bootstraps raft and proposes Init, keyed by
+// the cluster id; only then is the folder removed (Unseal).
 package bootstrap
 
 import (
@@ -33,30 +33,30 @@ import (
 	"github.com/drover/drover/pkg/timing"
 )
 
-// Options of a first host.
+// Options configures Up on the first host.
 type Options struct {
 	DataDir     string
 	ClusterName string        // "" takes NodeName
 	NodeName    string        // host name
 	Hosts       []string      // IP addresses and DNS names that clients dial
 	Controller  string        // host:port that agents dial
-	Pool        string        // where nodes' /24 come from
+	Pool        string        // where nodes' /24 subnets are taken from
 	Timing      timing.Timing // of raft; the zero value is timing.LAN
 	Now         time.Time
 }
 
-// Files of a bootstrap that is being made, below DataDir, and in it.
+// Files of an unfinished bootstrap, below DataDir, and in it.
 const (
 	staging  = "bootstrap.tmp"
 	initFile = "init.pb"
 	hostFile = "identity.json"
 )
 
-// Up makes sure that this host has identities: it makes a new cluster where
-// there is none, ends an Up that was cut short, and else does nothing.
+// Up makes sure that this host has identities: it creates a new cluster if there is
+// none, completes an interrupted Up, and otherwise does nothing.
 func Up(o Options) (created bool, err error) {
 	if err := os.MkdirAll(o.DataDir, 0o711); err != nil {
-		return false, fmt.Errorf("making the data folder: %w", err)
+		return false, fmt.Errorf("creating the data folder: %w", err)
 	}
 	src := identity.BootstrapDir(o.DataDir)
 	if !exists(src) {
@@ -71,7 +71,7 @@ func Up(o Options) (created bool, err error) {
 			return false, err
 		}
 		if err := os.Rename(tmp, src); err != nil {
-			return false, fmt.Errorf("deciding the bootstrap: %w", err)
+			return false, fmt.Errorf("committing the bootstrap: %w", err)
 		}
 		if err := durable.SyncDir(o.DataDir); err != nil {
 			return false, err
@@ -81,8 +81,7 @@ func Up(o Options) (created bool, err error) {
 	return created, install(src, o.DataDir)
 }
 
-// Pending is the Init command of a cluster that is not committed yet, nil if
-// there is none.
+// Pending returns the Init command of a cluster that is not committed yet, or nil.
 func Pending(dataDir string) (*dv1.Command, error) {
 	b, err := os.ReadFile(filepath.Join(identity.BootstrapDir(dataDir), initFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -98,7 +97,7 @@ func Pending(dataDir string) (*dv1.Command, error) {
 	return c, nil
 }
 
-// done removes the scratch after Init was committed.
+// done removes the scratch folder after Init was committed.
 func done(dataDir string) error {
 	if err := os.RemoveAll(identity.BootstrapDir(dataDir)); err != nil {
 		return fmt.Errorf("removing the bootstrap's scratch: %w", err)
@@ -124,7 +123,7 @@ func generate(dir string, o Options) error {
 	}
 	seal, err := pki.SealingKEM().GenerateKey()
 	if err != nil {
-		return fmt.Errorf("making the sealing key: %w", err)
+		return fmt.Errorf("generating the sealing key: %w", err)
 	}
 	sealRaw, err := seal.Bytes()
 	if err != nil {
@@ -207,8 +206,8 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 	}, nil
 }
 
-// install copies what was decided to where it lives. Certificates go last in
-// each folder, so that their presence means that the rest is there.
+// install copies what was decided to its final place. In each folder the certificate
+// is written last, so that its presence implies the other files'.
 func install(src, dataDir string) error {
 	if !exists(src) {
 		return nil

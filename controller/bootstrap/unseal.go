@@ -19,23 +19,23 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// RecoveryKeyFile is where the recovery key waits to be shown. Who shows it
-// deletes it.
+// RecoveryKeyFile returns where the recovery key is kept until it is shown. Whoever
+// shows it deletes the file.
 func RecoveryKeyFile(runDir string) string { return filepath.Join(runDir, "recovery-key") }
 
-// UnsealOptions of Unseal.
+// UnsealOptions configures Unseal.
 type UnsealOptions struct {
 	DataDir, RunDir string
 	Files           *pki.Files // the controller's
 	Snapshot        func() *state.Snapshot
-	Propose         func(context.Context, *dv1.Command) (*dv1.CommandResult, error) // at whoever leads
-	Stdout          io.Writer                                                       // gets the recovery key, once
+	Propose         func(context.Context, *dv1.Command) (*dv1.CommandResult, error) // relays to the leader
+	Stdout          io.Writer                                                       // the recovery key is printed here, once
 	Logger          *slog.Logger
 }
 
-// Unseal commits what Up made, if that is still to be done, proves that this
-// controller can open what is sealed, and makes the recovery key where there is none.
-// Each step may be cut off and done again. The log must be ready to be read.
+// Unseal commits what Up created, if it isn't committed yet, verifies that this
+// controller can open sealed values, and creates the recovery key if there is none.
+// Each step can be interrupted and repeated. The log must be readable.
 func Unseal(ctx context.Context, o UnsealOptions) (*vault.Vault, error) {
 	init, err := Pending(o.DataDir)
 	if err != nil {
@@ -51,7 +51,8 @@ func Unseal(ctx context.Context, o UnsealOptions) (*vault.Vault, error) {
 		return nil, fmt.Errorf("opening the controller in %s: %w", o.DataDir, err)
 	}
 	s, shown := o.Snapshot(), ""
-	// While the bootstrap is pending, a wrap may be there whose key nobody saw.
+	// While the bootstrap is pending, the data key may be wrapped for a recovery key
+	// that nobody saw.
 	if init != nil || s.Sealed(command.RecoveryName) == nil && alone(s) {
 		if shown, err = recoveryKey(ctx, v, o); err != nil {
 			return nil, err
@@ -72,7 +73,7 @@ func Unseal(ctx context.Context, o UnsealOptions) (*vault.Vault, error) {
 
 func commit(ctx context.Context, init *dv1.Command, o UnsealOptions) error {
 	if o.Snapshot().Cluster() == nil {
-		// Of another cluster: taking it for this one's would lose this one's.
+		// It is another cluster's: showing it as this cluster's would lose the real one.
 		if err := os.Remove(RecoveryKeyFile(o.RunDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing an old recovery key: %w", err)
 		}
@@ -84,7 +85,8 @@ func commit(ctx context.Context, init *dv1.Command, o UnsealOptions) error {
 	return err
 }
 
-// alone reports whether there is one controller: the others leave the recovery key to it.
+// alone reports whether there is only one controller: others leave the recovery key
+// to it.
 func alone(s *state.Snapshot) bool {
 	n := 0
 	for range s.Controllers() {
@@ -93,8 +95,8 @@ func alone(s *state.Snapshot) bool {
 	return n <= 1
 }
 
-// recoveryKey returns the key to be shown. The file is written after the commit, so a
-// file beside a committed wrap holds its key.
+// recoveryKey returns the key to be shown. The file is written after the commit, so
+// if both exist, the file has the committed key.
 func recoveryKey(ctx context.Context, v *vault.Vault, o UnsealOptions) (string, error) {
 	s, file := o.Snapshot(), RecoveryKeyFile(o.RunDir)
 	if b, err := os.ReadFile(file); err == nil && s.Sealed(command.RecoveryName) != nil {
@@ -109,7 +111,7 @@ func recoveryKey(ctx context.Context, v *vault.Vault, o UnsealOptions) (string, 
 		return "", err
 	}
 	if err := durable.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
-		return "", fmt.Errorf("keeping the recovery key to be shown: %w", err)
+		return "", fmt.Errorf("storing the recovery key: %w", err)
 	}
 	return text, nil
 }

@@ -148,7 +148,7 @@ func TestUnsealWithoutAClusterSaysSo(t *testing.T) {
 	if err := done(u.DataDir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Unseal(t.Context(), u.UnsealOptions); err == nil || !strings.Contains(err.Error(), "holds no cluster") || !strings.Contains(err.Error(), u.DataDir) {
+	if _, err := Unseal(t.Context(), u.UnsealOptions); err == nil || !strings.Contains(err.Error(), "has no cluster") || !strings.Contains(err.Error(), u.DataDir) {
 		t.Errorf("%v", err)
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"github.com/moby/moby/api/types/mount"
 )
 
-// guarded are the fields of a create by which a container's root is root on its host,
-// or reaches what the container is not given; each says whether it is used so. All
-// others are free: the test holds the list of both.
+// guarded are the fields of a create by which a container's root becomes root on its
+// host, or reaches what the container isn't given; each function reports whether the
+// field is used in that way. All other fields are free: a test lists both.
 var guarded = map[string]func(*container.HostConfig) bool{
 	"Binds": func(h *container.HostConfig) bool {
 		for _, b := range h.Binds {
@@ -58,12 +58,12 @@ var guarded = map[string]func(*container.HostConfig) bool{
 	},
 }
 
-// shared says whether a namespace is the host's or another container's, which may be
-// the host's.
+// shared reports whether a namespace is the host's, or another container's, which
+// may be the host's.
 func shared(mode string) bool { return mode == "host" || strings.HasPrefix(mode, "container:") }
 
-// Rootly names the first field of a create by which its container would be root on
-// its host, "" for none.
+// Rootly returns the first field of a create by which its container would be root on
+// its host, or "".
 func Rootly(h *container.HostConfig) string {
 	if h == nil {
 		return ""

@@ -12,23 +12,23 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Batch decides commands one after the other, each on what those before it left in
-// the view. What one of them found out, as which nodes have room, the next ones have
-// at hand: it changes what deciding costs, never what is decided. One goroutine owns
-// a Batch and its view.
+// Batch decides commands one after the other, each on the view that the previous
+// ones left. What one of them computes, such as which nodes have room, is cached for
+// the next: that affects the cost of decisions, never their outcome. A Batch and its
+// view must be used by one goroutine.
 type Batch struct {
 	view     *state.Txn
 	placer   *scheduler.Placer                   // nil until something is placed
-	requests map[string]*container.CreateRequest // by what they were decoded from
+	requests map[string]*container.CreateRequest // decoded requests, by their bytes
 }
 
-// NewBatch makes a Batch on a view, which from then on is written through it only.
+// NewBatch returns a Batch for a view, which must then be written through the Batch
+// only.
 func NewBatch(view *state.Txn) *Batch {
 	return &Batch{view: view, requests: map[string]*container.CreateRequest{}}
 }
 
-// On goes on with another view, which must hold what the one so far does: what was
-// written to that, committed.
+// On switches to another view, which must equal the current one, committed.
 func (b *Batch) On(view *state.Txn) {
 	b.view = view
 	if b.placer != nil {
@@ -36,10 +36,11 @@ func (b *Batch) On(view *state.Txn) {
 	}
 }
 
-// Decide leaves the view as it is. With result.Error there are no effects. Whoever
-// relayed a command, its principal must be allowed what it asks for, in this view.
+// Decide leaves the view unchanged. If result.Error is set there are no effects.
+// Whoever relayed a command, its principal must be allowed to do it, according to
+// this view.
 func (b *Batch) Decide(cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.CommandResult) {
-	d := &decision{Snapshot: b.view.View(), batch: b, cmd: cmd, now: now, gone: map[string]int{}, res: &dv1.CommandResult{}}
+	d := &decision{Snapshot: b.view.View(), batch: b, cmd: cmd, now: now, dropped: map[string]int{}, res: &dv1.CommandResult{}}
 	var err error
 	if d.who, err = access.Allowed(d.Snapshot, cmd.GetPrincipal(), access.Command(cmd)); err != nil {
 		return nil, &dv1.CommandResult{Error: refuse(dv1.Error_FORBIDDEN, "%v", err)}
@@ -61,7 +62,7 @@ func (b *Batch) Apply(effects ...*dv1.Effect) error {
 	return b.view.Apply(effects...)
 }
 
-// touched are the nodes which an effect changes, or a task of which.
+// touched returns the nodes that an effect changes, directly or through a task.
 func (b *Batch) touched(e *dv1.Effect) (nodes []string) {
 	was := func(id []byte) {
 		if t := b.view.Task(id); t != nil {
@@ -82,13 +83,13 @@ func (b *Batch) touched(e *dv1.Effect) (nodes []string) {
 	return nodes
 }
 
-// Bounds of Batch.requests: many tasks are often made with few requests.
+// Limits of Batch.requests: many tasks are often made from few requests.
 const (
 	maxRequests    = 256
 	maxRequestSize = 8 << 10
 )
 
-// request decodes a spec's body. What it returns is not to be modified.
+// request decodes a spec's body. The result must not be modified.
 func (b *Batch) request(body []byte) (*container.CreateRequest, error) {
 	if r := b.requests[string(body)]; r != nil {
 		return r, nil
@@ -106,7 +107,7 @@ func (b *Batch) request(body []byte) (*container.CreateRequest, error) {
 	return r, nil
 }
 
-// place chooses the node of a group of one.
+// place chooses the node for a group of one task.
 func (b *Batch) place(g scheduler.Group) scheduler.Decision {
 	if b.placer == nil {
 		b.placer = scheduler.New(b.view.View())

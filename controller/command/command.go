@@ -1,5 +1,5 @@
-// Package command decides what a command does to the state: effects and an
-// answer, as a pure function. Logging and applying are left to consensus and state.
+// Package command decides what a command does to the state: effects and a result, as
+// a pure function. Logging and applying them is left to consensus and state.
 package command
 
 import (
@@ -27,22 +27,22 @@ type decision struct {
 	*state.Snapshot
 	batch   *Batch
 	cmd     *dv1.Command
-	who     pki.Principal // whose command it is
+	who     pki.Principal // principal of the command
 	now     int64
 	effects []*dv1.Effect
-	sized   int // how many of effects size counts
+	sized   int // number of effects that size includes
 	size    int
-	gone    map[string]int // how many tasks of a run, and of a spec how many runs and tasks, go with this command
+	dropped map[string]int // removed by this command: tasks per run, and runs and tasks per spec
 	res     *dv1.CommandResult
 }
 
-// Decide is what a Batch of one command decides.
+// Decide decides one command, as a Batch of its own.
 func Decide(view *state.Txn, cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.CommandResult) {
 	return NewBatch(view).Decide(cmd, now)
 }
 
-// Evict deletes key results older than 15 minutes, and the oldest above a count or a
-// number of bytes.
+// Evict deletes the results of idempotency keys that are older than 15 minutes, and
+// the oldest beyond a count or a number of bytes.
 func Evict(s *state.Snapshot, now int64) (out []*dv1.Effect) {
 	over, size := s.ResultCount()-maxResults, s.ResultBytes()-maxKept
 	for r := range s.ResultsByAge() {
@@ -131,12 +131,12 @@ func refuse(kind dv1.Error_Kind, format string, a ...any) *dv1.Error {
 }
 func (d *decision) add(e ...*dv1.Effect) { d.effects = append(d.effects, e...) }
 
-// budget bounds the effects of a command that can go on in another entry: well
-// below what the proposer takes of one, which counts results too.
+// budget bounds the effects of a command that can be continued in another entry,
+// well below the proposer's limit, which includes results.
 const budget = 64 << 10
 
-// some calls f for each of n parts of a command, as many as fit one entry, and
-// says how many are left. The first always fits.
+// some calls f for as many of a command's n parts as fit into one entry, and at
+// least for the first. It returns how many are left.
 func (d *decision) some(n int, f func(i int)) (left int) {
 	for i := range n {
 		before := len(d.effects)
@@ -154,7 +154,7 @@ func (d *decision) some(n int, f func(i int)) (left int) {
 	return 0
 }
 
-// setLiveness records verdicts. A node that was removed meanwhile has none.
+// setLiveness records verdicts, ignoring nodes that were removed meanwhile.
 func (d *decision) setLiveness(verdicts []*dv1.Verdict) {
 	d.res.Left = uint32(d.some(len(verdicts), func(i int) {
 		if n := d.Node(verdicts[i].NodeId); n != nil && n.Liveness != verdicts[i].Liveness {
@@ -196,9 +196,9 @@ func (d *decision) init(c *dv1.Init) *dv1.Error {
 	return nil
 }
 
-// raise lets entries hold what all controllers can apply, once they all can: what they
-// say is their level, but for one that becomes another, or is nil and goes. It is never
-// taken back: the log may hold what needs it.
+// raise raises the cluster's feature level once all controllers support a higher one:
+// those of the state, with m in place of the one with that id, or without it if m is
+// nil. The level is never lowered: the log may hold entries that need it.
 func (d *decision) raise(id string, m *dv1.Controller) {
 	least := uint32(state.FeatureLevel)
 	for c := range d.Controllers() {
@@ -247,8 +247,9 @@ func (d *decision) register(n *dv1.Node) *dv1.Error {
 	return d.admit(n, old)
 }
 
-// fresh is what a node says of itself that was not known before, to be held to what a
-// join is: a node must not get by its session what no host joins with.
+// fresh returns what a node reports of itself that was not known yet, to be
+// validated like a join: a session must not get past what a join would be refused
+// for.
 func fresh(n, old *dv1.Node) *join.Request {
 	r := &join.Request{Labels: map[string]string{}}
 	if n.Name != old.GetName() {
@@ -265,10 +266,11 @@ func fresh(n, old *dv1.Node) *join.Request {
 	return r
 }
 
-// maxReserved bounds what a node reserves: drover has four ports of its own.
+// maxReserved bounds the ports that a node reserves; drover itself has four.
 const maxReserved = 16
 
-// labels are the agent's own, under what operators set.
+// labels returns a node's labels: the agent's own, overridden by those that
+// operators set.
 func labels(old, n *dv1.Node) map[string]string {
 	out := maps.Clone(n.Labels)
 	if out == nil {
@@ -279,7 +281,7 @@ func labels(old, n *dv1.Node) map[string]string {
 	return out
 }
 
-// admit gives a node its place: a name of its own, and a subnet.
+// admit assigns a node a unique name and a subnet.
 func (d *decision) admit(n, old *dv1.Node) *dv1.Error {
 	if n.GetId() == "" {
 		return refuse(dv1.Error_INVALID, "a node needs an id")

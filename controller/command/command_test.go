@@ -216,7 +216,7 @@ func TestARoleIsAUsers(t *testing.T) {
 	}
 	f.ok(grant("0"))
 	for _, uid := range []string{"-3", "", "root", "4294967296"} {
-		f.no(grant(uid), dv1.Error_INVALID, "is no uid")
+		f.no(grant(uid), dv1.Error_INVALID, "is not a uid")
 	}
 }
 
@@ -315,14 +315,14 @@ func TestADataKeyIsReplacedWhole(t *testing.T) {
 		return &dv1.Command{Of: &dv1.Command_RotateDataKey{RotateDataKey: &dv1.RotateDataKey{From: from, Sealed: s}}}
 	}
 	all := []string{"ca-key", "data-key/k2/c1", "data-key/k2/n0", "recovery", "secret"}
-	f.no(rotate("k0", sealed("k2", all...)), dv1.Error_STALE_KEY, "is k1 by now")
+	f.no(rotate("k0", sealed("k2", all...)), dv1.Error_STALE_KEY, "is k1, not")
 	f.no(rotate("k1", sealed("k1", all...)), dv1.Error_INVALID, "new data key")
 	f.no(rotate("k1", sealed("k2", all[1:]...)), dv1.Error_INVALID, "new data key")
 	for i := range all[1:] {
 		f.no(rotate("k1", sealed("k2", append(slices.Clone(all[:i+1]), all[i+2:]...)...)), dv1.Error_STALE_KEY, "would be left")
 	}
-	f.no(rotate("k1", sealed("k2", append(slices.Clone(all), "data-key/k2/removed")...)), dv1.Error_STALE_KEY, "not among")
-	f.no(rotate("k1", append(sealed("k2", all[:4]...), sealed("k1", "secret")...)), dv1.Error_STALE_KEY, "not with data key k2")
+	f.no(rotate("k1", sealed("k2", append(slices.Clone(all), "data-key/k2/removed")...)), dv1.Error_STALE_KEY, "not a sealed value")
+	f.no(rotate("k1", append(sealed("k2", all[:4]...), sealed("k1", "secret")...)), dv1.Error_STALE_KEY, "not sealed with data key k2")
 	f.ok(rotate("k1", sealed("k2", all...)))
 	var names []string
 	for s := range f.store.Snapshot().SealedAll() {
@@ -334,7 +334,7 @@ func TestADataKeyIsReplacedWhole(t *testing.T) {
 	if !slices.Equal(names, all) {
 		t.Errorf("there is %v, want %v", names, all)
 	}
-	f.no(put(sealed("k1", "late")[0]), dv1.Error_STALE_KEY, "is k2 by now")
+	f.no(put(sealed("k1", "late")[0]), dv1.Error_STALE_KEY, "current one is k2")
 	f.ok(put(sealed("k2", "late")[0]))
 }
 

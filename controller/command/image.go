@@ -20,8 +20,8 @@ func normalize(s string) (reference.Named, *dv1.Error) {
 	return reference.TagNameOnly(r), nil
 }
 
-// FindImage returns the digest that a name stands for, in docker's words if it is
-// none: a reference, an image's id, or the beginning of an id that no other image has.
+// FindImage returns the digest that a name refers to, or docker's error: by
+// reference, image id, or unique prefix of an image id.
 func FindImage(snap *state.Snapshot, name string) (digest string, e *dv1.Error) {
 	shown := name
 	if named, err := reference.ParseNormalizedNamed(name); err == nil {
@@ -51,8 +51,8 @@ func (d *decision) commitImage(c *dv1.CommitImage) *dv1.Error {
 	}
 	img := proto.CloneOf(c.Image)
 	if old := d.Image(img.Digest); old != nil {
-		// What a digest is never changes: only where it is found, and by whom, may be
-		// added.
+		// What a digest refers to is immutable: only where it is found, and that it is
+		// public, may be added.
 		repos, public := append(img.RepoDigests, old.RepoDigests...), img.Public
 		img = proto.CloneOf(old)
 		img.Public = old.Public || public
@@ -120,7 +120,7 @@ func (d *decision) untag(c *dv1.Untag) *dv1.Error {
 		d.res.Untagged = append(d.res.Untagged, ref)
 	}
 	for range d.TasksOfImage(digest) {
-		return nil // dangling, for a task still names it
+		return nil // dangling, since a task still uses it
 	}
 	if last {
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteImage{DeleteImage: digest}})

@@ -20,15 +20,15 @@ const (
 	TokenAgent      = "agent"
 )
 
-// CheckToken says why a token admits nobody at the given time, nil if it does.
+// CheckToken returns why a token is not valid at the given time, or nil.
 func CheckToken(t *dv1.Token, hash []byte, now int64) *dv1.Error {
 	switch {
 	case t == nil || !bytes.Equal(t.Hash, hash):
-		return refuse(dv1.Error_FORBIDDEN, "this token is not one of this fleet's: drover token create makes one")
+		return refuse(dv1.Error_FORBIDDEN, "this token is not one of this fleet's: create one with drover token create")
 	case t.Revoked:
-		return refuse(dv1.Error_FORBIDDEN, "this token was revoked: drover token create makes another")
+		return refuse(dv1.Error_FORBIDDEN, "this token was revoked: create another with drover token create")
 	case t.Expires != 0 && now > t.Expires:
-		return refuse(dv1.Error_FORBIDDEN, "this token has expired: drover token create makes another")
+		return refuse(dv1.Error_FORBIDDEN, "this token has expired: create another with drover token create")
 	}
 	return nil
 }
@@ -39,7 +39,7 @@ func (d *decision) join(c *dv1.Join) *dv1.Error {
 		return e
 	}
 	if c.Controller != nil && t.Role != TokenController {
-		return refuse(dv1.Error_AGENTS_ONLY, "this token admits agents only: drover token create --role controller makes one for controllers")
+		return refuse(dv1.Error_AGENTS_ONLY, "this token admits agents only: create one for controllers with drover token create --role controller")
 	}
 	n := proto.CloneOf(c.GetNode())
 	if t.SocketRole != "" {
@@ -50,7 +50,7 @@ func (d *decision) join(c *dv1.Join) *dv1.Error {
 	}
 	for _, i := range c.Identities {
 		if old := d.Identity(i.Uri); old != nil && !proto.Equal(old, i) {
-			return refuse(dv1.Error_CONFLICT, "%s is known already", i.Uri)
+			return refuse(dv1.Error_CONFLICT, "%s already exists", i.Uri)
 		}
 		d.add(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: i}})
 	}
@@ -79,7 +79,7 @@ func (d *decision) putToken(t *dv1.Token) *dv1.Error {
 	case t.SocketRole != "" && t.SocketRole != pki.KindUser && t.SocketRole != pki.RoleAdmin:
 		return refuse(dv1.Error_INVALID, "a socket's role is user or admin, not %q", t.SocketRole)
 	case d.Token(t.Id) != nil:
-		return refuse(dv1.Error_CONFLICT, "token %s is there already", t.Id)
+		return refuse(dv1.Error_CONFLICT, "token %s already exists", t.Id)
 	}
 	t = proto.CloneOf(t)
 	t.Created = d.now
@@ -131,7 +131,7 @@ func (d *decision) updateNode(c *dv1.UpdateNode) *dv1.Error {
 	}
 	for uid, role := range c.Roles {
 		if _, err := strconv.ParseUint(uid, 10, 32); err != nil {
-			return refuse(dv1.Error_INVALID, "%q is no uid", uid)
+			return refuse(dv1.Error_INVALID, "%q is not a uid", uid)
 		}
 		switch role {
 		case "":
@@ -159,9 +159,9 @@ func with(m map[string]string, k, v string) map[string]string {
 	return out
 }
 
-// removeNode forgets a node and revokes its identity. Its tasks go with it,
-// without tombstones: nobody is left who could acknowledge them. What does not
-// fit one entry is left, to be proposed again by whoever leads.
+// removeNode removes a node and revokes its identity. Its tasks are removed without
+// tombstones, since no agent is left to acknowledge them. What doesn't fit into one
+// entry is left for the leader to propose again.
 func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	n := d.NodeByName(c.NodeId)
 	if n == nil {
@@ -171,7 +171,7 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 		return refuse(dv1.Error_CONFLICT, "node %s is a controller too: drover controller rm %s first", n.Name, n.Name)
 	}
 	if !route.Admin.Has(d.who) && n.Availability != dv1.Node_REMOVING {
-		return refuse(dv1.Error_FORBIDDEN, "%s is no admin of this fleet", d.who.URI)
+		return refuse(dv1.Error_FORBIDDEN, "%s is not an admin of this fleet", d.who.URI)
 	}
 	tasks := slices.Collect(d.TasksOfNode(n.Id))
 	if !c.Force && n.Availability != dv1.Node_REMOVING {
@@ -203,8 +203,8 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	return nil
 }
 
-// putController notes where a controller is now, and its level. Joining is what makes
-// one.
+// putController records a controller's new address and feature level. Only a join
+// adds a controller.
 func (d *decision) putController(m *dv1.Controller) *dv1.Error {
 	old := d.Controller(m.GetId())
 	switch {
@@ -257,8 +257,8 @@ func (d *decision) removeController(id string) *dv1.Error {
 	return nil
 }
 
-// Expel takes a controller out, with the identities that come with it. Its wrap of
-// the data key stays: it tells that this key is to be replaced.
+// Expel removes a controller and the identities that come with it. Its copy of the
+// data key stays, as a sign that this key must be rotated.
 func Expel(s *state.Snapshot, controller string) []*dv1.Effect {
 	out := []*dv1.Effect{{Of: &dv1.Effect_DeleteController{DeleteController: controller}}}
 	return append(out, append(revoke(s, pki.KindController, controller), revoke(s, pki.KindUser, pki.AdminOf(controller))...)...)

@@ -10,7 +10,7 @@ import (
 	"github.com/drover/drover/pkg/subnet"
 )
 
-// Pools are a cluster's address pools, in the order in which they are used.
+// Pools returns a cluster's address pools, in the order in which they are used.
 func Pools(c *dv1.Cluster) (out []netip.Prefix) {
 	for _, s := range append([]string{c.GetPool()}, c.GetMorePools()...) {
 		if p, err := netip.ParsePrefix(s); err == nil && p.Addr().Is4() && p.Bits() <= subnet.Bits {
@@ -20,12 +20,12 @@ func Pools(c *dv1.Cluster) (out []netip.Prefix) {
 	return out
 }
 
-// freeSubnet is the lowest one of the first pool that has any. What was a removed
-// node's is given again.
+// freeSubnet returns the lowest free subnet of the first pool that has one. Subnets
+// of removed nodes are reused.
 func (d *decision) freeSubnet() (netip.Prefix, *dv1.Error) {
 	pools := Pools(d.Cluster())
 	if len(pools) == 0 {
-		return netip.Prefix{}, refuse(dv1.Error_UNAVAILABLE, "the cluster has no address pool: drover node pool add makes one")
+		return netip.Prefix{}, refuse(dv1.Error_UNAVAILABLE, "the cluster has no address pool: add one with drover node pool add")
 	}
 	var names []string
 	for _, pool := range pools {
@@ -34,7 +34,7 @@ func (d *decision) freeSubnet() (netip.Prefix, *dv1.Error) {
 		}
 		names = append(names, pool.String())
 	}
-	return netip.Prefix{}, refuse(dv1.Error_UNAVAILABLE, "no node's subnet is left in %s: each node takes a /24; add a pool (drover node pool add), or remove a node that is gone (drover node rm)", strings.Join(names, " and "))
+	return netip.Prefix{}, refuse(dv1.Error_UNAVAILABLE, "no node's subnet is left in %s: each node takes a /24; add a pool (drover node pool add), or remove a dead node (drover node rm)", strings.Join(names, " and "))
 }
 
 func (d *decision) addPool(s string) *dv1.Error {

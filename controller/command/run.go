@@ -25,7 +25,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	case !one && c.Mode != dv1.Run_EACH:
 		return refuse(dv1.Error_INVALID, "run mode %s is not supported here", c.Mode)
 	case !one && len(c.TaskIds) > 0:
-		return refuse(dv1.Error_INVALID, "the ids of a run's tasks follow from its own")
+		return refuse(dv1.Error_INVALID, "the ids of a run's tasks are derived from the run's id")
 	case !one && d.Level() < state.LevelRuns:
 		return refuse(dv1.Error_UNAVAILABLE, "runs over nodes have to wait until all controllers know them: drover node and controller lists show which is older")
 	}
@@ -51,7 +51,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	if e != nil {
 		return e
 	}
-	// The digest is part of the id: the same request may meet a moved tag.
+	// The digest is part of the id: the tag of an equal request may have moved.
 	sum := sha256.Sum256(append(append(slices.Clone(c.Spec.Body), 0), digest...))
 	spec := &dv1.Spec{Id: sum[:], Body: c.Spec.Body, Image: c.Spec.Image, Digest: digest}
 	run.SpecId = spec.Id
@@ -82,7 +82,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	return nil
 }
 
-// group is what tasks of a spec want of a node.
+// group returns what tasks of a spec require of a node.
 func (d *decision) group(spec *dv1.Spec, r *container.CreateRequest, on []string) (scheduler.Group, *dv1.Error) {
 	g := scheduler.Group{Count: 1, On: on, Digest: spec.Digest}
 	for _, c := range on {
@@ -94,7 +94,7 @@ func (d *decision) group(spec *dv1.Spec, r *container.CreateRequest, on []string
 		return g, nil
 	}
 	g.Memory = r.HostConfig.MemoryReservation
-	var reserved []*dv1.Port // a range goes round them
+	var reserved []*dv1.Port // a range skips these
 	if len(r.HostConfig.PortBindings) > 0 {
 		for n := range d.Nodes() {
 			reserved = append(reserved, scheduler.Reserved(n)...)
@@ -105,15 +105,15 @@ func (d *decision) group(spec *dv1.Spec, r *container.CreateRequest, on []string
 	return g, e
 }
 
-// newTask is a new task of a run: what its slot and its node make of it.
+// newTask returns a new task of a run, for a slot and a node.
 func (d *decision) newTask(run *dv1.Run, slot uint32, node string) *dv1.Task {
 	return &dv1.Task{Id: state.TaskID(run.Id, slot, run.Generation), RunId: run.Id, SpecId: run.SpecId, Name: fmt.Sprintf("%s-%d", run.Name, slot),
 		NodeId: node, Slot: slot, Generation: run.Generation, Desired: dv1.Desired_CREATED, Created: d.now, AutoRemove: run.AutoRemove, Traceparent: run.Traceparent}
 }
 
-// fill makes tasks that a run over nodes lacks, as many as fit one entry; the leader
-// goes on with the others. Nodes are taken in the order of their ids, so that one id
-// tells which have theirs, and an auto-removed task is not made again.
+// fill creates tasks that a run over nodes lacks, as many as fit into one entry; the
+// leader continues with the rest. Nodes are processed in order of their ids, so that
+// one id records the progress, and auto-removed tasks aren't created again.
 func (d *decision) fill(run *dv1.Run, spec *dv1.Spec, r *container.CreateRequest, g scheduler.Group) *dv1.Error {
 	fits := scheduler.Each(d.Snapshot, g, run.Filled)
 	var made []*dv1.Task
@@ -159,7 +159,7 @@ func (d *decision) fill(run *dv1.Run, spec *dv1.Spec, r *container.CreateRequest
 	return nil
 }
 
-// fillRun goes on with a run that did not fit one entry.
+// fillRun continues a run that did not fit into one entry.
 func (d *decision) fillRun(id []byte) *dv1.Error {
 	run := proto.CloneOf(d.Run(id))
 	if run == nil || !run.Filling {
@@ -177,7 +177,7 @@ func (d *decision) fillRun(id []byte) *dv1.Error {
 	return d.fill(run, spec, r, g)
 }
 
-// chooseRunName finds a name such that NAME-1, NAME-2 and so on are free too.
+// chooseRunName finds a name for which NAME-1, NAME-2 and so on are free too.
 func (d *decision) chooseRunName(c *dv1.CreateRun) (string, *dv1.Error) {
 	free := func(name string) *dv1.Error {
 		if e := d.freeName(name); e != nil {
@@ -185,7 +185,7 @@ func (d *decision) chooseRunName(c *dv1.CreateRun) (string, *dv1.Error) {
 		}
 		for taken := range d.TaskNames(name + "-") {
 			if run, _ := slotOf(taken); run == name {
-				return refuse(dv1.Error_NAME_TAKEN, `Conflict. The name "%s" would have a container be "/%s", which is in use already.`, name, taken)
+				return refuse(dv1.Error_NAME_TAKEN, `Conflict. The name "%s" would have a container be "/%s", which is already in use.`, name, taken)
 			}
 		}
 		return nil
@@ -201,7 +201,7 @@ func (d *decision) chooseRunName(c *dv1.CreateRun) (string, *dv1.Error) {
 	return "", refuse(dv1.Error_CONFLICT, "no free name among %v", c.NameCandidates)
 }
 
-// slotOf takes the name of a slot apart; a name that is none has no run.
+// slotOf splits the name of a slot; run is "" if it isn't one.
 func slotOf(name string) (run string, slot uint32) {
 	i := strings.LastIndexByte(name, '-')
 	if i <= 0 {

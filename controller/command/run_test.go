@@ -105,7 +105,7 @@ func TestRunsAreRefused(t *testing.T) {
 		words string
 	}{
 		{"a short id", each("x", "", func(c *dv1.CreateRun) { c.RunId = []byte("x") }), dv1.Error_INVALID, "32 bytes"},
-		{"ids of its own", each("x", "", func(c *dv1.CreateRun) { c.TaskIds = [][]byte{id("x")} }), dv1.Error_INVALID, "follow from its own"},
+		{"ids of its own", each("x", "", func(c *dv1.CreateRun) { c.TaskIds = [][]byte{id("x")} }), dv1.Error_INVALID, "derived from the run's id"},
 		{"a mode of the future", each("x", "", func(c *dv1.CreateRun) { c.Mode = 7 }), dv1.Error_INVALID, "not supported"},
 		{"no spec", each("x", "", func(c *dv1.CreateRun) { c.Spec.Body = []byte("[") }), dv1.Error_INVALID, "invalid container spec"},
 		{"no image", each("x", "", func(c *dv1.CreateRun) { c.Spec.Image = "nope" }), dv1.Error_NO_IMAGE, "No such image"},

@@ -8,7 +8,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Names of what is sealed. The data key is there once for each controller, as
+// Names of sealed values. The data key is stored once for each controller, as
 // WrapPrefix + key's id + "/" + controller's id, and once as RecoveryName.
 const (
 	AuthorityName = "ca-key"
@@ -16,13 +16,13 @@ const (
 	RecoveryName  = "recovery"
 )
 
-// WrapName is where a data key is, wrapped for a controller.
+// WrapName returns the name of a data key that is wrapped for a controller.
 func WrapName(key, controller string) string { return WrapPrefix + key + "/" + controller }
 
-// dataKey is the data key's id, "" before there is one.
+// dataKey returns the data key's id, "" if there is none yet.
 func (d *decision) dataKey() string { return d.Sealed(AuthorityName).GetDataKey() }
 
-// putSealed takes a value, or without one its name away.
+// putSealed stores a value, or deletes the name if there is none.
 func (d *decision) putSealed(s *dv1.Sealed) *dv1.Error {
 	if len(s.GetBlob()) == 0 {
 		if d.Sealed(s.GetName()) != nil {
@@ -31,7 +31,7 @@ func (d *decision) putSealed(s *dv1.Sealed) *dv1.Error {
 		return nil
 	}
 	if now := d.dataKey(); now != "" && s.GetDataKey() != now {
-		return refuse(dv1.Error_STALE_KEY, "%s is sealed with data key %q, which is %s by now", s.GetName(), s.GetDataKey(), now)
+		return refuse(dv1.Error_STALE_KEY, "%s is sealed with data key %q, but the current one is %s", s.GetName(), s.GetDataKey(), now)
 	}
 	if !proto.Equal(d.Sealed(s.GetName()), s) {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})
@@ -39,12 +39,12 @@ func (d *decision) putSealed(s *dv1.Sealed) *dv1.Error {
 	return nil
 }
 
-// rotateDataKey wants everything at once, so that no moment has values that only
-// one of two keys opens: all that is sealed, and the new key for every controller.
+// rotateDataKey requires everything at once, all sealed values and the new key
+// wrapped for every controller, so that there is never a mix of keys.
 func (d *decision) rotateDataKey(c *dv1.RotateDataKey) *dv1.Error {
 	was := d.dataKey()
 	if c.From != was {
-		return refuse(dv1.Error_STALE_KEY, "the data key is %s by now, not %s", was, c.From)
+		return refuse(dv1.Error_STALE_KEY, "the current data key is %s, not %s", was, c.From)
 	}
 	to := ""
 	for _, s := range c.Sealed {
@@ -65,12 +65,12 @@ func (d *decision) rotateDataKey(c *dv1.RotateDataKey) *dv1.Error {
 		missing[WrapName(to, m.Id)] = true
 	}
 	if d.Sealed(RecoveryName) != nil && len(d.Sealed(RecoveryName).Recipient) == 0 {
-		delete(missing, RecoveryName) // nobody knows for whom to wrap: it goes
+		delete(missing, RecoveryName) // nobody knows whom to wrap it for: drop it
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSealed{DeleteSealed: RecoveryName}})
 	}
 	for _, s := range c.Sealed {
 		if !missing[s.Name] || s.DataKey != to {
-			return refuse(dv1.Error_STALE_KEY, "%s is not among what is sealed, or not with data key %s", s.Name, to)
+			return refuse(dv1.Error_STALE_KEY, "%s is not a sealed value, or not sealed with data key %s", s.Name, to)
 		}
 		delete(missing, s.Name)
 		d.add(&dv1.Effect{Of: &dv1.Effect_Sealed{Sealed: s}})

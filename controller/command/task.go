@@ -94,14 +94,14 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 	return nil
 }
 
-// bind chooses the host ports of a task on its node. One that is taken there is
-// returned besides.
+// bind chooses a task's host ports on its node. taken is one of them that is in use
+// there, if any.
 func (d *decision) bind(t *dv1.Task, spec *dv1.Spec, r *container.CreateRequest) (ports []*dv1.Port, taken *dv1.Port, e *dv1.Error) {
 	if r.HostConfig == nil || len(r.HostConfig.PortBindings) == 0 && !r.HostConfig.PublishAllPorts {
 		return nil, nil, nil
 	}
 	held := slices.Clone(d.Use(t.NodeId).Ports)
-	if t.Desired == dv1.Desired_RUNNING { // its own are among them
+	if t.Desired == dv1.Desired_RUNNING { // its own are in use
 		held = slices.DeleteFunc(held, func(p *dv1.Port) bool {
 			return slices.ContainsFunc(t.Ports, func(own *dv1.Port) bool { return proto.Equal(p, own) })
 		})
@@ -114,7 +114,8 @@ func (d *decision) bind(t *dv1.Task, spec *dv1.Spec, r *container.CreateRequest)
 	return ports, taken, e
 }
 
-// takers says who has a port on which nodes, where that is more than one.
+// takers describes which containers hold a port on which nodes, if there is more
+// than one.
 func (d *decision) takers(p *dv1.Port) string {
 	var out []string
 	nodes := 0
@@ -138,7 +139,8 @@ func (d *decision) takers(p *dv1.Port) string {
 
 const maxTakers = 10
 
-// wantedPorts are the spec's published ports; of a range, the first not held.
+// wantedPorts returns the spec's published ports; for a range, the first one that is
+// not held.
 func wantedPorts(r *container.CreateRequest, img *dv1.Image, held []*dv1.Port) ([]*dv1.Port, *dv1.Error) {
 	var out []*dv1.Port
 	if r.HostConfig == nil || !fields.PublishesPorts(r) {
@@ -174,7 +176,7 @@ func wantedPorts(r *container.CreateRequest, img *dv1.Image, held []*dv1.Port) (
 	return out, nil
 }
 
-// exposed are the ports that the request and its image name, in order.
+// exposed returns the ports that the request and its image expose, in order.
 func exposed(r *container.CreateRequest, img *dv1.Image) []network.Port {
 	var out []network.Port
 	if r.Config != nil {
@@ -183,7 +185,7 @@ func exposed(r *container.CreateRequest, img *dv1.Image) []network.Port {
 	var c struct {
 		Config struct{ ExposedPorts map[string]struct{} } `json:"config"`
 	}
-	_ = json.Unmarshal(img.GetConfig(), &c) // an image without a readable one exposes nothing
+	_ = json.Unmarshal(img.GetConfig(), &c) // an image without a readable config exposes nothing
 	for p := range c.Config.ExposedPorts {
 		if port, err := network.ParsePort(p); err == nil && !slices.Contains(out, port) {
 			out = append(out, port)
@@ -193,10 +195,10 @@ func exposed(r *container.CreateRequest, img *dv1.Image) []network.Port {
 	return out
 }
 
-// everywhere are paths that mean the same on every node.
+// everywhere lists paths that mean the same on every node.
 var everywhere = []string{"/etc/localtime", "/etc/timezone", "/sys", "/proc", "/dev", "/lib/modules"}
 
-// Pins says whether a bind's source means one node's path.
+// Pins reports whether a bind's source refers to a path of one node.
 func Pins(source string) bool {
 	return !slices.ContainsFunc(everywhere, func(p string) bool { return source == p || strings.HasPrefix(source, p+"/") })
 }
@@ -208,7 +210,7 @@ func pinned(h *container.HostConfig) bool {
 	}) || slices.ContainsFunc(h.Mounts, func(m mount.Mount) bool { return m.Type == mount.TypeBind && Pins(m.Source) })
 }
 
-// stopTimeout gives seconds; -2 is as the spec says, else docker's 10.
+// stopTimeout returns seconds; -2 means the spec's timeout, or else docker's 10.
 func (d *decision) stopTimeout(t *dv1.Task, want int32) int32 {
 	if want != -2 {
 		return want
@@ -272,37 +274,38 @@ func (d *decision) remove(c *dv1.Remove) *dv1.Error {
 	return nil
 }
 
-// drop forgets a task; the tombstone tells its agent.
+// drop removes a task; the tombstone informs its agent.
 func (d *decision) drop(t *dv1.Task, force, volumes bool) {
 	d.add(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: t.Id, NodeId: t.NodeId, At: d.now, Force: force, Volumes: volumes}}})
 	d.forget(t)
 }
 
-// forget deletes a task, a run that has no task left and wants none, and a spec that
-// nothing is of any more. What goes with this command is counted, for it is still there.
+// forget deletes a task, its run if no task is left and none is wanted, and specs
+// that are no longer used. What this command removes is counted, since the view
+// still has it.
 func (d *decision) forget(t *dv1.Task) {
 	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: t.Id}})
-	d.gone[string(t.RunId)]++
-	d.gone[string(t.SpecId)]++
+	d.dropped[string(t.RunId)]++
+	d.dropped[string(t.SpecId)]++
 	specs := [][]byte{t.SpecId}
-	if run := d.Run(t.RunId); run != nil && !run.Filling && !d.RunHasTasks(run.Id, d.gone[string(run.Id)]+1) {
+	if run := d.Run(t.RunId); run != nil && !run.Filling && !d.RunHasTasks(run.Id, d.dropped[string(run.Id)]+1) {
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteRun{DeleteRun: run.Id}})
-		d.gone[string(run.SpecId)]++
+		d.dropped[string(run.SpecId)]++
 		if !bytes.Equal(run.SpecId, t.SpecId) {
 			specs = append(specs, run.SpecId)
 		}
 	}
 	for _, spec := range specs {
-		if !d.SpecInUse(spec, d.gone[string(spec)]+1) {
+		if !d.SpecInUse(spec, d.dropped[string(spec)]+1) {
 			d.add(&dv1.Effect{Of: &dv1.Effect_DeleteSpec{DeleteSpec: spec}})
 		}
 	}
 }
 
-// keepEnded bounds how many removed tasks' ends are kept.
+// keepEnded bounds how many removed tasks' exits are kept.
 const keepEnded = 4096
 
-// maxReason bounds what a node may say of why a task ended or did not start.
+// maxReason bounds a node's message about why a task ended or failed to start.
 const maxReason = 4 << 10
 
 func (d *decision) report(c *dv1.Report) {
@@ -326,9 +329,9 @@ func (d *decision) report(c *dv1.Report) {
 	}))
 }
 
-// reported is what one task's report changes. Of an attempt's lives, which its agent
-// begins and counts by itself, the log keeps the newest that it was told of, and the
-// newest exit: how many there were between two reports, it need not know.
+// reported applies the report of one task. Agents count restarts within an attempt
+// by themselves: the log keeps the latest start and the latest exit that were
+// reported, not how many there were in between.
 func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	n := proto.CloneOf(t)
 	current := r.Attempt == t.Attempt && state.Live(t)
@@ -339,7 +342,7 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 		n.Started = r.Started
 		if len(r.Ports) > 0 && t.Desired == dv1.Desired_RUNNING {
 			if n.Ports = r.Ports; proto.Size(n) > budget {
-				n.Ports = t.Ports // no honest node binds so many more than it was told
+				n.Ports = t.Ports // an honest node binds about as many as assigned
 			}
 		}
 	}
@@ -356,7 +359,7 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	if current && !state.Live(n) {
 		n.Desired, n.Ports = dv1.Desired_STOPPED, nil
 		if n.AutoRemove {
-			// Who waits for it, on whichever controller, finds its end.
+			// Waiters on any controller find the exit here.
 			d.add(&dv1.Effect{Of: &dv1.Effect_Ended{Ended: n}})
 			d.drop(n, false, true)
 			return
@@ -367,7 +370,8 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	}
 }
 
-// later reports whether a life of an attempt is behind the one whose end is known.
+// later reports whether a restart of an attempt is after the one whose exit is
+// known.
 func later(attempt, restarts int32, known *dv1.Exit) bool {
 	return known == nil || attempt > known.Attempt || attempt == known.Attempt && restarts > known.Restarts
 }

@@ -27,16 +27,16 @@ const (
 	frameHeader   = 8
 )
 
-// check reads every segment, and finishes what was left half done where the
-// file itself proves what is missing:
+// check reads every segment and completes what was left half done, where the file
+// itself proves what is missing:
 //
-//   - a sealed segment without an index, as raft-wal 0.4.0 left it when the log's
-//     end was replaced (hashicorp/raft-wal issue 31): the index is made of the
-//     entries, each of them under a good checksum;
-//   - a last segment that was sealed, but not followed by a new one, because the
-//     process ended in between: raft-wal refuses all writes to it;
-//   - the rest of a write that was cut off, which nobody was told was done: it
-//     is zeroed, since an index in it is taken for a seal.
+//   - a sealed segment without an index, which raft-wal 0.4.0 leaves when the log's
+//     tail is replaced (hashicorp/raft-wal issue 31): the index is rebuilt from the
+//     entries, each of which has a good checksum;
+//   - a last segment that was sealed but has no successor, because the process died
+//     in between: raft-wal refuses all writes to it;
+//   - the rest of a torn write, which was never acknowledged: it is zeroed, since an
+//     index in it would be taken for a seal.
 //
 // Anything else that can't be read is a *DamagedError, and nothing is changed.
 func check(dir string, meta types.MetaStore, hl hclog.Logger) error {
@@ -44,7 +44,7 @@ func check(dir string, meta types.MetaStore, hl hclog.Logger) error {
 	if err != nil {
 		err = fmt.Errorf("reading %s: %w", metadb.FileName, err)
 		if _, is := errors.AsType[*fs.PathError](err); is {
-			return err // of the file system, not of what is in the file
+			return err // an error of the file system, not of the content
 		}
 		return &DamagedError{Dir: dir, Err: err}
 	}
@@ -55,11 +55,11 @@ func check(dir string, meta types.MetaStore, hl hclog.Logger) error {
 		file := filepath.Join(dir, segment.FileName(*si))
 		tail := si.SealTime.IsZero()
 		if i > 0 && st.Segments[i-1].MaxIndex+1 != si.BaseIndex {
-			return &DamagedError{Dir: dir, Err: fmt.Errorf("segment %s does not begin where the one before it ends, at %d", filepath.Base(file), st.Segments[i-1].MaxIndex)}
+			return &DamagedError{Dir: dir, Err: fmt.Errorf("segment %s does not follow the previous one, which ends at %d", filepath.Base(file), st.Segments[i-1].MaxIndex)}
 		}
 		s, err := scan(file, *si)
 		if tail && errors.Is(err, fs.ErrNotExist) {
-			continue // made by Open: it was never written to
+			continue // created by Open, never written to
 		}
 		if err != nil {
 			return &DamagedError{Dir: dir, Err: fmt.Errorf("segment %s: %w", filepath.Base(file), err)}
@@ -75,7 +75,7 @@ func check(dir string, meta types.MetaStore, hl hclog.Logger) error {
 		case tail:
 			todo = append(todo, func() error { return zero(file, s.end) })
 		case si.IndexStart == 0 || si.IndexStart != s.index:
-			hl.Warn("a segment of the log has no index: making it of its entries", "segment", file)
+			hl.Warn("a segment of the log has no index: rebuilding it from the entries", "segment", file)
 			if si.IndexStart = s.index; s.index == 0 {
 				todo = append(todo, func() error { return s.seal(file) })
 				si.IndexStart = uint64(s.end) + frameHeader
@@ -85,35 +85,34 @@ func check(dir string, meta types.MetaStore, hl hclog.Logger) error {
 	}
 	for _, do := range todo {
 		if err := do(); err != nil {
-			return fmt.Errorf("mending the log in %s: %w", dir, err)
+			return fmt.Errorf("repairing the log in %s: %w", dir, err)
 		}
 	}
 	if changed {
 		if err := meta.CommitState(st); err != nil {
-			return fmt.Errorf("mending the log in %s: %w", dir, err)
+			return fmt.Errorf("repairing the log in %s: %w", dir, err)
 		}
 	}
 	return nil
 }
 
-// scanned is what a segment holds for certain.
+// scanned is the verified content of a segment.
 type scanned struct {
 	offsets []uint32 // of the entries' frames
-	index   uint64   // where the index's offsets begin, 0 without one
-	end     int64    // behind the last good commit
+	index   uint64   // offset of the index's data, 0 without one
+	end     int64    // end of the last good commit
 }
 
-var errChecksum = errors.New("a checksum differs")
+var errChecksum = errors.New("checksum mismatch")
 
-// scan reads a segment up to its seal or the last good commit. A commit that is
-// not good is what a power cut left of the last write, unless a good one follows
-// or a sealed segment lacks entries.
+// scan reads a segment up to its seal or its last good commit. A bad commit is taken
+// for a torn write, unless a good one follows or a sealed segment lacks entries.
 func scan(file string, si types.SegmentInfo) (*scanned, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // only read
+	defer func() { _ = f.Close() }() // read-only
 	r := bufio.NewReaderSize(f, 1<<20)
 	s, now := &scanned{}, &scanned{}
 	head := make([]byte, segmentHeader)
@@ -147,7 +146,7 @@ func scan(file string, si types.SegmentInfo) (*scanned, error) {
 				return nil, errChecksum
 			}
 			if s.end == 0 && (binary.LittleEndian.Uint64(head[8:]) != si.BaseIndex || binary.LittleEndian.Uint64(head[16:]) != si.ID) {
-				return nil, errors.New("it is another segment's file")
+				return nil, errors.New("the file belongs to another segment")
 			}
 			sum = 0
 			at += frameHeader
@@ -160,11 +159,11 @@ func scan(file string, si types.SegmentInfo) (*scanned, error) {
 		if frame[0] == segment.FrameIndex {
 			now.index = uint64(at) + frameHeader
 			if !torn && !bytes.Equal(payload, indexPayload(now.offsets)) {
-				return s.whole(si, errors.New("the index differs from the entries"))
+				return s.whole(si, errors.New("the index does not match the entries"))
 			}
 		} else {
 			if index, n := binary.Uvarint(payload); !torn && (n <= 0 || index != si.BaseIndex+uint64(len(now.offsets))) {
-				return s.whole(si, fmt.Errorf("entry %d is numbered %d", si.BaseIndex+uint64(len(now.offsets)), index))
+				return s.whole(si, fmt.Errorf("entry %d has index %d", si.BaseIndex+uint64(len(now.offsets)), index))
 			}
 			now.offsets = append(now.offsets, uint32(at))
 		}
@@ -176,13 +175,13 @@ func scan(file string, si types.SegmentInfo) (*scanned, error) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// whole says whether a sealed segment has all that it must have.
+// whole returns why if a sealed segment lacks entries.
 func (s *scanned) whole(si types.SegmentInfo, why error) (*scanned, error) {
 	if si.SealTime.IsZero() {
 		return s, nil
 	}
 	if want := si.MaxIndex - si.BaseIndex + 1; si.MaxIndex < si.BaseIndex || uint64(len(s.offsets)) < want {
-		return nil, fmt.Errorf("of the entries %d to %d only %d can be read: %w", si.BaseIndex, si.MaxIndex, len(s.offsets), why)
+		return nil, fmt.Errorf("only %[3]d of the entries %[1]d to %[2]d can be read: %[4]w", si.BaseIndex, si.MaxIndex, len(s.offsets), why)
 	}
 	return s, nil
 }
@@ -195,7 +194,7 @@ func indexPayload(offsets []uint32) []byte {
 	return append(b, make([]byte, (8-len(b)%8)%8)...)
 }
 
-// seal writes the index and its commit behind the last good commit.
+// seal writes the index and its commit after the last good commit.
 func (s *scanned) seal(file string) error {
 	payload := indexPayload(s.offsets)
 	b := append([]byte{segment.FrameIndex, 0, 0, 0}, binary.LittleEndian.AppendUint32(nil, uint32(4*len(s.offsets)))...)
@@ -209,7 +208,8 @@ func (s *scanned) seal(file string) error {
 	})
 }
 
-// zero clears a file from an offset on, where it isn't.
+// zero overwrites a file with zeros from an offset on, skipping what is zero
+// already.
 func zero(file string, from int64) error {
 	return change(file, func(f *os.File) error {
 		buf, none := make([]byte, 1<<20), make([]byte, 1<<20)

@@ -7,28 +7,28 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// raft counts entries where it bounds its log, and looks every few minutes: 4,096
-// entries of 256 KiB are a gigabyte.
+// raft bounds its log by the number of entries, and checks only every few minutes:
+// 4,096 entries of 256 KiB are a gigabyte.
 const (
-	// compactBytes of entries are followed by a snapshot.
+	// compactBytes is after how many bytes of entries a snapshot is taken.
 	compactBytes = 32 << 20
-	// trailingBytes of entries stay behind a snapshot, for members that are a little
-	// behind; trailing entries at most, trailingLeast at least.
+	// trailingBytes of entries are kept after a snapshot, for members that are slightly
+	// behind: at most trailing entries, at least trailingLeast.
 	trailingBytes = 8 << 20
 	trailing      = 512
 	trailingLeast = 16
 )
 
-// logSize is what the log has grown by.
+// logSize tracks the growth of the log.
 type logSize struct {
-	every int           // bytes between pokes; 0 is never
-	grown chan struct{} // poked when it has grown by as much
+	every int           // bytes between signals; 0 is never
+	grown chan struct{} // signalled whenever it has grown by every
 
-	mu    sync.Mutex    // guards what follows
+	mu    sync.Mutex    // guards the fields below
 	last  [trailing]int // bytes of the last entries, the newest at next-1
 	next  int
 	since int // bytes since the last snapshot
-	step  int // bytes since the last poke
+	step  int // bytes since the last signal
 }
 
 func (s *logSize) add(n int) {
@@ -39,7 +39,7 @@ func (s *logSize) add(n int) {
 	s.since += n
 	if s.step += n; s.every > 0 && s.step >= s.every {
 		s.step = 0
-		poke(s.grown)
+		notify(s.grown)
 	}
 }
 
@@ -50,8 +50,8 @@ func (s *logSize) cut() {
 	s.since = 0
 }
 
-// now gives the bytes since the last snapshot, and how many of the last entries are
-// within a number of bytes.
+// now returns the bytes since the last snapshot, and how many of the latest entries
+// fit in within bytes.
 func (s *logSize) now(within int) (since int, entries uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,8 +63,9 @@ func (s *logSize) now(within int) (since int, entries uint64) {
 	return s.since, entries
 }
 
-// compact takes snapshots by bytes, and keeps how much stays behind one up to date for
-// those that raft takes by itself. It ends with the node.
+// compact takes snapshots by size, and keeps raft's number of trailing entries in
+// line with trailingBytes for the snapshots that raft takes itself. It returns when
+// the node is closed.
 func (n *Node) compact() {
 	for {
 		select {
@@ -77,14 +78,14 @@ func (n *Node) compact() {
 		c := r.ReloadableConfig()
 		c.TrailingLogs = entries
 		if err := r.ReloadConfig(c); err != nil {
-			n.o.Logger.Warn("how much of the log stays could not be set", "err", err)
+			n.o.Logger.Warn("setting the number of trailing entries failed", "err", err)
 		}
 		if since < n.o.compact {
 			continue
 		}
 		err := r.Snapshot().Error()
 		if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && !errors.Is(err, raft.ErrRaftShutdown) {
-			n.o.Logger.Warn("the log could not be cut by a snapshot", "bytes", since, "err", err)
+			n.o.Logger.Warn("compacting the log failed", "bytes", since, "err", err)
 		}
 		n.fsm.changed.notify()
 	}

@@ -23,18 +23,18 @@ import (
 	"github.com/drover/drover/pkg/timing"
 )
 
-// ErrNotLeader asks the caller to go to the leader; nothing was proposed.
+// ErrNotLeader means that nothing was proposed: the caller should go to the leader.
 var ErrNotLeader = errors.New("this controller is not the leader")
 
-// ErrRetry leaves open whether the command was committed: repeating it with
-// the same key is safe, and without a key may do it twice.
+// ErrRetry means that the command may have been committed. Retrying it with the same
+// key is safe; without a key it may be done twice.
 var ErrRetry = errors.New("leadership was lost while the command was in flight")
 
 // ErrKeyReused refuses a key that was used for another request.
 var ErrKeyReused = errors.New("idempotency key was used before for a different request")
 
-// Options say who this member is. Layer carries raft's connections, unless
-// Transport is given (in-memory clusters).
+// Options configures a member. Layer carries raft's connections, unless Transport is
+// set (in-memory clusters).
 type Options struct {
 	ID        string
 	Dir       string
@@ -45,18 +45,18 @@ type Options struct {
 	Version   string
 	// Clock stamps entries; nil is time.Now.
 	Clock func() time.Time
-	// Believe says whether the clock is to be believed where it is more than MaxAhead
-	// ahead of the state's time; nil says yes. It must not block.
+	// Believe reports whether to trust the clock when it is more than MaxAhead ahead of
+	// the state's time; nil always trusts it. It must not block.
 	Believe func() bool
-	// OnCommit gets each applied entry's effects, in order, and must not block.
+	// OnCommit receives each applied entry's effects, in order, and must not block.
 	OnCommit func(effects []*dv1.Effect, index uint64)
-	// OnRestore gets what the state was and is when a snapshot of another member
-	// took its place, whose entries OnCommit does not get. It must not block.
+	// OnRestore receives the state before and after a snapshot of another member
+	// replaced it; OnCommit is not called for its entries. It must not block.
 	OnRestore func(before, after *state.Snapshot)
-	// TimingFile keeps the fleet's timing for the next start, which must not use
-	// another one than the others do until it has read its log. "" keeps nothing.
+	// TimingFile stores the fleet's timing for the next start: until a member has read its
+	// log, it must not use another timing than the others. With "" nothing is stored.
 	TimingFile string
-	// Timing is used where there is no file; the zero value is timing.LAN.
+	// Timing is used if there is no file; the zero value is timing.LAN.
 	Timing timing.Timing
 
 	segment int // bytes of the log's files; 0 is segmentSize
@@ -99,42 +99,42 @@ func (o *Options) validate() error {
 // Node is one member. It is safe for concurrent use.
 type Node struct {
 	o        Options
-	raft     atomic.Pointer[raft.Raft] // another one after its timing changed
+	raft     atomic.Pointer[raft.Raft] // replaced when the timing changes
 	fsm      *fsm
 	log      store
 	snaps    raft.SnapshotStore
 	hl       hclog.Logger
 	trans    raft.Transport
-	pace     atomic.Pointer[timing.Timing] // of raft as it runs; Run changes it
+	pace     atomic.Pointer[timing.Timing] // timing of the running raft; changed by Run
 	has      bool
-	requests chan *pending // what people ask for
-	reports  chan *pending // what the fleet found out about itself
-	turn     bool          // Run takes from reports first
+	requests chan *pending // from users
+	reports  chan *pending // from the fleet itself: exits, liveness
+	turn     bool          // Run takes from reports next
 	lead     chan bool
-	ready    atomic.Uint64 // the term in which all that was committed before it was applied here; 0: none
+	ready    atomic.Uint64 // term in which everything committed before it is applied here; 0 if none
 
 	leadership signal
 	pipelines  pipelines
 	heartbeats heartbeats
 
 	seen     chan raft.Observation
-	stamped  time.Time // when Run last gave an entry its time
+	stamped  time.Time // when Run last stamped an entry
 	parts    sync.WaitGroup
 	stop     sync.Once
 	stopped  chan struct{}
-	ended    chan struct{} // closed when Run returns: nothing takes from the queues any more
+	ended    chan struct{} // closed when Run returns: the queues are no longer served
 	closeErr error
 }
 
-// Open opens or makes the member's log under Dir and restores its state. A
-// member without any state waits for Bootstrap, or to be added by a leader.
+// Open opens or creates the member's log in Dir and restores its state. A member
+// without any state waits for Bootstrap, or for a leader to add it.
 func Open(o Options) (*Node, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	walDir := filepath.Join(o.Dir, "wal")
 	if err := os.MkdirAll(walDir, 0o700); err != nil {
-		return nil, fmt.Errorf("making raft's folder: %w", err)
+		return nil, fmt.Errorf("creating raft's folder: %w", err)
 	}
 	hl := &logAdapter{l: o.Logger.With("part", "raft")}
 	logs, err := openFiles(walDir, o.segment, hl)
@@ -193,7 +193,7 @@ func open(o Options, logs store, snaps raft.SnapshotStore, hl hclog.Logger) (*No
 	return n, nil
 }
 
-// begin makes the raft of this member.
+// begin starts this member's raft.
 func (n *Node) begin(c *raft.Config) error {
 	r, err := newRaft(c, n.fsm, n.log, n.snaps, n.transport())
 	if err != nil {
@@ -207,18 +207,18 @@ func (n *Node) begin(c *raft.Config) error {
 	return nil
 }
 
-// newRaft makes an error of raft's panic at entries that it lacks, as where the
-// newest snapshot can't be read and the log begins behind the one before it.
+// newRaft turns into an error raft's panic at missing entries, as when the newest
+// snapshot can't be read and the log starts after the one before it.
 func newRaft(c *raft.Config, f raft.FSM, logs store, snaps raft.SnapshotStore, trans raft.Transport) (r *raft.Raft, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("the log does not go on from the newest snapshot that can be read: %v", p)
+			err = fmt.Errorf("the log does not continue from the newest readable snapshot: %v", p)
 		}
 	}()
 	return raft.NewRaft(c, f, logs, logs, snaps, trans)
 }
 
-// observe announces other leaders.
+// observe announces changes of the leader.
 func (n *Node) observe() {
 	for {
 		select {
@@ -230,8 +230,8 @@ func (n *Node) observe() {
 	}
 }
 
-// Verify gives an index at or above that of every entry which was answered
-// before the call, after making sure that this member leads.
+// Verify returns an index no lower than that of every entry that was answered before
+// the call, after confirming that this member leads.
 func (n *Node) Verify() (uint64, error) {
 	term := n.readyTerm()
 	if term == 0 {
@@ -241,7 +241,7 @@ func (n *Node) Verify() (uint64, error) {
 	if err := n.verifyLeader(); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
 	}
-	if n.readyTerm() != term { // it led, lost, and leads again: the index is of before
+	if n.readyTerm() != term { // it lost the leadership and regained it: the index is from before
 		return 0, ErrNotLeader
 	}
 	return index, nil
@@ -261,10 +261,11 @@ func (n *Node) config(hl hclog.Logger) *raft.Config {
 	return c
 }
 
-// HasState says whether this member had a log or snapshot when it was opened.
+// HasState reports whether this member had a log or snapshot when it was opened.
 func (n *Node) HasState() bool { return n.has }
 
-// Bootstrap makes the first configuration of a cluster; once, on one member.
+// Bootstrap writes the first configuration of a cluster; call it once, on one
+// member.
 func (n *Node) Bootstrap(servers []raft.Server) error {
 	if err := n.Raft().BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
 		return fmt.Errorf("bootstrapping raft: %w", err)
@@ -272,19 +273,19 @@ func (n *Node) Bootstrap(servers []raft.Server) error {
 	return nil
 }
 
-// Snapshot is the state applied here so far.
+// Snapshot returns the state applied here so far.
 func (n *Node) Snapshot() *state.Snapshot { return n.fsm.store.Snapshot() }
 
 // Changed returns a channel that is closed at the next change of the state or of the
-// leadership; take it before looking. It wakes at each commit: waits of which there
-// are many are WaitIndex or LeadershipChanged.
+// leadership; get it before reading the state. It fires at every commit: use
+// WaitIndex or LeadershipChanged where many goroutines wait.
 func (n *Node) Changed() <-chan struct{} { return n.fsm.changed.wait() }
 
-// LeadershipChanged returns a channel that is closed when another member leads, none
-// does any more, or this one becomes ready or ceases to be; take it before looking.
+// LeadershipChanged returns a channel that is closed when the leader changes or is
+// lost, or this member becomes or ceases to be ready; get it before reading either.
 func (n *Node) LeadershipChanged() <-chan struct{} { return n.leadership.wait() }
 
-// announce wakes who waits for another leader.
+// announce wakes those who wait for a change of the leadership.
 func (n *Node) announce() {
 	n.leadership.notify()
 	n.fsm.changed.notify()
@@ -297,7 +298,7 @@ func (n *Node) WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, er
 	}
 	w := n.fsm.waiters.add(index)
 	defer n.fsm.waiters.remove(w)
-	if s := n.Snapshot(); s.Index() >= index { // it came before the waiter did
+	if s := n.Snapshot(); s.Index() >= index { // it was applied before the waiter was registered
 		return s, nil
 	}
 	select {
@@ -312,21 +313,21 @@ func (n *Node) WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, er
 	}
 }
 
-// Leader is the leader's raft address and id, "" while there is none.
+// Leader returns the leader's raft address and id, "" if there is none.
 func (n *Node) Leader() (addr, id string) {
 	a, i := n.Raft().LeaderWithID()
 	return string(a), string(i)
 }
 
-// IsLeader says whether raft thinks this member leads; see Ready.
+// IsLeader reports whether raft considers this member the leader; see Ready.
 func (n *Node) IsLeader() bool { return n.Raft().State() == raft.Leader }
 
-// Ready says whether this member leads and has applied all that was
+// Ready reports whether this member leads and has applied everything that was
 // committed before its term.
 func (n *Node) Ready() bool { return n.readyTerm() != 0 }
 
-// readyTerm is the term in which this member is ready, 0 if it isn't. Who was
-// deposed and elected again has not applied yet what others committed meanwhile.
+// readyTerm returns the term in which this member is ready, 0 if it isn't. A member
+// that was deposed and reelected has yet to apply what others committed in between.
 func (n *Node) readyTerm() uint64 {
 	if term := n.ready.Load(); n.IsLeader() && term == n.Term() {
 		return term
@@ -334,14 +335,14 @@ func (n *Node) readyTerm() uint64 {
 	return 0
 }
 
-// Applied is the index of the last entry applied here, of any kind.
+// Applied returns the index of the last entry applied here, of any kind.
 func (n *Node) Applied() uint64 { return n.Raft().AppliedIndex() }
 
-// Term is raft's current term.
+// Term returns raft's current term.
 func (n *Node) Term() uint64 { return n.Raft().CurrentTerm() }
 
-// Raft is for membership changes and statistics; entries go through Propose. It
-// ends when the timing changes: ask again.
+// Raft is for membership changes and statistics; entries go through Propose. It is
+// replaced when the timing changes: don't keep it.
 func (n *Node) Raft() *raft.Raft { return n.raft.Load() }
 
 // Close stops raft and closes the log; the files stay. Run must have returned.

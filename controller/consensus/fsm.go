@@ -12,18 +12,18 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// fsm puts state.Store behind raft's interface. raft calls Apply, Snapshot
-// and Restore from one goroutine.
+// fsm is state.Store behind raft's interface. raft calls Apply, Snapshot and Restore
+// from one goroutine.
 type fsm struct {
 	store     *state.Store
 	onCommit  func([]*dv1.Effect, uint64)
 	onRestore func(before, after *state.Snapshot)
-	halted    chan struct{} // closed with the first fatal entry
-	timing    chan struct{} // poked when the cluster's record changed, in which the timing is
+	halted    chan struct{} // closed at the first fatal entry
+	timing    chan struct{} // signalled when the cluster's record changed, which has the timing
 	size      logSize
 	applied   atomic.Uint64 // index of the last entry that was applied or restored
 
-	committed func(index uint64) // gets the index of each entry; may be nil
+	committed func(index uint64) // called with the index of each entry; may be nil
 	waiters   waiters
 	changed   signal // of the state, or of the leadership
 }
@@ -32,11 +32,11 @@ func newFSM(onCommit func([]*dv1.Effect, uint64), onRestore func(before, after *
 	return &fsm{store: state.NewStore(), onCommit: onCommit, onRestore: onRestore, halted: make(chan struct{}), timing: make(chan struct{}, 1), size: logSize{grown: make(chan struct{}, 1)}}
 }
 
-// Apply answers nil, state.ErrBase, or a *state.FatalError, after which this
-// member applies nothing more and Run returns it.
+// Apply returns nil, state.ErrBase, or a *state.FatalError, after which this member
+// applies nothing more and Run returns it.
 func (f *fsm) Apply(l *raft.Log) any {
 	if l.Index <= f.applied.Load() {
-		return nil // raft was begun anew in this process, from its last snapshot
+		return nil // raft was restarted in this process, from its last snapshot
 	}
 	if f.committed != nil {
 		f.committed(l.Index)
@@ -63,8 +63,8 @@ func (f *fsm) Apply(l *raft.Log) any {
 }
 
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
-	// A halted member's state lags behind the log: a snapshot would drop the
-	// entries that it could not apply.
+	// A halted member's state lags behind the log: a snapshot would drop the entries
+	// that it could not apply.
 	if err := f.store.Fatal(); err != nil {
 		return nil, err
 	}
@@ -87,17 +87,17 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	return nil
 }
 
-// reached wakes who waits for the state to be at index, or for it to change.
+// reached wakes those who wait for the state to reach index, or to change.
 func (f *fsm) reached(index uint64) {
 	f.waiters.applied(index)
 	f.changed.notify()
 }
 
-// settled notes how far the state is, and whether the cluster's record is another.
+// settled records the state's index, and signals if the cluster's record changed.
 func (f *fsm) settled(before *dv1.Cluster, index uint64) {
 	f.applied.Store(index)
 	if f.store.Snapshot().Cluster() != before {
-		poke(f.timing)
+		notify(f.timing)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// logAdapter gives raft's messages to slog.
+// logAdapter forwards raft's messages to slog.
 type logAdapter struct {
 	l    *slog.Logger
 	name string
@@ -26,7 +26,7 @@ func (a *logAdapter) Log(level hclog.Level, msg string, args ...any) {
 	case hclog.Error:
 		l = slog.LevelError
 	}
-	a.l.Log(context.Background(), l, msg, args...) //nolint:forbidigo // raft's logger has no context to pass on
+	a.l.Log(context.Background(), l, msg, args...) //nolint:forbidigo // raft's logger has no context
 }
 
 func (a *logAdapter) Trace(string, ...any)        {}

@@ -9,31 +9,31 @@ import (
 )
 
 const (
-	// commitTimeout is how often raft tells followers of the commit index by itself. It
-	// does so whether there is news or not, which is most of what an idle fleet costs.
+	// commitTimeout is how often raft sends followers the commit index by itself,
+	// whether it changed or not. It dominates the cost of an idle fleet.
 	commitTimeout = 250 * time.Millisecond
-	// tellAfter is how long the next entry may take to bring followers the commit index
-	// of the last, before they are told.
-	tellAfter = 2 * time.Millisecond
+	// sendCommitAfter is how long to wait for the next entry to carry a commit index to
+	// followers, before sending it separately.
+	sendCommitAfter = 2 * time.Millisecond
 )
 
-// pipelines are a leader's streams of entries to its followers. They bring followers
-// each new commit index, which raft by itself does only with the next entry, or every
-// commitTimeout. Safe for concurrent use.
+// pipelines are a leader's streams of entries to its followers. They send followers
+// each new commit index, which raft by itself sends only with the next entry, or
+// every commitTimeout. It is safe for concurrent use.
 type pipelines struct {
 	mu     sync.Mutex // guards the fields below
 	open   map[*pipeline]bool
-	last   map[raft.ServerID]position // of what followers have taken outside of a pipeline
+	last   map[raft.ServerID]position // what followers accepted outside of a pipeline
 	commit uint64
 }
 
-// position is the header of a leader's requests, with the last entry that a follower
-// has if it takes a request.
+// position is the header of a leader's request, with the last entry that a follower
+// has if it accepts the request.
 type position struct {
 	header      raft.RPCHeader
 	term        uint64 // of the leader
-	index, last uint64 // of the entry, and its term
-	commit      uint64 // that the request brought
+	index, last uint64 // the last entry's index and term
+	commit      uint64 // commit index that the request carried
 }
 
 func positionOf(r *raft.AppendEntriesRequest) position {
@@ -44,7 +44,7 @@ func positionOf(r *raft.AppendEntriesRequest) position {
 	return p
 }
 
-// committed has the open pipelines bring followers a commit index. It does not block.
+// committed makes the open pipelines send a commit index. It does not block.
 func (ps *pipelines) committed(index uint64) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -53,7 +53,7 @@ func (ps *pipelines) committed(index uint64) {
 	}
 	ps.commit = index
 	for p := range ps.open {
-		poke(p.news)
+		notify(p.news)
 	}
 }
 
@@ -63,7 +63,8 @@ func (ps *pipelines) committedIndex() uint64 {
 	return ps.commit
 }
 
-// taken notes what a follower took outside of a pipeline: one begins there.
+// taken records what a follower accepted outside of a pipeline: the next pipeline
+// starts there.
 func (ps *pipelines) taken(id raft.ServerID, r *raft.AppendEntriesRequest) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -92,7 +93,8 @@ func (ps *pipelines) end(p *pipeline) {
 	delete(ps.open, p)
 }
 
-// pipeline is one of them. Close ends its goroutine and waits for it.
+// pipeline is the stream to one follower. Close stops its goroutine and waits for
+// it.
 type pipeline struct {
 	raft.AppendPipeline
 	of      *pipelines
@@ -102,7 +104,7 @@ type pipeline struct {
 	ended   chan struct{}
 
 	mu sync.Mutex // guards at, and orders requests
-	at position   // of the last request; no term: there was none
+	at position   // of the last request; without a term there was none
 }
 
 // AppendEntries implements raft.AppendPipeline.
@@ -139,23 +141,24 @@ func (p *pipeline) run() {
 			return
 		case <-p.news:
 		}
-		soon.Reset(tellAfter)
+		soon.Reset(sendCommitAfter)
 		select {
 		case <-p.closing:
 			return
 		case <-soon.C:
 		}
-		p.tell(p.of.committedIndex())
+		p.sendCommit(p.of.committedIndex())
 	}
 }
 
-// tell brings the follower a commit index, if no entry did so meanwhile: one that it
-// has, with what it took before. What fails is for raft to find at its next request.
-func (p *pipeline) tell(commit uint64) {
+// sendCommit sends the follower a commit index that it has the entries for, unless an
+// entry has carried it meanwhile. Errors are left for raft to find at its next
+// request.
+func (p *pipeline) sendCommit(commit uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// No further than the entries that are known to be the leader's there: a follower
-	// commits what it has up to that index.
+	// Not beyond the entries that are known to match the leader's: a follower commits
+	// whatever it has up to that index.
 	commit = min(commit, p.at.index)
 	if p.at.term == 0 || commit <= p.at.commit {
 		return

@@ -61,7 +61,7 @@ func TestAFollowerIsBroughtWhatIsCommitted(t *testing.T) {
 		}
 		told := func(prev, prevTerm, commit uint64) {
 			t.Helper()
-			time.Sleep(2 * tellAfter)
+			time.Sleep(2 * sendCommitAfter)
 			synctest.Wait()
 			got := inner.take()
 			if commit == 0 {
@@ -100,7 +100,7 @@ func TestAPipelineWithoutAPositionTellsNothing(t *testing.T) {
 		inner := &sent{}
 		p := ps.begin("b", inner)
 		ps.committed(5)
-		time.Sleep(2 * tellAfter)
+		time.Sleep(2 * sendCommitAfter)
 		synctest.Wait()
 		if got := inner.take(); len(got) > 0 {
 			t.Errorf("it was told %+v", got[0])
@@ -213,7 +213,7 @@ func TestAnIdleLeaderSendsLittleAndACommitReachesFollowersAtOnce(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if lag := time.Since(began); lag > 2*tellAfter {
+			if lag := time.Since(began); lag > 2*sendCommitAfter {
 				t.Errorf("followers have it %v later", lag)
 			}
 		}

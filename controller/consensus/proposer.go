@@ -20,15 +20,15 @@ import (
 )
 
 const (
-	// maxEntry bounds an entry's bytes, so that no follower's heartbeat waits
-	// behind one.
+	// maxEntry bounds the size of an entry, so that it doesn't delay a follower's
+	// heartbeats.
 	maxEntry = 256 << 10
-	// decideFor bounds how long what else waits is decided into an entry, so that
-	// the first of it does not wait for the slow ones.
+	// decideFor bounds how long further commands are added to an entry, so that the
+	// first one doesn't wait for slow ones.
 	decideFor = 10 * time.Millisecond
-	// raftTimeout bounds how long one entry may wait to enter raft's queue.
+	// raftTimeout bounds how long an entry may wait to enter raft's queue.
 	raftTimeout = 5 * time.Second
-	// MaxKey bounds an idempotency key's bytes: each is kept for a while.
+	// MaxKey bounds the bytes of an idempotency key: each one is kept for a while.
 	MaxKey = 256
 )
 
@@ -45,9 +45,9 @@ type pending struct {
 
 func (p *pending) answer(r *dv1.CommandResult, err error) { p.out <- answer{r, err} }
 
-// Propose has c decided and returns once its entry is applied here. A refusal
-// is Result.Error. ErrNotLeader: nothing happened. ErrRetry: unknown; repeat
-// it with the same key.
+// Propose has c decided and returns once its entry is applied here. A refusal is
+// Result.Error. ErrNotLeader means that nothing happened, ErrRetry that the outcome
+// is unknown: retry with the same key.
 func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	if !n.IsLeader() {
 		return nil, ErrNotLeader
@@ -73,7 +73,7 @@ func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 	select {
 	case queue <- p:
 	case <-n.ended:
-		return nil, n.gone()
+		return nil, n.stopErr()
 	case <-n.stopped:
 		return nil, raft.ErrRaftShutdown
 	case <-ctx.Done():
@@ -84,18 +84,19 @@ func (n *Node) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult,
 		return a.result, a.err
 	case <-n.ended:
 		select {
-		case a := <-p.out: // Run answers what it took before it ends
+		case a := <-p.out: // Run answers what it took before it returns
 			return a.result, a.err
 		default:
-			return nil, n.gone()
+			return nil, n.stopErr()
 		}
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for a command's commit: %w", ctx.Err())
 	}
 }
 
-// reported says whether a command is what the fleet itself found out: it has a queue of
-// its own, so that exits and verdicts don't wait for all that people ask for.
+// reported reports whether a command is what the fleet found out about itself. These
+// have a queue of their own, so that exits and liveness don't wait for user
+// requests.
 func reported(c *dv1.Command) bool {
 	switch c.GetOf().(type) {
 	case *dv1.Command_Report, *dv1.Command_AckTombstones, *dv1.Command_SetLiveness, *dv1.Command_RegisterNode:
@@ -104,7 +105,7 @@ func reported(c *dv1.Command) bool {
 	return false
 }
 
-// next is what is decided next, nil if nothing waits: from both queues in turns.
+// next returns the next command to decide, alternating between the queues, or nil.
 func (n *Node) next() *pending {
 	n.turn = !n.turn
 	first, second := n.requests, n.reports
@@ -121,22 +122,22 @@ func (n *Node) next() *pending {
 	return nil
 }
 
-// gone is why a member that decides nothing any more did nothing.
-func (n *Node) gone() error {
+// stopErr returns why a member whose proposer has returned does nothing.
+func (n *Node) stopErr() error {
 	if err := n.fsm.store.Fatal(); err != nil {
 		return err
 	}
 	return ErrNotLeader
 }
 
-// Run is the proposer: it decides while this member leads, and refuses what
-// is queued while it does not. It returns when ctx ends, or with the entry
-// that halted this member. It is called once.
+// Run is the proposer: it decides commands while this member leads, and refuses
+// queued ones while it does not. It returns when ctx is done, or with the error of
+// the entry that halted this member. Call it once.
 func (n *Node) Run(ctx context.Context) error {
 	defer close(n.ended)
 	defer n.ready.Store(0)
 	leader := n.IsLeader()
-	poke(n.fsm.timing) // what the file said may be old by now
+	notify(n.fsm.timing) // what the file said may be outdated
 	for {
 		if leader {
 			if err := n.leadOnce(ctx, &leader); err != nil {
@@ -164,8 +165,8 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// leadOnce decides batches from one Barrier to the first failure, after which
-// the next call starts over behind another. It clears leader when raft says so.
+// leadOnce decides batches from one Barrier to the first failure, after which it must be
+// called again, for another Barrier. It clears leader when raft does.
 func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 	n.ready.Store(0)
 	term := n.Term() // before the barrier, which is for this term or a later one
@@ -173,14 +174,14 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		n.o.Logger.Info("not leading: the barrier failed", "err", err)
 		*leader = false
 		if errors.Is(err, raft.ErrEnqueueTimeout) || n.IsLeader() {
-			*leader = n.IsLeader() // still elected: try again
+			*leader = n.IsLeader() // still elected: retry
 		}
 		return nil
 	}
-	n.pipelines.committed(n.Raft().CommitIndex()) // the barrier is no entry of the state's
+	n.pipelines.committed(n.Raft().CommitIndex()) // the barrier is not an entry of the state's
 	n.ready.Store(term)
 	n.stamped = time.Now()
-	n.announce() // Ready changed
+	n.announce() // Ready has changed
 	defer func() {
 		n.ready.Store(0)
 		n.announce()
@@ -190,7 +191,7 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		var p *pending
 		select {
 		case <-ctx.Done():
-			*leader = false // Run sees the end itself
+			*leader = false // Run sees why itself
 			return nil
 		case <-n.fsm.halted:
 			return n.fsm.store.Fatal()
@@ -198,7 +199,7 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 			*leader = false
 			return nil
 		case *leader = <-n.lead:
-			// Also true starts over: a false in between may have been missed.
+			// Start over even if true: a false in between may have been missed.
 			return nil
 		case <-n.fsm.timing:
 			if err := n.retime(); err != nil {
@@ -218,13 +219,13 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 	}
 }
 
-// decided is what an entry leaves for the next one that is decided on it.
+// decided is what an entry leaves for the next one, which is decided on top of it.
 type decided struct {
-	index uint64         // of the state that it made; 0: there is none
-	batch *command.Batch // on a view that holds the same
+	index uint64         // of the state that it made; 0 if none
+	batch *command.Batch // its view is equal to that state
 }
 
-// batch is what one entry will hold, and who waits for it.
+// batch is the content of one entry, and those who wait for it.
 type batch struct {
 	base    *state.Snapshot
 	view    *state.Txn
@@ -240,12 +241,12 @@ type waiting struct {
 	err    error
 }
 
-// MaxAhead is how far a leader's clock may be ahead of the state's time without others
-// being asked: nothing takes the state's time back.
+// MaxAhead is how far a leader's clock may be ahead of the state's time without
+// confirmation by others: the state's time is never set back.
 const MaxAhead = time.Hour
 
-// stamp is the time of the next entry. A clock that is not believed doesn't count: the
-// state's time then goes on as time passes.
+// stamp returns the time of the next entry. Under a clock that isn't trusted, the
+// state's time advances with the time that passes.
 func (n *Node) stamp(last int64) int64 {
 	now, passed := n.o.Clock().UnixNano(), time.Since(n.stamped)
 	n.stamped = time.Now()
@@ -255,8 +256,9 @@ func (n *Node) stamp(last int64) int64 {
 	return max(now, last)
 }
 
-// propose decides first and what else has queued, commits it as one entry and
-// answers. False: leadership or the base is in doubt, go behind a Barrier.
+// propose decides first and whatever else is queued, commits it as one entry and
+// answers. It returns false if leadership or the base is in doubt: wait for another
+// Barrier.
 func (n *Node) propose(s *state.Snapshot, first *pending, last *decided) bool {
 	now := n.stamp(s.Time())
 	b := &batch{base: s, entry: &dv1.Entry{
@@ -292,19 +294,20 @@ func (n *Node) propose(s *state.Snapshot, first *pending, last *decided) bool {
 	return err == nil
 }
 
-// begin makes the view on which the batch is decided.
+// begin creates the view that the batch is decided on.
 func (b *batch) begin() {
 	b.view = state.NewTxn(b.base)
 	b.decider = command.NewBatch(b.view)
 }
 
-// decide takes a command into the batch. One that panics is refused and told of: it
-// must not take this leader along, and the next one when it is asked again there.
+// decide adds a command to the batch. If deciding it panics, the command is refused
+// and the panic logged: it must not crash this leader, and the next one when it is
+// retried there.
 func (b *batch) decide(p *pending, now int64, log *slog.Logger) {
 	defer func() {
 		if r := recover(); r != nil {
 			log.Error("deciding a command panicked", "command", fmt.Sprintf("%T", p.cmd.GetOf()), "panic", r, "stack", string(debug.Stack()))
-			b.waiting = append(b.waiting, waiting{p: p, err: fmt.Errorf("deciding this request met a bug, which the controllers' log tells of: %v", r)})
+			b.waiting = append(b.waiting, waiting{p: p, err: fmt.Errorf("deciding this request hit a bug, see the controllers' log: %v", r)})
 			b.rebuild()
 		}
 	}()
@@ -345,8 +348,8 @@ func (b *batch) take(p *pending, now int64) {
 		return
 	}
 	if err := b.decider.Apply(effects...); err != nil {
-		// Deciding made what applying refuses: keep it out of the log, where
-		// it would halt every member.
+		// The decision has effects that applying refuses: keep it out of the log, where it
+		// would halt every member.
 		b.waiting = append(b.waiting, waiting{p: p, err: fmt.Errorf("deciding a command: %w", err)})
 		b.rebuild()
 		return
@@ -360,22 +363,23 @@ func (b *batch) take(p *pending, now int64) {
 	b.waiting = append(b.waiting, waiting{p: p, result: result})
 }
 
-// rebuild makes the view anew, for a failed Apply may have written half.
+// rebuild creates the view anew, for a failed Apply may have been partial.
 func (b *batch) rebuild() {
 	b.begin()
 	if err := b.view.Apply(b.entry.Effects...); err != nil {
-		panic(fmt.Sprintf("effects that were applied once can't be again: %v", err))
+		panic(fmt.Sprintf("effects that were applied once can't be reapplied: %v", err))
 	}
 	for _, r := range b.entry.Results {
 		b.view.PutResult(r)
 	}
 }
 
-// commit has the entry applied here, and sets the index that the answers carry. It
+// commit waits until the entry is applied here and sets the index of the answers. It
 // returns the index of the state that the batch made.
 func (n *Node) commit(b *batch) (uint64, error) {
 	if len(b.entry.Effects) == 0 && len(b.entry.Results) == 0 {
-		// Nothing to log, but a deposed leader must not answer from the past.
+		// There is nothing to log, but a deposed leader must not answer from an outdated
+		// state.
 		if err := n.verifyLeader(); err != nil {
 			return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
 		}
@@ -403,8 +407,8 @@ func (n *Node) commit(b *batch) (uint64, error) {
 	return f.Index(), nil
 }
 
-// number gives answers of this batch their index; those of earlier entries,
-// which other goroutines may be reading, have theirs.
+// number sets the index of this batch's answers; those of earlier entries have
+// theirs, and other goroutines may be reading them.
 func (b *batch) number(index uint64) {
 	for _, w := range b.waiting {
 		if w.result != nil && w.result.Index == 0 {

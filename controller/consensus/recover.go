@@ -11,9 +11,9 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Recover makes a member that has lost the majority of its cluster the only voter,
-// with all that its log holds, committed or not, and with what change adds to that.
-// The snapshot that it writes decides: before it nothing has changed, after it
+// Recover makes a member that lost the majority of its cluster the only voter, with
+// everything in its log, committed or not, and with change's effects on top. Writing
+// the snapshot is the atomic step: before it nothing has changed, after it
 // everything has. The member must not be open.
 func Recover(o Options, change func(*state.Snapshot) ([]*dv1.Effect, error)) error {
 	o.Transport = nil
@@ -38,12 +38,12 @@ func Recover(o Options, change func(*state.Snapshot) ([]*dv1.Effect, error)) err
 	f := &changing{fsm: newFSM(nil, nil), change: change}
 	err = raft.RecoverCluster(n.config(hl), f, logs, logs, snaps, o.Transport, only)
 	if err != nil {
-		err = fmt.Errorf("making this controller the only one: %w", err)
+		err = fmt.Errorf("making this controller the only voter: %w", err)
 	}
 	return errors.Join(err, logs.Close())
 }
 
-// changing is an fsm whose snapshots hold a change more than the log.
+// changing is an fsm whose snapshots contain a change that isn't in the log.
 type changing struct {
 	*fsm
 	change func(*state.Snapshot) ([]*dv1.Effect, error)

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// signal lets any number of goroutines wait for the next time that something happens.
-// While nobody waits it costs nothing.
+// signal lets any number of goroutines wait for the next occurrence of something. It
+// costs nothing while nobody waits.
 type signal struct {
 	mu   sync.Mutex // guards next
 	next chan struct{}
@@ -31,8 +31,8 @@ func (s *signal) notify() {
 	}
 }
 
-// waiters are who waits until an index is applied, the nearest first: an entry wakes
-// whom it concerns, however many others there are.
+// waiters wait until an index is applied. They are kept by index, so that an entry
+// wakes those it concerns, however many others there are.
 type waiters struct {
 	mu    sync.Mutex // guards queue, and the positions in it
 	queue waitQueue
@@ -42,23 +42,23 @@ type waiters struct {
 type waiter struct {
 	index uint64
 	done  chan struct{}
-	at    int // in the queue; -1: in none
+	at    int // index in the queue, -1 if in none
 }
 
 func (w *waiters) add(index uint64) *waiter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	one := &waiter{index: index, done: make(chan struct{})}
-	heap.Push(&w.queue, one)
-	return one
+	e := &waiter{index: index, done: make(chan struct{})}
+	heap.Push(&w.queue, e)
+	return e
 }
 
-// remove forgets a waiter that gave up, if it still waits.
-func (w *waiters) remove(one *waiter) {
+// remove drops a waiter that gave up, if it still waits.
+func (w *waiters) remove(e *waiter) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if one.at >= 0 {
-		heap.Remove(&w.queue, one.at)
+	if e.at >= 0 {
+		heap.Remove(&w.queue, e.at)
 	}
 }
 
@@ -67,8 +67,8 @@ func (w *waiters) applied(index uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for len(w.queue) > 0 && w.queue[0].index <= index {
-		one, _ := heap.Pop(&w.queue).(*waiter)
-		close(one.done)
+		e, _ := heap.Pop(&w.queue).(*waiter)
+		close(e.done)
 	}
 }
 
@@ -81,16 +81,16 @@ func (q waitQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i]; q[i].at, q[j].
 
 // Push implements heap.Interface.
 func (q *waitQueue) Push(x any) {
-	one, _ := x.(*waiter)
-	one.at = len(*q)
-	*q = append(*q, one)
+	e, _ := x.(*waiter)
+	e.at = len(*q)
+	*q = append(*q, e)
 }
 
 // Pop implements heap.Interface.
 func (q *waitQueue) Pop() any {
 	last := len(*q) - 1
-	one := (*q)[last]
-	(*q)[last], one.at = nil, -1
+	e := (*q)[last]
+	(*q)[last], e.at = nil, -1
 	*q = (*q)[:last]
-	return one
+	return e
 }

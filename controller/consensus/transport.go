@@ -7,20 +7,20 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// isHeartbeat is how raft's own transport tells heartbeats.
+// isHeartbeat recognizes heartbeats as raft's own transport does.
 func isHeartbeat(r *raft.AppendEntriesRequest) bool {
 	return len(r.Entries) == 0 && r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && r.LeaderCommitIndex == 0
 }
 
-// heartbeats spaces a leader's heartbeats evenly, those to all followers at once, so
-// that the process wakes once for all. raft lets a tenth to a fifth of the heartbeat
-// timeout pass between two; they come no later this way, and a quarter fewer. Safe for
-// concurrent use.
+// heartbeats spaces a leader's heartbeats evenly, sending them to all followers at
+// once, so that the process wakes up once for all. raft's own interval is random, a
+// tenth to a fifth of the heartbeat timeout; this is no slower, with a quarter fewer
+// heartbeats. It is safe for concurrent use.
 type heartbeats struct {
 	mu        sync.Mutex // guards the fields below
 	began     time.Time
 	last      map[raft.ServerID]time.Duration // since began
-	verifying int                             // who waits for a majority's answers: then none is held back
+	verifying int                             // how many calls wait for a majority; then no heartbeat is held back
 	urgent    signal
 }
 
@@ -41,7 +41,8 @@ func (h *heartbeats) wait(id raft.ServerID, every time.Duration) {
 	}
 }
 
-// due is how long it is until the next heartbeat; one that is due counts as sent.
+// due returns how long it is until the next heartbeat; one that is due counts as
+// sent.
 func (h *heartbeats) due(id raft.ServerID, every time.Duration) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -57,7 +58,7 @@ func (h *heartbeats) due(id raft.ServerID, every time.Duration) time.Duration {
 	return 0
 }
 
-// verify holds back no heartbeat until done is called.
+// verify disables spacing until done is called.
 func (h *heartbeats) verify() (done func()) {
 	h.add(1)
 	h.urgent.notify()
@@ -70,9 +71,9 @@ func (h *heartbeats) add(n int) {
 	h.verifying += n
 }
 
-// frugal is a transport that costs an idle leader little: its heartbeats are spaced,
-// and its pipelines bring the commit index. It outlives a raft that uses it, which
-// therefore can't close it.
+// frugal is a transport that makes an idle leader cheap: its heartbeats are spaced,
+// and its pipelines carry the commit index. It outlives the raft that uses it, which
+// must therefore not close it.
 type frugal struct {
 	raft.Transport
 	pipelines  *pipelines
@@ -102,7 +103,7 @@ func (t *frugal) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddre
 	return t.pipelines.begin(id, p), nil
 }
 
-// transport is this member's, for one raft.
+// transport returns this member's transport, for one raft.
 func (n *Node) transport() raft.Transport {
 	t := &frugal{n.trans, &n.pipelines, &n.heartbeats, func() time.Duration { return n.Timing().Heartbeat / 5 }}
 	if p, ok := n.trans.(raft.WithPreVote); ok {
@@ -114,7 +115,7 @@ func (n *Node) transport() raft.Transport {
 	return t
 }
 
-// verifyLeader asks a majority whether this member leads still.
+// verifyLeader asks a majority to confirm that this member still leads.
 func (n *Node) verifyLeader() error {
 	defer n.heartbeats.verify()()
 	return n.Raft().VerifyLeader().Error()

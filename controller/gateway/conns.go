@@ -8,9 +8,8 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// conns are the connections on which something goes on. net/http forgets
-// those that a handler took over, and handlers that outlive their connection:
-// here both can be ended and waited for.
+// conns tracks connections in use. net/http loses track of hijacked connections, and
+// of handlers that outlive their connection: here both can be closed and waited for.
 type conns struct {
 	mu     sync.Mutex // guards closed and in
 	closed bool
@@ -19,13 +18,13 @@ type conns struct {
 }
 
 type open struct {
-	conn net.Conn // nil where another has it
+	conn net.Conn // nil if someone else owns it
 	uri  string
 }
 
 func newConns() *conns { return &conns{in: map[*open]struct{}{}} }
 
-// enter refuses once close was called. leave is to be called once.
+// enter fails after close was called. leave must be called once.
 func (v *conns) enter(c net.Conn, uri string) (leave func(), ok bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -43,8 +42,8 @@ func (v *conns) enter(c net.Conn, uri string) (leave func(), ok bool) {
 	}, true
 }
 
-// expel ends an identity's connections, and a host's also those of its users. It never
-// blocks.
+// expel closes an identity's connections; for a host, also those of its users. It
+// never blocks.
 func (v *conns) expel(uri string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -55,7 +54,7 @@ func (v *conns) expel(uri string) {
 	}
 }
 
-// close lets nobody in any more and ends every connection.
+// close refuses further connections and closes all current ones.
 func (v *conns) close() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -65,10 +64,11 @@ func (v *conns) close() {
 	}
 }
 
-// wait blocks until everybody has left, after close.
+// wait blocks until all have left, after close.
 func (v *conns) wait() { v.all.Wait() }
 
-// cut closes without TLS's good-bye, which waits for a peer that doesn't read.
+// cut closes without TLS's close_notify, which would wait for a peer that doesn't
+// read.
 func cut(c net.Conn) {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()

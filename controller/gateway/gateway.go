@@ -1,6 +1,7 @@
-// Package gateway is a controller's way in: the port and the host's socket, who is on
-// the other end of each connection, what a connection may cost, and its end when its
-// identity is revoked. What is answered is the handlers'.
+// Package gateway is a controller's way in: it has the listeners of the port and of
+// the host's socket, identifies the other end of each connection, limits what it may
+// cost, and closes it when its identity is revoked. Answering is left to the
+// handlers.
 package gateway
 
 import (
@@ -28,43 +29,43 @@ import (
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// grace is what requests in progress get when the controller stops.
+// grace is how long requests in progress may take when the controller stops.
 const grace = 500 * time.Millisecond
 
-// Identities are who is known, by the state as this member has it now.
+// Identities authorizes principals by this member's current state.
 type Identities interface {
-	Authorize(p pki.Principal, role string) error // refuses whoever is not known, or has not the role
+	Authorize(p pki.Principal, role string) error // refuses identities that are unknown, revoked, or without the role
 	NotRevoked(p pki.Principal) error
 }
 
-// Options of Listen. All but the times are needed.
+// Options configures Listen. Everything but the durations is required.
 type Options struct {
 	Listen     string // host:port; port 0 is any
-	Advertise  string // host[:port] that others dial; "" is the address listened on, if that is one
+	Advertise  string // host[:port] that others dial; "" is the address listened on, unless that is a wildcard
 	Socket     string // path of the host's socket
 	Files      *pki.Files
 	Identities Identities
 	Logger     *slog.Logger
-	// Linger is how long the connections of a controller stay that was removed: it may
-	// have been asked through one of them, and is to be told.
+	// Linger is how long the connections of a removed controller stay open: the request
+	// that removed it may have come through one of them, and needs a response.
 	Linger time.Duration
 	// Patience is how long requests wait for a controller that is starting; 0 is 5 s.
 	Patience time.Duration
-	// Pace is the least that a request's body has to keep; the zero value is DefaultPace.
+	// Pace is the minimum pace of request bodies; the zero value is DefaultPace.
 	Pace Pace
 }
 
-// Handlers answer what comes in.
+// Handlers answer requests, by the kind of caller.
 type Handlers struct {
-	API      http.Handler // requests of users, with their principal
-	Sessions http.Handler // streams of agents
-	Peers    http.Handler // what other controllers ask for themselves
-	Callers  http.Handler // what they pass on for their callers
+	API      http.Handler // users' requests, with their principal
+	Sessions http.Handler // agents' streams
+	Peers    http.Handler // other controllers' own requests
+	Callers  http.Handler // requests that other controllers relay
 	Joins    http.Handler // hosts without an identity
 }
 
-// Gateway holds the listeners, and every connection on which something goes on. Safe
-// for concurrent use.
+// Gateway owns the listeners, and every connection in use. It is safe for concurrent
+// use.
 type Gateway struct {
 	o         Options
 	port      net.Listener
@@ -79,7 +80,7 @@ type Gateway struct {
 	proxied   *socketProxy
 	advertise string
 
-	handlers atomic.Pointer[Handlers] // nil before Ready
+	handlers atomic.Pointer[Handlers] // nil until Ready
 	ready    chan struct{}            // closed when handlers is set
 	warned   sync.Map                 // identities whose refusal was logged
 
@@ -88,7 +89,7 @@ type Gateway struct {
 	granted  granted
 }
 
-// Listen takes the port and the socket. Nothing is answered before Serve.
+// Listen opens the port and the socket. Nothing is answered before Serve.
 func Listen(ctx context.Context, o Options) (_ *Gateway, err error) {
 	if o.Patience == 0 {
 		o.Patience = 5 * time.Second
@@ -111,8 +112,8 @@ func Listen(ctx context.Context, o Options) (_ *Gateway, err error) {
 	config := pki.ServerTLS(o.Files, nil)
 	config.ClientAuth = tls.VerifyClientCertIfGiven
 	g.api = g.mux.Handle(config, "h2", "http/1.1", "")
-	// Who was revoked is let in by sessions and peers to be told so: a refused
-	// handshake has no words.
+	// Sessions and peers accept revoked identities in order to tell them so: a refused
+	// handshake can't say why.
 	kinds := func(kind string) *tls.Config { return pki.PeerServerTLS(o.Files, pki.Kinds(kind)) }
 	g.sessions = g.mux.Handle(kinds(pki.KindNode), wire.ALPNSession)
 	g.peers = g.mux.Handle(kinds(pki.KindController), wire.ALPNPeer)
@@ -126,7 +127,7 @@ func Listen(ctx context.Context, o Options) (_ *Gateway, err error) {
 		conns:    newConns(),
 	}
 	admitting := pki.ServerTLS(o.Files, nil)
-	whole := o.Files.Cert // with its root, for the pin to be found
+	whole := o.Files.Cert // including its root, for the pin to match
 	whole.Certificate = append(slices.Clone(whole.Certificate[:1]), o.Files.Bundle[0].Raw)
 	admitting.Certificates = []tls.Certificate{whole}
 	g.joins = bare{g.mux.Handle(admitting, wire.ALPNJoin)}
@@ -134,7 +135,7 @@ func Listen(ctx context.Context, o Options) (_ *Gateway, err error) {
 	return g, nil
 }
 
-// advertise completes the address that others dial with what was listened on.
+// advertise completes the address that others dial with the address listened on.
 func advertise(want string, l net.Addr) (string, error) {
 	host, port, err := net.SplitHostPort(l.String())
 	if err != nil {
@@ -142,7 +143,7 @@ func advertise(want string, l net.Addr) (string, error) {
 	}
 	if want == "" {
 		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-			return "", errors.New("controller: Advertise is required where Listen is every address")
+			return "", errors.New("controller: Advertise is required if Listen is a wildcard address")
 		}
 		return l.String(), nil
 	}
@@ -152,29 +153,29 @@ func advertise(want string, l net.Addr) (string, error) {
 	return want, nil
 }
 
-// Addr is the port's address.
+// Addr returns the port's address.
 func (g *Gateway) Addr() net.Addr { return g.port.Addr() }
 
-// Advertise is host:port that others dial.
+// Advertise returns the host:port that others dial.
 func (g *Gateway) Advertise() string { return g.advertise }
 
-// Raft is raft's network: the port's connections that speak wire.ALPNRaft.
+// Raft returns raft's network: the port's connections that speak wire.ALPNRaft.
 func (g *Gateway) Raft() raft.StreamLayer { return g.raft }
 
-// Ready has requests answered from now on; before, they wait for Patience and are asked
-// to come back. It is called once.
+// Ready makes Serve answer requests; until then they wait for up to Patience and are
+// then asked to retry. Call it once.
 func (g *Gateway) Ready(h Handlers) {
 	g.handlers.Store(&h)
 	close(g.ready)
 }
 
-// Run accepts connections on the port and shakes hands, until ctx ends. It is to
-// outlive raft, and Serve.
+// Run accepts connections on the port and does the handshakes, until ctx is done. It
+// must outlive raft and Serve.
 func (g *Gateway) Run(ctx context.Context) error { return g.mux.Run(ctx) }
 
-// Serve answers requests until ctx ends, and returns when the last one has: those in
-// progress get a moment, then their connections end before their contexts do. It is to
-// end before the log, which requests in progress need.
+// Serve answers requests until ctx is done, and returns after the last one: requests
+// in progress get a moment, then their connections are closed before their contexts
+// end. It must stop before the log, which these requests need.
 func (g *Gateway) Serve(ctx context.Context) error {
 	// Requests end in order with their connections, not all at once with ctx.
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -184,7 +185,7 @@ func (g *Gateway) Serve(ctx context.Context) error {
 	parts, failed := errgroup.WithContext(ctx)
 	serve := func(what string, s *http.Server, l net.Listener) {
 		parts.Go(func() error {
-			// A closed listener is the mux's failure, reported there, or a stop.
+			// A closed listener is a stop, or the mux's failure, which is reported there.
 			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				return fmt.Errorf("serving %s: %w", what, err)
 			}
@@ -207,7 +208,7 @@ func (g *Gateway) Serve(ctx context.Context) error {
 	} {
 		parts.Go(func() error { g.acceptStreams(base, l.Listener, l.kind, l.handler); return nil })
 	}
-	<-failed.Done() // ctx, or a part
+	<-failed.Done() // ctx is done, or a part failed
 	polite, enough := context.WithTimeout(base, grace)
 	defer enough()
 	var shut sync.WaitGroup
@@ -215,8 +216,8 @@ func (g *Gateway) Serve(ctx context.Context) error {
 		shut.Go(func() { _ = s.Shutdown(polite) })
 	}
 	shut.Wait()
-	// Connections first: a request whose context ends must have nobody left to tell
-	// that it succeeded.
+	// Connections first: when a request's context ends, nobody must be left who could be
+	// told that it succeeded.
 	g.requests.close()
 	_, _ = onPort.Close(), onSocket.Close()
 	cancel()
@@ -237,7 +238,8 @@ func (g *Gateway) server(base context.Context, h http.HandlerFunc, conn func(con
 	}
 }
 
-// bare hides TLS from net/http, which serves no protocols that it doesn't know.
+// bare hides TLS from net/http, which doesn't serve ALPN protocols that it doesn't
+// know.
 type bare struct{ net.Listener }
 
 // Accept implements net.Listener.

@@ -7,16 +7,17 @@ import (
 	"time"
 )
 
-// Pace is what a request's body has to keep. Who is slower is holding a connection.
+// Pace is the minimum pace of a request's body. Slower clients are just holding a
+// connection.
 type Pace struct {
-	Grace time.Duration // for its beginning
+	Grace time.Duration // before the rate applies
 	Rate  int           // bytes a second from then on
 }
 
-// DefaultPace is that of a bad link.
+// DefaultPace suits a bad link.
 var DefaultPace = Pace{Grace: 10 * time.Second, Rate: 8 << 10}
 
-// pacedBody moves its connection's read deadline along as bytes come in.
+// pacedBody extends its connection's read deadline as bytes arrive.
 type pacedBody struct {
 	io.ReadCloser
 	rc    *http.ResponseController
@@ -25,9 +26,9 @@ type pacedBody struct {
 	n     int64
 }
 
-// hold has a request keep a pace. net/http reads what a handler left of
-// a body: the deadline is there from the start, so that this ends too. Taking the
-// connection over, or reading the body to its end, lifts it.
+// hold enforces a pace on a request's body. The deadline is set from the start,
+// since net/http reads whatever a handler leaves of a body. It is lifted by
+// hijacking the connection, or by reading the body to its end.
 func (p Pace) hold(w http.ResponseWriter, r *http.Request) {
 	if r.Body == nil || r.ContentLength == 0 {
 		return
@@ -39,7 +40,7 @@ func (p Pace) hold(w http.ResponseWriter, r *http.Request) {
 
 func (b *pacedBody) extend() {
 	left := b.pace.Grace + time.Duration(b.n)*time.Second/time.Duration(b.pace.Rate)
-	_ = b.rc.SetReadDeadline(b.began.Add(left)) // a connection without deadlines has gone
+	_ = b.rc.SetReadDeadline(b.began.Add(left)) // fails only if the connection is closed
 }
 
 // Read implements io.Reader.
@@ -47,9 +48,9 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n += int64(n)
 	if errors.Is(err, io.EOF) {
-		_ = b.rc.SetReadDeadline(time.Time{}) // while it is answered, only the client's leaving is of interest
+		_ = b.rc.SetReadDeadline(time.Time{}) // from now on reads only detect that the client leaves
 	} else if err == nil {
 		b.extend()
 	}
-	return n, err // net/http still reads on after other errors: the deadline stays
+	return n, err // net/http still reads after other errors: keep the deadline
 }

@@ -17,12 +17,12 @@ type raftLayer struct {
 	net.Listener
 	addr   advertised
 	config *tls.Config
-	verify pki.Verify // that it is not revoked
+	verify pki.Verify // refuses revoked identities
 	conns  *conns
 }
 
-// Accept returns connections that Close will end. Who was revoked since its handshake
-// gets none: from enter on, a revocation ends it.
+// Accept returns connections that Close will close. Identities revoked since the
+// handshake are refused; after enter, a revocation closes the connection.
 func (l *raftLayer) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
@@ -79,7 +79,7 @@ func (l *raftLayer) Close() error {
 	return err
 }
 
-// Addr is what other controllers dial.
+// Addr returns the address that other controllers dial.
 func (l *raftLayer) Addr() net.Addr { return l.addr }
 
 type advertised string

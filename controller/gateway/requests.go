@@ -17,7 +17,7 @@ import (
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// refusal is an answer instead of the asked-for one.
+// refusal is the gateway's answer in place of a handler's.
 type refusal struct {
 	code int
 	msg  string
@@ -30,12 +30,12 @@ var errStarting = &refusal{http.StatusServiceUnavailable, "this controller is st
 type connKey struct{}
 
 func withConn(ctx context.Context, c net.Conn) context.Context {
-	dial.Watch(c) // who left without a word keeps no stream open
+	dial.Watch(c) // closes the streams of clients that vanish
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// request is what every request passes, on the port and on the socket: who is
-// there, and is the controller ready for it.
+// request handles every request, on the port and on the socket: it identifies the
+// caller, and waits for the controller to be ready.
 func (g *Gateway) request(w http.ResponseWriter, r *http.Request) {
 	out := &answer{ResponseWriter: w}
 	g.o.Pace.hold(out, r)
@@ -47,11 +47,11 @@ func (g *Gateway) request(w http.ResponseWriter, r *http.Request) {
 		if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 			g.o.Logger.Error("a request panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
 			if !out.begun {
-				refuse(out, &refusal{http.StatusInternalServerError, fmt.Sprintf("this request met an error in drover: %v", p)})
+				refuse(out, &refusal{http.StatusInternalServerError, fmt.Sprintf("this request hit a bug in drover: %v", p)})
 				return
 			}
 		}
-		panic(http.ErrAbortHandler) // too late for words: the client must see a broken answer
+		panic(http.ErrAbortHandler) // too late for an error: the client must see a broken response
 	}()
 	p, err := g.caller(r)
 	if err != nil {
@@ -74,15 +74,16 @@ func (g *Gateway) request(w http.ResponseWriter, r *http.Request) {
 		refuse(out, &refusal{http.StatusBadRequest, fmt.Sprintf("header %s has %d bytes, more than the %d allowed", wire.HeaderKey, len(k), maxKey)})
 		return
 	}
-	// What it may do is asked after enter: a revocation that this misses ends the
+	// Authorization comes after enter: a revocation that it misses closes the
 	// connection.
 	h.API.ServeHTTP(out, r.WithContext(pki.WithPrincipal(r.Context(), p)))
 }
 
-// maxKey leaves room for what drover puts before a caller's key.
+// maxKey leaves room for drover's prefix of a caller's key.
 const maxKey = consensus.MaxKey - 56
 
-// awaitReady waits a moment for a controller that is starting; nil if it still is.
+// awaitReady waits up to Patience for a controller that is starting; nil if it still
+// is.
 func (g *Gateway) awaitReady(ctx context.Context) *Handlers {
 	if h := g.handlers.Load(); h != nil {
 		return h
@@ -100,7 +101,7 @@ func (g *Gateway) awaitReady(ctx context.Context) *Handlers {
 // join answers a host that wants to join.
 func (g *Gateway) join(w http.ResponseWriter, r *http.Request) {
 	g.o.Pace.hold(w, r)
-	w.Header().Set("Connection", "close") // each try costs a handshake
+	w.Header().Set("Connection", "close") // so that each attempt costs a handshake
 	leave, ok := g.requests.enter(nil, "")
 	if !ok {
 		return
@@ -114,7 +115,7 @@ func (g *Gateway) join(w http.ResponseWriter, r *http.Request) {
 	h.Joins.ServeHTTP(w, r)
 }
 
-// caller is who sent a request, as far as connections tell.
+// caller returns who sent a request, according to its connection.
 func (g *Gateway) caller(r *http.Request) (pki.Principal, error) {
 	if p, ok := r.Context().Value(proxiedKey{}).(*proxiedConn); ok {
 		r.Header.Set(wire.HeaderContact, p.node.ID)
@@ -138,13 +139,13 @@ func (g *Gateway) caller(r *http.Request) (pki.Principal, error) {
 
 type peerKey struct{}
 
-// peerResult is what the kernel said of a connection.
+// peerResult is what the kernel reports of a connection.
 type peerResult struct {
 	principal pki.Principal
 	err       error
 }
 
-// withPeer names who connects to the socket as a user of this host.
+// withPeer adds to ctx which user of this host connected to the socket.
 func (g *Gateway) withPeer(ctx context.Context, conn net.Conn) context.Context {
 	p, err := unixsock.Peer(g.o.Socket, conn)
 	return context.WithValue(withConn(ctx, conn), peerKey{}, peerResult{p.At(g.o.Files.Principal), err})
@@ -158,9 +159,9 @@ func refuse(w http.ResponseWriter, err error) {
 	wire.Refuse(w, code, err.Error())
 }
 
-// answer records whether it has begun. One that refuses a caller ends its connection:
-// neither the rest of a body nor another request is waited for, so that who was
-// removed holds none.
+// answer records whether the response has begun. A refusal closes the connection,
+// without waiting for the rest of the body or another request, so that removed
+// callers don't hold connections.
 type answer struct {
 	http.ResponseWriter
 	begun bool
@@ -191,7 +192,7 @@ func (a *answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return http.NewResponseController(a.ResponseWriter).Hijack()
 }
 
-// Unwrap is for http.ResponseController, which sets deadlines through it.
+// Unwrap lets http.ResponseController set deadlines.
 func (a *answer) Unwrap() http.ResponseWriter {
 	return a.ResponseWriter
 }

@@ -8,18 +8,18 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// granted is what users of nodes may do, by node and uid, as of the last commit: only
-// commits read and write it.
+// granted holds the roles of nodes' users, by node and uid, as of the last commit.
+// It is accessed by commits only.
 type granted map[string]map[string]string
 
-// seed takes the roles of a state.
+// seed loads the roles of a state.
 func (g granted) seed(s *state.Snapshot) {
 	for n := range s.Nodes() {
 		g[n.Id] = n.Roles
 	}
 }
 
-// change records a node's roles, and returns the users who may do less than before.
+// change records a node's roles, and returns the users that lost some.
 func (g granted) change(n *dv1.Node) (less []string) {
 	for uid, role := range g[n.Id] {
 		if now := n.Roles[uid]; now != role && now != pki.RoleAdmin {
@@ -30,11 +30,11 @@ func (g granted) change(n *dv1.Node) (less []string) {
 	return less
 }
 
-// Seed takes a state's roles, before the first Committed.
+// Seed loads a state's roles, before the first Committed.
 func (g *Gateway) Seed(s *state.Snapshot) { g.granted.seed(s) }
 
-// Committed ends connections of identities that were just revoked, and of users who
-// were granted more before: a controller's after Linger; what it asks meanwhile is
+// Committed closes the connections of identities that were revoked, and of users
+// that lost roles; those of a controller after Linger, while its requests are
 // refused. It is called with each entry's effects, in order, and never blocks.
 func (g *Gateway) Committed(effects []*dv1.Effect) {
 	for _, e := range effects {

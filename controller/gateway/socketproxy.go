@@ -16,11 +16,11 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// socketProxy accepts connections that agents pass through from the sockets of hosts
-// without a controller. They act with the role that (node, uid) has in raft, which is
-// asked when the log is ready: the node's own certificate gives none.
+// socketProxy accepts connections that agents proxy from the sockets of hosts
+// without a controller. They act with the role that (node, uid) has in raft, looked
+// up once the log is ready: the node's own certificate gives none.
 type socketProxy struct {
-	net.Listener // of agents
+	net.Listener // accepts agents' connections
 	refused      *limit.Throttle
 	log          *slog.Logger
 	greeted      chan net.Conn
@@ -28,7 +28,7 @@ type socketProxy struct {
 	once         sync.Once
 }
 
-// proxiedConn is a connection whose first line was read.
+// proxiedConn is a connection whose first line has been read.
 type proxiedConn struct {
 	net.Conn
 	r    *bufio.Reader
@@ -38,10 +38,10 @@ type proxiedConn struct {
 
 func (p *proxiedConn) Read(b []byte) (int, error) { return p.r.Read(b) }
 
-// NetConn is what lies under it, for dial.Watch.
+// NetConn returns the underlying connection, for dial.Watch.
 func (p *proxiedConn) NetConn() net.Conn { return p.Conn }
 
-// CloseWrite passes a half-close on.
+// CloseWrite forwards a half-close.
 func (p *proxiedConn) CloseWrite() error {
 	if t, ok := p.Conn.(*tls.Conn); ok {
 		return t.CloseWrite()
@@ -55,8 +55,8 @@ func newSocketProxy(l net.Listener, refused *limit.Throttle, log *slog.Logger) *
 	return &socketProxy{Listener: l, refused: refused, log: log, greeted: make(chan net.Conn), done: make(chan struct{})}
 }
 
-// run reads the first lines of connections until the listener is closed, or ctx ends,
-// and returns when none is being read any more.
+// run reads the first lines of connections until the listener is closed or ctx is
+// done, and waits for those being read.
 func (s *socketProxy) run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
 	var all sync.WaitGroup
@@ -70,7 +70,7 @@ func (s *socketProxy) run(ctx context.Context) error {
 	}
 }
 
-// greet reads for which of its users the agent passes the connection through.
+// greet reads which of its users the agent proxies the connection for.
 func (s *socketProxy) greet(ctx context.Context, conn net.Conn) {
 	t, ok := conn.(*tls.Conn)
 	if !ok || len(t.ConnectionState().PeerCertificates) == 0 {
@@ -82,14 +82,14 @@ func (s *socketProxy) greet(ctx context.Context, conn net.Conn) {
 		cut(conn)
 		return
 	}
-	stop := context.AfterFunc(ctx, func() { cut(conn) }) // nobody waits for a line then
+	stop := context.AfterFunc(ctx, func() { cut(conn) }) // nobody waits for the line any longer
 	_ = conn.SetReadDeadline(time.Now().Add(helloWithin))
 	r := bufio.NewReaderSize(conn, 16<<10)
 	line, err := r.ReadSlice('\n')
 	stop()
 	var hello wire.SocketHello
 	if err == nil && json.Unmarshal(line, &hello) != nil {
-		err = errors.New("its first line does not say for whom it is")
+		err = errors.New("the first line does not name a user")
 	}
 	if err != nil {
 		s.logRefusal(conn, p, err)
@@ -104,7 +104,7 @@ func (s *socketProxy) greet(ctx context.Context, conn net.Conn) {
 	}
 }
 
-// logRefusal writes one line in a while for each source address, with nothing in it
+// logRefusal logs at most one line per source address and minute, without anything
 // that the caller chose.
 func (s *socketProxy) logRefusal(conn net.Conn, node pki.Principal, err error) {
 	from := limit.Source(conn.RemoteAddr())
@@ -131,7 +131,7 @@ func (s *socketProxy) Close() error {
 
 type proxiedKey struct{}
 
-// withProxied puts who is on a proxied connection into its context.
+// withProxied adds the user of a proxied connection to its context.
 func withProxied(ctx context.Context, conn net.Conn) context.Context {
 	p, ok := conn.(*proxiedConn)
 	if !ok {

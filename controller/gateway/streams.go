@@ -32,8 +32,8 @@ func (g *Gateway) acceptStreams(ctx context.Context, l net.Listener, kind string
 // refusedFor is how long a refused connection may ask why.
 const refusedFor = 5 * time.Second
 
-// stream serves one connection of an agent or another controller. Before the
-// controller is ready it waits: who is refused would come back later than needed.
+// stream serves a connection of an agent or another controller. It waits for the
+// controller to be ready: a refused peer would reconnect later than necessary.
 func (g *Gateway) stream(ctx context.Context, conn net.Conn, kind string, handler func(*Handlers) http.Handler) {
 	defer cut(conn)
 	t, ok := conn.(*tls.Conn)
@@ -61,9 +61,9 @@ func (g *Gateway) stream(ctx context.Context, conn net.Conn, kind string, handle
 		code := http.StatusForbidden
 		if kind == pki.KindController {
 			if !errors.Is(err, pki.ErrRevoked) {
-				return // it dials again, and may be known here then
+				return // it dials again, and may be known here by then
 			}
-			code = http.StatusMisdirectedRequest // for its requests: no leader
+			code = http.StatusMisdirectedRequest // refuses its requests: no leader
 		}
 		(&http2.Server{IdleTimeout: refusedFor}).ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set(wire.HeaderRemoved, strconv.FormatBool(errors.Is(err, pki.ErrRevoked)))
@@ -74,13 +74,13 @@ func (g *Gateway) stream(ctx context.Context, conn net.Conn, kind string, handle
 	h := handler(g.handlers.Load())
 	h2 := http2.Server{MaxConcurrentStreams: 8, IdleTimeout: time.Minute}
 	if kind == pki.KindController {
-		h2.MaxConcurrentStreams = 100_000 // as many as there are nodes, and callers
+		h2.MaxConcurrentStreams = 100_000 // enough for all nodes and callers
 	}
 	h2.ServeConn(conn, &http2.ServeConnOpts{
 		Context:    ctx,
 		BaseConfig: &http.Server{ErrorLog: slog.NewLogLogger(g.o.Logger.Handler(), slog.LevelDebug)},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			// Handlers may outlive ServeConn, never the controller.
+			// Handlers may outlive ServeConn, but never the controller.
 			if leave, ok := g.streams.enter(nil, p.URI); ok {
 				defer leave()
 				h.ServeHTTP(w, r.WithContext(pki.WithPrincipal(r.Context(), p)))

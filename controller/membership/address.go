@@ -13,13 +13,14 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// addressEvery is between tries to have the others know a new address.
+// addressEvery is the interval at which a new address is announced until it is
+// recorded.
 const addressEvery = time.Second
 
-// KeepAddress has the fleet know where this controller is, if that is not where raft's
-// configuration has it, and what its build can apply. The leader dials the old address,
-// so it may never be heard here: every controller that is known is asked, and the one
-// that leads decides.
+// KeepAddress records this controller's address, if it differs from raft's
+// configuration, and its feature level. The leader dials the old address, so this
+// controller may never hear from it: it asks every known controller, and whichever
+// leads decides.
 func (p *Place) KeepAddress(ctx context.Context) error {
 	t := time.NewTicker(addressEvery)
 	defer t.Stop()
@@ -27,7 +28,7 @@ func (p *Place) KeepAddress(ctx context.Context) error {
 		if m := p.news(ctx); m != nil {
 			err := p.propose(ctx, &dv1.Command{Principal: p.o.Files.Principal.URI, Of: &dv1.Command_PutController{PutController: &dv1.PutController{Controller: m}}})
 			if err != nil && ctx.Err() == nil && !warned {
-				p.o.Logger.Warn("the other controllers do not know yet what is new of this one", "addr", m.Addr, "level", m.Level, "err", err)
+				p.o.Logger.Warn("announcing this controller to the others failed, retrying", "addr", m.Addr, "level", m.Level, "err", err)
 				warned = true
 			}
 		}
@@ -39,7 +40,7 @@ func (p *Place) KeepAddress(ctx context.Context) error {
 	}
 }
 
-// news is what the fleet does not know of this controller, nil if there is nothing.
+// news returns what the fleet has yet to record about this controller, or nil.
 func (p *Place) news(ctx context.Context) *dv1.Controller {
 	m := &dv1.Controller{Id: p.o.Files.Principal.ID}
 	if was := p.knownAt(); moved(was, p.o.Addr) && !p.answersAt(ctx, was) {
@@ -54,7 +55,8 @@ func (p *Place) news(ctx context.Context) *dv1.Controller {
 	return m
 }
 
-// knownAt is this controller's address in raft's configuration, "" if it is not in it.
+// knownAt returns this controller's address in raft's configuration, "" if it isn't
+// in there.
 func (p *Place) knownAt() string {
 	f := p.o.Log.Raft().GetConfiguration()
 	if f.Error() != nil {
@@ -68,8 +70,9 @@ func (p *Place) knownAt() string {
 	return ""
 }
 
-// moved reports whether an address is to be given up for another: none is for loopback,
-// where a host is for itself, as when it starts without a network.
+// moved reports whether an address is to be replaced by another. It is never
+// replaced by loopback, which is all that a host has when it starts without a
+// network.
 func moved(was, now string) bool {
 	return was != "" && was != now && (loopback(was) || !loopback(now))
 }
@@ -80,8 +83,8 @@ func loopback(addr string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// answersAt reports whether who dials an address comes to this controller. Then it stays:
-// a host with several addresses may find another one its own at each start.
+// answersAt reports whether an address still leads to this controller. Then it is
+// kept: a host with several addresses may pick a different one at each start.
 func (p *Place) answersAt(ctx context.Context, addr string) bool {
 	ctx, cancel := context.WithTimeout(ctx, placeWithin)
 	defer cancel()

@@ -20,14 +20,14 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// answer is another controller's, read whole.
+// answer is another controller's response.
 type answer struct {
 	code   int
 	header http.Header
 	body   []byte
 }
 
-// ask puts one request to a controller that is known by its address only.
+// ask sends a request to a controller of which only the address is known.
 func (p *Place) ask(ctx context.Context, addr, method, path string, body []byte) (*answer, error) {
 	config := pki.PeerClientTLS(p.o.Files, wire.ALPNPeer, pki.All(pki.Kinds(pki.KindController), p.o.NotRevoked))
 	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
@@ -47,8 +47,7 @@ func (p *Place) ask(ctx context.Context, addr, method, path string, body []byte)
 	return &answer{resp.StatusCode, resp.Header, b}, err
 }
 
-// propose has a command decided by whoever leads: this controller, or one of those that
-// it knows of.
+// propose has the leader decide a command: this controller, or one that it knows.
 func (p *Place) propose(ctx context.Context, cmd *dv1.Command) error {
 	ctx, cancel := context.WithTimeout(ctx, placeWithin)
 	defer cancel()
@@ -60,7 +59,7 @@ func (p *Place) propose(ctx context.Context, cmd *dv1.Command) error {
 	if err != nil {
 		return fmt.Errorf("encoding a command: %w", err)
 	}
-	err = consensus.ErrNotLeader // where no other is known
+	err = consensus.ErrNotLeader // if no other controller is known
 	for addr := range p.others() {
 		var a *answer
 		if a, err = p.ask(ctx, addr, http.MethodPost, peer.ProposePath, b); err != nil {

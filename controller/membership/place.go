@@ -15,39 +15,39 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// ErrRemoved reports that this controller was taken out of its fleet.
+// ErrRemoved reports that this controller was removed from its fleet.
 var ErrRemoved = errors.New("this controller was removed from its fleet")
 
-// Parting is how long a removed controller still answers, so that who removed it is
-// told.
+// Parting is how long a removed controller still answers, so that the caller that
+// removed it gets a response.
 const Parting = time.Second
 
-// Times of asking others.
+// Timing of questions to other controllers.
 const (
 	placeEvery  = 3 * time.Second // between questions, without a leader
-	placeWithin = 2 * time.Second // for all the others to answer one
+	placeWithin = 2 * time.Second // for all others to answer a question
 )
 
-// PlaceOptions of NewPlace.
+// PlaceOptions configures NewPlace.
 type PlaceOptions struct {
 	Files      *pki.Files // this controller's
 	DataDir    string
 	Addr       string // host:port where others dial this controller
 	Log        Log
-	NotRevoked pki.Verify // refuses controllers that are known here to be revoked
+	NotRevoked pki.Verify // refuses controllers that are known here as revoked
 	Logger     *slog.Logger
 }
 
-// Place is this controller's place in the quorum as the others have it: whether it is
-// still one, and where it is reached. Safe for concurrent use.
+// Place is this controller's place in the quorum according to the others: whether it
+// is still a member, and at which address. It is safe for concurrent use.
 type Place struct {
 	o       PlaceOptions
 	removed chan struct{} // closed when the log has removed this controller
 	once    sync.Once
-	every   time.Duration // placeEvery; tests have less
+	every   time.Duration // placeEvery; shorter in tests
 }
 
-// NewPlace returns a Place whose Run and KeepAddress are to be run.
+// NewPlace returns a Place. The caller must run its Run and KeepAddress.
 func NewPlace(o PlaceOptions) *Place {
 	return &Place{o: o, removed: make(chan struct{}), every: placeEvery}
 }
@@ -61,9 +61,9 @@ func (p *Place) Committed(effects []*dv1.Effect) {
 	}
 }
 
-// Run returns ErrRemoved once this controller was removed, nil when ctx ends. One that
-// was removed while it was off, or cut off, asks the others: the entry that did it is
-// sent to members only, and so never comes here.
+// Run returns ErrRemoved once this controller is removed, nil when ctx is done. A
+// controller that was removed while it was down, or partitioned, asks the others:
+// the entry that removed it is sent to members only, and so never reaches it.
 func (p *Place) Run(ctx context.Context) error {
 	t := time.NewTicker(p.every)
 	defer t.Stop()
@@ -85,7 +85,7 @@ func (p *Place) Run(ctx context.Context) error {
 		if by = ""; p.leaderless() {
 			by = p.removedBy(ctx)
 		}
-		// Twice: in an election nobody has a leader for a moment.
+		// Ask twice: during an election nobody has a leader for a moment.
 		if by != "" && before != "" {
 			p.o.Logger.Warn("this controller was removed while it could not see it", "told by", by)
 			return ErrRemoved
@@ -98,16 +98,17 @@ func (p *Place) leaderless() bool {
 	return leader == ""
 }
 
-// verdict is what one controller says of this one. Without a leader it may know no more
-// than this one, and is not known: those that were removed together, while they were
-// cut off together, would vouch for each other for ever.
+// verdict is one controller's answer about this one. An answerer without a leader
+// may know no more than this one, so its "known" doesn't count: otherwise
+// controllers that were removed together, while partitioned together, would vouch
+// for each other forever.
 type verdict struct {
 	by             string
 	known, removed bool
 }
 
-// judge returns who says that this controller was removed, "" if nobody does or somebody
-// still knows it.
+// judge returns a controller that reports this one as removed, "" if there is none
+// or another still knows it.
 func judge(all []verdict) (by string) {
 	for _, v := range all {
 		if v.known {
@@ -120,7 +121,7 @@ func judge(all []verdict) (by string) {
 	return by
 }
 
-// removedBy asks every controller that is known here whether this one still is one.
+// removedBy asks every known controller whether this one is still a member.
 func (p *Place) removedBy(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, placeWithin)
 	defer cancel()
@@ -147,8 +148,8 @@ func (p *Place) askPlace(ctx context.Context, addr string) verdict {
 	return verdict{by: addr, known: a.code == http.StatusOK && a.header.Get(wire.HeaderLeader) != "", removed: a.header.Get(wire.HeaderRemoved) == "true"}
 }
 
-// others are where controllers were when this one last heard: by its state, which
-// may be old, and by what its host's agent was told.
+// others returns the last known addresses of the other controllers: from this one's
+// state, which may be outdated, and from what its host's agent was sent.
 func (p *Place) others() map[string]bool {
 	addrs := map[string]bool{}
 	for m := range p.o.Log.Snapshot().Controllers() {

@@ -18,16 +18,17 @@ const (
 	removeServer
 )
 
-// change is one step of raft's configuration, which takes one at a time.
+// change is one change of raft's configuration, which takes one at a time.
 type change struct {
 	what int
 	id   raft.ServerID
 	addr raft.ServerAddress
 }
 
-// next is the first change that makes raft's members the controllers that are wanted,
-// at their addresses: new ones as non-voters, before any goes. nil is none. An empty
-// list removes nobody: it is a state that was not read yet.
+// next returns the first change towards raft's members being the wanted controllers,
+// at their addresses: new ones are added as non-voters before any are removed. nil
+// means that nothing is to be done. An empty list removes nobody: it is a state that
+// hasn't been read yet.
 func next(have []raft.Server, want []*dv1.Controller) *change {
 	for _, c := range want {
 		at := slices.IndexFunc(have, func(s raft.Server) bool { return string(s.ID) == c.Id })
@@ -50,9 +51,9 @@ func next(have []raft.Server, want []*dv1.Controller) *change {
 	return nil
 }
 
-// promotable returns the non-voters, and how many of them are to vote together: voters
-// are one, three or five, and no moment has two voters of whom one isn't ready. 0 is
-// none.
+// promotable returns the non-voters, and how many of them are to become voters
+// together: there are one, three or five voters, and never two of which one isn't
+// ready. 0 is none.
 func promotable(have []raft.Server, controllers int) (need int, candidates []raft.Server) {
 	voters := 0
 	for _, s := range have {
@@ -64,22 +65,23 @@ func promotable(have []raft.Server, controllers int) (need int, candidates []raf
 	}
 	target := 1
 	switch {
-	case voters%2 == 0: // one left: any that is ready makes it odd again
+	case voters%2 == 0: // one left: any ready one makes it odd again
 		target = voters + 1
 	case controllers >= 5:
 		target = 5
 	case controllers >= 3:
 		target = 3
 	}
-	need = min(target-voters, 2) // from one to five by way of three
+	need = min(target-voters, 2) // from one to five via three
 	if need <= 0 || need > len(candidates) {
 		return 0, nil
 	}
 	return need, candidates
 }
 
-// without returns the name of the voter that is to go, "" if none is, and the voters
-// that are left. Who is no controller any more is on its way out.
+// without returns the name of the voter to be removed, "" if it isn't one, and the
+// remaining voters. Members that are no longer controllers are being removed
+// already.
 func without(have []raft.Server, s *state.Snapshot, name string) (going string, left []*dv1.Controller) {
 	for _, v := range have {
 		c := s.Controller(string(v.ID))
@@ -94,9 +96,8 @@ func without(have []raft.Server, s *state.Snapshot, name string) (going string, 
 	return going, left
 }
 
-// affordable says why the quorum can't do without a voter, nil if it can: those that
-// answer must be a majority of what is left. That the only one stays is decided
-// elsewhere.
+// affordable returns why the quorum can't lose a voter, nil if it can: a majority of
+// the remaining voters must answer. That the last one stays is decided elsewhere.
 func affordable(going string, left []*dv1.Controller, silent []string) error {
 	need := len(left)/2 + 1
 	if going == "" || len(left) == 0 || len(left)-len(silent) >= need {

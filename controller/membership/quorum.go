@@ -1,6 +1,6 @@
-// Package membership keeps who votes: raft's configuration as the state's list of
-// controllers wants it, where a controller is reached, what its clock is worth, and how
-// it learns that it was removed. Who is admitted is decided elsewhere.
+// Package membership manages the quorum: raft's configuration according to the
+// state's list of controllers, a controller's address, the trust in its clock, and
+// how it learns that it was removed. Admission is decided elsewhere.
 package membership
 
 import (
@@ -26,30 +26,30 @@ type Log interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 }
 
-// Times of the quorum.
+// Timing and limits of the quorum.
 const (
 	retryAfter = 500 * time.Millisecond
-	changeWait = 5 * time.Second // for raft to take a change
+	changeWait = 5 * time.Second // for raft to accept a change
 	askWait    = time.Second     // for another controller's answer
-	lag        = 64              // entries that a member may be behind and still count as ready
+	lag        = 64              // how many entries behind still counts as ready
 )
 
-// QuorumOptions of NewQuorum.
+// QuorumOptions configures NewQuorum.
 type QuorumOptions struct {
 	Self string // this controller's id
 	Log  Log
-	// Status asks another controller how far its log is.
+	// Status asks another controller for its applied index.
 	Status func(ctx context.Context, id, addr string) (applied uint64, err error)
 	Logger *slog.Logger
 }
 
-// Quorum brings raft's configuration to the state's list of controllers. Only the
-// leader's acts. Who joins is a non-voter until it has caught up. Safe for concurrent
-// use.
+// Quorum adapts raft's configuration to the state's list of controllers. Only the
+// leader's acts. A new controller is a non-voter until it has caught up. It is safe
+// for concurrent use.
 type Quorum struct {
 	o        QuorumOptions
-	due      chan struct{} // poked when the list of controllers changed
-	removing chan struct{} // holds one token: removals are judged one after the other
+	due      chan struct{} // signalled when the list of controllers changed
+	removing chan struct{} // a lock: removals are judged one at a time
 }
 
 // NewQuorum returns a Quorum whose Run is the leader's.
@@ -59,8 +59,8 @@ func NewQuorum(o QuorumOptions) *Quorum {
 	return q
 }
 
-// Committed is called with each entry's effects, once the state shows them. It never
-// blocks.
+// Committed is called with each entry's effects, once they are in the state. It
+// never blocks.
 func (q *Quorum) Committed(effects []*dv1.Effect) {
 	for _, e := range effects {
 		if e.GetController() != nil || e.GetDeleteController() != "" {
@@ -73,7 +73,7 @@ func (q *Quorum) Committed(effects []*dv1.Effect) {
 	}
 }
 
-// Run is one term of this controller's leadership, which ends with ctx.
+// Run serves one term of this controller's leadership, until ctx is done.
 func (q *Quorum) Run(ctx context.Context) error {
 	wake := time.NewTimer(0)
 	defer wake.Stop()
@@ -87,7 +87,7 @@ func (q *Quorum) Run(ctx context.Context) error {
 		changed, waiting, err := q.step(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
-			q.o.Logger.Warn("the members of the quorum are not yet as they should be", "err", err)
+			q.o.Logger.Warn("updating the members of the quorum failed, retrying", "err", err)
 			wake.Reset(retryAfter)
 		case changed:
 			wake.Reset(0)
@@ -97,8 +97,8 @@ func (q *Quorum) Run(ctx context.Context) error {
 	}
 }
 
-// step makes one change, or promotes. waiting is whether members that are not ready yet
-// are to vote.
+// step makes one change or promotion. waiting reports whether members that aren't
+// ready yet are to be promoted.
 func (q *Quorum) step(ctx context.Context) (changed, waiting bool, err error) {
 	have, err := q.servers()
 	if err != nil {
@@ -123,7 +123,7 @@ func (q *Quorum) step(ctx context.Context) (changed, waiting bool, err error) {
 		if err := q.apply(change{addVoter, s.ID, s.Address}); err != nil {
 			return false, true, fmt.Errorf("promoting controller %.12s: %w", s.ID, err)
 		}
-		q.o.Logger.Info("a controller votes now", "controller", s.ID)
+		q.o.Logger.Info("a controller became a voter", "controller", s.ID)
 	}
 	return true, false, nil
 }
@@ -148,7 +148,8 @@ func (q *Quorum) apply(c change) error {
 	}
 }
 
-// ready returns those that answer and have nearly all entries, in the order given.
+// ready returns the servers that answer and are nearly up to date, in the given
+// order.
 func (q *Quorum) ready(ctx context.Context, servers []raft.Server) (out []raft.Server) {
 	ok := make([]bool, len(servers))
 	var asked sync.WaitGroup
@@ -173,9 +174,10 @@ func (q *Quorum) status(ctx context.Context, id, addr string) (uint64, error) {
 	return q.o.Status(ctx, id, addr)
 }
 
-// Remove has do remove a controller, by id or name, unless the quorum can't do without
-// it. Two at a time could each find that the other one is left, so the next one blocks
-// until do has returned. It returns do's error, and is asked at the leader.
+// Remove calls do to remove a controller, by id or name, unless the quorum can't
+// lose it. It is called on the leader. Two concurrent removals could each count on
+// the other controller, so the next call blocks until do has returned. It returns
+// do's error.
 func (q *Quorum) Remove(ctx context.Context, name string, do func() error) error {
 	select {
 	case <-q.removing:
@@ -194,7 +196,7 @@ func (q *Quorum) Remove(ctx context.Context, name string, do func() error) error
 	return do()
 }
 
-// silent returns the names of those that don't answer.
+// silent returns the names of voters that don't answer.
 func (q *Quorum) silent(ctx context.Context, voters []*dv1.Controller) (names []string) {
 	var mu sync.Mutex
 	var asked sync.WaitGroup
@@ -214,7 +216,8 @@ func (q *Quorum) silent(ctx context.Context, voters []*dv1.Controller) (names []
 	return names
 }
 
-// Members lists the controllers, as this one knows raft's configuration.
+// Members returns the controllers, according to this one's view of raft's
+// configuration.
 func (q *Quorum) Members() (out []*dv1.ControllerInfo) {
 	roles := map[string]dv1.ControllerInfo_Role{}
 	if servers, err := q.servers(); err == nil {

@@ -18,26 +18,25 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Recovered is what Recover did.
+// Recovered is the result of Recover.
 type Recovered struct {
 	Epoch   uint64
-	Index   uint64   // of the last entry that this controller had
-	Removed []string // controllers, by name
+	Index   uint64   // of this controller's last entry
+	Removed []string // names of controllers
 }
 
-// Recover makes this host's controller the only one of its fleet, in a new epoch:
-// the way back where most controllers are lost for good. The others are revoked, and
-// agents that heard of the new epoch take nothing from them any more. What this
-// controller had not received is lost. Its controller must not run; advertise is
-// where others dial it.
+// Recover makes this host's controller the only one of its fleet, in a new epoch,
+// for when most controllers are lost for good. The others are revoked, and agents
+// that have seen the new epoch ignore them. What this controller had not received is
+// lost. The controller must not be running; others will dial it at advertise.
 func Recover(dataDir, advertise string, log *slog.Logger) (*Recovered, error) {
 	dir := identity.ControllerDir(dataDir)
 	if !identity.HasController(dataDir) {
-		return nil, errors.New("this host is no controller of a fleet")
+		return nil, errors.New("this host is not a controller of a fleet")
 	}
 	unlock, err := durable.Lock(dir)
 	if err != nil {
-		return nil, fmt.Errorf("the controller of this host runs: stop drover here first: %w", err)
+		return nil, fmt.Errorf("this host's controller is running: stop drover here first: %w", err)
 	}
 	defer unlock()
 	files, err := pki.LoadFiles(identity.ControllerPKI(dataDir))
@@ -56,11 +55,11 @@ func Recover(dataDir, advertise string, log *slog.Logger) (*Recovered, error) {
 	return out, nil
 }
 
-// alone is the state's change to a fleet with one controller, where others dial it
-// from now on.
+// alone returns the effects that leave a fleet with one controller, at the given
+// address.
 func alone(s *state.Snapshot, self, advertise string) (out Recovered, effects []*dv1.Effect, err error) {
 	if s.Cluster() == nil || s.Controller(self) == nil {
-		return out, nil, errors.New("the log of this host does not have it as a controller: it was removed, or never had caught up")
+		return out, nil, errors.New("this host's log does not list it as a controller: it was removed, or never caught up")
 	}
 	c := proto.CloneOf(s.Cluster())
 	c.Epoch++

@@ -1,5 +1,5 @@
-// Package runs makes the tasks that a run wants and one entry of the log did not hold.
-// What they are is decided by command; only the leader asks for it.
+// Package runs creates the tasks of runs that don't fit into one entry of the log.
+// What they are is decided by command; this package makes the leader propose it.
 package runs
 
 import (
@@ -20,14 +20,14 @@ type Log interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 }
 
-// Filler goes on with runs that are filling, entry by entry: between two of them the
-// log takes others' commands. How far a run is shows in the state, so that a leader
-// that ends leaves the rest to the next one.
+// Filler continues runs that are filling, entry by entry, so that others' commands
+// are decided in between. A run's progress is in the state, so another leader can
+// resume it.
 type Filler struct {
 	log    Log
 	self   string // URI of this controller
 	logger *slog.Logger
-	due    chan struct{} // poked when an entry left a run filling
+	due    chan struct{} // signalled when an entry left a run filling
 }
 
 // New returns a Filler whose Run is the leader's.
@@ -35,11 +35,11 @@ func New(log Log, self string, logger *slog.Logger) *Filler {
 	return &Filler{log: log, self: self, logger: logger, due: make(chan struct{}, 1)}
 }
 
-// retryAfter is how long a run waits that could not be gone on with.
+// retryAfter is the delay before a failed run is retried.
 const retryAfter = time.Second
 
-// Committed is called with each entry's effects, once the state shows them. It never
-// blocks.
+// Committed is called with each entry's effects, once they are in the state. It
+// never blocks.
 func (f *Filler) Committed(effects []*dv1.Effect) {
 	if slices.ContainsFunc(effects, func(e *dv1.Effect) bool { return e.GetRun().GetFilling() }) {
 		select {
@@ -49,7 +49,7 @@ func (f *Filler) Committed(effects []*dv1.Effect) {
 	}
 }
 
-// Run is one term of this controller's leadership, which ends with ctx.
+// Run serves one term of this controller's leadership, until ctx is done.
 func (f *Filler) Run(ctx context.Context) error {
 	wake := time.NewTimer(0)
 	defer wake.Stop()
@@ -61,14 +61,14 @@ func (f *Filler) Run(ctx context.Context) error {
 			return nil
 		}
 		if err := f.fill(ctx); err != nil && ctx.Err() == nil {
-			f.logger.Warn("tasks of a run are not made yet, trying again", "after", retryAfter, "err", err)
+			f.logger.Warn("creating the tasks of a run failed, retrying", "after", retryAfter, "err", err)
 			wake.Reset(retryAfter)
 		}
 	}
 }
 
-// fill makes the next part of each run that is filling: all of them go on alike. Each
-// part's entry makes the next one due.
+// fill creates the next part of every run that is filling, taking turns. Each part's
+// entry makes the next one due.
 func (f *Filler) fill(ctx context.Context) error {
 	var failed error
 	for _, r := range slices.Collect(f.log.Snapshot().RunsFilling()) {

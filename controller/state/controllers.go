@@ -12,8 +12,8 @@ var controllers = &kind[*dv1.Controller]{
 	stamp: func(m *dv1.Controller, index uint64) { m.Revision = index },
 }
 
-// Controller is nil if there is none.
+// Controller returns a controller, or nil.
 func (s *Snapshot) Controller(id string) *dv1.Controller { return controllers.get(s, id) }
 
-// Controllers yields all controllers in the order of their ids.
+// Controllers yields all controllers, sorted by id.
 func (s *Snapshot) Controllers() iter.Seq[*dv1.Controller] { return controllers.each(s, "") }

@@ -7,7 +7,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// ended are auto-removed tasks as they were last.
+// ended holds the final records of auto-removed tasks.
 var ended = &kind[*dv1.Task]{
 	name:    "ended",
 	key:     func(m *dv1.Task) string { return string(m.Id) },
@@ -19,10 +19,11 @@ var endedByAge = &index[*dv1.Task]{width: 8, key: func(m *dv1.Task) string {
 	return string(binary.BigEndian.AppendUint64(nil, m.Revision))
 }}
 
-// Ended is an auto-removed task as it was last, nil if it is not (or no longer) known.
+// Ended returns the final record of an auto-removed task, nil if it is not (or no
+// longer) known.
 func (s *Snapshot) Ended(id []byte) *dv1.Task { return ended.get(s, string(id)) }
 
-// EndedCount is how many ended tasks are kept.
+// EndedCount returns the number of ended tasks.
 func (s *Snapshot) EndedCount() int { return ended.len(s) }
 
 // EndedByAge yields ended tasks, oldest first.

@@ -11,8 +11,8 @@ var identities = &kind[*dv1.Identity]{
 	key:  func(m *dv1.Identity) string { return m.Uri },
 }
 
-// Identity is nil if there is none.
+// Identity returns an identity, or nil.
 func (s *Snapshot) Identity(uri string) *dv1.Identity { return identities.get(s, uri) }
 
-// Identities yields all identities in the order of their URIs.
+// Identities yields all identities, sorted by URI.
 func (s *Snapshot) Identities() iter.Seq[*dv1.Identity] { return identities.each(s, "") }

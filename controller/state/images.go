@@ -13,10 +13,10 @@ var images = &kind[*dv1.Image]{
 	key:  func(m *dv1.Image) string { return m.Digest },
 }
 
-// Image is nil if there is none.
+// Image returns an image, or nil.
 func (s *Snapshot) Image(digest string) *dv1.Image { return images.get(s, digest) }
 
-// Images yields all images in the order of their digests.
+// Images yields all images, sorted by digest.
 func (s *Snapshot) Images() iter.Seq[*dv1.Image] { return images.each(s, "") }
 
 // ImagesByPrefix returns the images whose digest starts with prefix, with or

@@ -13,48 +13,49 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// record is a message, by its pointer: nil is none.
+// record is a pointer to a message, or nil.
 type record interface {
 	comparable
 	proto.Message
 }
 
-// kind is how records of one sort are kept: a row of the table. Its functions
-// depend on their arguments only.
+// kind describes how records of one type are kept: a row of the table. Its functions
+// are pure.
 type kind[M record] struct {
-	// name is that of its sections in a snapshot file, of the effect that writes a
-	// record, and behind "delete_" of the one that deletes it by its key.
+	// name is that of its sections in a snapshot file and of the effect that writes a
+	// record; with the prefix "delete_", that of the effect that deletes one by key.
 	name    string
 	key     func(M) string
 	indexes []*index[M]
-	stamp   func(m M, index uint64)            // notes the entry that wrote m; nil: it isn't noted
-	total   func() total[M]                    // what is kept of all records together; nil: nothing
-	around  func(t *Txn, key string, sign int) // takes what depends on a record out of other kinds' totals before a change, with -1, and in after it, with 1
-	at      int                                // its place in the table
+	stamp   func(m M, index uint64)            // records the index of the entry that wrote m; may be nil
+	total   func() total[M]                    // an aggregate of all records; may be nil
+	around  func(t *Txn, key string, sign int) // around a change: with sign -1 subtracts what depends on the record from other kinds' totals, with 1 adds it again
+	at      int                                // its position in the table
 }
 
-// sep ends a key of an index that is not of one length.
+// sep terminates keys of variable length in an index.
 const sep = "\x00"
 
-// index finds records by something else than their key: its entries are what key
-// returns, which no other's may be a prefix of, and then the record's key.
+// index finds records by something other than their key. Its entries consist of what
+// key returns, which must not be a prefix of another one's, followed by the record's
+// key.
 type index[M record] struct {
 	key    func(M) string // "": the record is not in the index
-	width  int            // of its keys, if they are of one width: then it can be read whole
-	unique string         // what at most one record has, "" if several may have it
-	at     int            // its place among its kind's
+	width  int            // of its keys, if fixed: then the whole index can be iterated
+	unique string         // what at most one record may have; "" if several may
+	at     int            // its position among the kind's indexes
 }
 
-// total is what is kept of all records of a kind together.
+// total is an aggregate of all records of a kind.
 type total[M record] interface {
-	// change is called when a record becomes another; nil stands for none.
+	// change is called when a record is replaced; nil stands for none.
 	change(s *Snapshot, old, new M)
-	// load makes the total anew, of all records.
+	// load recomputes the total from all records.
 	load(s *Snapshot, all iter.Seq[M])
 	copy() total[M]
 }
 
-// rows are the records of one kind in one state.
+// rows holds the records of one kind in one state.
 type rows[M record] struct {
 	copying sync.Mutex // guards copying the trees, which marks their nodes as shared
 	all     tree[M]
@@ -62,7 +63,7 @@ type rows[M record] struct {
 	total   total[M]
 }
 
-// row is a kind, whatever its records are.
+// row is a kind, without its type parameter.
 type row interface {
 	place(at int)
 	section() string
@@ -78,7 +79,7 @@ type row interface {
 
 func (k *kind[M]) in(s *Snapshot) *rows[M] { return s.rows[k.at].(*rows[M]) }
 
-// own makes what t has of a kind t's alone, once.
+// own copies a kind's rows for t's exclusive use, once.
 func (k *kind[M]) own(t *Txn) *rows[M] {
 	if t.owned&(1<<k.at) == 0 {
 		t.owned |= 1 << k.at
@@ -93,8 +94,8 @@ func (k *kind[M]) len(s *Snapshot) int           { return k.in(s).all.len() }
 // each yields the records whose key starts with prefix, in key order.
 func (k *kind[M]) each(s *Snapshot, prefix string) iter.Seq[M] { return k.in(s).all.values(prefix) }
 
-// by yields the records that an index has under a key, or all that it has under "", in
-// the order of the index.
+// by yields the records of an index with the given key, or all of the index for "",
+// in its order.
 func (k *kind[M]) by(s *Snapshot, ix *index[M], key string) iter.Seq[M] {
 	return func(yield func(M) bool) {
 		var nothing M
@@ -106,7 +107,7 @@ func (k *kind[M]) by(s *Snapshot, ix *index[M], key string) iter.Seq[M] {
 	}
 }
 
-// keys yields the keys of the records that an index has under a key.
+// keys yields the keys of the records of an index with the given key.
 func (k *kind[M]) keys(s *Snapshot, ix *index[M], key string) iter.Seq[string] {
 	return k.in(s).keys(ix, key)
 }
@@ -121,7 +122,7 @@ func (r *rows[M]) keys(ix *index[M], key string) iter.Seq[string] {
 	}
 }
 
-// first is the first record that an index has under a key, nil if it has none.
+// first returns the first record of an index with the given key, or nil.
 func (k *kind[M]) first(s *Snapshot, ix *index[M], key string) (m M) {
 	for m := range k.by(s, ix, key) {
 		return m
@@ -180,7 +181,7 @@ func (k *kind[M]) put(t *Txn, of proto.Message) error {
 	return nil
 }
 
-// free says who else has what only one record may have.
+// free fails if another record has what only one may have.
 func (k *kind[M]) free(r *rows[M], m M) error {
 	for _, ix := range k.indexes {
 		entry := ix.key(m)
@@ -201,7 +202,7 @@ func (k *kind[M]) drop(t *Txn, key string) {
 	k.replace(t, key, nothing)
 }
 
-// replace puts m, or nothing where it is nil, in the place of what has its key.
+// replace stores m under its key, or deletes the record if m is nil.
 func (k *kind[M]) replace(t *Txn, key string, m M) {
 	r := k.own(t)
 	old := r.all.get(key)
@@ -244,8 +245,8 @@ func (k *kind[M]) replace(t *Txn, key string, m M) {
 	}
 }
 
-// read takes a record out of a snapshot file. load, afterwards, makes what is kept of
-// all of them: in order, which costs much less than one by one.
+// read adds a record of a snapshot file. load, called afterwards, builds the indexes
+// and totals in key order, which is much cheaper than one by one.
 func (k *kind[M]) read(t *Txn, b []byte) error {
 	m := k.new()
 	if err := proto.Unmarshal(b, m); err != nil {
@@ -290,13 +291,13 @@ func (k *kind[M]) records(s *Snapshot) iter.Seq[proto.Message] {
 	}
 }
 
-// effectOf is what an effect is.
+// effectOf is the oneof of an effect.
 var effectOf = (*dv1.Effect)(nil).ProtoReflect().Descriptor().Oneofs().ByName("of")
 
-// apply writes one effect, whose field's value is given.
+// apply applies one effect, given its field's value.
 type apply func(*Txn, protoreflect.Value) error
 
-// applying returns how each effect is applied, by its field.
+// applying returns the apply function of each effect, by its field's name.
 func applying(table []row) map[protoreflect.Name]apply {
 	out := map[protoreflect.Name]apply{}
 	for _, r := range table {

@@ -27,13 +27,13 @@ var (
 
 func subnetKey(number uint32) string { return string(binary.BigEndian.AppendUint32(nil, number)) }
 
-// Node is nil if there is none.
+// Node returns a node, or nil.
 func (s *Snapshot) Node(id string) *dv1.Node { return nodes.get(s, id) }
 
-// Nodes yields all nodes in the order of their ids.
+// Nodes yields all nodes, sorted by id.
 func (s *Snapshot) Nodes() iter.Seq[*dv1.Node] { return nodes.each(s, "") }
 
-// NodeByName is nil if there is none. The name may be the node's id.
+// NodeByName returns a node by name or id, or nil.
 func (s *Snapshot) NodeByName(name string) *dv1.Node {
 	if n := s.Node(name); n != nil {
 		return n
@@ -41,19 +41,19 @@ func (s *Snapshot) NodeByName(name string) *dv1.Node {
 	return s.NodeNamed(name)
 }
 
-// NodeNamed is nil if there is none.
+// NodeNamed returns a node by name, or nil.
 func (s *Snapshot) NodeNamed(name string) *dv1.Node { return nodes.first(s, nodesByName, name+sep) }
 
-// Subnets is how many nodes have a subnet; SubnetAt returns the number of the i-th of
-// them, in rising order, as subnet.Free wants them.
+// Subnets returns how many nodes have a subnet; SubnetAt returns the number of the
+// i-th subnet in ascending order, as subnet.Free expects.
 func (s *Snapshot) Subnets() int { return nodes.in(s).indexes[nodesBySubnet.at].len() }
 
-// SubnetAt is in O(log n).
+// SubnetAt takes O(log n).
 func (s *Snapshot) SubnetAt(i int) uint32 {
 	return binary.BigEndian.Uint32([]byte(nodes.in(s).indexes[nodesBySubnet.at].at(i)))
 }
 
-// NodeOfSubnet is nil if the subnet is free.
+// NodeOfSubnet returns the node of a subnet, nil if it is free.
 func (s *Snapshot) NodeOfSubnet(number uint32) *dv1.Node {
 	return nodes.first(s, nodesBySubnet, subnetKey(number))
 }

@@ -9,7 +9,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// results come with an entry beside its effects.
+// results are part of an entry beside its effects.
 var results = &kind[*dv1.KeyResult]{
 	name:    "result",
 	key:     func(m *dv1.KeyResult) string { return m.Key },
@@ -21,16 +21,17 @@ var resultsByAge = &index[*dv1.KeyResult]{width: 8, key: func(m *dv1.KeyResult) 
 	return string(binary.BigEndian.AppendUint64(nil, uint64(m.At)))
 }}
 
-// Result is what a key was answered with, nil if it is not (or no longer) known.
+// Result returns the result of an idempotency key, nil if it is not (or no longer)
+// known.
 func (s *Snapshot) Result(key string) *dv1.KeyResult { return results.get(s, key) }
 
-// ResultCount is how many key results are kept.
+// ResultCount returns the number of results.
 func (s *Snapshot) ResultCount() int { return results.len(s) }
 
-// ResultBytes is how much key results take.
+// ResultBytes returns the size of all results.
 func (s *Snapshot) ResultBytes() int { return int(*results.in(s).total.(*resultBytes)) }
 
-// ResultsByAge yields key results, oldest first.
+// ResultsByAge yields results, oldest first.
 func (s *Snapshot) ResultsByAge() iter.Seq[*dv1.KeyResult] { return results.by(s, resultsByAge, "") }
 
 type resultBytes int

@@ -31,32 +31,32 @@ var (
 	}}
 )
 
-// TaskID is the id of the task in a slot of a run over nodes, counted from 1, as of a
-// generation of the run.
+// TaskID returns the id of the task in a slot of a run over nodes, counted from 1,
+// for a generation of the run.
 func TaskID(run []byte, slot uint32, generation uint64) []byte {
 	b := binary.BigEndian.AppendUint32(append([]byte("drover task 1\n"), run...), slot)
 	sum := sha256.Sum256(binary.BigEndian.AppendUint64(b, generation))
 	return sum[:]
 }
 
-// Run is nil if there is none.
+// Run returns a run, or nil.
 func (s *Snapshot) Run(id []byte) *dv1.Run { return runs.get(s, string(id)) }
 
-// Runs yields all runs in the order of their ids.
+// Runs yields all runs, sorted by id.
 func (s *Snapshot) Runs() iter.Seq[*dv1.Run] { return runs.each(s, "") }
 
-// RunByName is nil if there is none. Runs of one have no name: their task has.
+// RunByName returns a run, or nil. Runs of one have no name: their task has.
 func (s *Snapshot) RunByName(name string) *dv1.Run { return runs.first(s, runsByName, name+sep) }
 
-// RunsFilling yields the runs that have more slots than were made.
+// RunsFilling yields the runs that lack tasks for some of their slots.
 func (s *Snapshot) RunsFilling() iter.Seq[*dv1.Run] { return runs.by(s, runsFilling, "") }
 
-// RunHasTasks reports whether a run has at least n tasks, n above 0.
+// RunHasTasks reports whether a run has at least n tasks; n must be above 0.
 func (s *Snapshot) RunHasTasks(run []byte, n int) bool {
 	return atLeast(n, tasks.keys(s, tasksByRun, string(run)))
 }
 
-// SpecInUse reports whether at least n runs and tasks, n above 0, are of a spec.
+// SpecInUse reports whether at least n runs and tasks use a spec; n must be above 0.
 func (s *Snapshot) SpecInUse(spec []byte, n int) bool {
 	return atLeast(n, tasks.keys(s, tasksBySpec, string(spec)), runs.keys(s, runsBySpec, string(spec)))
 }

@@ -11,8 +11,8 @@ var sealed = &kind[*dv1.Sealed]{
 	key:  func(m *dv1.Sealed) string { return m.Name },
 }
 
-// Sealed is nil if there is none.
+// Sealed returns a sealed value, or nil.
 func (s *Snapshot) Sealed(name string) *dv1.Sealed { return sealed.get(s, name) }
 
-// SealedAll yields all that is sealed in the order of names.
+// SealedAll yields all sealed values, sorted by name.
 func (s *Snapshot) SealedAll() iter.Seq[*dv1.Sealed] { return sealed.each(s, "") }

@@ -14,11 +14,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A snapshot file is the magic, then sections: name (1 byte length), count
-// and length (4 bytes each, big-endian), payload, CRC-32C over all of that.
-// A payload is records, each with a 4-byte length. A kind with much in it has
-// several sections, so that a reader needs a bounded buffer. "head" comes
-// first; "end" is last and holds the state hash.
+// A snapshot file is the magic, followed by sections: name (1 byte length), count
+// and length (4 bytes each, big-endian), payload, and a CRC-32C over all of these. A
+// payload is a list of records, each with a 4-byte length. A large kind has several
+// sections, so that a reader needs a bounded buffer. "head" comes first; "end" is
+// last and holds the state hash.
 const (
 	magic       = "drover-state 1\n"
 	sectionSize = 1 << 20
@@ -27,7 +27,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Hash is over everything in the state: equal on members that agree.
+// Hash returns a hash of the whole state, equal on members that agree.
 func (s *Snapshot) Hash() [32]byte {
 	h := sha256.New()
 	h.Write(s.head())
@@ -50,7 +50,7 @@ func (s *Snapshot) head() []byte {
 func appendRecord(b []byte, m proto.Message) []byte {
 	at := len(b)
 	b = append(b, 0, 0, 0, 0)
-	// Marshalling fails only for invalid UTF-8, which unmarshalling refused.
+	// Marshalling fails only for invalid UTF-8, which unmarshalling has refused.
 	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, m)
 	if err != nil {
 		panic(fmt.Sprintf("state holds a message that can't be encoded: %v", err))
@@ -103,12 +103,12 @@ func writeSection(w io.Writer, name string, count uint32, payload []byte) error 
 	return nil
 }
 
-// Read reads a snapshot file, all of it or an error.
+// Read reads a snapshot file, completely or not at all.
 func Read(r io.Reader) (*Snapshot, error) {
 	br := bufio.NewReader(r)
 	head := make([]byte, len(magic))
 	if _, err := io.ReadFull(br, head); err != nil || string(head) != magic {
-		return nil, errors.New("not a drover state snapshot of a version known here")
+		return nil, errors.New("not a drover state snapshot of a known version")
 	}
 	t := NewTxn(empty())
 	for first := true; ; first = false {
@@ -132,7 +132,7 @@ func Read(r io.Reader) (*Snapshot, error) {
 				}
 			}
 			if hash := t.Hash(); !bytes.Equal(payload, hash[:]) {
-				return nil, errors.New("the state hash differs from the one recorded")
+				return nil, errors.New("state hash mismatch")
 			}
 			return t.done(), nil
 		default:
@@ -146,12 +146,12 @@ func Read(r io.Reader) (*Snapshot, error) {
 func readSection(r *bufio.Reader) (name string, count uint32, payload []byte, err error) {
 	n, err := r.ReadByte()
 	if err != nil {
-		return "", 0, nil, fmt.Errorf("it is cut off: %w", err)
+		return "", 0, nil, fmt.Errorf("truncated: %w", err)
 	}
 	hdr := make([]byte, 1+int(n)+8)
 	hdr[0] = n
 	if _, err := io.ReadFull(r, hdr[1:]); err != nil {
-		return "", 0, nil, fmt.Errorf("it is cut off: %w", err)
+		return "", 0, nil, fmt.Errorf("truncated: %w", err)
 	}
 	name = string(hdr[1 : 1+n])
 	count = binary.BigEndian.Uint32(hdr[1+n:])
@@ -159,17 +159,17 @@ func readSection(r *bufio.Reader) (name string, count uint32, payload []byte, er
 	if size > maxSection {
 		return "", 0, nil, fmt.Errorf("section %q claims %d bytes", name, size)
 	}
-	// Read what is there rather than allocate what is claimed.
+	// Read what is there instead of allocating what is claimed.
 	payload, err = io.ReadAll(io.LimitReader(r, int64(size)))
 	var sum [4]byte
 	if err == nil {
 		_, err = io.ReadFull(r, sum[:])
 	}
 	if err != nil || len(payload) != int(size) {
-		return "", 0, nil, fmt.Errorf("section %q is cut off", name)
+		return "", 0, nil, fmt.Errorf("section %q is truncated", name)
 	}
 	if crc32.Update(crc32.Checksum(hdr, castagnoli), castagnoli, payload) != binary.BigEndian.Uint32(sum[:]) {
-		return "", 0, nil, fmt.Errorf("section %q is damaged: its checksum differs", name)
+		return "", 0, nil, fmt.Errorf("section %q is damaged: checksum mismatch", name)
 	}
 	return name, count, payload, nil
 }
@@ -177,7 +177,7 @@ func readSection(r *bufio.Reader) (name string, count uint32, payload []byte, er
 func (t *Txn) readRecords(kind string, count uint32, p []byte) error {
 	i := slices.IndexFunc(table, func(k row) bool { return k.section() == kind })
 	if i < 0 {
-		return errors.New("it is of a kind unknown here: a newer version wrote it")
+		return errors.New("unknown kind: written by a newer version")
 	}
 	for ; len(p) > 0; count-- {
 		if len(p) < 4 || count == 0 {
@@ -185,7 +185,7 @@ func (t *Txn) readRecords(kind string, count uint32, p []byte) error {
 		}
 		n := binary.BigEndian.Uint32(p)
 		if uint64(n) > uint64(len(p)-4) {
-			return errors.New("a record is cut off")
+			return errors.New("truncated record")
 		}
 		if err := table[i].read(t, p[4:4+n]); err != nil {
 			return err
@@ -193,7 +193,7 @@ func (t *Txn) readRecords(kind string, count uint32, p []byte) error {
 		p = p[4+n:]
 	}
 	if count != 0 {
-		return errors.New("records are missing")
+		return errors.New("missing records")
 	}
 	return nil
 }

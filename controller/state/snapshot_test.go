@@ -46,19 +46,19 @@ func TestWrongFilesAreRefused(t *testing.T) {
 	}{
 		{"nothing", "not a drover state snapshot", nil},
 		{"another file", "not a drover state snapshot", []byte("drover-state 2\n and more")},
-		{"cut off behind the magic", "cut off", good[:len(magic)]},
-		{"cut off in a section", "cut off", good[:len(good)-70]},
-		{"without its end", "cut off", good[:len(good)-32-4-9-3]},
+		{"cut off behind the magic", "truncated", good[:len(magic)]},
+		{"cut off in a section", "truncated", good[:len(good)-70]},
+		{"without its end", "truncated", good[:len(good)-32-4-9-3]},
 		{"a flipped bit", "", flipped},
 		{"no head", "head section is missing", joined(section("tag", 1, record))},
 		{"two heads", "head section is missing or misplaced", joined(head, head)},
 		{"a short head", "head section is malformed", joined(section("head", 1, make([]byte, 15)))},
-		{"a kind of the future", "unknown here", joined(head, section("volume", 1, record))},
-		{"fewer records than counted", "records are missing", joined(head, section("tag", 2, record))},
+		{"a kind of the future", "unknown", joined(head, section("volume", 1, record))},
+		{"fewer records than counted", "missing records", joined(head, section("tag", 2, record))},
 		{"more records than counted", "malformed records", joined(head, section("tag", 0, record))},
-		{"a record that is cut off", "is cut off", joined(head, section("tag", 1, record[:len(record)-1]))},
+		{"a record that is cut off", "truncated record", joined(head, section("tag", 1, record[:len(record)-1]))},
 		{"a record that is none", "section tag", joined(head, section("tag", 1, []byte{0, 0, 0, 1, 0xff}))},
-		{"another hash", "state hash differs", joined(head, section("tag", 1, record), section("end", 1, make([]byte, 32)))},
+		{"another hash", "state hash mismatch", joined(head, section("tag", 1, record), section("end", 1, make([]byte, 32)))},
 		{"a section that claims too much", "claims", joined(head, []byte("\x03tag\x00\x00\x00\x01\xff\xff\xff\xff"))},
 	} {
 		if _, err := Read(bytes.NewReader(c.file)); err == nil || !strings.Contains(err.Error(), c.why) {
@@ -141,9 +141,9 @@ func TestEntriesThatHalt(t *testing.T) {
 		"no message":        {[]byte{0xff}, "decoding"},
 		"another format":    {raw(&dv1.Entry{Format: 9, Type: EntryEffects}), "format 9"},
 		"another type":      {raw(&dv1.Entry{Format: Format, Type: 9}), "type 9"},
-		"a higher level":    {raw(&dv1.Entry{Format: Format, Type: EntryEffects, MinVersion: FeatureLevel + 1}), "needs feature level"},
+		"a higher level":    {raw(&dv1.Entry{Format: Format, Type: EntryEffects, MinVersion: FeatureLevel + 1}), "requires feature level"},
 		"a keyless result":  {entry(t, 0, 1, []*dv1.KeyResult{{}}), "no key"},
-		"an unknown effect": {unknown, "unknown here"},
+		"an unknown effect": {unknown, "unknown"},
 		"a name twice":      {entry(t, 0, 1, nil, task("a", "web"), task("b", "web")), `name "web"`},
 	} {
 		s := NewStore()

@@ -25,13 +25,13 @@ var specs = &kind[*dv1.Spec]{
 
 var specsByImage = &index[*dv1.Spec]{key: func(m *dv1.Spec) string { return m.Digest + sep }}
 
-// Spec is nil if there is none.
+// Spec returns a spec, or nil.
 func (s *Snapshot) Spec(id []byte) *dv1.Spec { return specs.get(s, string(id)) }
 
 // Specs yields all specs.
 func (s *Snapshot) Specs() iter.Seq[*dv1.Spec] { return specs.each(s, "") }
 
-// TasksOfImage yields the tasks whose spec names the image.
+// TasksOfImage yields the tasks whose spec uses the image.
 func (s *Snapshot) TasksOfImage(digest string) iter.Seq[*dv1.Task] {
 	return func(yield func(*dv1.Task) bool) {
 		for spec := range specs.keys(s, specsByImage, digest+sep) {
@@ -44,13 +44,13 @@ func (s *Snapshot) TasksOfImage(digest string) iter.Seq[*dv1.Task] {
 	}
 }
 
-// reservation is what a container of a spec reserves of its node.
+// reservation is what each container of a spec reserves on its node.
 type reservation struct {
 	memory   int64 // bytes
 	nanoCPUs int64
 }
 
-// reservations are read out of specs once, as they come.
+// reservations caches what specs reserve, decoded once when they are written.
 type reservations struct{ bySpec tree[reservation] }
 
 func (r reservations) copy() total[*dv1.Spec] { return reservations{r.bySpec.copy()} }

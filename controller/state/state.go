@@ -1,9 +1,9 @@
-// Package state holds what the replicated log has decided, as immutable
-// copy-on-write snapshots behind a typed store.
-// It is deterministic: deciding, proposing and telling agents are left to
-// command, consensus and dispatch, and times come out of log entries.
+// Package state holds what the replicated log has decided, as immutable copy-on-
+// write snapshots behind a typed store. It is deterministic: deciding, proposing and
+// informing agents are left to command, consensus and dispatch, and times come from
+// log entries.
 //
-// What a state holds is a table of kinds (table.go), each in a file of its own.
+// A state is a table of kinds (table.go), each in a file of its own.
 package state
 
 // Feature levels: what entries hold that earlier builds can't apply. What a level
@@ -24,7 +24,7 @@ type Snapshot struct {
 	index  uint64
 	time   int64
 	rows   []any // *rows[M] for each kind of the table
-	writer *Txn  // who still writes it, nil if nobody does
+	writer *Txn  // which may still write to it; nil if it is immutable
 }
 
 func empty() *Snapshot {
@@ -35,8 +35,9 @@ func empty() *Snapshot {
 	return s
 }
 
-// Index is the raft index of the last entry that changed the state: its version.
+// Index returns the raft index of the last entry that changed the state: its
+// version.
 func (s *Snapshot) Index() uint64 { return s.index }
 
-// Time is the state's time in Unix nanoseconds; it never goes back.
+// Time returns the state's time in Unix nanoseconds, which never decreases.
 func (s *Snapshot) Time() int64 { return s.time }

@@ -17,23 +17,23 @@ const (
 	EntryEffects = 1
 )
 
-// ErrBase refuses an entry that was decided on another version; it changed nothing.
+// ErrBase refuses an entry that was decided on another version; nothing was changed.
 var ErrBase = errors.New("entry was decided on another state version")
 
-// FatalError is an entry that this member cannot apply. It must halt: going
-// on would let its state drift from the others'.
+// FatalError reports an entry that this member cannot apply. The member must halt:
+// otherwise its state would diverge from the others'.
 type FatalError struct {
 	Index uint64
 	Err   error
 }
 
 func (e *FatalError) Error() string {
-	return fmt.Sprintf("log entry %d cannot be applied, this member halts: %v", e.Index, e.Err)
+	return fmt.Sprintf("log entry %d cannot be applied, halting this member: %v", e.Index, e.Err)
 }
 func (e *FatalError) Unwrap() error { return e.Err }
 
-// Store is the state of one member. Apply and Restore are called by one
-// goroutine; Snapshot by any.
+// Store is the state of one member. Apply and Restore must be called from one
+// goroutine; Snapshot is safe for concurrent use.
 type Store struct {
 	cur   atomic.Pointer[Snapshot]
 	fatal atomic.Pointer[FatalError]
@@ -45,10 +45,10 @@ func NewStore() *Store {
 	return s
 }
 
-// Snapshot is the state now.
+// Snapshot returns the current state.
 func (s *Store) Snapshot() *Snapshot { return s.cur.Load() }
 
-// Fatal is the error this member halted with, nil if it did not.
+// Fatal returns the error that halted this member, or nil.
 func (s *Store) Fatal() error {
 	if f := s.fatal.Load(); f != nil {
 		return f
@@ -56,9 +56,8 @@ func (s *Store) Fatal() error {
 	return nil
 }
 
-// Apply applies the log entry at index and gives it back decoded. ErrBase
-// leaves the state as it was; a *FatalError, besides that, makes every later
-// Apply fail too.
+// Apply applies the log entry at index and returns it decoded. On ErrBase the state
+// is unchanged; after a *FatalError every later Apply fails too.
 func (s *Store) Apply(index uint64, data []byte) (*dv1.Entry, error) {
 	if f := s.fatal.Load(); f != nil {
 		return nil, f
@@ -93,7 +92,7 @@ func (s *Store) halt(index uint64, err error) error {
 	return f
 }
 
-// Restore replaces the state by a snapshot; on error it stays as it was.
+// Restore replaces the state with a snapshot; on error it is unchanged.
 func (s *Store) Restore(r io.Reader) error {
 	if f := s.fatal.Load(); f != nil {
 		return f
@@ -113,11 +112,11 @@ func decode(data []byte) (*dv1.Entry, error) {
 	}
 	switch {
 	case e.Format != Format:
-		return nil, fmt.Errorf("format %d is unknown here", e.Format)
+		return nil, fmt.Errorf("format %d is unknown", e.Format)
 	case e.Type != EntryEffects:
-		return nil, fmt.Errorf("entry type %d is unknown here", e.Type)
+		return nil, fmt.Errorf("entry type %d is unknown", e.Type)
 	case e.MinVersion > FeatureLevel:
-		return nil, fmt.Errorf("it needs feature level %d, this build has %d", e.MinVersion, FeatureLevel)
+		return nil, fmt.Errorf("requires feature level %d, this build has %d", e.MinVersion, FeatureLevel)
 	}
 	for i, r := range e.Results {
 		if r.Key == "" {

@@ -1,7 +1,7 @@
 package state
 
-// table is all that a state holds, in the order of a snapshot file: what others are
-// counted by comes first, as a task's spec.
+// table lists everything that a state holds, in the order of a snapshot file: what
+// other kinds' totals depend on comes first, such as a task's spec.
 var table = numbered(
 	clusters,
 	specs,
@@ -19,7 +19,7 @@ var table = numbered(
 	ended,
 )
 
-// effects is how each effect of the log is applied to it.
+// effects maps each effect of the log to the function that applies it.
 var effects = applying(table)
 
 func numbered(rows ...row) []row {

@@ -15,13 +15,13 @@ var tags = &kind[*dv1.Tag]{
 
 var tagsByImage = &index[*dv1.Tag]{key: func(m *dv1.Tag) string { return m.Digest + sep }}
 
-// Tag is nil if there is none.
+// Tag returns a tag, or nil.
 func (s *Snapshot) Tag(ref string) *dv1.Tag { return tags.get(s, ref) }
 
-// Tags yields all tags in the order of their references.
+// Tags yields all tags, sorted by reference.
 func (s *Snapshot) Tags() iter.Seq[*dv1.Tag] { return tags.each(s, "") }
 
-// TagsOf returns the refs that name a digest, sorted.
+// TagsOf returns the tags of a digest, sorted.
 func (s *Snapshot) TagsOf(digest string) []string {
 	return slices.Collect(tags.keys(s, tagsByImage, digest+sep))
 }

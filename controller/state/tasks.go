@@ -27,7 +27,7 @@ var (
 	}}
 	tasksByRun  = &index[*dv1.Task]{key: func(m *dv1.Task) string { return string(m.RunId) }}
 	tasksBySpec = &index[*dv1.Task]{key: func(m *dv1.Task) string { return string(m.SpecId) }}
-	// The newest first.
+	// Newest first.
 	tasksByAge     = &index[*dv1.Task]{width: 8, key: age}
 	liveTasksByAge = &index[*dv1.Task]{width: 8, key: func(m *dv1.Task) string {
 		if !Live(m) {
@@ -39,16 +39,16 @@ var (
 
 func age(m *dv1.Task) string { return string(binary.BigEndian.AppendUint64(nil, ^uint64(m.Created))) }
 
-// Live reports whether a task's current attempt may have a process: it is wanted, and
-// the log knows of no end.
+// Live reports whether a task's current attempt may have a process: it is desired,
+// and the log has no exit of it.
 func Live(t *dv1.Task) bool { return t.Attempt > 0 && t.Failed == "" && LastExit(t) == nil }
 
-// Running reports whether a task's current attempt has begun, as far as the log knows,
-// and has not ended.
+// Running reports whether a task's current attempt has started and not exited, as
+// far as the log knows.
 func Running(t *dv1.Task) bool { return Live(t) && t.Started != 0 }
 
-// LastExit is how a task's current attempt ended, nil if it has not: the exits of
-// earlier attempts, and of lives after which its agent began anew, are not the last.
+// LastExit returns how a task's current attempt ended, nil if it has not: exits of
+// earlier attempts, and exits that the agent has restarted after, don't count.
 func LastExit(t *dv1.Task) *dv1.Exit {
 	if e := t.Exit; e != nil && (e.Attempt > t.Attempt || e.Attempt == t.Attempt && e.Restarts >= t.Restarts) {
 		return e
@@ -56,14 +56,14 @@ func LastExit(t *dv1.Task) *dv1.Exit {
 	return nil
 }
 
-// Task is nil if there is none.
+// Task returns a task, or nil.
 func (s *Snapshot) Task(id []byte) *dv1.Task { return tasks.get(s, string(id)) }
 
-// TaskByName takes the name without its leading slash.
+// TaskByName returns a task, or nil. The name has no leading slash.
 func (s *Snapshot) TaskByName(name string) *dv1.Task { return tasks.first(s, tasksByName, name+sep) }
 
-// TasksByPrefix returns the tasks whose hex id starts with prefix; none for
-// what isn't hex, or empty.
+// TasksByPrefix returns the tasks whose hex id starts with prefix; none if it is
+// empty or not hex.
 func (s *Snapshot) TasksByPrefix(prefix string) []*dv1.Task {
 	prefix = strings.ToLower(prefix)
 	raw, err := hex.DecodeString(prefix[:len(prefix)&^1])
@@ -79,11 +79,11 @@ func (s *Snapshot) TasksByPrefix(prefix string) []*dv1.Task {
 	return out
 }
 
-// Tasks yields all tasks in the order of their ids.
+// Tasks yields all tasks, sorted by id.
 func (s *Snapshot) Tasks() iter.Seq[*dv1.Task] { return tasks.each(s, "") }
 
-// TasksByAge yields all tasks, the newest first, those of one time in the order of
-// their ids: docker's order of lists.
+// TasksByAge yields all tasks, newest first and those of one time sorted by
+// id, as docker lists them.
 func (s *Snapshot) TasksByAge() iter.Seq[*dv1.Task] { return tasks.by(s, tasksByAge, "") }
 
 // TaskNames yields the names of tasks that start with prefix, in order.

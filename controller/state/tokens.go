@@ -12,8 +12,8 @@ var tokens = &kind[*dv1.Token]{
 	stamp: func(m *dv1.Token, index uint64) { m.Revision = index },
 }
 
-// Token is nil if there is none.
+// Token returns a token, or nil.
 func (s *Snapshot) Token(id string) *dv1.Token { return tokens.get(s, id) }
 
-// Tokens yields all tokens in the order of their ids.
+// Tokens yields all tokens, sorted by id.
 func (s *Snapshot) Tokens() iter.Seq[*dv1.Token] { return tokens.each(s, "") }

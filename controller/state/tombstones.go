@@ -15,10 +15,10 @@ var tombstones = &kind[*dv1.Tombstone]{
 
 var tombstonesByNode = &index[*dv1.Tombstone]{key: func(m *dv1.Tombstone) string { return m.NodeId + sep }}
 
-// Tombstone is a removal that its agent has not acknowledged, nil if there is none.
+// Tombstone returns a task's unacknowledged removal, or nil.
 func (s *Snapshot) Tombstone(task []byte) *dv1.Tombstone { return tombstones.get(s, string(task)) }
 
-// Tombstones yields a node's removals that it has not acknowledged; "" for all.
+// Tombstones yields the unacknowledged removals of a node; of all nodes for "".
 func (s *Snapshot) Tombstones(node string) iter.Seq[*dv1.Tombstone] {
 	if node == "" {
 		return tombstones.each(s, "")

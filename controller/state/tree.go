@@ -12,13 +12,13 @@ type item[V any] struct {
 	val V
 }
 
-// tree is a sorted map. Copying one is cheap, and so is what both write afterwards.
+// tree is a sorted map with cheap copies, which share nodes until written.
 type tree[V any] struct{ t *btree.BTreeG[item[V]] }
 
 type none = struct{}
 
-// newTree makes a tree without locks: a Snapshot's trees are only read, a Txn's own
-// have one owner, and rows guard copying.
+// newTree returns a tree without locks: a Snapshot's trees are only read, a Txn's
+// own have one owner, and rows guard copying.
 func newTree[V any]() tree[V] {
 	return tree[V]{btree.NewBTreeGOptions(func(a, b item[V]) bool { return a.key < b.key }, btree.Options{NoLocks: true, Degree: 16})}
 }
@@ -33,14 +33,14 @@ func (t tree[V]) get(k string) (v V) {
 
 func (t tree[V]) set(k string, v V) { t.t.Set(item[V]{k, v}) }
 
-// load sets what is behind all that t has: of keys in order that is quicker than set.
+// load sets a key above all others, which is quicker than set.
 func (t tree[V]) load(k string, v V) { t.t.Load(item[V]{k, v}) }
 
 func (t tree[V]) del(k string)  { t.t.Delete(item[V]{key: k}) }
 func (t tree[V]) copy() tree[V] { return tree[V]{t.t.Copy()} }
 func (t tree[V]) len() int      { return t.t.Len() }
 
-// at returns the key at a place in the order, in O(log n).
+// at returns the i-th key, in O(log n).
 func (t tree[V]) at(i int) string {
 	it, _ := t.t.GetAt(i)
 	return it.key

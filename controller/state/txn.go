@@ -7,16 +7,16 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Txn is a private, writable copy of a Snapshot: what a batch of commands is
-// decided on, and what Apply writes. One goroutine owns it. A kind's records are
-// copied when the first of them is written.
+// Txn is a private, writable copy of a Snapshot: what a batch of commands is decided
+// on, and what Apply writes. It must be used by one goroutine. A kind's rows are
+// copied at the first write.
 type Txn struct {
 	Snapshot
-	owned uint64 // kinds that were copied, a bit for each
-	rev   uint64 // stamped into revisions; 0 leaves them
+	owned uint64 // bitmap of the kinds that were copied
+	rev   uint64 // stamped into revisions; 0 leaves them unchanged
 }
 
-// NewTxn copies s; s stays as it is, and may itself be a Txn's view.
+// NewTxn copies s, which stays unchanged, and may itself be a Txn's view.
 func NewTxn(s *Snapshot) *Txn {
 	if s.writer != nil {
 		s.writer.owned = 0
@@ -26,26 +26,26 @@ func NewTxn(s *Snapshot) *Txn {
 	return t
 }
 
-// View reads the transaction, with all that was written to it so far.
+// View returns the transaction's state, including everything written so far.
 func (t *Txn) View() *Snapshot { return &t.Snapshot }
 
-// done returns the state as it was written. t must not be written any more.
+// done returns the final state. t must not be written to afterwards.
 func (t *Txn) done() *Snapshot {
 	t.writer = nil
 	return &t.Snapshot
 }
 
-// Apply writes effects in order, and keeps their messages.
+// Apply applies effects in order, and keeps references to their messages.
 func (t *Txn) Apply(all ...*dv1.Effect) error {
 	for i, e := range all {
 		m := e.ProtoReflect()
 		field := m.WhichOneof(effectOf)
 		if field == nil {
-			return fmt.Errorf("effect %d is unknown here: a newer version wrote it", i)
+			return fmt.Errorf("effect %d is unknown: written by a newer version", i)
 		}
 		apply := effects[field.Name()]
 		if apply == nil {
-			return fmt.Errorf("effect %d: no kind of the state takes a %s", i, field.Name())
+			return fmt.Errorf("effect %d: no kind of the state has a %s", i, field.Name())
 		}
 		if err := apply(t, m.Get(field)); err != nil {
 			return fmt.Errorf("effect %d: %w", i, err)
@@ -54,5 +54,5 @@ func (t *Txn) Apply(all ...*dv1.Effect) error {
 	return nil
 }
 
-// PutResult keeps the answer to a key.
+// PutResult stores the result of an idempotency key.
 func (t *Txn) PutResult(r *dv1.KeyResult) { results.replace(t, r.Key, r) }

@@ -10,24 +10,24 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Use is what a node's tasks take of it. Nothing in it may be modified.
+// Use is what a node's tasks use of it. It must not be modified.
 type Use struct {
 	Counts
-	Wanted   int         // tasks that are created or meant to run: what a node is loaded by
-	Memory   int64       // bytes that the wanted ones reserve
-	NanoCPUs int64       // that the wanted ones reserve
-	Ports    []*dv1.Port // host ports of those that are meant to run
+	Wanted   int         // tasks that are created or should run: the node's load
+	Memory   int64       // bytes reserved by the wanted ones
+	NanoCPUs int64       // reserved by the wanted ones
+	Ports    []*dv1.Port // host ports of those that should run
 }
 
-// Counts is how many tasks there are. Each is one of these.
+// Counts is the number of tasks, each of which is counted once.
 type Counts struct {
-	Created int // no attempt was asked for yet
-	Running int // as Running has it
-	Begun   int // the current attempt is wanted and is not known to run
+	Created int // never started
+	Running int // as Running defines it
+	Begun   int // the current attempt is wanted and not known to run
 	Ended   int // the current attempt has ended, or never began
 }
 
-// All is how many there are together.
+// All returns the total.
 func (c Counts) All() int { return c.Created + c.Running + c.Begun + c.Ended }
 
 func (c *Counts) add(o Counts, by int) {
@@ -37,7 +37,7 @@ func (c *Counts) add(o Counts, by int) {
 	c.Ended += by * o.Ended
 }
 
-// Use is what a node's tasks take of it now.
+// Use returns what a node's tasks use of it.
 func (s *Snapshot) Use(node string) Use {
 	if u := tasks.in(s).total.(*usage).byNode.get(node); u != nil {
 		return *u
@@ -45,10 +45,10 @@ func (s *Snapshot) Use(node string) Use {
 	return Use{}
 }
 
-// Counts is how many tasks the fleet has.
+// Counts returns the number of tasks of the fleet.
 func (s *Snapshot) Counts() Counts { return tasks.in(s).total.(*usage).all }
 
-// NodesOfImage yields the nodes that have a task of an image, in the order of their ids.
+// NodesOfImage yields the ids of nodes that have a task of an image, sorted.
 func (s *Snapshot) NodesOfImage(digest string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for k := range tasks.in(s).total.(*usage).byImage.from(digest + sep) {
@@ -64,11 +64,11 @@ func (s *Snapshot) HasTaskOfImage(node, digest string) bool {
 	return tasks.in(s).total.(*usage).byImage.get(digest+sep+node) > 0
 }
 
-// usage is what all tasks take, kept as they change.
+// usage aggregates what all tasks use.
 type usage struct {
 	all     Counts
-	byNode  tree[*Use] // of nodes that have any
-	byImage tree[int]  // how many tasks of an image a node has, by both
+	byNode  tree[*Use] // nodes without tasks are missing
+	byImage tree[int]  // number of tasks per image and node
 }
 
 func newUsage() total[*dv1.Task] { return &usage{byNode: newTree[*Use](), byImage: newTree[int]()} }
@@ -76,7 +76,7 @@ func newUsage() total[*dv1.Task] { return &usage{byNode: newTree[*Use](), byImag
 func (u *usage) copy() total[*dv1.Task] { return &usage{u.all, u.byNode.copy(), u.byImage.copy()} }
 
 func (u *usage) change(s *Snapshot, old, m *dv1.Task) {
-	if from, to := held(s, old), held(s, m); from != to {
+	if from, to := imageOnNode(s, old), imageOnNode(s, m); from != to {
 		u.hold(from, -1)
 		u.hold(to, 1)
 	}
@@ -106,8 +106,8 @@ func (u *usage) move(node string, by Use, sign int) {
 	u.byNode.set(node, &n)
 }
 
-// held names a task's image on its node, "" if it has not both.
-func held(s *Snapshot, t *dv1.Task) string {
+// imageOnNode returns the key of a task's image and node, "" if it lacks either.
+func imageOnNode(s *Snapshot, t *dv1.Task) string {
 	spec := s.Spec(t.GetSpecId())
 	if spec == nil || t.NodeId == "" {
 		return ""
@@ -134,7 +134,7 @@ func (u *usage) load(s *Snapshot, all iter.Seq[*dv1.Task]) {
 			byNode[t.NodeId] = &Use{}
 		}
 		byNode[t.NodeId].add(is, 1)
-		byImage[held(s, t)]++
+		byImage[imageOnNode(s, t)]++
 	}
 	delete(byNode, "")
 	delete(byImage, "")
@@ -146,7 +146,7 @@ func (u *usage) load(s *Snapshot, all iter.Seq[*dv1.Task]) {
 	}
 }
 
-// add counts what tasks take that come, or with a sign of -1 go.
+// add adds by, or subtracts it if sign is -1.
 func (u *Use) add(by Use, sign int) {
 	u.Counts.add(by.Counts, sign)
 	u.Wanted += sign * by.Wanted
@@ -161,7 +161,7 @@ func (u *Use) add(by Use, sign int) {
 	}
 }
 
-// without returns ports less others, each of which is among them.
+// without returns ports minus others, which must all be contained.
 func without(ports, others []*dv1.Port) []*dv1.Port {
 	out := slices.Clone(ports)
 	for _, o := range others {
@@ -172,7 +172,7 @@ func without(ports, others []*dv1.Port) []*dv1.Port {
 	return out
 }
 
-// taken is what one task takes of its node.
+// taken returns what one task uses of its node.
 func taken(s *Snapshot, t *dv1.Task) (u Use) {
 	if t == nil {
 		return u

@@ -12,22 +12,22 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// sharedAdmin is the admin whose key all controllers' hosts had in fleets that earlier
-// builds made.
+// sharedAdmin is the admin whose key was shared by all controllers' hosts in fleets
+// created by earlier builds.
 const sharedAdmin = "admin"
 
-// AdminOptions of OwnAdmin.
+// AdminOptions configures OwnAdmin.
 type AdminOptions struct {
 	Dir       string        // of the admin's identity on this host
 	Self      pki.Principal // this controller
 	Snapshot  func() *state.Snapshot
-	Propose   func(context.Context, *dv1.Command) (*dv1.CommandResult, error) // at whoever leads
+	Propose   func(context.Context, *dv1.Command) (*dv1.CommandResult, error) // relays to the leader
 	Authority func() (*pki.Authority, error)
 	Logger    *slog.Logger
 }
 
-// OwnAdmin makes an admin's identity for this host where it has the shared one, or the
-// half of a new one that a crash left. It retries until that is done or ctx ends.
+// OwnAdmin creates an admin identity for this host if it has the shared one, or an
+// incomplete one after a crash. It retries until that succeeds or ctx is done.
 func OwnAdmin(ctx context.Context, o AdminOptions) error {
 	has, err := pki.LoadFiles(o.Dir)
 	if err == nil && has.Principal.ID == pki.AdminOf(o.Self.ID) || errors.Is(err, fs.ErrNotExist) {
@@ -38,11 +38,11 @@ func OwnAdmin(ctx context.Context, o AdminOptions) error {
 	for warned := false; ; warned = true {
 		err := makeAdmin(ctx, o)
 		if err == nil {
-			o.Logger.Info("this host has an admin's identity of its own now; copies of the one before are good until a controller is removed", "dir", o.Dir)
+			o.Logger.Info("this host now has its own admin identity; copies of the previous one stay valid until a controller is removed", "dir", o.Dir)
 			return nil
 		}
 		if ctx.Err() == nil && !warned {
-			o.Logger.Warn("this host has no admin's identity of its own yet", "err", err)
+			o.Logger.Warn("creating an admin identity for this host failed, retrying", "err", err)
 		}
 		select {
 		case <-t.C:

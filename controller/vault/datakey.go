@@ -17,7 +17,7 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// DataKey seals every secret in raft. It is itself there wrapped for each
+// DataKey seals every secret in raft, where it is itself stored, wrapped for each
 // controller's HPKE key and for the operator's recovery key. Wrapping protects
 // snapshots and logs that leave the hosts, not a stolen controller's disk.
 type DataKey struct {
@@ -25,7 +25,7 @@ type DataKey struct {
 	key []byte // AES-256-GCM
 }
 
-// NewDataKey makes a data key.
+// NewDataKey generates a data key.
 func NewDataKey() (*DataKey, error) {
 	id, err := identity.NewID()
 	if err != nil {
@@ -33,12 +33,12 @@ func NewDataKey() (*DataKey, error) {
 	}
 	k := make([]byte, 32)
 	if _, err := rand.Read(k); err != nil {
-		return nil, fmt.Errorf("making the data key: %w", err)
+		return nil, fmt.Errorf("generating the data key: %w", err)
 	}
 	return &DataKey{ID: id, key: k}, nil
 }
 
-// Seal encrypts a secret under its name, so that none can stand for another.
+// Seal encrypts a secret bound to its name, so that secrets can't be swapped.
 func (d *DataKey) Seal(name string, secret []byte) (*dv1.Sealed, error) {
 	g, err := d.gcm()
 	if err != nil {
@@ -63,7 +63,7 @@ func (d *DataKey) Open(s *dv1.Sealed) ([]byte, error) {
 	return b, nil
 }
 
-// WrapFor encrypts the data key itself for a holder of an HPKE key.
+// WrapFor encrypts the data key itself for the holder of an HPKE key.
 func (d *DataKey) WrapFor(name string, pk hpke.PublicKey) (*dv1.Sealed, error) {
 	b, err := hpke.Seal(pk, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(name), d.key)
 	if err != nil {
@@ -72,8 +72,8 @@ func (d *DataKey) WrapFor(name string, pk hpke.PublicKey) (*dv1.Sealed, error) {
 	return &dv1.Sealed{Name: name, DataKey: d.ID, Blob: b, Recipient: pk.Bytes()}, nil
 }
 
-// Rotate makes a new data key, seals everything that d sealed with it, and wraps
-// it for those who are given, by id, with their HPKE public keys, and for the
+// Rotate generates a new data key, seals with it everything that d sealed, and wraps
+// it for the given controllers, by id with their HPKE public keys, and for the
 // recovery key.
 func (d *DataKey) Rotate(all iter.Seq[*dv1.Sealed], controllers map[string][]byte) (*dv1.RotateDataKey, error) {
 	fresh, err := NewDataKey()
@@ -100,7 +100,7 @@ func (d *DataKey) Rotate(all iter.Seq[*dv1.Sealed], controllers map[string][]byt
 		case strings.HasPrefix(old.Name, command.WrapPrefix):
 		case old.Name == command.RecoveryName:
 			if len(old.Recipient) == 0 {
-				continue // of before recipients were kept
+				continue // from before recipients were stored
 			}
 			if err := wrap(command.RecoveryName, old.Recipient); err != nil {
 				return nil, err
@@ -120,7 +120,7 @@ func (d *DataKey) Rotate(all iter.Seq[*dv1.Sealed], controllers map[string][]byt
 	return out, nil
 }
 
-// Unwrap opens a data key that WrapFor wrapped, with the raw HPKE private key.
+// Unwrap decrypts a data key that WrapFor wrapped, with the raw HPKE private key.
 func Unwrap(s *dv1.Sealed, rawKey []byte) (*DataKey, error) {
 	sk, err := pki.SealingKEM().NewPrivateKey(rawKey)
 	if err != nil {
@@ -133,13 +133,13 @@ func Unwrap(s *dv1.Sealed, rawKey []byte) (*DataKey, error) {
 	return &DataKey{ID: s.GetDataKey(), key: k}, nil
 }
 
-// NewRecoveryKey makes the operator's recovery key, commits the data key wrapped for
-// it, and only then returns the key as text, to be shown once. A crash in between
-// loses a key that nobody saw; doing it again replaces the wrap.
+// NewRecoveryKey generates the operator's recovery key, commits the data key wrapped
+// for it, and only then returns the key as text, to be shown once. A crash in
+// between loses a key that nobody saw; calling it again replaces the wrapped copy.
 func NewRecoveryKey(ctx context.Context, d *DataKey, propose func(context.Context, *dv1.Command) (*dv1.CommandResult, error)) (string, error) {
 	sk, err := pki.SealingKEM().GenerateKey()
 	if err != nil {
-		return "", fmt.Errorf("making the recovery key: %w", err)
+		return "", fmt.Errorf("generating the recovery key: %w", err)
 	}
 	s, err := d.WrapFor(command.RecoveryName, sk.PublicKey())
 	if err != nil {
@@ -147,10 +147,10 @@ func NewRecoveryKey(ctx context.Context, d *DataKey, propose func(context.Contex
 	}
 	r, err := propose(ctx, &dv1.Command{Of: &dv1.Command_PutSealed{PutSealed: &dv1.PutSealed{Sealed: s}}})
 	if err != nil {
-		return "", fmt.Errorf("committing the recovery key's wrap: %w", err)
+		return "", fmt.Errorf("committing the data key wrapped for recovery: %w", err)
 	}
 	if e := r.GetError(); e != nil {
-		return "", fmt.Errorf("committing the recovery key's wrap: %s", e.GetMessage())
+		return "", fmt.Errorf("committing the data key wrapped for recovery: %s", e.GetMessage())
 	}
 	raw, err := sk.Bytes()
 	if err != nil {

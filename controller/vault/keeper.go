@@ -23,24 +23,24 @@ type Log interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 }
 
-// KeeperOptions of NewKeeper.
+// KeeperOptions configures NewKeeper.
 type KeeperOptions struct {
 	Vault  *Vault
 	Self   pki.Principal // this controller
 	Log    Log
 	Logger *slog.Logger
-	// Overlap is how long the gossip's last key is still understood: agents with a
-	// session have the new one at once, the others when they come back. 0 is 10 s.
+	// Overlap is how long the previous gossip key is still accepted: agents with a
+	// session get the new one at once, the others when they reconnect. 0 is 10 s.
 	Overlap time.Duration
 }
 
-// Keeper replaces keys that somebody knows who was removed. Each change is one entry,
-// due as long as it shows in the state: a leader that ends before it left everything as
-// it was, for the next one.
+// Keeper rotates keys that a removed member knows. Each step is one entry, and is
+// due for as long as the state shows it: if the leader fails before committing it,
+// nothing has changed, and the next leader does it.
 type Keeper struct {
 	o     KeeperOptions
-	due   chan struct{} // poked when an entry may have made something due
-	since time.Time     // when this leader saw first that the gossip has a key too many
+	due   chan struct{} // signalled when an entry may have made something due
+	since time.Time     // when this leader first saw a surplus gossip key
 }
 
 // NewKeeper returns a Keeper whose Run is the leader's.
@@ -56,25 +56,25 @@ const (
 	proposeFor = 5 * time.Second
 )
 
-// Committed is called with each entry's effects, once the state shows them. It never
-// blocks.
+// Committed is called with each entry's effects, once they are in the state. It
+// never blocks.
 func (k *Keeper) Committed(effects []*dv1.Effect) {
 	for _, e := range effects {
 		if e.GetIdentity() != nil || e.GetSealed() != nil || e.GetDeleteSealed() != "" || e.GetDeleteController() != "" {
-			k.poke()
+			k.notify()
 			return
 		}
 	}
 }
 
-func (k *Keeper) poke() {
+func (k *Keeper) notify() {
 	select {
 	case k.due <- struct{}{}:
 	default:
 	}
 }
 
-// Run is one term of this controller's leadership, which ends with ctx.
+// Run serves one term of this controller's leadership, until ctx is done.
 func (k *Keeper) Run(ctx context.Context) error {
 	k.since = time.Time{}
 	wake := time.NewTimer(0)
@@ -88,7 +88,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		}
 		again, err := k.step(ctx)
 		if err != nil && ctx.Err() == nil {
-			k.o.Logger.Warn("the fleet's keys are not yet as they should be", "err", err)
+			k.o.Logger.Warn("rotating the fleet's keys failed, retrying", "err", err)
 			again = retryAfter
 		}
 		if again > 0 {
@@ -97,8 +97,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// step does what is due, and returns when to look again although nothing was
-// committed; 0 is never. A new value waits for a new data key that is due.
+// step does what is due, and returns when to check again even without a commit; 0 is
+// never. New values wait until a due rotation of the data key is done.
 func (k *Keeper) step(ctx context.Context) (again time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, proposeFor)
 	defer cancel()
@@ -109,7 +109,7 @@ func (k *Keeper) step(ctx context.Context) (again time.Duration, err error) {
 	return again, errors.Join(err, k.sharedAdmin(ctx))
 }
 
-// exposed reports whether somebody who is no controller (any more) can open the data
+// exposed reports whether anybody other than a current controller can open the data
 // key.
 func exposed(s *state.Snapshot) bool {
 	for w := range s.SealedAll() {
@@ -128,24 +128,24 @@ func (k *Keeper) dataKey(ctx context.Context) error {
 	}
 	c, err := k.rotation(s)
 	if err != nil {
-		return fmt.Errorf("making a new data key: %w", err)
+		return fmt.Errorf("generating a new data key: %w", err)
 	}
 	res, err := k.o.Log.Propose(ctx, &dv1.Command{Principal: k.o.Self.URI, Of: &dv1.Command_RotateDataKey{RotateDataKey: c}})
 	if err == nil && res.GetError().GetKind() == dv1.Error_STALE_KEY {
-		k.poke() // again, from what there is now
+		k.notify() // retry from the current state
 		return nil
 	}
 	if err := decided(res, err); err != nil {
 		return fmt.Errorf("replacing the data key: %w", err)
 	}
-	k.o.Logger.Info("the data key was replaced, for a controller that knew it was removed")
+	k.o.Logger.Info("the data key was replaced, since a controller that knew it was removed")
 	if r := s.Sealed(command.RecoveryName); r != nil && len(r.Recipient) == 0 {
-		k.o.Logger.Warn("the recovery key opens nothing that is sealed from now on: it was made before drover kept its public half")
+		k.o.Logger.Warn("the recovery key can't open what is sealed from now on: it was created before drover stored its public half")
 	}
 	return nil
 }
 
-// rotation makes a new data key for those who are controllers.
+// rotation generates a new data key for the current controllers.
 func (k *Keeper) rotation(s *state.Snapshot) (*dv1.RotateDataKey, error) {
 	key, err := k.o.Vault.Key(s)
 	if err != nil {
@@ -162,8 +162,8 @@ func (k *Keeper) rotation(s *state.Snapshot) (*dv1.RotateDataKey, error) {
 	return key.Rotate(s.SealedAll(), to)
 }
 
-// gossipKey makes the gossip's first key, and another when somebody was removed who
-// knows it; the old one goes after Overlap.
+// gossipKey creates the first gossip key, and another one when a member that knows
+// it was removed; the old one is deleted after Overlap.
 func (k *Keeper) gossipKey(ctx context.Context) (again time.Duration, err error) {
 	s := k.o.Log.Snapshot()
 	want := gossipName(s)
@@ -211,8 +211,9 @@ func (k *Keeper) put(ctx context.Context, s *dv1.Sealed) error {
 	return nil
 }
 
-// sharedAdmin revokes the admin whose key all controllers' hosts shared in fleets that
-// earlier builds made, once a controller is removed: it can't be taken from one host.
+// sharedAdmin revokes the admin whose key all controllers' hosts shared in fleets
+// created by earlier builds, once a controller is removed: the key can't be taken
+// back from one host only.
 func (k *Keeper) sharedAdmin(ctx context.Context) error {
 	shared := exposedAdmin(k.o.Log.Snapshot())
 	if shared == nil {
@@ -223,14 +224,14 @@ func (k *Keeper) sharedAdmin(ctx context.Context) error {
 	cmd := putIdentity(shared)
 	cmd.Principal = k.o.Self.URI
 	if err := decided(k.o.Log.Propose(ctx, cmd)); err != nil {
-		return fmt.Errorf("taking the shared admin back: %w", err)
+		return fmt.Errorf("revoking the shared admin: %w", err)
 	}
-	k.o.Logger.Info("the admin whose key all controllers' hosts shared was revoked, for a controller that had it was removed")
+	k.o.Logger.Info("the admin whose key all controllers' hosts shared was revoked, since a controller that had it was removed")
 	return nil
 }
 
-// exposedAdmin is the shared admin's identity if it counts, and somebody who is no
-// controller any more has its key.
+// exposedAdmin returns the shared admin's identity if it is valid and somebody other
+// than a current controller has its key, or nil.
 func exposedAdmin(s *state.Snapshot) *dv1.Identity {
 	shared := s.Identity(pki.URI(s.Cluster().GetId(), pki.KindUser, sharedAdmin))
 	if shared == nil || shared.Revoked {

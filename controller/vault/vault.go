@@ -1,6 +1,6 @@
-// Package vault opens and keeps what is sealed in raft: the data key as this
-// controller's own key unwraps it, the authority's key, the gossip's keys. The leader's
-// Keeper replaces what somebody knows who was removed.
+// Package vault opens what is sealed in raft: the data key, with this controller's
+// own key, and with that the authority's key and the gossip keys. The leader's
+// Keeper rotates keys that removed members know.
 package vault
 
 import (
@@ -19,8 +19,8 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Vault opens what is sealed, with the data key of the state that it is in: the leader
-// replaces that key when a controller was removed. Safe for concurrent use.
+// Vault opens sealed values with the data key of their state: the leader rotates
+// that key when a controller is removed. It is safe for concurrent use.
 type Vault struct {
 	files    *pki.Files
 	snapshot func() *state.Snapshot
@@ -29,17 +29,17 @@ type Vault struct {
 	last *DataKey
 }
 
-// Open proves that the log is of the controller's own cluster, and that the
+// Open verifies that the log belongs to the controller's own cluster, and that the
 // controller's sealing key opens the data key.
 func Open(files *pki.Files, snapshot func() *state.Snapshot) (*Vault, error) {
 	v := &Vault{files: files, snapshot: snapshot}
 	s := snapshot()
 	cluster := s.Cluster()
 	if cluster == nil {
-		return nil, errors.New("the log of this controller holds no cluster")
+		return nil, errors.New("this controller's log has no cluster")
 	}
 	if cluster.GetId() != files.Principal.Cluster {
-		return nil, fmt.Errorf("the log of this controller is of cluster %s, this host's identity of %s", cluster.GetId(), files.Principal.Cluster)
+		return nil, fmt.Errorf("this controller's log belongs to cluster %s, but this host's identity to %s", cluster.GetId(), files.Principal.Cluster)
 	}
 	if Wrapped(s, files.Principal.ID) == nil {
 		return nil, errors.New("unsealing: the log holds no data key for this controller")
@@ -50,7 +50,8 @@ func Open(files *pki.Files, snapshot func() *state.Snapshot) (*Vault, error) {
 	return v, nil
 }
 
-// Wrapped is the data key of a state as a controller can open it, nil if it can't.
+// Wrapped returns a state's data key, wrapped for a controller, nil if there is
+// none.
 func Wrapped(s *state.Snapshot, controller string) *dv1.Sealed {
 	return s.Sealed(command.WrapName(s.Sealed(command.AuthorityName).GetDataKey(), controller))
 }
@@ -78,7 +79,7 @@ func (v *Vault) Key(s *state.Snapshot) (*DataKey, error) {
 	return k, nil
 }
 
-// WrapFor wraps the data key for a controller with the HPKE key pub.
+// WrapFor wraps the data key for a controller whose HPKE key is pub.
 func (v *Vault) WrapFor(controller string, pub hpke.PublicKey) (*dv1.Sealed, error) {
 	key, err := v.Key(v.snapshot())
 	if err != nil {
@@ -87,7 +88,7 @@ func (v *Vault) WrapFor(controller string, pub hpke.PublicKey) (*dv1.Sealed, err
 	return key.WrapFor(command.WrapName(key.ID, controller), pub)
 }
 
-// Authority opens the key that signs identities: any controller may sign.
+// Authority opens the key that signs identities. Any controller may sign.
 func (v *Vault) Authority() (*pki.Authority, error) {
 	s := v.snapshot()
 	key, err := v.Key(s)
@@ -118,7 +119,7 @@ func (v *Vault) Authority() (*pki.Authority, error) {
 	return nil, errors.New("no certificate in the trust bundle belongs to the authority's key")
 }
 
-// GossipKeys returns the gossip's keys, newest first; none while they can't be opened.
+// GossipKeys returns the gossip keys, newest first; none if they can't be opened.
 func (v *Vault) GossipKeys() [][]byte {
 	s := v.snapshot()
 	key, err := v.Key(s)
@@ -134,11 +135,12 @@ func (v *Vault) GossipKeys() [][]byte {
 	return out
 }
 
-// gossipPrefix begins the names of the gossip's keys; the highest is the newest.
+// gossipPrefix is the prefix of the gossip keys' names; the highest name is the
+// newest.
 const gossipPrefix = "gossip-key/"
 
-// gossipName names the key that is due in a state: its number grows with each member of
-// the fleet that was removed, so that whoever leads finds out.
+// gossipName returns the name of the gossip key that a state should have: its number
+// grows with each removed member, so any leader can tell.
 func gossipName(s *state.Snapshot) string {
 	n := 1
 	for i := range s.Identities() {
@@ -149,7 +151,7 @@ func gossipName(s *state.Snapshot) string {
 	return fmt.Sprintf("%s%08d", gossipPrefix, n)
 }
 
-// gossipNames lists the keys that are there, newest first.
+// gossipNames returns the names of the existing keys, newest first.
 func gossipNames(s *state.Snapshot) (names []string) {
 	for k := range s.SealedAll() {
 		if strings.HasPrefix(k.Name, gossipPrefix) {

@@ -143,8 +143,8 @@ func TestOpenProvesWhatTheLogIs(t *testing.T) {
 		files    *pki.Files
 		snapshot func() *state.Snapshot
 	}{
-		"holds no cluster":                          {f.files["c1"], empty},
-		"is of cluster c, this host's":              {other, f.Snapshot},
+		"has no cluster":                            {f.files["c1"], empty},
+		"belongs to cluster c, but this host's":     {other, f.Snapshot},
 		"holds no data key for this":                {late, f.Snapshot},
 		"unsealing with the key in " + wrongKey.Dir: {&wrongKey, f.Snapshot},
 	} {
@@ -409,7 +409,7 @@ func TestOwnAdminWaitsForALeader(t *testing.T) {
 				}
 				return f.asController(ctx, c)
 			}})
-		if err != nil || tries != 5 || strings.Count(log.String(), "no admin's identity of its own yet") != 1 {
+		if err != nil || tries != 5 || strings.Count(log.String(), "creating an admin identity") != 1 {
 			t.Errorf("%v after %d tries, log %q", err, tries, log.String())
 		}
 	})

@@ -1,5 +1,5 @@
-// Package consensustest is a log of one member that always leads, without raft, for
-// tests of those who propose.
+// Package consensustest has a log of one member that always leads, without raft, for
+// tests of proposers.
 package consensustest
 
 import (
@@ -16,29 +16,31 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Log decides and applies commands as consensus does. Safe for concurrent use.
+// Log decides and applies commands as consensus does. It is safe for concurrent use.
 type Log struct {
 	store *state.Store
 
-	mu     sync.Mutex // guards what follows; one command is decided at a time
+	mu     sync.Mutex // guards the fields below; one command is decided at a time
 	index  uint64
 	before func(*dv1.Command) error
 	after  func([]*dv1.Effect)
 }
 
-// NewLog returns an empty log: its first command is an Init.
+// NewLog returns an empty log, which expects an Init first.
 func NewLog() *Log { return &Log{store: state.NewStore()} }
 
-// Before has f called before each command is decided. Its error is Propose's.
+// Before sets f to be called before each command is decided; Propose returns its
+// error.
 func (l *Log) Before(f func(*dv1.Command) error) { l.mu.Lock(); defer l.mu.Unlock(); l.before = f }
 
-// OnCommit has f called with the effects of each entry, once the state shows them.
+// OnCommit sets f to be called with the effects of each entry, once they are in the
+// state.
 func (l *Log) OnCommit(f func([]*dv1.Effect)) { l.mu.Lock(); defer l.mu.Unlock(); l.after = f }
 
-// Snapshot is the newest state.
+// Snapshot returns the newest state.
 func (l *Log) Snapshot() *state.Snapshot { return l.store.Snapshot() }
 
-// Propose decides a command at the time of its entry, and applies what it does.
+// Propose decides a command and applies its effects.
 func (l *Log) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
