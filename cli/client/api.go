@@ -13,10 +13,10 @@ import (
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
 )
 
-// maxAnswer bounds an answer of the fleet API, in bytes.
+// maxAnswer bounds a response of the fleet API, in bytes.
 const maxAnswer = 16 << 20
 
-// API is the fleet API.
+// API is a client of the fleet API.
 type API struct {
 	Nodes       dv1connect.NodesClient
 	Controllers dv1connect.ControllersClient
@@ -24,8 +24,8 @@ type API struct {
 	Traces      dv1connect.TracesClient
 }
 
-// API returns clients of the fleet API. What a broken connection leaves open is
-// asked again with its key, but for a new token: its text is said once.
+// API returns a client of the fleet API. A request left undecided by a broken connection
+// is retried with its key, except one for a new token, whose text is returned only once.
 func (s *Session) API() (*API, error) {
 	h, err := s.HTTP()
 	if err != nil {
@@ -50,11 +50,10 @@ func repeated() connect.UnaryInterceptorFunc {
 	}
 }
 
-// cutOff reports whether a connection broke that was there. One that could not be
-// made was tried for a while.
+// cutOff reports whether an established connection broke. Dialing was retried already.
 func cutOff(err error) bool { return broken(err) && !Unreachable(err) }
 
-// Pages calls list for each page until the last one.
+// Pages calls list for each page up to the last one.
 func Pages(list func(token string) (next string, err error)) error {
 	for token := ""; ; {
 		next, err := list(token)
@@ -65,7 +64,7 @@ func Pages(list func(token string) (next string, err error)) error {
 	}
 }
 
-// Unreachable reports whether an error means that nothing answers.
+// Unreachable reports whether an error means that no controller answers.
 func Unreachable(err error) bool {
 	var dial *net.OpError
 	var refused *connect.Error
@@ -78,7 +77,7 @@ func Unreachable(err error) bool {
 	return false
 }
 
-// Explain is an error in drover's words, "" for none.
+// Explain rewords an error for drover's users, "" for none.
 func (s *Session) Explain(err error) string {
 	var refused *connect.Error
 	switch {
@@ -92,5 +91,5 @@ func (s *Session) Explain(err error) string {
 	return rewording.Replace(err.Error())
 }
 
-// rewording makes docker's errors speak of drover.
+// rewording replaces docker's terms in errors by drover's.
 var rewording = strings.NewReplacer("docker: Error response from daemon: ", "drover: ", "docker: ", "drover: ", "'docker ", "'drover ", "Docker daemon", "drover", "Error response from daemon: ", "Error: ", "'docker login'", "'drover login'")

@@ -6,7 +6,8 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Calls are taken over from docker's commands, once these know what they would ask.
+// Calls replace calls of docker's client, once docker's commands have built their
+// requests.
 type Calls struct {
 	Create func(context.Context, client.ContainerCreateOptions) (client.ContainerCreateResult, error)
 	Exec   func(context.Context, string, client.ExecCreateOptions) (client.ExecCreateResult, error)
@@ -15,8 +16,8 @@ type Calls struct {
 
 type callsKey struct{}
 
-// Intercept has the calls of docker's client under the context go to those of calls
-// that are not nil. These must use a context of before, to reach the fleet.
+// Intercept redirects calls of docker's client under the context to the non-nil
+// functions of calls. To reach the fleet, these must use a context from before.
 func Intercept(ctx context.Context, calls Calls) context.Context {
 	return context.WithValue(ctx, callsKey{}, calls)
 }
@@ -26,7 +27,7 @@ func intercepted(ctx context.Context) Calls {
 	return calls
 }
 
-// ExecCreate can't be asked again: a command may run then.
+// ExecCreate is not retried: a command may already run.
 func (c *fleetClient) ExecCreate(ctx context.Context, id string, o client.ExecCreateOptions) (client.ExecCreateResult, error) {
 	if exec := intercepted(ctx).Exec; exec != nil {
 		return exec(ctx, id, o)
@@ -34,7 +35,7 @@ func (c *fleetClient) ExecCreate(ctx context.Context, id string, o client.ExecCr
 	return c.APIClient.ExecCreate(ctx, id, o)
 }
 
-// ImagePull is docker's, if nobody takes it over.
+// ImagePull is docker's, unless intercepted.
 func (c *fleetClient) ImagePull(ctx context.Context, ref string, o client.ImagePullOptions) (client.ImagePullResponse, error) {
 	if pull := intercepted(ctx).Pull; pull != nil {
 		return pull(ctx, ref, o)
@@ -44,7 +45,7 @@ func (c *fleetClient) ImagePull(ctx context.Context, ref string, o client.ImageP
 
 type onKey struct{}
 
-// WithOn has requests under the context go to these nodes, whatever the session says.
+// WithOn sends requests under the context to these nodes, whatever the session says.
 func WithOn(ctx context.Context, on ...string) context.Context {
 	return context.WithValue(ctx, onKey{}, on)
 }

@@ -17,23 +17,23 @@ import (
 // goOn is how long a command looks for another controller when its own is gone.
 const goOn = 15 * time.Second
 
-// fleetClient is docker's client that survives a controller's death: what is
-// asked again has the key of the first time, waits are taken up, and streams of
-// output go on where they broke off.
+// fleetClient is docker's client, except that it survives the death of a controller:
+// retries carry the key of the first request, waits are resumed, and streams of output
+// continue where they broke.
 type fleetClient struct {
 	client.APIClient
 	s   *Session
-	far bool // there are other controllers to go to
+	far bool // there are other controllers to switch to
 
 	mu   sync.Mutex // guards lost
 	lost error
 }
 
-// pingWithin is how long this host's controller may take to say that it is there.
+// pingWithin is how long this host's controller may take to answer a ping.
 const pingWithin = time.Second
 
-// Ping finds out whether this host's controller answers, and goes past one that
-// does not.
+// Ping finds out whether this host's controller answers, and switches to another one if
+// it does not.
 func (c *fleetClient) Ping(ctx context.Context, o client.PingOptions) (client.PingResult, error) {
 	if !c.far {
 		return c.APIClient.Ping(ctx, o)
@@ -51,28 +51,28 @@ func (c *fleetClient) Ping(ctx context.Context, o client.PingOptions) (client.Pi
 // keyKey is the context's key of a *call.
 type keyKey struct{}
 
-// call is a request that may be asked again, always with one key.
+// call is a request that may be retried, always with the same key.
 type call struct {
 	key   string
-	later atomic.Bool // the fleet asks to ask again
+	later atomic.Bool // the fleet asks for a retry
 }
 
 type afterKey struct{}
 
-// broken says whether a connection, not the fleet, is why something failed.
+// broken reports whether the connection, not the fleet, is why something failed.
 func broken(err error) bool {
 	return client.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) ||
 		errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
 }
 
-// again asks until it is not the connection that fails, with one key: what was done
-// in the meantime is not done twice. What may be done already, and what a command
-// does that has begun, is asked again for lack of a leader, too.
+// again retries f, always with one key, until it fails for another reason than the
+// connection: what an earlier try did is not done twice. If there is no leader, it also
+// retries changes that may have been made, and requests of commands that have begun.
 func again[R any](ctx context.Context, f func(context.Context) (R, error)) (R, error) {
 	return againIf(ctx, broken, f)
 }
 
-// againIf is again with its own idea of which errors leave open what was done.
+// againIf is again with another test for errors that leave the outcome open.
 func againIf[R any](ctx context.Context, broken func(error) bool, f func(context.Context) (R, error)) (R, error) {
 	c := &call{key: key()}
 	ctx = context.WithValue(ctx, keyKey{}, c)
@@ -164,10 +164,10 @@ func (c *fleetClient) ExecInspect(ctx context.Context, id string, o client.ExecI
 	})
 }
 
-// underway is the context's key of an *atomic.Bool: whether the fleet took a wait.
+// underway is the context's key of an *atomic.Bool: whether the fleet accepted a wait.
 type underway struct{}
 
-// ContainerWait takes a wait up again where it broke off, each time that it does.
+// ContainerWait resumes the wait each time that it breaks.
 func (c *fleetClient) ContainerWait(ctx context.Context, id string, o client.ContainerWaitOptions) client.ContainerWaitResult {
 	var taken atomic.Bool
 	ctx = context.WithValue(ctx, underway{}, &taken)
@@ -176,7 +176,7 @@ func (c *fleetClient) ContainerWait(ctx context.Context, id string, o client.Con
 	go func() {
 		w := first
 		ctx := context.WithValue(ctx, afterKey{}, c.s.seen.Load())
-		var end time.Time // of looking for who takes the wait
+		var end time.Time // of the search for a controller that accepts the wait
 		for {
 			select {
 			case r := <-w.Result:

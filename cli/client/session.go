@@ -21,20 +21,20 @@ import (
 	"github.com/drover/drover/pkg/api/wire"
 )
 
-// Session is what one command has to do with a fleet: where it answers, what goes
-// along with each request, and what its answers said. Safe for concurrent use.
+// Session is the state of one command's communication with a fleet: the target, what is
+// sent with each request, and what responses said. Safe for concurrent use.
 type Session struct {
 	Target
 	On   []string         // placement constraints for what is created
-	Warn func(msg string) // what the fleet wants people to know
+	Warn func(msg string) // receives warnings of the fleet
 	Time func() time.Time // nil: the clock
 
-	seen   atomic.Uint64 // the highest raft index of an answer
-	frozen atomic.Bool   // this host's controller takes connections and answers nothing
-	stale  sync.Once     // is said once
+	seen   atomic.Uint64 // the highest raft index of a response
+	frozen atomic.Bool   // this host's controller accepts connections and answers nothing
+	stale  sync.Once     // warns once
 }
 
-// Now is the time that ages are counted from.
+// Now is the time from which ages are computed.
 func (s *Session) Now() time.Time {
 	if s.Time != nil {
 		return s.Time()
@@ -42,7 +42,7 @@ func (s *Session) Now() time.Time {
 	return time.Now()
 }
 
-// HTTP is a client whose requests to http://drover/… reach the fleet.
+// HTTP returns a client whose requests to http://drover/… reach the fleet.
 func (s *Session) HTTP() (*http.Client, error) {
 	connect, err := s.dialer(&s.frozen)
 	if err != nil {
@@ -51,7 +51,7 @@ func (s *Session) HTTP() (*http.Client, error) {
 	return &http.Client{Transport: &marked{s, &http.Transport{DialContext: connect, DisableCompression: true}}}, nil
 }
 
-// marked is a transport whose requests and answers the session sees.
+// marked is a transport that passes requests and responses through the session.
 type marked struct {
 	s    *Session
 	next http.RoundTripper
@@ -68,7 +68,8 @@ func (m *marked) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// Docker is docker's own client on the fleet. Its requests are spans of tp.
+// Docker returns docker's own client, connected to the fleet. Its requests are spans of
+// tp.
 func (s *Session) Docker(tp trace.TracerProvider) (client.APIClient, error) {
 	connect, err := s.dialer(&s.frozen)
 	if err != nil {
@@ -87,12 +88,12 @@ func (s *Session) Docker(tp trace.TracerProvider) (client.APIClient, error) {
 
 var longID = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// spanName is a request with ids as users know them.
+// spanName names a request, with ids as users know them.
 func spanName(_ string, r *http.Request) string {
 	return r.Method + " " + longID.ReplaceAllStringFunc(r.URL.Path, func(id string) string { return id[:12] })
 }
 
-// note takes what an answer's headers say.
+// note records what the headers of a response say.
 func (s *Session) note(r *http.Response) {
 	if c, ok := r.Request.Context().Value(keyKey{}).(*call); ok && r.StatusCode == http.StatusServiceUnavailable && r.Header.Get("Retry-After") != "" {
 		c.later.Store(r.Header.Get(wire.HeaderUndecided) != "" || s.seen.Load() > 0)
@@ -121,8 +122,8 @@ func (s *Session) warn(msg string) {
 	}
 }
 
-// mark gives every change a key, so that a repetition is never done twice, and
-// says what this command has seen, where it is, and that it reads frames.
+// mark gives every change a key, so that a retry is not done twice, and sends what this
+// command has seen, which node it is on, and that it reads frames.
 func (s *Session) mark(r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		k := key()

@@ -19,8 +19,9 @@ import (
 
 type fromKey struct{}
 
-// ContainerAttach gives a stream that goes on at another controller. It has begun
-// when it is given: before, nothing can be missed by asking again.
+// ContainerAttach returns a stream that continues at another controller if its own is
+// lost. It returns once the stream has begun: before that, nothing can be missed by
+// retrying.
 func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.ContainerAttachOptions) (client.ContainerAttachResult, error) {
 	for end := time.Now().Add(patience); ; rest(ctx) {
 		h, err := again(ctx, func(ctx context.Context) (client.ContainerAttachResult, error) {
@@ -28,7 +29,7 @@ func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.C
 		})
 		over := ctx.Err() != nil || time.Now().After(end)
 		if err != nil {
-			// A controller that just came back may not know yet what the others do.
+			// A controller that just came back may not have caught up yet.
 			if over || !strings.Contains(err.Error(), notUpgraded+"503") {
 				return h, err
 			}
@@ -47,13 +48,13 @@ func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.C
 		s.typed = o.Stdin
 		s.again = func(from string) (client.HijackedResponse, error) {
 			o := o
-			o.Logs = s.begun&bulk.BeginWhole != 0 // where there is no position yet
+			o.Logs = s.begun&bulk.BeginWhole != 0 // before the first position
 			h, err := c.APIClient.ContainerAttach(context.WithValue(ctx, fromKey{}, from), id, o)
 			return h.HijackedResponse, err
 		}
 		if !o.Stdout && !o.Stderr {
-			// Docker's commands read nothing then. But stdin waits for credit, and
-			// the fleet for word that the end has arrived.
+			// Docker's commands read nothing then. But stdin needs credit, and the fleet an
+			// acknowledgement of the end.
 			go func() { _, _ = io.Copy(io.Discard, s) }()
 		}
 		media, _ := h.MediaType()
@@ -61,7 +62,7 @@ func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.C
 	}
 }
 
-// ExecAttach can't be taken up, but says so.
+// ExecAttach returns a stream that can't be resumed, but reports that it broke.
 func (c *fleetClient) ExecAttach(ctx context.Context, id string, o client.ExecAttachOptions) (client.ExecAttachResult, error) {
 	h, err := c.APIClient.ExecAttach(ctx, id, o)
 	if err != nil {
@@ -71,7 +72,7 @@ func (c *fleetClient) ExecAttach(ctx context.Context, id string, o client.ExecAt
 	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(ctx, h.HijackedResponse, output{warn: c.s.warn, lose: c.lose}), kind)}, nil
 }
 
-// ContainerLogs gives a log that goes on at another controller.
+// ContainerLogs returns a log that continues at another controller if its own is lost.
 func (c *fleetClient) ContainerLogs(ctx context.Context, id string, o client.ContainerLogsOptions) (client.ContainerLogsResult, error) {
 	r, err := again(ctx, func(ctx context.Context) (client.ContainerLogsResult, error) {
 		return c.APIClient.ContainerLogs(ctx, id, o)
@@ -84,8 +85,8 @@ func (c *fleetClient) ContainerLogs(ctx context.Context, id string, o client.Con
 	}}, nil
 }
 
-// lose keeps what a stream's end was lost for. Docker's commands don't look once
-// they know how the container ended.
+// lose records why the end of a stream was lost. Docker's commands ignore it once they
+// know how the container ended.
 func (c *fleetClient) lose(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,26 +95,26 @@ func (c *fleetClient) lose(err error) {
 	}
 }
 
-// Lost is why output is missing that was asked for, nil if none is.
+// Lost returns why requested output is missing, nil if none is.
 func (c *fleetClient) Lost() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.lost
 }
 
-// output is what docker's commands read, made of the fleet's frames.
+// output converts the fleet's frames into what docker's commands read.
 type output struct {
 	warn func(string)
 	lose func(error)
 
 	at    bulk.Progress
-	begun byte // what FrameBegin said
+	begun byte // payload of FrameBegin
 	out   []byte
 	over  bool
-	err   error // why it is over
+	err   error // why it ended
 }
 
-// read gives output, which next makes more of.
+// read returns output, which next fetches.
 func (o *output) read(p []byte, next func()) (int, error) {
 	for len(o.out) == 0 {
 		switch {
@@ -134,7 +135,7 @@ func (o *output) fail(err error) {
 	o.lose(err)
 }
 
-// take makes output of a frame.
+// take converts a frame into output.
 func (o *output) take(kind byte, b []byte) {
 	switch kind {
 	case bulk.FrameExit:
@@ -162,7 +163,7 @@ func (o *output) take(kind byte, b []byte) {
 	}
 }
 
-// resumed opens a stream anew from where it was.
+// resumed reopens a stream where it broke.
 func resumed[S any](ctx context.Context, o *output, open func(from string) (S, error), left func() bool) (s S, ok bool) {
 	from := o.at.Again()
 	for end := time.Now().Add(goOn); ; {
@@ -180,21 +181,21 @@ func resumed[S any](ctx context.Context, o *output, open func(from string) (S, e
 			o.fail(fmt.Errorf("the connection to the fleet broke, and the rest of the output is not there any more: %w", err))
 			return s, false
 		case time.Now().After(end):
-			o.fail(fmt.Errorf("the connection to the fleet broke, and no controller takes it up: %w", err))
+			o.fail(fmt.Errorf("the connection to the fleet broke, and no controller resumes it: %w", err))
 			return s, false
 		}
 		rest(ctx)
 	}
 }
 
-// refused says whether asking again would help nothing.
+// refused reports whether a retry would be futile.
 func refused(err error) bool {
 	return errdefs.IsNotFound(err) || errdefs.IsConflict(err) || errdefs.IsPermissionDenied(err) || errdefs.IsInvalidArgument(err) ||
 		strings.Contains(err.Error(), notUpgraded+"4")
 }
 
-// notUpgraded is how docker's client says which status answered an attach, in an
-// error without a type.
+// notUpgraded is how docker's client reports the status of a failed attach, in an error
+// without a type.
 const notUpgraded = "unable to upgrade to tcp, received "
 
 // stream is a net.Conn over streams that may break.
@@ -202,8 +203,8 @@ type stream struct {
 	output
 	ctx   context.Context
 	typed bool                                               // stdin is attached
-	again func(from string) (client.HijackedResponse, error) // nil: can't
-	conn  *bulk.Conn                                         // the reader's
+	again func(from string) (client.HijackedResponse, error) // nil: can't be resumed
+	conn  *bulk.Conn                                         // used by the reader
 	in    *bulk.Input
 
 	mu  sync.Mutex // guards net
@@ -221,8 +222,8 @@ func (s *stream) Read(p []byte) (int, error) { return s.read(p, s.next) }
 func (s *stream) next() {
 	kind, b, err := s.conn.Next()
 	if err == nil {
-		// Whoever asks for more has written what was before, so that the end is
-		// acknowledged when all is.
+		// A caller that reads on has written what it got before, so everything was written
+		// by the time the end is acknowledged.
 		if s.take(kind, b); kind == bulk.FrameExit {
 			_ = s.conn.Acknowledge()
 		}
@@ -273,7 +274,7 @@ func (s *stream) SetDeadline(t time.Time) error      { return s.now().SetDeadlin
 func (s *stream) SetReadDeadline(t time.Time) error  { return s.now().SetReadDeadline(t) }
 func (s *stream) SetWriteDeadline(t time.Time) error { return s.now().SetWriteDeadline(t) }
 
-// pages is a log over answers that may break.
+// pages is a log over responses that may break.
 type pages struct {
 	output
 	ctx   context.Context
@@ -293,7 +294,7 @@ func (s *pages) next() {
 	case err == nil:
 		s.take(kind, b)
 		return
-	case errors.Is(err, io.EOF): // an answer's end, which a break is told from
+	case errors.Is(err, io.EOF): // the regular end of a response, unlike a break
 		s.over = true
 		return
 	case s.left():

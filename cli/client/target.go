@@ -1,6 +1,6 @@
-// Package client reaches a fleet's APIs from the command line: the host's own
+// Package client reaches a fleet's APIs from the command line: through the host's own
 // socket, or a controller's port with an identity. It never follows docker's own
-// variables to a foreign engine.
+// variables to another engine.
 package client
 
 import (
@@ -23,25 +23,25 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// Variables that say where the fleet is, and as whom to come.
+// Variables that name the fleet and the identity to use.
 const (
 	EnvHost     = "DROVER_HOST"     // unix://PATH or tcp://HOST:PORT
-	EnvOn       = "DROVER_ON"       // which nodes will do, as --on
-	EnvIdentity = "DROVER_IDENTITY" // folder with ca.pem, cert.pem and key.pem
+	EnvOn       = "DROVER_ON"       // placement constraints, as --on
+	EnvIdentity = "DROVER_IDENTITY" // directory with ca.pem, cert.pem and key.pem
 )
 
-// patience is how long a controller that is starting is waited for.
+// patience is how long to wait for a controller that is starting.
 const patience = 5 * time.Second
 
-// Target is where a fleet answers.
+// Target is the address of a fleet.
 type Target struct {
 	Host     string // unix://… or tcp://…
 	identity string
 	contact  string // id of this host's node, "" if unknown
 }
 
-// Find returns host ("" if no flag was given), what the environment names, or the
-// socket of this host's configuration.
+// Find returns host ("" if no flag was given), the target named by the environment, or
+// the socket of this host's configuration.
 func Find(host string) (Target, error) {
 	t := Target{Host: host, identity: os.Getenv(EnvIdentity)}
 	if t.Host == "" {
@@ -66,7 +66,7 @@ func Find(host string) (Target, error) {
 	return t, nil
 }
 
-// DefaultOn are the placement constraints of the environment.
+// DefaultOn returns the placement constraints of the environment.
 func DefaultOn() []string {
 	if on := os.Getenv(EnvOn); on != "" {
 		return strings.Split(on, ",")
@@ -74,20 +74,20 @@ func DefaultOn() []string {
 	return nil
 }
 
-// Hints are what a host's processes leave beside its socket for its clients.
+// Hints are left by a host's processes beside its socket, for its clients.
 type Hints struct {
 	Node        string   // id of the host's node
 	Controllers []string // host:port
-	Identity    string   // folder of the admin's identity, "" for none
+	Identity    string   // directory of the admin's identity, "" for none
 }
 
-// HintsFile is where they are, beside the socket.
+// HintsFile is their path, beside the socket.
 const HintsFile = "fleet.json"
 
 func (t Target) hints() (h Hints) {
 	if path, ok := strings.CutPrefix(t.Host, "unix://"); ok {
 		if b, err := os.ReadFile(filepath.Join(filepath.Dir(path), HintsFile)); err == nil {
-			_ = json.Unmarshal(b, &h) // without them there is the socket
+			_ = json.Unmarshal(b, &h) // without hints there is only the socket
 		}
 	}
 	return h
@@ -96,9 +96,9 @@ func (t Target) hints() (h Hints) {
 // dialFunc is http.Transport's DialContext.
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// dialer connects to the target: through the host's socket, or to whichever of its
-// controllers answers. Where the socket does not answer, or frozen says that what
-// accepts there never does, it goes to the fleet's other controllers.
+// dialer connects to the target: through the host's socket, or to whichever controller
+// answers. If the socket does not answer, or frozen reports that it accepts connections
+// but never answers, it connects to the fleet's other controllers.
 func (t Target) dialer(frozen *atomic.Bool) (dialFunc, error) {
 	u, err := url.Parse(t.Host)
 	if err != nil {
@@ -109,7 +109,7 @@ func (t Target) dialer(frozen *atomic.Bool) (dialFunc, error) {
 	}
 	files, err := pki.LoadFiles(t.identity)
 	if err != nil {
-		return nil, fmt.Errorf("%s wants an identity (%s names its folder): %w", t.Host, EnvIdentity, err)
+		return nil, fmt.Errorf("%s requires an identity (%s names its folder): %w", t.Host, EnvIdentity, err)
 	}
 	var addrs []string
 	for addr := range strings.SplitSeq(u.Host, ",") {
@@ -146,8 +146,8 @@ func (t Target) local(path string, frozen *atomic.Bool) dialFunc {
 	}
 }
 
-// elsewhere reaches the fleet's other controllers, where this host has an
-// identity for that; nil where it has none.
+// elsewhere connects to the fleet's other controllers, if this host has an identity for
+// that; nil if it has none.
 func (t Target) elsewhere() func(context.Context) (net.Conn, error) {
 	h := t.hints()
 	if h.Identity == "" || len(h.Controllers) == 0 {
@@ -166,7 +166,7 @@ func reach(ctx context.Context, conf *tls.Config, addrs []string) (net.Conn, err
 	return dial.Dialer(conf, func() []string { return addrs })(ctx, "", "")
 }
 
-// dialAgain dials anew while a controller is being restarted.
+// dialAgain retries while a controller restarts.
 func dialAgain(ctx context.Context, try func() (net.Conn, error)) (net.Conn, error) {
 	for end := time.Now().Add(patience); ; {
 		c, err := try()

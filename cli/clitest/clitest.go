@@ -1,5 +1,5 @@
-// Package clitest runs the fleet's commands against a fleet that a test plays, and
-// compares what they print with goldens.
+// Package clitest runs the fleet's commands against a fake fleet, and compares their
+// output with golden files.
 package clitest
 
 import (
@@ -19,13 +19,13 @@ import (
 
 var update = flag.Bool("update", false, "write the goldens anew")
 
-// Now is the time at which commands are run.
+// Now is the time at which commands run.
 var Now = time.Unix(1800000000, 0)
 
 // At is a time before Now, in Unix ns.
 func At(before time.Duration) int64 { return Now.Add(-before).UnixNano() }
 
-// Serve answers on a socket, and returns a session with whoever answers there.
+// Serve serves a handler on a socket, and returns a session with it.
 func Serve(t *testing.T, h http.Handler) *client.Session {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dc") // short: socket paths are limited
@@ -44,8 +44,8 @@ func Serve(t *testing.T, h http.Handler) *client.Session {
 	return &client.Session{Target: client.Target{Host: "unix://" + path}, Time: func() time.Time { return Now }}
 }
 
-// Run runs a command with args below a command drover, and returns what it printed,
-// with its error in drover's words.
+// Run runs a command with args below a command drover, and returns its output and its
+// error, in drover's words.
 func Run(t *testing.T, s *client.Session, cmd *cobra.Command, args ...string) string {
 	t.Helper()
 	root := &cobra.Command{Use: "drover", SilenceUsage: true, SilenceErrors: true}
@@ -60,7 +60,7 @@ func Run(t *testing.T, s *client.Session, cmd *cobra.Command, args ...string) st
 	return out.String()
 }
 
-// Golden compares what was printed with testdata/name; -update writes it.
+// Golden compares output with testdata/name; -update writes it.
 func Golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)

@@ -1,5 +1,5 @@
-// Package controller is the commands about the fleet's controllers, which lie below
-// drover controller beside those that run one.
+// Package controller holds the commands about the fleet's controllers, which are below
+// drover controller, next to those that run one.
 package controller
 
 import (
@@ -13,7 +13,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Commands are ls, rm and timing.
+// Commands returns ls, rm and timing.
 func Commands(s *client.Session) []*cobra.Command {
 	return []*cobra.Command{lsCommand(s), rmCommand(s), timingCommand(s)}
 }

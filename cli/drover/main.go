@@ -1,5 +1,5 @@
-// Command drover is the whole fleet as one Docker Engine: docker's commands, and
-// the processes that a host runs.
+// Command drover is the whole fleet as one Docker Engine: docker's commands, and the
+// processes that run on a host.
 package main
 
 import (

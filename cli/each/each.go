@@ -1,7 +1,6 @@
-// Package each is --each: docker's run, exec and pull on many nodes at once. Docker's
-// own parser reads the command line, up to the request that it would make; this
-// package makes that request for every node, and stays with all of them as docker's
-// command stays with one.
+// Package each implements --each: docker's run, exec and pull on many nodes at once.
+// Docker's own parser reads the command line and builds the request; this package sends
+// that request for every node, and follows all of them as docker's command follows one.
 package each
 
 import (
@@ -25,13 +24,13 @@ import (
 // labelRun names the run that a container of several nodes belongs to.
 const labelRun = "io.drover.run"
 
-// atOnce bounds how many nodes a command works on at the same time.
+// atOnce bounds how many nodes a command works on concurrently.
 const atOnce = 64
 
-// errTaken ends docker's own command once its request is taken over.
+// errTaken aborts docker's own command once its request is intercepted.
 var errTaken = errors.New("taken over by --each")
 
-// verbs are docker's commands that --each has a meaning for.
+// verbs are the docker commands that support --each.
 var verbs = map[string]struct {
 	usage string
 	do    func(e *each, cmd *cobra.Command, args []string) error
@@ -41,15 +40,15 @@ var verbs = map[string]struct {
 	"pull": {"Pull to every node that will do", (*each).pull},
 }
 
-// each is a command that is carried out on many nodes.
+// each is a command that runs on many nodes.
 type each struct {
 	s      *client.Session
 	docker command.Cli
-	inner  func(cmd *cobra.Command, args []string) error // docker's own
+	inner  func(cmd *cobra.Command, args []string) error // docker's own implementation
 	on     []string
 }
 
-// Add gives docker's commands below root --on and, where that has a meaning, --each.
+// Add gives docker's commands below root --on and, if they support it, --each.
 func Add(root *cobra.Command, s *client.Session, docker command.Cli) {
 	for _, path := range []string{"run", "container run", "create", "container create", "exec", "container exec", "pull", "image pull"} {
 		if cmd, rest, err := root.Find(strings.Fields(path)); err == nil && len(rest) == 0 {
@@ -88,7 +87,8 @@ func add(cmd *cobra.Command, s *client.Session, docker command.Cli) {
 	}
 }
 
-// nodes are those that will do. Others that were asked for are named.
+// nodes returns the matching nodes that can take part. Other nodes that were asked for
+// are reported.
 func (e *each) nodes(ctx context.Context) (out []*dv1.NodeInfo, err error) {
 	api, err := e.s.API()
 	if err != nil {
@@ -125,15 +125,15 @@ func (e *each) say(format string, a ...any) {
 	_, _ = fmt.Fprintf(e.docker.Err(), "drover: "+format+"\n", a...)
 }
 
-// outcome is how it ended on one node.
+// outcome is the result on one node.
 type outcome struct {
 	node string
 	code int
-	err  error // why the fleet failed at it
+	err  error // set if the fleet failed
 }
 
-// all calls do for each of n nodes, on some at once, and returns how the whole ended:
-// well if it did everywhere, with the nodes' code if that is one, else with 1.
+// all calls do for each of n nodes, several at once, and returns the overall result:
+// success if all succeeded, the nodes' exit code if they agree on one, else 1.
 func (e *each) all(n int, do func(i int) outcome) error {
 	ends := make([]outcome, n)
 	slots := make(chan struct{}, atOnce)
@@ -179,12 +179,12 @@ func (e *each) end(ends []outcome) error {
 	return cli.StatusError{StatusCode: code, Status: msg}
 }
 
-// reason is an error without the words that others begin with.
+// reason strips the prefixes of an error.
 func reason(msg string) string {
 	return strings.TrimPrefix(strings.TrimPrefix(msg, "drover: "), "Error: ")
 }
 
-// names are what each of all is called.
+// names returns the display names of all.
 func names[T any](all []T, name func(T) string) []string {
 	out := make([]string, len(all))
 	for i, x := range all {

@@ -15,7 +15,7 @@ import (
 	"github.com/drover/drover/cli/client"
 )
 
-// labelNode is where a container is.
+// labelNode names the node of a container.
 const labelNode = "io.drover.node"
 
 // exec runs a command in every container of a run.
@@ -24,7 +24,7 @@ func (e *each) exec(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	// Docker's command looks for its container and asks for an exec in it.
+	// Docker's command inspects its container and creates an exec in it.
 	ctx := cmd.Context()
 	var o *docker.ExecCreateOptions
 	cmd.SetContext(client.Intercept(ctx, client.Calls{Exec: func(_ context.Context, _ string, asked docker.ExecCreateOptions) (docker.ExecCreateResult, error) {
@@ -49,7 +49,7 @@ func (e *each) exec(cmd *cobra.Command, args []string) error {
 
 func node(c container.Summary) string { return c.Labels[labelNode] }
 
-// members are the running containers of a run, on the nodes that will do.
+// members returns the running containers of a run, on the matching nodes.
 func (e *each) members(ctx context.Context, run string) ([]container.Summary, error) {
 	list, err := e.docker.Client().ContainerList(ctx, docker.ContainerListOptions{Filters: docker.Filters{}.Add("label", labelRun+"="+run)})
 	if err != nil {

@@ -10,21 +10,21 @@ import (
 	"time"
 )
 
-// Bounds of what is held back so that equal output can be folded together.
+// Bounds of the output that is held back so that equal output can be folded together.
 const (
 	holdFor  = time.Second
 	holdMost = 256 << 10 // bytes
 )
 
-// folder writes lines of many nodes with their names before them. Output is held for
-// a moment, and what nodes wrote alike meanwhile is written once, with all of their
-// names.
+// folder writes the output of many nodes, line by line, prefixed with their names. It
+// holds output back for a moment, so that lines which several nodes print alike are
+// written once, with all of their names.
 type folder struct {
 	out, errs io.Writer
 	width     int
 	sources   []*source
 
-	mu    sync.Mutex // guards the fields below, and what is held of sources
+	mu    sync.Mutex // guards the fields below, and what sources hold
 	held  int
 	timer *time.Timer // runs while something is held
 	over  bool
@@ -50,8 +50,8 @@ func newFolder(out, errs io.Writer, nodes []string) *folder {
 	return f
 }
 
-// writer takes a node's stdout or stderr. Close writes the rest of a line that has no
-// end.
+// writer returns a node's stdout or stderr. Close writes the rest of an unterminated
+// line.
 func (f *folder) writer(i int, errs bool) io.WriteCloser {
 	return &lineWriter{line: func(text string) { f.take(i, line{errs, text}) }}
 }
@@ -73,7 +73,7 @@ func (f *folder) take(i int, l line) {
 	}
 }
 
-// close writes what is held.
+// close writes what is held back.
 func (f *folder) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -81,7 +81,7 @@ func (f *folder) close() {
 	f.flush()
 }
 
-// flush is called with mu held.
+// flush must be called with mu held.
 func (f *folder) flush() {
 	if f.timer != nil {
 		f.timer.Stop()
@@ -135,7 +135,7 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 		w.line(string(text))
 		w.part = rest
 	}
-	if len(w.part) > holdMost { // a line without an end is cut
+	if len(w.part) > holdMost { // an overlong line is split
 		w.line(string(w.part))
 		w.part = nil
 	}

@@ -12,7 +12,8 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// pull pulls to every node. The first one asks the registry, the others the first.
+// pull pulls to every node. The first node pulls from the registry, the others from the
+// first.
 func (e *each) pull(cmd *cobra.Command, args []string) error {
 	ctx := cmd.Context()
 	nodes, err := e.nodes(ctx)

@@ -28,14 +28,14 @@ import (
 // undoWithin bounds the removal of containers that are not started after all.
 const undoWithin = 10 * time.Second
 
-// made is a container on a node, or why there is none.
+// made is a container on a node, or the reason why there is none.
 type made struct {
 	node string
 	id   string
 	err  error
 }
 
-// run creates a container on every node, and attaches to, starts and waits for all of
+// run creates a container on every node, then attaches to, starts and waits for all of
 // them.
 func (e *each) run(cmd *cobra.Command, args []string) error {
 	nodes, err := e.nodes(cmd.Context())
@@ -67,8 +67,8 @@ func (e *each) run(cmd *cobra.Command, args []string) error {
 	})
 }
 
-// create has docker's own command make its request, and makes it for every node. A
-// node that can't take it is no reason to leave the others without.
+// create makes docker's own command build its request, and sends it for every node. A
+// node that fails does not keep the others from running.
 func (e *each) create(cmd *cobra.Command, args []string, nodes []*dv1.NodeInfo) (all []made, o docker.ContainerCreateOptions, err error) {
 	run := cmd.Flags().Lookup("name").Value.String()
 	named := run != ""
@@ -101,7 +101,8 @@ func (e *each) create(cmd *cobra.Command, args []string, nodes []*dv1.NodeInfo) 
 			all[i] = made{nodes[i].Name, r.ID, err}
 			return err
 		}
-		// The first one tells whether there is the image: docker's command pulls it else.
+		// The first one finds out whether the image exists: if not, docker's command pulls
+		// it.
 		if err := one(0); errdefs.IsNotFound(err) {
 			return docker.ContainerCreateResult{}, err
 		}
@@ -111,7 +112,7 @@ func (e *each) create(cmd *cobra.Command, args []string, nodes []*dv1.NodeInfo) 
 			slots <- struct{}{}
 			making.Go(func() {
 				defer func() { <-slots }()
-				_ = one(i) // is kept
+				_ = one(i) // errors are kept in all
 			})
 		}
 		making.Wait()
@@ -125,21 +126,21 @@ func (e *each) create(cmd *cobra.Command, args []string, nodes []*dv1.NodeInfo) 
 	return all, o, err
 }
 
-// undo removes containers that were never started.
+// undo removes containers that were not started.
 func (e *each) undo(ctx context.Context, all []made) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
 	defer cancel()
 	_ = e.all(len(all), func(i int) outcome {
 		if all[i].id != "" {
-			_, _ = e.docker.Client().ContainerRemove(ctx, all[i].id, docker.ContainerRemoveOptions{Force: true}) // the best that can be done
+			_, _ = e.docker.Client().ContainerRemove(ctx, all[i].id, docker.ContainerRemoveOptions{Force: true}) // best effort
 		}
 		return outcome{}
 	})
 }
 
-// signals sends those that come to every container. The context outlives the
-// command's, which an interrupt ends, and ends with the third one. Without proxy the
-// first one ends it: the containers go on.
+// signals forwards received signals to every container. Its context outlives the
+// command's, which ends at the first interrupt; it ends at the third one. Without proxy
+// it ends at the first one, and the containers keep running.
 func (e *each) signals(ctx context.Context, all []made, proxy bool) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	came := make(chan os.Signal, 8)
@@ -175,7 +176,7 @@ func (e *each) kill(ctx context.Context, all []made, s syscall.Signal) {
 	for _, m := range all {
 		if m.id != "" {
 			sending.Go(func() {
-				// One that has ended meanwhile needs none.
+				// One that has ended meanwhile needs no signal.
 				_, _ = e.docker.Client().ContainerKill(ctx, m.id, docker.ContainerKillOptions{Signal: fmt.Sprint(int(s))})
 			})
 		}
@@ -183,14 +184,14 @@ func (e *each) kill(ctx context.Context, all []made, s syscall.Signal) {
 	sending.Wait()
 }
 
-// follow does with a container what docker's run does: attach, wait, start, and copy
-// the output until the end. It returns the container's code, or docker's for a start
-// that failed.
+// follow does what docker's run does with a container: attach, wait, start, and copy the
+// output until the end. It returns the container's exit code, or docker's for a failed
+// start.
 func (e *each) follow(ctx context.Context, id string, o docker.ContainerCreateOptions, stdout, stderr io.Writer) (code int, err error) {
 	c := e.docker.Client()
 	attached := o.Config.AttachStdout || o.Config.AttachStderr
 	copied := make(chan struct{})
-	var lost error // once it was copied
+	var lost error // after copying
 	if attached {
 		a, err := c.ContainerAttach(ctx, id, docker.ContainerAttachOptions{Stream: true, Stdout: o.Config.AttachStdout, Stderr: o.Config.AttachStderr})
 		if err != nil {
@@ -236,7 +237,7 @@ func (e *each) follow(ctx context.Context, id string, o docker.ContainerCreateOp
 	}
 }
 
-// startCode is docker's exit code for a start that failed.
+// startCode returns docker's exit code for a failed start.
 func startCode(err error) int {
 	msg := err.Error()
 	for _, c := range []struct {

@@ -1,5 +1,5 @@
-// Package host is what runs on a fleet's hosts: drover up, controller, agent,
-// and config. What these do is controller's and agent's.
+// Package host holds the commands that run on a fleet's hosts: drover up, controller,
+// agent, and config. They only configure packages controller and agent.
 package host
 
 import (
@@ -31,7 +31,7 @@ import (
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// flags that every command of a host takes.
+// flags of all host commands.
 type flags struct {
 	file string
 	set  map[string]*string
@@ -65,7 +65,7 @@ func (f *flags) load(cmd *cobra.Command) (*config.Config, error) {
 	return c, nil
 }
 
-// outward is the address that this host has on its default route. Nothing is sent.
+// outward returns this host's address on its default route. Nothing is sent.
 func outward(ctx context.Context) string {
 	c, err := (&net.Dialer{}).DialContext(ctx, "udp4", "192.0.2.1:9")
 	if err != nil {
@@ -77,11 +77,11 @@ func outward(ctx context.Context) string {
 
 func logger(c *config.Config, part string) *slog.Logger {
 	var level slog.Level
-	_ = level.UnmarshalText([]byte(c.LogLevel)) // was checked when it was read
+	_ = level.UnmarshalText([]byte(c.LogLevel)) // validated when the configuration was read
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("proc", part)
 }
 
-// Commands are up, controller, agent and config.
+// Commands returns up, controller, agent and config.
 func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{upCommand(), joinCommand(), controllerCommand(version), agentCommand(version), configCommand()}
 }
@@ -121,7 +121,7 @@ func agentCommand(version string) *cobra.Command {
 		}
 		id, err := identity.Load(c.DataDir)
 		if err != nil {
-			return fmt.Errorf("this host is in no fleet: drover up makes one, drover join enters one: %w", err)
+			return fmt.Errorf("this host is in no fleet: drover up creates one, drover join joins one: %w", err)
 		}
 		sink, err := remote(identity.AgentPKI(c.DataDir), id.Controllers)
 		if err != nil {
@@ -160,7 +160,7 @@ func agentCommand(version string) *cobra.Command {
 	return cmd
 }
 
-// hint tells this host's clients where the fleet is, should the socket not answer.
+// hint tells this host's clients where the fleet is, in case the socket does not answer.
 func hint(c *config.Config, node string, controllers []string) error {
 	h := client.Hints{Node: node, Controllers: controllers}
 	if dir := identity.AdminPKI(c.DataDir); identity.HasController(c.DataDir) {
@@ -171,12 +171,12 @@ func hint(c *config.Config, node string, controllers []string) error {
 		return fmt.Errorf("encoding the hints for clients: %w", err)
 	}
 	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
-		return fmt.Errorf("making the run folder: %w", err)
+		return fmt.Errorf("creating the run directory: %w", err)
 	}
 	return durable.WriteFile(filepath.Join(c.RunDir, client.HintsFile), b, 0o644)
 }
 
-// remote sends an agent's spans to whichever controller answers.
+// remote returns a sink that sends an agent's spans to whichever controller answers.
 func remote(dir string, controllers []string) (*trace.Remote, error) {
 	files, err := pki.LoadFiles(dir)
 	if err != nil {

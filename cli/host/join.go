@@ -17,7 +17,7 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// joinWithin bounds a join, from the first try to the last.
+// joinWithin bounds a join, including all retries.
 const joinWithin = 30 * time.Second
 
 func joinCommand() *cobra.Command {
@@ -71,7 +71,7 @@ func joinCommand() *cobra.Command {
 	return cmd
 }
 
-// enter joins, and joins as an agent only where that is all that a token gives.
+// enter joins, and joins as an agent only if that is all the token allows.
 func enter(ctx context.Context, o identity.JoinOptions) error {
 	ctx, cancel := context.WithTimeout(ctx, joinWithin)
 	defer cancel()

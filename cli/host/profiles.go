@@ -14,8 +14,8 @@ import (
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// serveProfiles serves Go's profiles of this process on RUN/PROC-debug.sock, which
-// only root and the socket's group can open, until stop is called.
+// serveProfiles serves Go's profiles of this process on RUN/PROC-debug.sock, which only
+// root and the socket's group can open, until stop is called.
 func serveProfiles(ctx context.Context, c *config.Config, proc string) (stop func(), err error) {
 	path := filepath.Join(c.RunDir, proc+"-debug.sock")
 	if other, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {

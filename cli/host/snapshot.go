@@ -42,8 +42,8 @@ With --json, each record is a line.`,
 	return cmd
 }
 
-// showSnapshot prints a line about the state and how many records of each kind it has,
-// or, as lines of JSON, the records themselves; kind "" is all.
+// showSnapshot prints a line about the state and the number of records of each kind or,
+// as lines of JSON, the records themselves; kind "" is all.
 func showSnapshot(w io.Writer, s *state.Snapshot, kind string, lines bool) error {
 	var kinds, counts []string
 	for name, records := range s.Records() {

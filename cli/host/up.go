@@ -34,15 +34,15 @@ import (
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// Times of drover up.
+// Timeouts of drover up.
 const (
 	upWithin    = 2 * time.Minute  // until the host takes part in its fleet
-	leftAfter   = 40 * time.Second // that only the rest of the fleet is missing, and up -d returns
+	leftAfter   = 40 * time.Second // after this long with only the rest of the fleet missing, up -d returns
 	stopWithin  = 10 * time.Second // until a child that was told to stop is killed
-	readyWithin = 8 * time.Second  // one question: a controller waits 5 s for a leader, or its log
+	readyWithin = 8 * time.Second  // for one request: a controller waits 5 s for a leader, or for its log
 	minPause    = 100 * time.Millisecond
 	maxPause    = 5 * time.Second
-	steady      = 30 * time.Second // a child that lived so long is started anew at once
+	steady      = 30 * time.Second // a child that ran this long is restarted without delay
 )
 
 func upCommand() *cobra.Command {
@@ -71,7 +71,7 @@ func upCommand() *cobra.Command {
 	return cmd
 }
 
-// missing names programs that a host must have.
+// missing checks for programs that a host must have.
 func missing() error {
 	if _, err := exec.LookPath("runc"); err != nil {
 		return errors.New("runc is missing on this host: install it (package runc) and try again")
@@ -79,7 +79,7 @@ func missing() error {
 	return nil
 }
 
-// up starts a supervisor that outlives us, and returns when the host answers.
+// up starts a detached supervisor, and returns when the host is ready.
 func up(cmd *cobra.Command, c *config.Config, file string) error {
 	if ready(cmd.Context(), c) == nil {
 		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "drover is up on %s already\n", c.NodeName)
@@ -113,7 +113,7 @@ func up(cmd *cobra.Command, c *config.Config, file string) error {
 	defer cancel()
 	err = waitReady(ctx, c, ended, leftAfter)
 	if errors.Is(err, errElsewhere) {
-		return fmt.Errorf("drover runs on %s and goes on trying, but %w", c.NodeName, err)
+		return fmt.Errorf("drover runs on %s and keeps trying, but %w", c.NodeName, err)
 	}
 	if err != nil {
 		_ = syscall.Kill(child.Process.Pid, syscall.SIGTERM)
@@ -123,7 +123,7 @@ func up(cmd *cobra.Command, c *config.Config, file string) error {
 	return nil
 }
 
-// upLog is where a detached drover writes what it has to say.
+// upLog is where a detached drover logs.
 func upLog(c *config.Config) string { return filepath.Join(c.DataDir, "up.log") }
 
 func tailOf(path string, from int64) string {
@@ -137,7 +137,7 @@ func tailOf(path string, from int64) string {
 	return strings.TrimSpace(string(b[max(0, len(b)-2000):]))
 }
 
-// tell says how to go on, and shows the recovery key, once.
+// tell prints the next steps and, once, the recovery key.
 func tell(w io.Writer, c *config.Config) {
 	_, _ = fmt.Fprintf(w, "drover is up on %s (%s)\n", c.NodeName, c.Advertise)
 	key := bootstrap.RecoveryKeyFile(c.RunDir)
@@ -153,13 +153,13 @@ func tell(w io.Writer, c *config.Config) {
 	}
 }
 
-// errElsewhere says that this host's processes answer: what is missing is a leader,
-// or any controller at all, or time. The host is left as it is: others may wait for
-// its controller in turn.
+// errElsewhere reports that this host's processes answer: what is missing is a leader,
+// or any controller at all, or time. The host keeps running: others may be waiting for
+// its controller.
 var errElsewhere = errors.New("it takes no part in its fleet yet")
 
-// waitReady waits until the host takes part in its fleet, and no longer than left
-// for what is not this host's.
+// waitReady waits until the host takes part in its fleet. It waits no longer than left
+// for what other hosts must provide.
 func waitReady(ctx context.Context, c *config.Config, ended <-chan error, left time.Duration) error {
 	var last error
 	var elsewhere time.Time
@@ -188,8 +188,8 @@ func waitReady(ctx context.Context, c *config.Config, ended <-chan error, left t
 	}
 }
 
-// ready returns nil if the next command can run a container on this host: its
-// agent takes part in the fleet, and so says the controller that its socket leads to.
+// ready returns nil if the next command can run a container on this host: its agent
+// takes part in the fleet, and the controller behind its socket confirms that.
 func ready(ctx context.Context, c *config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
@@ -205,7 +205,7 @@ func ready(ctx context.Context, c *config.Config) error {
 	case ierr == nil && header.Get(wire.HeaderStale) != "":
 		return fmt.Errorf("%w: %w", errElsewhere, fleet.ErrNoLeader)
 	case err != nil && ierr == nil && code == http.StatusServiceUnavailable:
-		// A log without a snapshot is read with a leader only.
+		// A log without a snapshot can only be read with a leader.
 		return fmt.Errorf("%w: %w", errElsewhere, err)
 	case err != nil:
 		return err
@@ -219,7 +219,7 @@ func ready(ctx context.Context, c *config.Config) error {
 	return nil
 }
 
-// info asks the host's socket.
+// info queries the host's socket.
 func info(ctx context.Context, c *config.Config) (code int, header http.Header, i system.Info, err error) {
 	h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", unixsock.File(c.RunDir))
@@ -236,7 +236,7 @@ func info(ctx context.Context, c *config.Config) (code int, header http.Header, 
 	return resp.StatusCode, resp.Header, i, json.NewDecoder(resp.Body).Decode(&i)
 }
 
-// missingHere says whether this host is among the nodes that did not answer.
+// missingHere reports whether this host is among the nodes that did not answer.
 func missingHere(header, name string) bool {
 	for n := range strings.SplitSeq(header, ",") {
 		if n, _, _ := strings.Cut(strings.TrimSpace(n), " "); n == name {
@@ -246,7 +246,7 @@ func missingHere(header, name string) bool {
 	return false
 }
 
-// self is this program again, with the folders on its command line.
+// self returns a command that runs this program, with the directories as flags.
 func self(verb string, c *config.Config, file string) (*exec.Cmd, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -259,7 +259,7 @@ func self(verb string, c *config.Config, file string) (*exec.Cmd, error) {
 	return exec.Command(exe, args...), nil //nolint:noctx // a canceled context would kill it before its ordered stop
 }
 
-// supervise makes the identities and keeps controller and agent running.
+// supervise creates the identities and keeps controller and agent running.
 func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	unlock, err := durable.Lock(filepath.Join(c.DataDir, "up"))
 	if err != nil {
@@ -290,16 +290,16 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	defer cancel()
 	var children sync.WaitGroup
 	verbs := []string{"controller", "agent"}
-	if member { // the controllers are elsewhere
+	if member { // the controllers are on other hosts
 		verbs = verbs[1:]
 	}
-	alone, handOver := context.WithCancel(ctx) // until the controller is no more
+	alone, handOver := context.WithCancel(ctx) // until this host has no controller
 	defer handOver()
 	for _, verb := range verbs {
 		children.Go(func() {
 			if verb == "agent" {
 				keep(alone, verb, c, file)
-				keep(ctx, verb, c, file) // serves the socket, too
+				keep(ctx, verb, c, file) // now it serves the socket, too
 				return
 			}
 			keep(ctx, verb, c, file)
@@ -308,7 +308,7 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	}
 	children.Go(func() {
 		logfile.Watch(ctx, upLog(c), logfile.MaxSize, func(err error) {
-			logger(c, "up").Warn("the log could not be rotated", "err", err)
+			logger(c, "up").Warn("the log can't be rotated", "err", err)
 		})
 	})
 	if !detached() {
@@ -322,15 +322,15 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	return nil
 }
 
-// detached says whether nobody reads what we print.
+// detached reports whether nobody reads what is printed.
 func detached() bool {
 	sid, _, errno := syscall.Syscall(syscall.SYS_GETSID, 0, 0, 0)
 	return errno == 0 && int(sid) == os.Getpid()
 }
 
-// keep runs a child until ctx ends, again and again.
+// keep runs a child and restarts it whenever it ends, until ctx ends.
 func keep(ctx context.Context, verb string, c *config.Config, file string) {
-	runtime.LockOSThread() // a child is told of its parent thread's death
+	runtime.LockOSThread() // Pdeathsig refers to the parent thread
 	defer runtime.UnlockOSThread()
 	log := logger(c, "up")
 	for pause := minPause; ctx.Err() == nil; {
@@ -340,13 +340,13 @@ func keep(ctx context.Context, verb string, c *config.Config, file string) {
 			return
 		}
 		if verb == "controller" && !identity.HasController(c.DataDir) {
-			log.Warn("this host is no controller of its fleet any more, and goes on as an agent", "err", err)
+			log.Warn("this host is no longer a controller of its fleet, and continues as an agent", "err", err)
 			return
 		}
 		if time.Since(began) > steady {
 			pause = minPause
 		}
-		log.Warn("a process ended; it is started again", "process", verb, "err", err, "in", pause)
+		log.Warn("a process ended and is restarted", "process", verb, "err", err, "in", pause)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

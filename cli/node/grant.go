@@ -12,7 +12,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// uidValue is a flag that takes a user id.
+// uidValue is a flag for a user id.
 type uidValue uint32
 
 // String implements pflag.Value.

@@ -10,7 +10,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// inspected is a node as inspect prints it: a format that scripts read.
+// inspected is the output of inspect for a node: a format that scripts parse.
 type inspected struct {
 	ID           string
 	Name         string

@@ -1,4 +1,4 @@
-// Package node is drover node: the commands about the fleet's nodes.
+// Package node holds the commands about the fleet's nodes, below drover node.
 package node
 
 import (
@@ -12,14 +12,14 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Command is drover node with all below it.
+// Command returns drover node with its subcommands.
 func Command(s *client.Session) *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "Manage the nodes of this fleet", Args: cli.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(lsCommand(s), inspectCommand(s), labelCommand(s), drainCommand(s), activateCommand(s), grantCommand(s), rmCommand(s), poolCommand(s))
 	return cmd
 }
 
-// forEach calls do for nodes by their names, and prints the names of those that are done.
+// forEach calls do for nodes by name, and prints the names of those that succeed.
 func forEach(cmd *cobra.Command, s *client.Session, names []string, do func(api *client.API, name string) error) error {
 	api, err := s.API()
 	if err != nil {
@@ -34,7 +34,7 @@ func forEach(cmd *cobra.Command, s *client.Session, names []string, do func(api 
 	return nil
 }
 
-// update changes a node.
+// update updates a node.
 func update(cmd *cobra.Command, api *client.API, r *dv1.UpdateNodeRequest) error {
 	_, err := api.Nodes.Update(cmd.Context(), connect.NewRequest(r))
 	return err

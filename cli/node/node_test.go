@@ -125,7 +125,7 @@ func TestWhatIsAskedFor(t *testing.T) {
 
 func TestNobodyAnswers(t *testing.T) {
 	s := &client.Session{Target: client.Target{Host: "tcp://127.0.0.1:1"}}
-	if out := clitest.Run(t, s, Command(s), "ls"); !strings.Contains(out, "wants an identity") {
+	if out := clitest.Run(t, s, Command(s), "ls"); !strings.Contains(out, "requires an identity") {
 		t.Errorf("without an identity: %s", out)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// poolCommand shows and extends where nodes' subnets come from.
+// poolCommand lists and extends the pools that nodes' subnets come from.
 func poolCommand(s *client.Session) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pool", Short: "List the address pools that nodes' subnets come from", Args: cli.NoArgs,

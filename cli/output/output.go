@@ -1,5 +1,5 @@
-// Package output is how the fleet's commands show things to people: tables, ages
-// and words. What is shown is the commands'.
+// Package output formats tables, ages and enums for people. What is shown is up to the
+// commands.
 package output
 
 import (
@@ -41,12 +41,12 @@ func JSON(out io.Writer, v any, indent string) error {
 	return e.Encode(v)
 }
 
-// Ago is how long before now a time in Unix ns was.
+// Ago returns how long before now a time in Unix ns was.
 func Ago(now time.Time, ns int64) string {
 	return units.HumanDuration(now.Sub(time.Unix(0, ns))) + " ago"
 }
 
-// Pairs are a map's entries by key.
+// Pairs returns a map's entries, sorted by key.
 func Pairs(m map[string]string) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(m)) {
@@ -55,7 +55,7 @@ func Pairs(m map[string]string) string {
 	return strings.Join(out, ",")
 }
 
-// Word is an enum's value as people read it, "" for the unspecified one.
+// Word returns an enum's value as shown to people, "" for the unspecified one.
 func Word(v interface{ String() string }) string {
 	s := v.String()
 	if strings.HasSuffix(s, "UNSPECIFIED") {
@@ -64,5 +64,5 @@ func Word(v interface{ String() string }) string {
 	return strings.ToLower(strings.ReplaceAll(s, "_", " "))
 }
 
-// ShortID is as much of an id as lists show.
+// ShortID returns an id as shortened in listings.
 func ShortID(id string) string { return id[:min(12, len(id))] }

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Sentences that answer commands of docker's that a fleet doesn't have.
+// Messages of docker commands that a fleet doesn't have.
 const (
 	noBuilder = "a fleet builds no images: build them with docker buildx or any other tool, push them to your registry, and drover pull"
 	noSwarm   = "docker's swarm commands are not there on a fleet, which is one itself: drover node ls lists its hosts, drover run --each runs on all of them"
@@ -18,8 +18,8 @@ const (
 	notYet    = "this is not there on a fleet yet"
 )
 
-// absent are docker's commands that a fleet doesn't have, and what says so. They are
-// not shown.
+// absent lists the docker commands that a fleet doesn't have, with their messages. They
+// are hidden.
 var absent = map[string]string{
 	"build": noBuilder, "builder": noBuilder, "buildx": noBuilder, "bake": noBuilder, "image build": noBuilder,
 	"swarm": noSwarm, "stack": noSwarm, "service": noSwarm, "config": noSwarm, "secret": noSwarm,
@@ -31,14 +31,14 @@ var absent = map[string]string{
 	"container prune": notYet, "image prune": notYet,
 }
 
-// answerAbsent has absent commands answer with their sentence, also below container,
-// image and system. Those that docker's tree lacks here are added.
+// answerAbsent makes absent commands fail with their message, also below container,
+// image and system. Those missing from docker's tree are added.
 func answerAbsent(root *cobra.Command) {
 	for path, sentence := range absent {
 		if cmd, rest, err := root.Find([]string{path}); err == nil && len(rest) == 0 && cmd != root {
 			root.RemoveCommand(cmd)
 		}
-		if words := strings.Fields(path); len(words) == 1 && path != "config" { // which is a host's
+		if words := strings.Fields(path); len(words) == 1 && path != "config" { // drover's own, about a host
 			root.AddCommand(answer(words[0], path, sentence))
 		}
 	}
@@ -57,7 +57,7 @@ func answerAbsent(root *cobra.Command) {
 	}
 }
 
-// answer is a hidden command that only says why it is not there.
+// answer returns a hidden command that only fails with a message.
 func answer(name, path, sentence string) *cobra.Command {
 	return &cobra.Command{
 		Use: name, Hidden: true, DisableFlagParsing: true, Annotations: map[string]string{annotationAbsent: ""},
@@ -67,5 +67,5 @@ func answer(name, path, sentence string) *cobra.Command {
 	}
 }
 
-// annotationAbsent marks commands that ask nobody.
+// annotationAbsent marks commands that contact nobody.
 const annotationAbsent = "drover.absent"

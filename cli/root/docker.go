@@ -7,17 +7,18 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// psFormat is docker's table with the node.
+// psFormat is docker's table with an additional column for the node.
 const psFormat = `table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}\t{{.Label "io.drover.node"}}`
 
 // imagesFormat is docker's classic table.
 const imagesFormat = `table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{if .CreatedSince}}{{.CreatedSince}}{{else}}N/A{{end}}\t{{.Size}}`
 
-// words are docker's help in drover's. The first ones stay as they are.
+// words replaces docker's terms in help texts by drover's. Those listed first stay
+// unchanged.
 var words = strings.NewReplacer("Dockerfile", "Dockerfile", "Docker Hub", "Docker Hub", "Docker Engine", "Docker Engine",
 	"Docker daemon", "fleet", "the Docker CLI", "drover", "Docker", "drover", "docker ", "drover ")
 
-// rename makes docker's help speak of drover.
+// rename rewrites docker's help texts for drover.
 func rename(c *cobra.Command) {
 	c.Short, c.Long, c.Example = words.Replace(c.Short), words.Replace(c.Long), words.Replace(c.Example)
 	if a, ok := c.Annotations["aliases"]; ok {
@@ -25,7 +26,7 @@ func rename(c *cobra.Command) {
 	}
 }
 
-// shown reports whether args are a ps whose table is ours.
+// shown reports whether args are a ps with our table.
 func shown(args []string) bool {
 	ps := false
 	for i, x := range args {
@@ -39,11 +40,11 @@ func shown(args []string) bool {
 	return ps
 }
 
-// heading puts the last word of the first line into capitals, as the others are:
-// docker's formatter takes a label's heading as it is written.
+// heading capitalizes the last word of the first line, like the others: docker's
+// formatter prints a label's heading as given.
 type heading struct {
 	w    io.Writer
-	line []byte // the first one, until it is whole
+	line []byte // the first line, until it is complete
 	done bool
 }
 

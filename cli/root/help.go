@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// groups are how the commands are shown. What is in none comes with the rest of
-// docker's.
+// groups are the groups in which commands are shown. Commands in none are listed with
+// the rest of docker's.
 var groups = []struct {
 	title    string
 	commands []string
@@ -20,7 +20,7 @@ var groups = []struct {
 	{"Host Commands", []string{"up", "join", "agent", "config"}},
 }
 
-// help shows the commands in groups.
+// help prints the commands in groups.
 func help(out io.Writer, root *cobra.Command) {
 	shown := map[string]bool{"help": true}
 	_, _ = fmt.Fprintf(out, "Usage:  %s\n\n%s\n", root.Use, root.Long)
@@ -55,7 +55,7 @@ func help(out io.Writer, root *cobra.Command) {
 	_, _ = fmt.Fprintf(out, "\nGlobal Options:\n%s\n\nRun 'drover COMMAND --help' for more information on a command.\n", strings.TrimRight(root.Flags().FlagUsagesWrapped(helpWidth), " \n"))
 }
 
-// helpWidth wraps what options are for.
+// helpWidth is where descriptions of options are wrapped.
 const helpWidth = 79
 
 func find(root *cobra.Command, name string) *cobra.Command {

@@ -1,6 +1,6 @@
-// Package root is the drover command: docker's own command tree on a fleet, less
-// what a fleet doesn't have, and what it has beyond. What the commands do is
-// docker's and the nouns' packages'.
+// Package root is the drover command: docker's own command tree for a fleet, without
+// what a fleet doesn't have, and with what it adds. The commands themselves are
+// docker's, or in the packages named after their nouns.
 package root
 
 import (
@@ -28,13 +28,13 @@ import (
 	"github.com/drover/drover/pkg/trace"
 )
 
-// app is one call of the program.
+// app is one run of the program.
 type app struct {
 	version string
 	session *fleet.Session
 	docker  *command.DockerCli
 	name    string       // of the command
-	used    bool         // the fleet was, or would have been, asked
+	used    bool         // the command uses the fleet, even if it was never reached
 	lost    func() error // why output is missing
 	tp      *sdk.TracerProvider
 	span    otrace.Span
@@ -49,9 +49,9 @@ func newApp(version string) *app {
 // Main runs the command and returns its exit code.
 func Main(version string, args []string) int {
 	for _, v := range []string{"DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION"} {
-		_ = os.Unsetenv(v) // another engine's
+		_ = os.Unsetenv(v) // meant for another engine
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT) //nolint:forbidigo // the program's own
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT) //nolint:forbidigo // the program's root context
 	defer stop()
 	a := newApp(version)
 	root, err := a.command(ctx, args)
@@ -81,11 +81,11 @@ func exitCode(err error) int {
 	return 1
 }
 
-// outcome is how a command ended that came back with err: the fleet's own failures
-// are 125, as docker's run has it, whatever code the container had.
+// outcome maps the error of a command to its exit status: failures of the fleet are 125,
+// as with docker run, whatever the container's exit code.
 func (a *app) outcome(err error, interrupted bool) error {
 	var status cli.StatusError
-	if !errors.As(err, &status) || status.Error() == "" { // no words of a refusal
+	if !errors.As(err, &status) || status.Error() == "" { // no message of a refusal
 		if lost := a.lost(); lost != nil && !interrupted {
 			return cli.StatusError{Cause: err, StatusCode: 125, Status: "drover: " + lost.Error()}
 		}
@@ -96,9 +96,9 @@ func (a *app) outcome(err error, interrupted bool) error {
 	return err
 }
 
-// before is done ahead of every command: docker's own setup, and the operation's span.
+// before runs ahead of every command: docker's own setup, and the operation's span.
 func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {})) // a trace that is lost is no failure of the command
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {})) // a lost trace is no failure of the command
 	if !asksTheFleet(cmd) {
 		return nil
 	}
@@ -133,7 +133,7 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 	return nil
 }
 
-// asksTheFleet reports whether a command is about the fleet, not about this host or
+// asksTheFleet reports whether a command uses the fleet, rather than only this host or
 // this program.
 func asksTheFleet(cmd *cobra.Command) bool {
 	if _, is := cmd.Annotations[annotationAbsent]; is || !cmd.HasParent() {
@@ -146,7 +146,7 @@ func asksTheFleet(cmd *cobra.Command) bool {
 	return true
 }
 
-// complete is before, for completions.
+// complete is before for shell completions.
 func (a *app) complete(opts *cliflags.ClientOptions) error {
 	cmd := &cobra.Command{Use: "trace"}
 	(&cobra.Command{Use: "drover"}).AddCommand(cmd)

@@ -21,7 +21,7 @@ import (
 	"github.com/drover/drover/cli/trace"
 )
 
-// command is the whole tree.
+// command builds the whole tree.
 func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error) {
 	stdin, stdout, stderr := term.StdStreams()
 	out := stdout
@@ -62,7 +62,7 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.before(cmd, opts) }
 	commands.AddCommands(root, dc)
 	for _, c := range root.Commands() {
-		if c.Name() == "node" { // Swarm's
+		if c.Name() == "node" { // Swarm's command
 			root.RemoveCommand(c)
 		}
 	}
@@ -85,13 +85,13 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 		inner(cmd, args)
 	})
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
-		// Completions run without what comes ahead of commands, and ask the fleet too.
+		// Completions skip the commands' own setup, and query the fleet too.
 		return root, a.complete(opts)
 	}
 	return root, nil
 }
 
-// unknown names the commands that were perhaps meant.
+// unknown suggests the commands that were probably meant.
 func unknown(cmd *cobra.Command, arg string) error {
 	msg := fmt.Sprintf("drover: unknown command: drover %s", arg)
 	if near := cmd.SuggestionsFor(arg); len(near) > 0 {

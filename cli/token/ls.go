@@ -40,13 +40,13 @@ func lsCommand(s *client.Session) *cobra.Command {
 	return cmd
 }
 
-// good is for how long a token admits hosts yet.
+// good returns how long a token remains valid.
 func good(t *dv1.TokenInfo, now time.Time) string {
 	left := time.Unix(0, t.Expires).Sub(now)
 	switch {
 	case t.Revoked:
 		return "revoked"
-	case t.Expires == 0: // of an early build
+	case t.Expires == 0: // created by an early build
 		return "for ever"
 	case left <= 0:
 		return "expired"

@@ -1,4 +1,4 @@
-// Package token is drover token: the commands about what hosts join with.
+// Package token holds the commands about join tokens, below drover token.
 package token
 
 import (
@@ -12,7 +12,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Command is drover token with all below it.
+// Command returns drover token with its subcommands.
 func Command(s *client.Session) *cobra.Command {
 	cmd := &cobra.Command{Use: "token", Short: "Manage the tokens that hosts join with", Args: cli.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(createCommand(s), lsCommand(s), revokeCommand(s))
@@ -20,7 +20,7 @@ func Command(s *client.Session) *cobra.Command {
 }
 
 func revokeCommand(s *client.Session) *cobra.Command {
-	cmd := &cobra.Command{Use: "revoke ID...", Aliases: []string{"rm"}, Short: "Have tokens admit nobody any more", Args: cli.RequiresMinArgs(1)}
+	cmd := &cobra.Command{Use: "revoke ID...", Aliases: []string{"rm"}, Short: "Revoke tokens: nobody can join with them anymore", Args: cli.RequiresMinArgs(1)}
 	cmd.RunE = func(cmd *cobra.Command, ids []string) error {
 		api, err := s.API()
 		if err != nil {

@@ -1,4 +1,4 @@
-// Package trace is drover trace: where the time of an operation went.
+// Package trace is drover trace: it shows where the time of an operation went.
 package trace
 
 import (
@@ -16,10 +16,10 @@ import (
 	"github.com/drover/drover/pkg/trace"
 )
 
-// settled is how long after an operation all of its spans have come.
+// settled is how long after an operation all of its spans have arrived.
 const settled = 600 * time.Millisecond
 
-// Command is drover trace.
+// Command returns drover trace.
 func Command(s *client.Session) *cobra.Command {
 	cmd := &cobra.Command{Use: "trace [last|ID]", Short: "Show where the time of an operation went", Args: cli.RequiresMaxArgs(1),
 		Long: "Show where the time of an operation went, from the command to the container's process.\nWithout an argument it lists the latest operations."}
@@ -49,8 +49,8 @@ func Command(s *client.Session) *cobra.Command {
 	return cmd
 }
 
-// whole is a trace with all of its spans: those of one that has only just ended are
-// waited for.
+// whole fetches a trace with all of its spans, waiting for those of an operation that
+// has only just ended.
 func whole(ctx context.Context, api *client.API, id string, now func() time.Time) (*trace.Trace, error) {
 	t, err := get(ctx, api, id)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/drover/drover/pkg/trace"
 )
 
-// barWidth is the length of the axis of time, in characters.
+// barWidth is the width of the time axis, in characters.
 const barWidth = 40
 
 func firstLine(s string) string {
@@ -23,7 +23,7 @@ func firstLine(s string) string {
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1fms", float64(d)/1e6) }
 
-// waterfall draws spans under their parents, with bars on one axis of time.
+// waterfall draws spans below their parents, with bars on one time axis.
 func waterfall(out io.Writer, t *trace.Trace) error {
 	if len(t.Spans) == 0 {
 		return fmt.Errorf("trace %s has no spans", t.ID)
