@@ -14,10 +14,11 @@ import (
 	"github.com/drover/drover/e2e/fleet"
 )
 
-// rounds of each side, taken in turn, so that a noisy machine is noisy to all.
+// rounds is how often each side runs. Sides take turns, so that noise on the machine
+// affects all of them.
 const rounds = 20
 
-// side is one contender: what to run, once.
+// side is one contender.
 type side struct {
 	name string
 	run  func() fleet.Result
@@ -73,7 +74,7 @@ func compare(b *testing.B, sides []*side) {
 			if r := s.run(); r.Code != 0 {
 				b.Fatalf("%s: %v", s.name, r)
 			}
-			if i > 0 { // the first warms up
+			if i > 0 { // the first round is a warm-up
 				s.took = append(s.took, time.Since(start))
 			}
 		}
@@ -85,7 +86,7 @@ func compare(b *testing.B, sides []*side) {
 	}
 }
 
-// ctr starts the distribution's own containerd on the host, nil if there is none.
+// ctr starts the distribution's own containerd on the host, nil if it isn't installed.
 func ctr(b *testing.B, f *fleet.Fleet, h *fleet.Host) *side {
 	if _, err := exec.LookPath("ctr"); err != nil {
 		fmt.Println("no ctr on this machine (package containerd): not compared")
@@ -118,7 +119,7 @@ func ctr(b *testing.B, f *fleet.Fleet, h *fleet.Host) *side {
 	}}
 }
 
-// docker starts a docker engine on the host, nil if there is none.
+// docker starts a docker engine on the host, nil if it isn't installed.
 func docker(b *testing.B, f *fleet.Fleet, h *fleet.Host) *side {
 	if _, err := exec.LookPath("dockerd"); err != nil {
 		fmt.Println("no docker engine on this machine (package docker.io): not compared")
@@ -145,7 +146,7 @@ func docker(b *testing.B, f *fleet.Fleet, h *fleet.Host) *side {
 	}}
 }
 
-// memory is a process's Rss or Pss in bytes, 0 if it is gone.
+// memory returns a process's Rss or Pss in bytes, 0 if it is gone.
 func memory(pid int, what string) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {

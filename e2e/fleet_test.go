@@ -29,7 +29,7 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// Every run ends with its output and code, exactly once, though the leader dies.
+// Every run ends with its output and code, exactly once, although the leader dies.
 func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
@@ -157,7 +157,7 @@ func TestWalkThroughOfAFleet(t *testing.T) {
 	})
 
 	t.Run("an image that one host holds, without its registry", func(t *testing.T) {
-		for _, h := range f.Hosts { // nobody has it
+		for _, h := range f.Hosts { // on no node
 			_ = h.Drover("rmi", "-f", "ubuntu")
 		}
 		a.Must("pull", "ubuntu")
@@ -194,7 +194,7 @@ func TestWalkThroughOfAFleet(t *testing.T) {
 	})
 }
 
-// A host that is cut off for a while: silent, then back with nothing lost.
+// A host that is cut off for a while becomes silent, then returns with nothing lost.
 func TestAHostIsCutOff(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
@@ -239,8 +239,8 @@ func TestAHostIsCutOff(t *testing.T) {
 	}
 }
 
-// All controllers cut from each other: reads are stale, writes say why not, and a
-// foreground run ends with its code.
+// With all controllers cut off from each other, reads are stale, writes fail with the
+// reason, and a foreground run ends with its code.
 func TestTheQuorumIsLost(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
@@ -277,7 +277,7 @@ func TestTheQuorumIsLost(t *testing.T) {
 	})
 }
 
-// Everything is killed at once, everywhere, and started in some order.
+// Everything is killed everywhere at once, and restarted in some order.
 func TestAllHostsDieAtOnce(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
@@ -326,8 +326,8 @@ func TestAllHostsDieAtOnce(t *testing.T) {
 	}
 }
 
-// Controllers are started one after another, as by a person: the first has no leader
-// until there is a majority, and must still be there then.
+// Controllers are started one after another, as by a person: the first one has no leader
+// until there is a majority, and must still be running then.
 func TestControllersAreStartedOneAfterAnother(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
@@ -346,8 +346,8 @@ func TestControllersAreStartedOneAfterAnother(t *testing.T) {
 	second.Must("run", "--rm", "--on", "node==b", "hello-world")
 }
 
-// A leader that is frozen is no leader: the others go on, and it finds its place
-// when it thaws.
+// A frozen leader is no leader: the others continue without it, and it rejoins when it
+// thaws.
 func TestTheLeaderIsFrozen(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
@@ -381,7 +381,7 @@ func TestTheLeaderIsFrozen(t *testing.T) {
 		t.Errorf("the run in progress: %v", r)
 	}
 	stop(syscall.SIGCONT)
-	for i := range 10 { // it has heard nobody for long, and must not say so
+	for i := range 10 { // it has heard nobody for long, and must not report the others as silent
 		if r := from.Drover("create", "alpine", "true"); r.Code != 0 {
 			t.Errorf("create %d after the thaw: %v", i, r)
 		}
@@ -393,7 +393,7 @@ func TestTheLeaderIsFrozen(t *testing.T) {
 	l.Must("run", "--rm", "alpine", "true")
 }
 
-// Who may not join is told why, and nothing is changed.
+// A host that may not join is told why, and nothing changes.
 func TestJoinsThatAreRefused(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c")
 	a, b, c := f.Hosts[0], f.Hosts[1], f.Hosts[2]
@@ -424,7 +424,8 @@ func TestJoinsThatAreRefused(t *testing.T) {
 	if out := a.Must("node", "ls", "-q"); strings.TrimSpace(out) != "a\nb" {
 		t.Errorf("nodes: %q", out)
 	}
-	// An agents' token makes no controller, and its socket gives no rights by itself.
+	// A token for agents admits no controller, and the socket of such a host grants no
+	// rights by itself.
 	if out := a.Must("controller", "ls"); strings.Count(out, "\n") != 2 {
 		t.Errorf("controllers: %s", out)
 	}
@@ -443,7 +444,7 @@ func TestJoinsThatAreRefused(t *testing.T) {
 	f.Eventually(10*time.Second, "b is refused", func() bool { return strings.Contains(b.Drover("ps").Err, "no longer a node of the fleet") })
 }
 
-// A follower that relays an attach dies: the output goes on without a gap, at
+// When a follower that relays an attach dies, the output continues without a gap at
 // another controller, and so does the container.
 func TestARelayingControllerDies(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c")
@@ -478,8 +479,8 @@ func TestARelayingControllerDies(t *testing.T) {
 	}
 }
 
-// A controller that is removed goes on as an agent, and its host says so; a spare
-// one votes in its place.
+// The host of a removed controller continues as an agent and says so; a spare controller
+// votes in its place.
 func TestAControllerIsRemoved(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c", "d")
 	a := f.Hosts[0]
@@ -496,8 +497,8 @@ func TestAControllerIsRemoved(t *testing.T) {
 			from = h
 		}
 	}
-	// What somebody copied off the host gets nowhere any more, and is cut where it is:
-	// without that, a connection that says nothing lives for fifteen seconds.
+	// An identity copied off the host is no longer accepted anywhere, and its connections
+	// are cut: otherwise an idle one would live for fifteen seconds.
 	stolen := t.TempDir()
 	for _, n := range []string{"cert.pem", "key.pem"} {
 		b, err := os.ReadFile(filepath.Join(l.Dir, "data", "controller", "pki", n))

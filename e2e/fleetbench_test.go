@@ -15,7 +15,7 @@ import (
 	"github.com/drover/drover/e2e/fleet"
 )
 
-// Rounds of what takes long.
+// Rounds of slow benchmarks.
 const (
 	leaderKills = 20
 	swarmKills  = 3
@@ -23,7 +23,7 @@ const (
 	idleFor     = 10 * time.Second
 )
 
-// BenchmarkFleet prints what three controllers cost and give, all in one run.
+// BenchmarkFleet prints what three controllers cost and achieve, all in one run.
 func BenchmarkFleet(b *testing.B) {
 	f := fleet.New(b, "a", "b", "c", "s")
 	a, lone := f.Hosts[0], f.Hosts[3]
@@ -82,7 +82,7 @@ func idle(f *fleet.Fleet) {
 	}
 }
 
-// cpu is a process's time so far, in hundredths of a second.
+// cpu returns a process's CPU time so far, in hundredths of a second.
 func cpu(pid int) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -113,7 +113,7 @@ func scale(b *testing.B, f *fleet.Fleet) {
 	f.Hosts[0].Must(append([]string{"rm", "-f"}, strings.Fields(f.Hosts[0].Must("ps", "-aq"))...)...)
 }
 
-// failover kills the leader, again and again, and times the next write.
+// failover kills the leader repeatedly, and times the next write.
 func failover(b *testing.B, f *fleet.Fleet) {
 	var took []time.Duration
 	for i := range leaderKills {
@@ -128,7 +128,7 @@ func failover(b *testing.B, f *fleet.Fleet) {
 			b.Fatalf("a write after the leader's death: %v", r)
 		}
 		took = append(took, time.Since(begin))
-		// The next round begins with three that live: a majority must be left.
+		// The next round starts once all three live again: a majority must remain.
 		f.Eventually(30*time.Second, "the killed controller is back", func() bool {
 			return l.In(nil, "curl", "-sf", "-m1", "--unix-socket", l.Socket(), "http://x/_ping").Out == "OK"
 		})
@@ -138,7 +138,7 @@ func failover(b *testing.B, f *fleet.Fleet) {
 	fmt.Printf("leader killed, until the next write is answered: median %v, worst of %d %v (goal 1 s)\n", took[len(took)/2].Round(time.Millisecond), leaderKills, took[len(took)-1].Round(time.Millisecond))
 }
 
-// swarm does the same to Docker Swarm with three managers, where it is installed.
+// swarm does the same with Docker Swarm and three managers, if it is installed.
 func swarm(b *testing.B, f *fleet.Fleet) {
 	if _, err := exec.LookPath("dockerd"); err != nil {
 		fmt.Println("no docker engine on this machine: Swarm is not compared")

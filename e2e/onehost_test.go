@@ -1,4 +1,4 @@
-// Package e2e tortures real fleets through the product's own front doors.
+// Package e2e tests real fleets through the product's own interfaces.
 package e2e
 
 import (
@@ -116,7 +116,7 @@ func ports(t *testing.T, h *fleet.Host) {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Process.Kill(); _ = l.Wait() }()
-	time.Sleep(200 * time.Millisecond) // a foreign process tells nobody that it listens
+	time.Sleep(200 * time.Millisecond) // a foreign process doesn't report when it listens
 	want(t, h.Drover("run", "-d", "-p", "8099:80", "web"), 125, "address already in use")
 	want(t, h.Drover("run", "-d", "-p", "99999:80", "web"), 125, "[Ii]nvalid|range")
 	removeAll(t, h)
@@ -129,7 +129,7 @@ func get(t *testing.T, url, part string) {
 	t.Helper()
 	var r *http.Response
 	var err error
-	for range 50 { // run answers when the process has started, not when it listens
+	for range 50 { // run returns when the process has started, not when it listens
 		if r, err = (&http.Client{Timeout: 5 * time.Second}).Get(url); err == nil {
 			break
 		}
@@ -164,7 +164,8 @@ func terminal(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	typed := "sleep 1; printf 'tty\\n'; sleep 0.5; printf 'exit 3\\n'"
 	r := h.In(nil, "sh", "-c", fmt.Sprintf("(%s) | script -qec '%s/drover run -it --rm alpine /bin/sh' /dev/null", typed, f.Bin))
 	want(t, r, 3, "/ # ", "/dev/pts/0")
-	// Detached by its keys, the container goes on; attached again, it ends with its code.
+	// After detaching by keys the container keeps running; attached again, attach ends
+	// with its code.
 	typed = "sleep 1; printf 'echo first\\n'; sleep 0.5; printf '\\020\\021'; sleep 1"
 	r = h.In(nil, "sh", "-c", fmt.Sprintf("(%s) | script -qec '%s/drover run -it --name left alpine /bin/sh' /dev/null", typed, f.Bin))
 	want(t, r, 0, "first")
@@ -175,7 +176,7 @@ func terminal(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	removeAll(t, h)
 }
 
-// eventsTell checks what docker's clients read from the stream of events.
+// eventsTell checks what docker's clients read from the event stream.
 func eventsTell(t *testing.T, h *fleet.Host) {
 	since := fmt.Sprint(time.Now().Unix())
 	h.Must("pull", "busybox")
@@ -185,7 +186,7 @@ func eventsTell(t *testing.T, h *fleet.Host) {
 	h.Must("rmi", "busybox")
 	var out string
 	var missing []string
-	for range 50 { // an agent's own events come a moment later, and until is a whole second
+	for range 50 { // an agent's own events arrive later, and until is in whole seconds
 		out, missing = h.Must("events", "--since", since, "--until", fmt.Sprint(time.Now().Unix()), "--format", "{{.Type}} {{.Action}}"), nil
 		for _, e := range []string{"image pull", "image tag", "container create", "container start", "container exec_create: true", "container exec_start: true", "container exec_die", "container die", "container destroy", "image untag", "image delete"} {
 			if !strings.Contains(out, e+"\n") {
@@ -247,8 +248,8 @@ func hundredRuns(t *testing.T, h *fleet.Host) {
 	}
 }
 
-// frozen: a process that stops answering for a while costs no container and no
-// answered request.
+// frozen checks that a process that stops responding for a while costs no container and
+// no answered request.
 func frozen(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	for _, victim := range []string{"controller", "agent", "drover-containerd"} {
 		t.Run(victim, func(t *testing.T) {
@@ -261,7 +262,7 @@ func frozen(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 			for _, p := range pids {
 				_ = syscall.Kill(p, syscall.SIGSTOP)
 			}
-			time.Sleep(4 * time.Second) // longer than silence, leases and beats
+			time.Sleep(4 * time.Second) // longer than leases and the intervals of beats and silence
 			for _, p := range pids {
 				_ = syscall.Kill(p, syscall.SIGCONT)
 			}
@@ -281,7 +282,8 @@ func frozen(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	}
 }
 
-// kills: containers go on, no line is lost or doubled, and every verb works after.
+// kills checks that containers keep running, no line is lost or duplicated, and every
+// command works afterwards.
 func kills(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	const lines = 1_000_000
 	for _, victim := range [][]string{{"agent"}, {"drover-containerd"}, {"controller"}} {

@@ -23,13 +23,13 @@ func counted(n int) string {
 	return b.String()
 }
 
-// begun waits until the container has written something.
+// begun waits until the container has printed something.
 func begun(f *fleet.Fleet, h *fleet.Host, name string) {
 	f.Eventually(20*time.Second, name+" counts", func() bool { return strings.Contains(h.Drover("logs", name).Out, "3\n") })
 }
 
-// A follower's link is down for a while, and the majority is there: no run loses
-// output, not those that it passed on, and not those that come when it is back.
+// A follower's link is down for a while, and there is a majority without it: no run
+// loses output, neither those that it relayed nor those that start after it is back.
 func TestAFollowerIsCutOffUnderRuns(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
@@ -70,8 +70,8 @@ func TestAFollowerIsCutOffUnderRuns(t *testing.T) {
 	}
 }
 
-// An agent that dies under attached runs is back in a moment: they go on where
-// they were, with docker's client too, and so do logs that are followed.
+// When an agent dies under attached runs and restarts, they continue where they were,
+// also with docker's client, and so do followed logs.
 func TestAnAgentDiesUnderAttachedRuns(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
@@ -86,7 +86,7 @@ func TestAnAgentDiesUnderAttachedRuns(t *testing.T) {
 			}
 		})
 		if h == d {
-			continue // its socket dies with the agent, which docker's client can't help
+			continue // its socket dies with the agent, so docker's client can't continue
 		}
 		runs.Go(func() {
 			if r := h.Docker(nil, "run", "--rm", "-l", "io.drover.on=node==d", "alpine", "/bin/sh", "-c", counting(40, 7)); r.Code != 7 || r.Out != counted(40) {
@@ -117,8 +117,8 @@ func TestAnAgentDiesUnderAttachedRuns(t *testing.T) {
 	}
 }
 
-// Each controller dies in turn while logs are followed: none of them ends early,
-// and none has a gap or a line twice.
+// Each controller dies in turn while logs are followed: none of them ends early, and
+// none has a gap or a duplicate line.
 func TestControllersDieUnderFollowedLogs(t *testing.T) {
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()

@@ -1,6 +1,6 @@
-// Package images builds the demo's and the tests' container images from this
-// repository's own sources and a static busybox, and pushes them to a registry.
-// Where the registry is, and what is run of it, is the caller's.
+// Package images builds the container images of the demo and the tests from this
+// repository's own sources and a static busybox, and pushes them to a registry. Where
+// the registry is, and what is run from it, is up to the caller.
 package images
 
 import (
@@ -26,11 +26,11 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// Module is where the Go programs of this folder live.
+// Module is the import path of the Go programs in this directory.
 const module = "github.com/drover/drover/deploy/images/"
 
-// Push builds all images and pushes them to registry (host:port, plain HTTP),
-// below library/ as docker.io has them.
+// Push builds all images and pushes them to registry (host:port, plain HTTP), below
+// library/ as on docker.io.
 func Push(ctx context.Context, registry string) error {
 	dir, err := os.MkdirTemp("", "drover-images-")
 	if err != nil {
@@ -105,12 +105,12 @@ func busybox(ctx context.Context) (program []byte, applets []string, err error) 
 	}
 	out, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
 	if err != nil {
-		return nil, nil, fmt.Errorf("asking busybox for its applets: %w", err)
+		return nil, nil, fmt.Errorf("listing busybox's applets: %w", err)
 	}
 	return box, strings.Fields(string(out)), nil
 }
 
-// Busybox is the image of that name alone; it needs no build.
+// Busybox builds only the image of that name; it needs no compiler.
 func Busybox(ctx context.Context) (v1.Image, error) {
 	box, names, err := busybox(ctx)
 	if err != nil {
@@ -150,7 +150,7 @@ func userland(box []byte, applets []string, os, version string) files {
 	return f
 }
 
-// image makes a reproducible image with one layer for each set of files.
+// image creates a reproducible image with one layer per set of files.
 func image(sets []files, cfg v1.Config) (v1.Image, error) {
 	img := v1.Image(empty.Image)
 	for _, s := range sets {
@@ -219,7 +219,7 @@ func layer(f files) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// program builds one of this folder's commands, static.
+// program builds one of this directory's commands, statically linked.
 func program(ctx context.Context, dir, name string) ([]byte, error) {
 	out := filepath.Join(dir, name)
 	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, module+name)

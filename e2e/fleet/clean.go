@@ -13,8 +13,8 @@ import (
 	"github.com/drover/drover/pkg/identity"
 )
 
-// Kill sends SIGKILL to the host's processes whose command line holds all the
-// words, and gives how many these were. Words: "controller", "agent",
+// Kill sends SIGKILL to the host's processes whose command line contains all the words,
+// and returns how many there were. Words are, e.g., "controller", "agent",
 // "drover-containerd", "drover-shim", "up".
 func (h *Host) Kill(words ...string) int {
 	n := 0
@@ -26,7 +26,7 @@ func (h *Host) Kill(words ...string) int {
 	return n
 }
 
-// Pids gives the host's processes whose command line holds all the words.
+// Pids returns the host's processes whose command line contains all the words.
 func (h *Host) Pids(words ...string) []int {
 	return pids(append([]string{h.Dir + "/"}, words...))
 }
@@ -55,7 +55,7 @@ func pids(words []string) []int {
 	return found
 }
 
-// Mounts gives the mount points below the fleet's folder.
+// Mounts returns the mount points below the fleet's directory.
 func (f *Fleet) Mounts() []string {
 	b, _ := os.ReadFile("/proc/self/mountinfo")
 	var m []string
@@ -68,8 +68,8 @@ func (f *Fleet) Mounts() []string {
 	return m
 }
 
-// Cgroups are the control groups of the host's containers, of all controllers. The
-// machine has others: those of other hosts, and of other tests.
+// Cgroups returns the control groups of the host's containers, in all hierarchies. The
+// machine has others, of other hosts and other tests.
 func (h *Host) Cgroups() []string {
 	id, err := identity.Load(h.Dir + "/data")
 	if err != nil {
@@ -131,7 +131,7 @@ func (f *Fleet) destroy() {
 	_ = os.RemoveAll(f.Dir)
 }
 
-// removeContainers does it the polite way; what is left is killed.
+// removeContainers removes them through the API; what is left is killed.
 func (h *Host) removeContainers() {
 	if _, err := os.Stat(h.Socket()); err != nil {
 		return

@@ -1,6 +1,6 @@
-// Package fleet makes hosts out of network namespaces on one bridge, with a
-// registry and real drover processes on them, for tests. What is tested is the
-// callers'; everything made here is removed again, also after a failed test.
+// Package fleet creates hosts out of network namespaces on one bridge, with a registry
+// and real drover processes, for tests. Everything it creates is removed again, also
+// after a failed test.
 package fleet
 
 import (
@@ -25,7 +25,7 @@ type Fleet struct {
 	Dir      string
 	Registry string // host:port
 	Hosts    []*Host
-	Bin      string // the folder with the drover binary
+	Bin      string // directory of the drover binary
 
 	t      testing.TB
 	prefix string // of namespaces and links
@@ -33,17 +33,17 @@ type Fleet struct {
 	reg    *exec.Cmd
 }
 
-// Host is one network namespace with a drover of its own.
+// Host is one network namespace that runs its own drover.
 type Host struct {
 	Name, Addr, Netns, Dir string
 	f                      *Fleet
 }
 
-// made counts fleets, so that each has names of its own.
+// made counts fleets, so that each has unique names.
 var made atomic.Int32
 
-// New makes a fleet with the named hosts; drover isn't started. It fails the
-// test where the machine can't carry it, never skips.
+// New creates a fleet with the named hosts, without starting drover. If the machine
+// can't run it, the test fails rather than being skipped.
 func New(t testing.TB, hosts ...string) *Fleet {
 	t.Helper()
 	testenv.Root(t)
@@ -59,7 +59,7 @@ func New(t testing.TB, hosts ...string) *Fleet {
 		t.Fatal(err)
 	}
 	f := &Fleet{Dir: dir, Bin: bin, t: t, prefix: fmt.Sprintf("dv%d", os.Getpid()%100000), net: fmt.Sprintf("10.89.%d", os.Getpid()%250+1)}
-	if n := made.Add(1); n > 1 { // the kernel takes the links of the one before away in its own time
+	if n := made.Add(1); n > 1 { // the kernel removes the links of the previous one asynchronously
 		f.prefix, f.net = fmt.Sprintf("dv%d%c", os.Getpid()%100000, 'a'+rune(n%26)), fmt.Sprintf("10.89.%d", (os.Getpid()+int(n))%250+1)
 	}
 	t.Cleanup(f.destroy)
@@ -120,7 +120,7 @@ func (f *Fleet) StartRegistry() {
 	})
 }
 
-// StopRegistry kills it.
+// StopRegistry kills the registry.
 func (f *Fleet) StopRegistry() {
 	if f.reg != nil {
 		_ = f.reg.Process.Kill()
@@ -129,7 +129,7 @@ func (f *Fleet) StopRegistry() {
 	}
 }
 
-// Eventually polls what no event tells of: other processes.
+// Eventually polls for what no event reports: the state of other processes.
 func (f *Fleet) Eventually(d time.Duration, what string, ok func() bool) {
 	f.t.Helper()
 	for end := time.Now().Add(d); ; time.Sleep(50 * time.Millisecond) {
@@ -156,7 +156,7 @@ func (h *Host) TryUp() Result {
 	return h.In(nil, filepath.Join(h.f.Bin, "drover"), "up", "--detach", "--config", filepath.Join(h.Dir, "config.yaml"))
 }
 
-// Join has the host join at another, as a user does.
+// Join joins the host to another one's fleet, as a user does.
 func (h *Host) Join(at *Host, token string) {
 	h.f.t.Helper()
 	if r := h.TryJoin(at, token); r.Code != 0 {
@@ -164,7 +164,7 @@ func (h *Host) Join(at *Host, token string) {
 	}
 }
 
-// TryJoin is Join that may be refused.
+// TryJoin is Join that may fail.
 func (h *Host) TryJoin(at *Host, token string, more ...string) Result {
 	h.f.t.Helper()
 	h.configure()
@@ -180,8 +180,8 @@ func (h *Host) configure() {
 	}
 }
 
-// Quorum brings drover up on the first host, has the next two join as
-// controllers, and the others as agents, whose root may use the fleet.
+// Quorum brings up drover on the first host, joins the next two as controllers and the
+// others as agents, whose root may use the fleet.
 func (f *Fleet) Quorum() {
 	f.t.Helper()
 	first := f.Hosts[0]
@@ -196,7 +196,7 @@ func (f *Fleet) Quorum() {
 	f.Voters(min(3, len(f.Hosts)))
 }
 
-// Voters waits until so many controllers vote.
+// Voters waits until this many controllers vote.
 func (f *Fleet) Voters(n int) {
 	f.t.Helper()
 	f.Eventually(30*time.Second, fmt.Sprint(n, " controllers vote"), func() bool {
@@ -205,7 +205,7 @@ func (f *Fleet) Voters(n int) {
 	})
 }
 
-// Logs is what the host's processes wrote, for failed tests.
+// Logs returns what the host's processes logged, for failed tests.
 func (h *Host) Logs() string {
 	var b strings.Builder
 	_ = filepath.WalkDir(h.Dir, func(p string, d os.DirEntry, err error) error {
@@ -219,7 +219,7 @@ func (h *Host) Logs() string {
 	return b.String()
 }
 
-// Result of a command.
+// Result is that of a command.
 type Result struct {
 	Out, Err string
 	Code     int
@@ -245,7 +245,7 @@ func (h *Host) Docker(stdin []byte, args ...string) Result {
 	return h.In(stdin, append([]string{"docker", "-H", "unix://" + h.Socket()}, args...)...)
 }
 
-// Must is Drover that has to succeed; it gives stdout.
+// Must is Drover that has to succeed; it returns stdout.
 func (h *Host) Must(args ...string) string {
 	h.f.t.Helper()
 	r := h.Drover(args...)
@@ -255,7 +255,7 @@ func (h *Host) Must(args ...string) string {
 	return r.Out
 }
 
-// In runs a command inside the host's network namespace, a minute at most.
+// In runs a command inside the host's network namespace, for a minute at most.
 func (h *Host) In(stdin []byte, args ...string) Result {
 	h.f.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -285,7 +285,7 @@ func (f *Fleet) must(args ...string) {
 	}
 }
 
-// Leader is the host whose controller leads.
+// Leader returns the host whose controller leads.
 func (f *Fleet) Leader() (leader *Host) {
 	f.t.Helper()
 	f.Eventually(10*time.Second, "there is a leader", func() bool {
@@ -305,7 +305,7 @@ func (f *Fleet) Leader() (leader *Host) {
 	return leader
 }
 
-// Link takes the host's network down, or up again.
+// Link sets the host's network link down, or up again.
 func (h *Host) Link(up bool) {
 	h.f.t.Helper()
 	state := "down"
@@ -315,7 +315,7 @@ func (h *Host) Link(up bool) {
 	h.f.must("ip", "link", "set", h.f.prefix+h.Name, state)
 }
 
-// Start begins drover on the host without waiting for it.
+// Start starts drover on the host without waiting for it.
 func (h *Host) Start() {
 	h.f.t.Helper()
 	c := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "--", "setsid", filepath.Join(h.f.Bin, "drover"), "up", "--config", filepath.Join(h.Dir, "config.yaml"))
@@ -328,5 +328,5 @@ func (h *Host) Start() {
 		h.f.t.Fatal(err)
 	}
 	_ = log.Close()
-	go func() { _ = c.Wait() }() // the fleet's end ends it
+	go func() { _ = c.Wait() }() // it is killed at the end of the fleet
 }

@@ -31,26 +31,26 @@ import (
 	"github.com/drover/drover/pkg/roster"
 )
 
-// agentsPart is many agents in one process: real sessions, stores and
-// reconcilers over engines in memory.
+// agentsPart is many agents in one process: real sessions, stores and reconcilers over
+// engines in memory.
 type agentsPart struct {
 	Dir         string // of their stores
 	Agents      int
 	Controllers []string
 	Cluster     string
 	CA, CAKey   []byte // DER, PKCS#8
-	Debug       string // socket that answers agentStats
+	Debug       string // socket that serves agentStats
 	Log         string // file
 }
 
-// agentStats is how the agents stand.
+// agentStats is the state of all agents.
 type agentStats struct {
-	Synced  int // have a session that was welcomed since the time asked for, and took its first sync
+	Synced  int // have a session welcomed since the given time, and have applied its first sync
 	Started int // tasks, in all
 }
 
-// opening bounds how many agents open a session at once: they come from one address,
-// and a controller bounds the handshakes of each.
+// opening bounds how many agents open a session at once: they share one address, and a
+// controller bounds the handshakes per address.
 const opening = 48
 
 func (p agentsPart) run(ctx context.Context, ready func()) error {
@@ -83,16 +83,16 @@ func (p agentsPart) run(ctx context.Context, ready func()) error {
 	return g.Wait()
 }
 
-// shared is what a process needs once, however many agents it has.
+// shared is what all agents of a process share.
 type shared struct {
-	turns   chan struct{} // holds who is opening a session
+	turns   chan struct{} // held while opening a session
 	started atomic.Int64  // tasks
 
 	mu     sync.Mutex // guards roster
 	roster *roster.Roster
 }
 
-// stats is asked often, so that it looks at no tasks.
+// stats is called often, so it does not iterate over tasks.
 func (s *shared) stats(agents []*agent, since int64) agentStats {
 	out := agentStats{Started: int(s.started.Load())}
 	for _, a := range agents {
@@ -129,9 +129,9 @@ type agent struct {
 	box   session.Outbox
 
 	shared   *shared
-	opening  atomic.Bool  // it has one of shared.turns
-	welcomed atomic.Int64 // when the session was, Unix ns
-	synced   atomic.Int64 // welcomed, of the last session whose first sync was taken
+	opening  atomic.Bool  // holds one of shared.turns
+	welcomed atomic.Int64 // when the session was welcomed, Unix ns
+	synced   atomic.Int64 // welcomed, of the last session whose first sync was applied
 }
 
 func (p agentsPart) open(n int, log *slog.Logger, common *shared) (*agent, error) {
@@ -195,10 +195,10 @@ func (a *agent) opened() {
 	}
 }
 
-// controllers are in an order of this agent's own, so that sessions are spread. It is
-// asked before each session, and waits for a turn.
+// controllers are in an order of this agent's own, to spread sessions. It is called
+// before each session, and waits for a turn.
 func (a *agent) controllers(ctx context.Context) []string {
-	a.opened() // the last one failed
+	a.opened() // the last session failed
 	select {
 	case a.shared.turns <- struct{}{}:
 		a.opening.Store(true)
@@ -260,7 +260,7 @@ func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
 	return a.store.SetSubnet(w.Subnet)
 }
 
-// Changed implements session.Agent: a simulated agent has no use for peers and keys.
+// Changed implements session.Agent. A simulated agent ignores peers and keys.
 func (a *agent) Changed(w *dv1.Welcome) { a.shared.take(w.Roster) }
 
 // Take implements session.Agent.

@@ -13,10 +13,10 @@ import (
 	"github.com/drover/drover/controller"
 )
 
-// controllerPart is one real controller, as a process of its own.
+// controllerPart is one real controller, in a process of its own.
 type controllerPart struct {
 	DataDir, RunDir, Listen string
-	Debug                   string // socket that answers net/http/pprof
+	Debug                   string // socket that serves net/http/pprof
 	Log                     string // file
 }
 
@@ -43,7 +43,7 @@ func debugging() *http.ServeMux {
 	return mux
 }
 
-// serve answers on a unix socket until ctx ends.
+// serve serves HTTP on a unix socket until ctx ends.
 func serve(ctx context.Context, socket string, h http.Handler) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", socket)
 	if err != nil {

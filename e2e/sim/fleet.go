@@ -25,12 +25,12 @@ import (
 	"github.com/drover/drover/pkg/unixsock"
 )
 
-// size is what a fleet consists of.
+// size is the composition of a fleet.
 type size struct{ controllers, nodes, tasks int }
 
 func (s size) String() string { return fmt.Sprintf("%d/%d/%d", s.controllers, s.nodes, s.tasks) }
 
-// fleet is controllers and agents that run.
+// fleet is a set of running controllers and agents.
 type fleet struct {
 	size
 	dir, stores string
@@ -48,9 +48,9 @@ type member struct {
 	dbg  *http.Client
 }
 
-// newFleet brings up a fleet of a size whose agents have all their tasks.
-// What lasts is below dir, which should be on a real disk; the agents' stores, each
-// of which would have a disk of its own, are in memory where that is possible.
+// newFleet brings up a fleet of the given size whose agents have all their tasks.
+// Durable files are below dir, which should be on a real disk; the stores of the agents,
+// each of which would have its own disk, are in memory if possible.
 func newFleet(ctx context.Context, dir string, s size) (*fleet, error) {
 	f := &fleet{size: s}
 	if err := f.up(ctx, dir); err != nil {
@@ -105,7 +105,7 @@ func (f *fleet) start(m *member) (err error) {
 	return err
 }
 
-// first is the controller that the fleet's state is planted in.
+// first returns the controller in which the fleet's state is planted.
 func (f *fleet) first() (*pki.Authority, pki.Token, error) {
 	m, err := f.newMember()
 	if err != nil {
@@ -149,7 +149,7 @@ func (f *fleet) join(ctx context.Context, token pki.Token) error {
 	return nil
 }
 
-// populate starts the agents, and returns once they run what they should.
+// populate starts the agents, and returns once they run all their tasks.
 func (f *fleet) populate(ctx context.Context, ca *pki.Authority) error {
 	key, err := x509.MarshalPKCS8PrivateKey(ca.Key)
 	if err != nil {
@@ -171,8 +171,8 @@ func (f *fleet) populate(ctx context.Context, ca *pki.Authority) error {
 	return f.settle(ctx, time.Time{})
 }
 
-// settle waits until each agent has a session that began after since, and runs
-// all of its tasks.
+// settle waits until each agent has a session that began after since, and runs all of
+// its tasks.
 func (f *fleet) settle(ctx context.Context, since time.Time) error {
 	from := int64(0)
 	if !since.IsZero() {
@@ -188,7 +188,7 @@ func (f *fleet) settle(ctx context.Context, since time.Time) error {
 	})
 }
 
-// roles are those of the controllers as one of them knows, by name.
+// roles returns the controllers' roles as known to one of them, by name.
 func (m *member) roles(ctx context.Context) (map[string]dv1.ControllerInfo_Role, error) {
 	resp, err := dv1connect.NewControllersClient(m.api, "http://sim").List(ctx, connect.NewRequest(&dv1.ListControllersRequest{}))
 	if err != nil {
@@ -201,7 +201,7 @@ func (m *member) roles(ctx context.Context) (map[string]dv1.ControllerInfo_Role,
 	return out, nil
 }
 
-// leader is the controller that leads.
+// leader returns the controller that leads.
 func (f *fleet) leader(ctx context.Context) (leader *member, err error) {
 	err = poll(ctx, "a leader", 50*time.Millisecond, func() (bool, error) {
 		var last error
@@ -266,7 +266,7 @@ func (f *fleet) close() error {
 // pollFor bounds how long a fleet may take to reach a state.
 const pollFor = 10 * time.Minute
 
-// poll asks until it is so: these are other processes, which have no event to wait for.
+// poll polls until the condition holds: other processes have no event to wait for.
 func poll(ctx context.Context, what string, every time.Duration, ok func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, pollFor)
 	defer cancel()
@@ -291,7 +291,7 @@ func overSocket(path string) *http.Client {
 	}}}
 }
 
-// ask does one request and decodes the answer into out, unless that is nil.
+// ask sends one request and decodes the response into out, unless that is nil.
 func ask(ctx context.Context, c *http.Client, method, path string, body []byte, out any) error {
 	req, err := http.NewRequestWithContext(ctx, method, "http://sim"+path, strings.NewReader(string(body)))
 	if err != nil {

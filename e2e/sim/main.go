@@ -1,7 +1,7 @@
 // Command drover-sim measures what a fleet costs as it grows: real controllers as
-// processes, with raft's log on disk, and agents by the thousand with real
-// sessions, stores and reconcilers over engines in memory. It prints one table;
-// what containers cost is not its to measure.
+// processes, with raft's log on disk, and thousands of agents with real sessions, stores
+// and reconcilers over engines in memory. It prints one table. It does not measure what
+// containers cost.
 package main
 
 import (
@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string, out, talk io.Writer) error {
 	return table(out, results)
 }
 
-// step is what is measured on one fleet.
+// step is a measurement on one fleet.
 type step struct {
 	size size
 	rows []row
@@ -77,7 +77,7 @@ func (p step) names() (out []string) {
 	return out
 }
 
-// planned brings what is to be measured of fleets of one size together.
+// planned groups the measurements by the size of the fleet.
 func planned(only string, over size) ([]step, error) {
 	var names []string
 	if only != "" {

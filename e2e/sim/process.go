@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// partEnv tells a child which part of the simulation it is, and how.
+// partEnv tells a child process which part of the simulation to run, with its options.
 const partEnv = "DROVER_SIM_PART"
 
-// startWithin bounds how long a part may take until it is ready.
+// startWithin bounds how long a part may take to become ready.
 const startWithin = 2 * time.Minute
 
 // part is what a child process does until ctx ends.
@@ -28,7 +28,7 @@ type part interface {
 	run(ctx context.Context, ready func()) error
 }
 
-// runPart is the whole of a child process; false: this is none.
+// runPart is the whole of a child process; it returns false in other processes.
 func runPart() bool {
 	kind, conf, is := strings.Cut(os.Getenv(partEnv), " ")
 	if !is {
@@ -96,7 +96,7 @@ func startPart(kind string, p part) (*process, error) {
 	return c, nil
 }
 
-// cpu is what the process has used so far.
+// cpu returns the CPU time that the process has used so far.
 func (c *process) cpu() (time.Duration, error) {
 	// MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) of the kernel's posix-timers.h.
 	clock := int32(^c.cmd.Process.Pid)<<3 | 2
@@ -115,7 +115,7 @@ func (c *process) stop() error {
 	return c.wait()
 }
 
-// kill is a power cut for the process.
+// kill stands for a power cut.
 func (c *process) kill() {
 	_ = c.cmd.Process.Kill()
 	_ = c.wait()

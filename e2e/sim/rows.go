@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// settings are how long and hard to measure.
+// settings control the length and load of the measurements.
 type settings struct {
-	span    time.Duration // that a row is measured for
-	callers int           // of creates
-	profile string        // folder for CPU profiles of leaders; "" for none
+	span    time.Duration // how long a row is measured
+	callers int           // concurrent creates
+	profile string        // directory for CPU profiles of leaders; "" for none
 }
 
 // result is a row of the table.
@@ -30,14 +30,14 @@ type result struct {
 	goal     string
 }
 
-// row measures one thing of a fleet.
+// row is one measurement of a fleet.
 type row struct {
 	name  string
 	sizes []size
 	run   func(ctx context.Context, f *fleet, s settings) ([]result, error)
 }
 
-// rows are in the order in which a fleet stands them: those that change it most come last.
+// rows are ordered by how much they change the fleet: the most disruptive are last.
 var rows = []row{
 	{"idle", []size{{3, 3, 0}}, idle},
 	{"list", []size{{1, 1000, 100_000}, {3, 5000, 100_000}}, list},
@@ -46,7 +46,7 @@ var rows = []row{
 	{"hello", []size{{3, 5000, 100_000}}, hello},
 }
 
-// usage is what the processes of a fleet have used, by name; "agents" are one.
+// usage is the CPU time used by the processes of a fleet, by name; all agents are one.
 type usage map[string]time.Duration
 
 func (f *fleet) usage() (usage, error) {
@@ -66,7 +66,7 @@ func (f *fleet) usage() (usage, error) {
 	return u, err
 }
 
-// rate is what a fleet uses for a second of doing nothing.
+// rate is what an idle fleet uses per second.
 func (f *fleet) rate(ctx context.Context, d time.Duration) (usage, error) {
 	u, _, err := f.measure(nil, func() error { return pause(ctx, d) })
 	for k := range u {
@@ -75,7 +75,7 @@ func (f *fleet) rate(ctx context.Context, d time.Duration) (usage, error) {
 	return u, err
 }
 
-// measure is what do uses beyond the rate, and how long it takes.
+// measure returns what do uses beyond the idle rate, and how long it takes.
 func (f *fleet) measure(rate usage, do func() error) (usage, time.Duration, error) {
 	before, err := f.usage()
 	if err != nil {
@@ -100,7 +100,7 @@ func (u usage) sum() (d time.Duration) {
 	return d
 }
 
-// each is what one of n cost.
+// each returns the share of one of n.
 func (u usage) each(n int) usage {
 	out := usage{}
 	for k, v := range u {
@@ -120,13 +120,13 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// idle is a fleet that nobody asks anything.
+// idle measures a fleet without requests.
 func idle(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	leader, err := f.leader(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := pause(ctx, 2*time.Second); err != nil { // what the start left behind
+	if err := pause(ctx, 2*time.Second); err != nil { // let the load of the start settle
 		return nil, err
 	}
 	u, err := f.rate(ctx, 2*s.span)
@@ -144,7 +144,7 @@ func idle(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	}, nil
 }
 
-// list is what lists and sums of a large fleet cost the leader.
+// list measures what lists and sums of a large fleet cost the leader.
 func list(ctx context.Context, f *fleet, s settings) (out []result, err error) {
 	leader, err := f.leader(ctx)
 	if err != nil {
@@ -177,7 +177,7 @@ func list(ctx context.Context, f *fleet, s settings) (out []result, err error) {
 	return out, nil
 }
 
-// commit is what the leader pays for an entry which concerns no session.
+// commit measures what the leader pays for an entry that concerns no session.
 func commit(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	leader, err := f.leader(ctx)
 	if err != nil {
@@ -204,7 +204,7 @@ func commit(ctx context.Context, f *fleet, s settings) ([]result, error) {
 		fmt.Sprintf("cpu %s of the leader, %s of all", short(each[leader.name]), short(each.sum())), "the same with 10 and 10,000"}}, nil
 }
 
-// place is single creates from many callers.
+// place measures single creates by concurrent callers.
 func place(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	leader, err := f.leader(ctx)
 	if err != nil {
@@ -247,7 +247,7 @@ func place(ctx context.Context, f *fleet, s settings) ([]result, error) {
 		short(each.sum()), short(each[leader.name]), short(each["agents"]), short(took[n/2]), short(took[n*99/100])), "3,000/s, then 10,000/s; 1.3x between sizes"}}, nil
 }
 
-// hello is the leader's death: all nodes say hello to the next one.
+// hello measures the leader's death: all nodes say hello to the next one.
 func hello(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	old, err := f.leader(ctx)
 	if err != nil {
@@ -282,7 +282,7 @@ func hello(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	return []result{{fmt.Sprintf("hellos of %d nodes", f.nodes), f.size, fmt.Sprintf("cpu %s of the new leader, all back after %s", short(used), short(took)), "cpu < 0.5 s"}}, nil
 }
 
-// profile takes one of the leader's CPU until what it returns is called.
+// profile records a CPU profile of the leader until the returned function is called.
 func profile(ctx context.Context, m *member, s settings, what string) (done func() error) {
 	if s.profile == "" {
 		return func() error { return nil }
@@ -295,7 +295,7 @@ func profile(ctx context.Context, m *member, s settings, what string) (done func
 	return g.Wait
 }
 
-// fetch writes an answer into a file.
+// fetch writes a response to a file.
 func fetch(ctx context.Context, c *http.Client, path, file string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://sim"+path, nil)
 	if err != nil {
@@ -320,7 +320,7 @@ func joined(done func() error, err error) error {
 	return err
 }
 
-// short shows a duration with three digits.
+// short formats a duration with three digits.
 func short(d time.Duration) string {
 	if d < 0 {
 		return "-" + short(-d)

@@ -24,16 +24,16 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// What every simulated task runs, and of which image.
+// What every simulated task runs, and its image.
 const (
 	image   = "docker.io/library/alpine:latest"
 	digest  = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
-	perSpec = 100 // tasks that share a spec, and so the label "app"
+	perSpec = 100 // tasks that share a spec, and the label "app"
 )
 
 var imageConfig = []byte(`{"architecture":"amd64","os":"linux","created":"2024-01-01T00:00:00Z","config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["/bin/sh"],"WorkingDir":"/"},"rootfs":{"type":"layers","diff_ids":["sha256:aa"]},"history":[{"created":"2024-01-01T00:00:00Z","created_by":"ADD x"}]}`)
 
-// request is a create request as docker run sends it.
+// request is a create request as sent by docker run.
 func request(app string, args ...string) []byte {
 	b, err := json.Marshal(container.CreateRequest{
 		Config: &container.Config{Image: "alpine", Cmd: args, Env: []string{"MODE=production"}, Labels: map[string]string{"app": app},
@@ -41,7 +41,7 @@ func request(app string, args ...string) []byte {
 		HostConfig: &container.HostConfig{NetworkMode: "default", RestartPolicy: container.RestartPolicy{Name: "no"}},
 	})
 	if err != nil {
-		panic(err) // of literals
+		panic(err) // of constants
 	}
 	return b
 }
@@ -49,19 +49,19 @@ func request(app string, args ...string) []byte {
 // nodeID names the n-th simulated node.
 func nodeID(n int) string { return fmt.Sprintf("%032x", 0xd0000000+n) }
 
-// nodeOf is what the n-th node says of itself in its hello.
+// nodeOf returns what the n-th node reports in its hello.
 func nodeOf(n int) *dv1.Node {
 	return &dv1.Node{Id: nodeID(n), Name: fmt.Sprintf("host-%d", n), Addr: "127.0.0.1:1",
 		Capacity: &dv1.Capacity{NanoCpus: 64e9, Memory: 512 << 30, Arch: "amd64", Os: "linux"}}
 }
 
-// id is 32 bytes that look as random as the real ones.
+// id returns 32 bytes that look as random as real ids.
 func id(kind string, n int) []byte {
 	s := sha256.Sum256(fmt.Appendf(nil, "%s %d", kind, n))
 	return s[:]
 }
 
-// seed is a state as a fleet would have reached it, entry by entry.
+// seed builds a state as a fleet would have reached it, entry by entry.
 type seed struct {
 	store   *state.Store
 	index   uint64
@@ -87,8 +87,8 @@ func (s *seed) flush() error {
 	return err
 }
 
-// plant gives a host that bootstrap.Up made a snapshot with nodes and running
-// tasks, spread evenly, so that its controller starts as that of a grown fleet.
+// plant gives a host that bootstrap.Up created a snapshot with nodes and running tasks,
+// spread evenly, so that its controller starts as that of a grown fleet.
 func plant(dataDir, addr string, nodes, tasks int, token pki.Token) error {
 	init, err := bootstrap.Pending(dataDir)
 	if err != nil {
@@ -132,7 +132,7 @@ func plant(dataDir, addr string, nodes, tasks int, token pki.Token) error {
 	return s.write(filepath.Join(dataDir, "controller", "raft"), init.GetInit().GetController().GetId(), addr)
 }
 
-// write puts the state where raft looks for its newest snapshot.
+// write writes the state where raft looks for its newest snapshot.
 func (s *seed) write(dir, controller, addr string) error {
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, 2, hclog.NewNullLogger())
 	if err != nil {
@@ -150,7 +150,8 @@ func (s *seed) write(dir, controller, addr string) error {
 	return sink.Close()
 }
 
-// authority opens the cluster's own, as a first host keeps it until it is committed.
+// authority opens the cluster's authority, as kept by a first host until its first entry
+// is committed.
 func authority(dataDir string) (*pki.Authority, error) {
 	files, err := pki.LoadFiles(identity.ControllerPKI(dataDir))
 	if err != nil {

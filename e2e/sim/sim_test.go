@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// All of it, at a size for which numbers say nothing: it must come to its end, with
+// The whole program, at a size too small for meaningful numbers: it must finish, with
 // every row, and leave nothing behind.
 func TestASmallFleetIsMeasured(t *testing.T) {
 	dir, err := os.MkdirTemp("", "s") // short: paths of sockets are limited

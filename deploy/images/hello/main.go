@@ -1,4 +1,4 @@
-// Command hello greets from inside a container and says how it got there.
+// Command hello prints a greeting from inside a container and explains how it got there.
 package main
 
 import "fmt"

@@ -1,4 +1,4 @@
-// Command web is a small HTTP server that says who answers.
+// Command web is a small HTTP server that reports which container answers.
 package main
 
 import (
