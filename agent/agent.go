@@ -173,7 +173,7 @@ func (a *agent) run(ctx context.Context) error {
 	if a.Socket != "" {
 		a.parts.Go(func() error {
 			return socketproxy.Run(a.ctx, socketproxy.Options{Path: a.Socket, Controllers: a.controllers, Log: a.Logger,
-				Conns: &a.fleet.visited, TLS: a.toController(wire.ALPNSocket)})
+				Conns: &a.fleet.dialed, TLS: a.toController(wire.ALPNSocket)})
 		})
 	}
 	containerdLog := filepath.Join(a.DataDir, "containerd.log")
@@ -205,7 +205,7 @@ func (a *agent) run(ctx context.Context) error {
 		}
 		return session.Run(a.ctx, session.Options{
 			Controllers: a.controllers, Agent: a, Outbox: &a.box, Status: &a.status, Log: a.Logger,
-			Conns: &a.fleet.visited, TLS: a.toController(wire.ALPNSession),
+			Conns: &a.fleet.dialed, TLS: a.toController(wire.ALPNSession),
 		})
 	})
 	return a.parts.Wait()
@@ -214,7 +214,7 @@ func (a *agent) run(ctx context.Context) error {
 // listen accepts the port's bulk connections, from members of the fleet only.
 func (a *agent) listen(port *mux.Mux) net.Listener {
 	members := pki.All(pki.Kinds(pki.KindController, pki.KindNode), a.fleet.known)
-	return a.fleet.guests.Listen(port.Handle(pki.PeerServerTLS(a.files, members), wire.ALPNBulk))
+	return a.fleet.accepted.Listen(port.Handle(pki.PeerServerTLS(a.files, members), wire.ALPNBulk))
 }
 
 // toController dials any controller that was not revoked.

@@ -19,18 +19,18 @@ import (
 // connections to and from its members. It is kept on disk, so that revoked identities
 // stay out even while no controller answers.
 type fleet struct {
-	path    string
-	log     *slog.Logger
-	now     atomic.Pointer[roster.Roster]
-	guests  pki.Conns // accepted connections: members only
-	visited pki.Conns // dialed connections: any identity that is not revoked
+	path     string
+	log      *slog.Logger
+	now      atomic.Pointer[roster.Roster]
+	accepted pki.Conns // accepted connections: members only
+	dialed   pki.Conns // dialed connections: any identity that is not revoked
 
 	mu sync.Mutex // held while a roster is applied, which orders updates
 }
 
 func openFleet(dir string, log *slog.Logger) *fleet {
 	f := &fleet{path: filepath.Join(dir, "roster"), log: log}
-	f.guests.Verify, f.visited.Verify = f.known, f.notRevoked
+	f.accepted.Verify, f.dialed.Verify = f.known, f.notRevoked
 	b, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f
@@ -63,8 +63,8 @@ func (f *fleet) take(news *dv1.Roster) {
 		return
 	}
 	f.now.Store(r)
-	f.guests.Cut()
-	f.visited.Cut()
+	f.accepted.Cut()
+	f.dialed.Cut()
 	b, err := r.Marshal()
 	if err == nil {
 		err = durable.WriteFile(f.path, b, 0o600)

@@ -64,7 +64,7 @@ func (a *authority) dir(kind, id string) string {
 	return dir
 }
 
-// port serves h as an agent of those files does, and gives where.
+// port serves h as an agent with those files would, and returns its address.
 func port(t *testing.T, f *fleet, files *pki.Files, h http.Handler) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

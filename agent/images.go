@@ -25,7 +25,7 @@ import (
 // openPeers starts without knowing any other node.
 func (a *agent) openPeers() *peers.Peers {
 	return peers.New(a.ctx, peers.Options{
-		Cluster: a.ClusterID, Node: a.NodeID, Addr: a.addr, Files: a.files, Known: a.fleet.known, Where: a.fleet.addr, Conns: &a.fleet.visited,
+		Cluster: a.ClusterID, Node: a.NodeID, Addr: a.addr, Files: a.files, Known: a.fleet.known, Where: a.fleet.addr, Conns: &a.fleet.dialed,
 		Bind: a.Gossip, Advertise: a.Advertise, Have: a.digests, Log: a.Logger,
 	})
 }

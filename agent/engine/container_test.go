@@ -91,7 +91,7 @@ func (w *world) made(ctx context.Context, e *node, ref, digest string, change fu
 	return id, e.Prepare(ctx, task.Spec{ID: id, Name: "t" + id[:8], Image: ref, Digest: digest, SpecHash: "spec", Create: c})
 }
 
-// said runs a container to its end and gives its output.
+// said runs a container to its end and returns its output.
 func (w *world) said(e *node, ref, digest string, change func(*container.CreateRequest), cmd ...string) (string, error) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
@@ -226,7 +226,7 @@ func TestAFIFOOfTheLastAttemptIsRefused(t *testing.T) {
 	}
 }
 
-// What a spec asks for, as the kernel gives it.
+// What a spec requests, as seen in the kernel.
 func TestContainersAreAsDockersAre(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)

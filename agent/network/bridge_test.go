@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ns gives an attachment's namespace until the test's end.
+// ns returns an attachment's namespace, open until the test ends.
 func (w *world) ns(a *Sandbox) netns.NsHandle {
 	w.t.Helper()
 	h, err := netns.GetFromPath(a.Netns)
@@ -63,7 +63,7 @@ func (w *world) gatewayEchoes() string {
 	return c.LocalAddr().String()
 }
 
-// neighbour gives the hardware address that ns has for the gateway.
+// neighbour returns the hardware address that ns has for the gateway.
 func (w *world) neighbour(ns netns.NsHandle) string {
 	w.t.Helper()
 	h, err := netlink.NewHandleAt(ns)

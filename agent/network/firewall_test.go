@@ -18,7 +18,7 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// nft runs a script in the test thread's namespace and gives what it prints.
+// nft runs a script in the test thread's namespace and returns its output.
 func nft(t *testing.T, script string) string {
 	t.Helper()
 	c := exec.Command("nft", "-f", "-")
@@ -225,7 +225,7 @@ func TestRulesOfEarlierBuildsGo(t *testing.T) {
 	}
 }
 
-// What doesn't drop all isn't touched, and neither is what doesn't any more.
+// A chain that doesn't drop everything, or no longer does, is left alone.
 func TestOtherChainsAreLeftAlone(t *testing.T) {
 	w := newWorld(t)
 	nft(t, droppers["FORWARD DROP"])

@@ -101,7 +101,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// name gives ids that differ in their first characters, as real ones do.
+// name returns ids that differ in their first characters, as real ones do.
 func name(i int) string { return fmt.Sprintf("%04d", i) + strings.Repeat("f", 60) }
 
 // in runs f on a thread inside ns.

@@ -100,12 +100,12 @@ func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 	defer func() { _ = c.Close() }()
 	p, err := unixsock.Peer(o.Path, c)
 	if err != nil {
-		say(c, http.StatusForbidden, err.Error())
+		refuse(c, http.StatusForbidden, err.Error())
 		return
 	}
 	release, ok := share.Take(p.ID)
 	if !ok {
-		say(c, http.StatusServiceUnavailable, fmt.Sprintf("uid %s has %d connections open through this host already", p.ID, maxOfUID))
+		refuse(c, http.StatusServiceUnavailable, fmt.Sprintf("uid %s has %d connections open through this host already", p.ID, maxOfUID))
 		return
 	}
 	defer release()
@@ -113,14 +113,14 @@ func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 	t, err := o.reach(ctx)
 	if err != nil {
 		o.Log.Warn("no controller answers", "err", err)
-		say(c, http.StatusServiceUnavailable, "no controller of the fleet answers: "+err.Error())
+		refuse(c, http.StatusServiceUnavailable, "no controller of the fleet answers: "+err.Error())
 		return
 	}
 	defer func() { _ = t.Close() }()
 	if o.Conns != nil {
 		leave, err := o.Conns.Enter(t)
 		if err != nil {
-			say(c, http.StatusServiceUnavailable, err.Error())
+			refuse(c, http.StatusServiceUnavailable, err.Error())
 			return
 		}
 		defer leave()
@@ -132,7 +132,7 @@ func (o Options) pass(ctx context.Context, c net.Conn, share *limit.Share) {
 		return
 	}
 	if _, err := t.Write(append(hello, '\n')); err != nil {
-		say(c, http.StatusServiceUnavailable, err.Error())
+		refuse(c, http.StatusServiceUnavailable, err.Error())
 		return
 	}
 	done := make(chan struct{})
@@ -168,8 +168,8 @@ func (o Options) reach(ctx context.Context) (*tls.Conn, error) {
 	}
 }
 
-// say answers a request that can't be proxied.
-func say(c net.Conn, code int, msg string) {
+// refuse answers a request that can't be proxied.
+func refuse(c net.Conn, code int, msg string) {
 	_ = c.SetReadDeadline(time.Now().Add(time.Second))
 	_, _ = c.Read(make([]byte, 4096)) // the request, or the client would not read the answer
 	body, _ := json.Marshal(map[string]string{"message": msg})

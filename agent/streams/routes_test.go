@@ -294,7 +294,7 @@ func frame(kind byte, text string) string {
 	return b.String()
 }
 
-// Output that can't be had any more ends with an error, not as if that was all.
+// Output that is lost ends with an error, not like a complete stream.
 func TestALogThatBreaksOffSaysSo(t *testing.T) {
 	n := &node{t: t, hc: serve(t, broken{}, nil, Options{})}
 	_, body := n.ask("GET", "/v1/tasks/x/logs?stdout=1", "")

@@ -24,7 +24,7 @@ import (
 	"github.com/drover/drover/pkg/bulk"
 )
 
-// fleet answers on a socket, and gives a client of it.
+// fleet serves on a socket, and returns a client of it.
 func fleet(t *testing.T, h http.HandlerFunc) client.APIClient {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dc") // short: socket paths are limited
@@ -203,7 +203,7 @@ func TestAStartingControllerEndsNothingThatIsInProgress(t *testing.T) {
 	}
 }
 
-// waits gives waits that the fleet takes, and that break after some time.
+// waits returns waits that the fleet accepts, and that break after some time.
 type waits struct {
 	client.APIClient
 	took  bool

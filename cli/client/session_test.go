@@ -131,8 +131,8 @@ func TestRequestsSayWhatTheyMust(t *testing.T) {
 	}
 }
 
-// A session goes by the highest index that it was answered with, and passes on what
-// people should know: that there is no leader only once.
+// A session uses the highest index of its responses, and relays warnings: that there is
+// no leader only once.
 func TestAnswersAreNoted(t *testing.T) {
 	var said []string
 	s := &Session{Warn: func(msg string) { said = append(said, msg) }}

@@ -119,7 +119,7 @@ func up(cmd *cobra.Command, c *config.Config, file string) error {
 		_ = syscall.Kill(child.Process.Pid, syscall.SIGTERM)
 		return fmt.Errorf("%w; %s says:\n%s", err, logFile, tailOf(logFile, from))
 	}
-	tell(cmd.OutOrStdout(), c)
+	printNextSteps(cmd.OutOrStdout(), c)
 	return nil
 }
 
@@ -137,8 +137,8 @@ func tailOf(path string, from int64) string {
 	return strings.TrimSpace(string(b[max(0, len(b)-2000):]))
 }
 
-// tell prints the next steps and, once, the recovery key.
-func tell(w io.Writer, c *config.Config) {
+// printNextSteps prints the next steps and, once, the recovery key.
+func printNextSteps(w io.Writer, c *config.Config) {
 	_, _ = fmt.Fprintf(w, "drover is up on %s (%s)\n", c.NodeName, c.Advertise)
 	key := bootstrap.RecoveryKeyFile(c.RunDir)
 	if b, err := os.ReadFile(key); err == nil {
@@ -314,7 +314,7 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	if !detached() {
 		children.Go(func() {
 			if waitReady(ctx, c, nil, math.MaxInt64) == nil {
-				tell(cmd.OutOrStdout(), c)
+				printNextSteps(cmd.OutOrStdout(), c)
 			}
 		})
 	}

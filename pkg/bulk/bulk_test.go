@@ -16,7 +16,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// pair serves h and gives a client of it, and how often it dialed.
+// pair serves h and returns a client of it and the number of its dials.
 func pair(t *testing.T, h http.Handler) (*Client, *atomic.Int32) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

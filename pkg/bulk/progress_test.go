@@ -19,7 +19,7 @@ func TestABrokenStreamComesWhole(t *testing.T) {
 	for i := range 300 {
 		all = append(all, piece{FrameStdout + byte(i%3/2), fmt.Appendf(nil, "<%d>", i)})
 	}
-	// from gives the frames of a log behind a position.
+	// from returns the frames of a log after a position.
 	from := func(pos string, every int) (out []piece) {
 		at := 0
 		if b, _ := hex.DecodeString(pos); len(b) > 0 {

@@ -45,7 +45,7 @@ func TestAShareIsEachSourcesOwn(t *testing.T) {
 		t.Fatal("another source was refused")
 	}
 	first()
-	first() // gives back only once
+	first() // releases only once
 	if _, ok := s.Take("a"); !ok {
 		t.Fatal("what was given back can't be taken")
 	}

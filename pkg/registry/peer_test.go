@@ -20,7 +20,7 @@ type node func(*http.Request) (*http.Response, error)
 
 func (n node) RoundTrip(r *http.Request) (*http.Response, error) { return n(r) }
 
-// drip gives a byte of b, or a few, at a time; after the last it ends or hangs.
+// drip returns b in reads of a few bytes; after the last one it ends or hangs.
 type drip struct {
 	ctx   context.Context
 	b     []byte
