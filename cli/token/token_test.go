@@ -23,7 +23,7 @@ type tokens struct {
 func (k *tokens) Create(_ context.Context, r *connect.Request[dv1.CreateTokenRequest]) (*connect.Response[dv1.CreateTokenResponse], error) {
 	k.asked = r.Msg
 	if time.Duration(r.Msg.Ttl) > 8760*time.Hour {
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("a token is good for some time, of a year (8760h) at most, not for 9000h"))
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("a token's lifetime must be above zero and at most a year (8760h), not 9000h"))
 	}
 	return connect.NewResponse(&dv1.CreateTokenResponse{Text: "drover1-pin-id-secret", Token: &dv1.TokenInfo{Id: "42d6e40f", Role: r.Msg.Role, Created: 1, Expires: 1 + r.Msg.Ttl}}), nil
 }

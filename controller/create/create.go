@@ -1,6 +1,6 @@
-// Package create checks what docker's create asks for, and makes a command of it. It
-// decides nothing: what it needs of the fleet may be other by the time that a leader
-// decides, which checks that again. Pure, but for the ids and names that it draws.
+// Package create checks docker's create request, and builds a command from it. It
+// decides nothing: what it checks against the fleet may have changed when the leader
+// decides, which checks again. Pure, except for random ids and names.
 package create
 
 import (
@@ -26,22 +26,22 @@ import (
 	"github.com/drover/drover/pkg/fields"
 )
 
-// Labels with a meaning of ours: where to run (in), where it runs (out).
+// drover's labels: where to run (in), where it runs (out).
 const (
 	LabelOn   = "io.drover.on"
 	LabelNode = "io.drover.node"
 )
 
-// MaxBody bounds docker's JSON, in bytes: a create is within one log entry.
+// MaxBody bounds docker's JSON, in bytes: a create must fit into one log entry.
 const MaxBody = 192 << 10
 
-// nameTries is how many names are drawn for whoever asked for none.
+// nameTries is how many random names are tried if none was requested.
 const nameTries = 24
 
-// Request is docker's create, as of its newest API, and where it is to run.
+// Request is docker's create request, of the newest API version, and where to run.
 type Request struct {
 	Body     []byte // docker's JSON
-	Name     string // "": one is chosen
+	Name     string // "": one is generated
 	Platform string // os/arch/variant, "" for any
 	Mode     dv1.Run_Mode
 	On       []string // constraints, beside those of the label
@@ -61,8 +61,8 @@ func refuse(kind dv1.Error_Kind, format string, args ...any) error {
 }
 
 // Command checks r against a state, and returns the command to propose, with new ids
-// and names, and what the client should know. Its error is an *Error, or a
-// *fields.Error for a field of the body.
+// and names, and warnings for the client. Its error is an *Error, or a *fields.Error
+// for a field of the body.
 func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []string, err error) {
 	if len(r.Body) > MaxBody {
 		return nil, nil, refuse(dv1.Error_INVALID, "the request's body is larger than %d bytes", MaxBody)
@@ -115,7 +115,7 @@ func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []stri
 
 var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
-// CheckName refuses what can't be a container's name.
+// CheckName refuses invalid container names.
 func CheckName(name string) error {
 	if !nameRule.MatchString(name) {
 		return refuse(dv1.Error_INVALID, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
@@ -123,8 +123,8 @@ func CheckName(name string) error {
 	return nil
 }
 
-// checkPlatform refuses an image of another platform than is asked for, as an image
-// that is not there: docker's command pulls the one that it wants then.
+// checkPlatform reports an image of another platform as missing: docker's CLI then
+// pulls the right one.
 func checkPlatform(i *dv1.Image, name, want string) error {
 	if want == "" {
 		return nil
@@ -141,7 +141,7 @@ func checkPlatform(i *dv1.Image, name, want string) error {
 	return refuse(dv1.Error_NO_IMAGE, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)", name, platforms.FormatAll(have), platforms.FormatAll(p))
 }
 
-// imageWarnings name what the image asks for and its container runs without.
+// imageWarnings lists what the image asks for and its container does without.
 func imageWarnings(req *container.CreateRequest, img *dockerspec.DockerOCIImage) (warnings []string) {
 	if v := fields.Uncovered(req, img.Config.Volumes); len(v) > 0 {
 		warnings = append(warnings, fmt.Sprintf("the image's volumes (%s) are not available on this fleet yet: what is written there goes with the container", strings.Join(v, ", ")))
@@ -152,7 +152,7 @@ func imageWarnings(req *container.CreateRequest, img *dockerspec.DockerOCIImage)
 	return warnings
 }
 
-// placeable refuses binds of folders that are one node's: nothing says whose.
+// placeable refuses binds of one node's folders if nothing says which node.
 func placeable(h *container.HostConfig) error {
 	if h == nil {
 		return nil
@@ -175,9 +175,9 @@ func placeable(h *container.HostConfig) error {
 	return nil
 }
 
-// decode checks the form of a body as docker does. The body comes back as it was sent,
-// less the label that we add to what we show: clients that recreate a container from
-// its inspect send it along.
+// decode checks the form of a body as docker does. The body is returned unchanged
+// but for the label that drover adds to its output: clients that recreate a
+// container from its inspect response send it back.
 func decode(b []byte) ([]byte, *container.CreateRequest, error) {
 	req := &container.CreateRequest{}
 	if err := unmarshal(b, req); err != nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/moby/moby/api/types/network"
 )
 
-// Merge completes a request with what its image says, as docker does. Maps and slices
-// that they share with others are not modified.
+// Merge completes a request from its image, as docker does. Maps and slices that
+// they share with others are not modified.
 func Merge(c *container.Config, img *dockerspec.DockerOCIImageConfig) {
 	if len(c.Entrypoint) == 0 {
 		if len(c.Cmd) == 0 {

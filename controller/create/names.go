@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// names draws n different names, of which a run takes the first that is free.
+// names returns n different random names, of which a run takes the first free one.
 func names(n int) []string {
 	out := make([]string, 0, n)
 	for _, b := range [][]byte{random(), random()} {

@@ -512,7 +512,7 @@ func TestBadRequests(t *testing.T) {
 	a.is(r, "a body that is not JSON", 400, "unsupported Content-Type header (text/plain): must be 'application/json'")
 	r = a.do("POST", "/containers/create", `{"Image":"`+strings.Repeat("x", maxBody)+`"}`)
 	a.is(r, "a body without an end", http.StatusRequestEntityTooLarge, "request body is larger than")
-	a.is(a.do("GET", "/containers/json", "", wire.HeaderIndex, "x"), "an index that is none", 400, "is no raft index")
+	a.is(a.do("GET", "/containers/json", "", wire.HeaderIndex, "x"), "an index that is none", 400, "is not a raft index")
 	if n := len(a.f.Snapshot().TasksByPrefix("")); n > 1 {
 		t.Errorf("what was refused made %d containers", n-1)
 	}

@@ -28,7 +28,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
 	if err != nil && snap != nil {
 		if t = ended(snap, r.PathValue("id")); t != nil {
-			err = nil // its output is kept a while for who has not read its end
+			err = nil // the node keeps the output for a while, for clients that have yet to read its end
 		}
 	}
 	if err != nil {
@@ -47,9 +47,9 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if t.Attempt == 0 {
-		q.Set("logs", "1") // all there will be; an attach that arrives late must lose nothing
+		q.Set("logs", "1") // from the first byte: an attach that arrives late must lose nothing
 	}
-	at := r.Header.Get(wire.HeaderFrom) // of a stream that broke, which waits for its node
+	at := r.Header.Get(wire.HeaderFrom) // position of a broken stream, which its node keeps for a while
 	if since, is := s.silent(r.Context(), t.NodeId); is && at == "" {
 		return refuse(http.StatusServiceUnavailable, "node %s has not answered for %s; the container is there and may still be running", t.NodeId, since)
 	}
@@ -57,7 +57,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 		if from != "" {
 			q.Set("from", from)
 		} else if err := s.Fleet.WaitTask(ctx, hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool { return t == nil || st.GetPhase() >= dv1.Phase_READY }); err != nil {
-			return nil, err // the agent may not have heard of the task yet
+			return nil, err // the agent may not have received the task yet
 		}
 		return s.upgrade(ctx, t.NodeId, "/v1/tasks/"+hexID(t)+"/attach?"+q.Encode())
 	}
@@ -87,7 +87,7 @@ func (s *server) upgrade(ctx context.Context, node, path string) (*bulk.Conn, er
 	return conn, err
 }
 
-// flusher sends each write at once.
+// flusher flushes each write.
 type flusher struct {
 	http.ResponseWriter
 	c *http.ResponseController
@@ -165,13 +165,13 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 		from := at.Again()
 		resp, err = reach(r.Context(), s, v, st, func(context.Context) (*http.Response, error) { return open(from) })
 		if err != nil {
-			v.fail("the output is cut off: " + err.Error())
+			v.fail("the output is truncated: " + err.Error())
 			return nil
 		}
 	}
 }
 
-// page is a log on its way to a client, whose end is the answer's.
+// page sends a log to a client whose response ends with the log.
 type page struct {
 	flusher
 	tty, framed bool
@@ -207,4 +207,4 @@ func (p *page) warn(msg string) {
 	}
 }
 func (p *page) fail(msg string) { late(p, p.tty && !p.framed, msg) }
-func (p *page) told() bool      { return p.framed }
+func (p *page) warns() bool     { return p.framed }

@@ -70,9 +70,9 @@ func (s *server) start(w http.ResponseWriter, r *http.Request) error {
 	return s.started(w, r, snap, t, res.Attempt, "start")
 }
 
-// started waits until the attempt runs, ran, or is known not to be able to.
+// started waits until the attempt is running, has run, or has failed to start.
 func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Snapshot, t *dv1.Task, attempt int32, verb string) error {
-	// One that was asked for before may have begun: then nobody is waited for.
+	// An earlier request may have started it: then there is nothing to wait for.
 	if t.Attempt < attempt || t.Started == 0 && t.Exit.GetAttempt() < attempt && t.Failed == "" {
 		if err := s.answering(r.Context(), snap, t, verb); err != nil {
 			return err
@@ -93,7 +93,7 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Sna
 		return fmt.Errorf("waiting for container %s: %w", t.Name, err)
 	}
 	if st := s.observed(r.Context(), t); why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
-		why = st.Why // an auto-removed task may be gone before it was seen failed
+		why = st.Why // an auto-removed task may be removed before its failure was seen
 	}
 	if why != "" {
 		code := http.StatusInternalServerError
@@ -119,7 +119,7 @@ func (s *server) answering(ctx context.Context, snap *state.Snapshot, t *dv1.Tas
 	return nil
 }
 
-// grace reads t and signal; -2 is "as the container's configuration says".
+// grace parses t and signal; -2 stands for the container's configuration.
 func grace(q url.Values) (int32, error) {
 	v := q.Get("t")
 	if v == "" {
@@ -185,7 +185,7 @@ func (s *server) restart(w http.ResponseWriter, r *http.Request) error {
 	return s.started(w, r, snap, t, max(res.Attempt, t.Attempt+1), "restart")
 }
 
-// killedWithin bounds how long a kill waits to be recorded as one by hand.
+// killedWithin bounds how long a kill waits for being recorded as manual.
 const killedWithin = time.Second
 
 func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
@@ -220,13 +220,13 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 	}
 	deadly := bare == "KILL" || bare == "9"
 	if deadly || bare == stop {
-		// Afterwards and without the caller's key: a signal needs no quorum.
+		// Afterwards, and without the caller's key: a signal needs no quorum.
 		ctx, cancel := context.WithTimeout(r.Context(), killedWithin)
 		defer cancel()
 		p, _ := pki.PrincipalFrom(r.Context())
 		_, err := s.Fleet.Propose(ctx, &dv1.Command{Principal: p.URI, Of: &dv1.Command_Killed{Killed: &dv1.Killed{TaskId: t.Id, Attempt: t.Attempt}}})
 		if err != nil {
-			s.Logger.Warn("recording a kill by hand", "task", hexID(t), "err", err)
+			s.Logger.Warn("recording a manual kill failed", "task", hexID(t), "err", err)
 		}
 	}
 	if known, _ := s.Fleet.Leader(); deadly && known {
@@ -268,8 +268,8 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// doneBefore answers a request that is asked again after its container went: it
-// was done for this very request, whose answer was lost.
+// doneBefore answers the retry of a request that removed its container: it was done
+// by this very request, whose response was lost.
 func (s *server) doneBefore(w http.ResponseWriter, r *http.Request, snap *state.Snapshot, err error) error {
 	if snap == nil || s.before(r, snap) == nil {
 		return err
@@ -278,7 +278,7 @@ func (s *server) doneBefore(w http.ResponseWriter, r *http.Request, snap *state.
 	return nil
 }
 
-// ended looks up an auto-removed task, for those who ask how it ended.
+// ended finds an auto-removed task, for callers that need its exit.
 func ended(snap *state.Snapshot, ref string) *dv1.Task {
 	if id, err := hex.DecodeString(ref); err == nil && len(id) == 32 {
 		return snap.Ended(id)
@@ -286,13 +286,13 @@ func ended(snap *state.Snapshot, ref string) *dv1.Task {
 	return nil
 }
 
-// agent asks a node; the caller closes the answer's body.
+// agent sends a request to a node; the caller closes the response's body.
 func (s *server) agent(r *http.Request, node, method, path string, body []byte) (*http.Response, error) {
 	resp, err := fleet.Ask(r.Context(), s.Fleet, node, method, path, body)
 	return resp, s.named(r.Context(), err)
 }
 
-// named has an error about a node say the node's name instead of its id.
+// named replaces a node's id with its name in an error about it.
 func (s *server) named(ctx context.Context, err error) error {
 	var silent *fleet.SilentError
 	var unreachable *fleet.UnreachableError
@@ -305,7 +305,7 @@ func (s *server) named(ctx context.Context, err error) error {
 	return err
 }
 
-// nodeName is what people call a node.
+// nodeName returns a node's name for display.
 func (s *server) nodeName(ctx context.Context, id string) string {
 	snap, _, err := s.Fleet.Find(ctx, 0, nil)
 	if err != nil {

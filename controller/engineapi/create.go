@@ -40,7 +40,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusCreated, container.CreateResponse{ID: hexID(&dv1.Task{Id: res.TaskId}), Warnings: append(append([]string{}, warnings...), res.Warnings...)})
 }
 
-// asOf takes out what a version of docker's API did not have yet, and refuses what it
+// asOf removes what a version of docker's API did not have yet, and refuses what it
 // still had.
 func asOf(version int, r *create.Request) error {
 	if version < 41 {

@@ -18,7 +18,7 @@ import (
 	"github.com/drover/drover/pkg/fields"
 )
 
-// apiError is an answer with a status of its own.
+// apiError is an error with an HTTP status of its own.
 type apiError struct {
 	code int
 	msg  string
@@ -30,12 +30,12 @@ func refuse(code int, format string, args ...any) error {
 	return &apiError{code, fmt.Sprintf(format, args...)}
 }
 
-// decided turns the leader's refusal into docker's status.
+// decided converts the leader's refusal into an error with docker's status.
 func decided(e *dv1.Error) error {
 	return &apiError{wire.Status(e.Kind), e.Message}
 }
 
-// status is the HTTP status of an answer that is an error.
+// status returns the HTTP status for an error.
 func status(err error) int {
 	var e *apiError
 	var field *fields.Error
@@ -58,7 +58,7 @@ func status(err error) int {
 	return http.StatusInternalServerError
 }
 
-// unanswered reports whether an error is that a node does not answer.
+// unanswered reports whether an error means that a node doesn't answer.
 func unanswered(err error) bool {
 	var silent *fleet.SilentError
 	var unreachable *fleet.UnreachableError
@@ -86,7 +86,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	_ = answer(w, code, common.ErrorResponse{Message: err.Error()})
 }
 
-// fromAgent turns an agent's refusal into an error. It closes the body.
+// fromAgent converts an agent's refusal into an error. It closes the body.
 func fromAgent(node string, resp *http.Response) error {
 	defer func() { _ = resp.Body.Close() }()
 	msg := fleet.Refusal(resp)
@@ -96,7 +96,7 @@ func fromAgent(node string, resp *http.Response) error {
 	return &apiError{resp.StatusCode, msg}
 }
 
-// observed is a task's last status, nil if none was reported.
+// observed returns a task's latest status, nil if none was reported.
 func (s *server) observed(ctx context.Context, t *dv1.Task) *dv1.TaskStatus {
 	id := hexID(t)
 	return s.Fleet.Observe(ctx, fleet.Query{Tasks: []string{id}}).Status(id)
@@ -125,7 +125,7 @@ func (s *server) notYet(_ http.ResponseWriter, r *http.Request) error {
 	case "plugins":
 		return refuse(http.StatusNotImplemented, "plugins are not available on a fleet")
 	case "networks", "volumes":
-		// docker's inspect asks for these when nothing else has the name.
+		// docker's inspect asks for these if nothing else has the name.
 		if r.Method == http.MethodGet && rest != "" {
 			return refuse(http.StatusNotFound, "%s %s not found", strings.TrimSuffix(first, "s"), rest)
 		}

@@ -22,15 +22,15 @@ import (
 	"github.com/drover/drover/pkg/route"
 )
 
-// An exec's id is 16 random bytes and the first 16 of its task's: any controller
-// finds its node.
+// An exec's id consists of 16 random bytes and the first 16 of its task's id, so
+// that any controller can find its node.
 func newExecID(task []byte) string {
 	b := make([]byte, 16, 32)
 	_, _ = rand.Read(b) // never fails
 	return hex.EncodeToString(append(b, task[:16]...))
 }
 
-// execOwner is the task that an exec is of, nil if there is none.
+// execOwner returns the task that an exec belongs to, or nil.
 func execOwner(snap *state.Snapshot, id string) *dv1.Task {
 	if _, err := hex.DecodeString(id); err != nil || len(id) != 64 {
 		return nil
@@ -94,8 +94,8 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusCreated, container.ExecCreateResponse{ID: id})
 }
 
-// within refuses a caller who may not be root the inside of a container that could
-// be root on its host.
+// within refuses access to the inside of a container that could be root on its host,
+// unless the caller may be.
 func (s *server) within(r *http.Request, h *container.HostConfig) error {
 	if p, _ := pki.PrincipalFrom(r.Context()); !route.Admin.Has(p) {
 		if field := command.Rootly(h); field != "" {
@@ -105,7 +105,7 @@ func (s *server) within(r *http.Request, h *container.HostConfig) error {
 	return nil
 }
 
-// execState is what an agent tells of an exec.
+// execState is an agent's description of an exec.
 type execState struct {
 	ID       string
 	TaskID   string
@@ -176,7 +176,7 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	conn, err := s.upgrade(r.Context(), t.NodeId, path+q.Encode())
 	var refused *apiError
 	if errors.As(err, &refused) && refused.code == http.StatusBadRequest {
-		// The command's fault comes as its output; its code is in the inspect.
+		// The user's error goes to the output; its exit code is in the inspect response.
 		return s.hijack(w, r, stream{tty: st.Options.Tty}, func(context.Context, string) (*bulk.Conn, error) { return nil, &faulty{refused.msg} })
 	}
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// filters are docker's: for each key any of its values must fit.
+// filters are docker's: for each key, one of its values must match.
 type filters map[string][]string
 
 func parseFilters(r *http.Request, known ...string) (filters, error) {
@@ -49,12 +49,12 @@ func parseFilters(r *http.Request, known ...string) (filters, error) {
 	return f, nil
 }
 
-// any says whether a key has no values, or ok of one of them.
+// any reports whether a key has no values, or ok accepts one of them.
 func (f filters) any(key string, ok func(string) bool) bool {
 	return len(f[key]) == 0 || slices.ContainsFunc(f[key], ok)
 }
 
-// all is for labels, where docker wants every value.
+// all is any for labels, for which docker requires every value.
 func (f filters) all(key string, ok func(string) bool) bool {
 	return !slices.ContainsFunc(f[key], func(v string) bool { return !ok(v) })
 }
@@ -67,19 +67,19 @@ func hasLabel(labels map[string]string) func(string) bool {
 	}
 }
 
-// sieve holds what filters of containers compile to. A task passes two of them: what
-// is decided on the log alone, and what needs its agent's word.
+// sieve holds compiled filters of containers. A task passes in two steps: what the
+// log alone decides, and what needs its agent's report.
 type sieve struct {
 	filters
 	s             *server
 	snap          *state.Snapshot
-	running       bool // only what runs, or is paused
+	running       bool // only running and paused containers
 	names         []*regexp.Regexp
 	ancestors     map[string]bool
 	before, since *dv1.Task
 	codes         map[int]bool
-	specs         map[string]bool // whether those with a spec pass
-	nodes         map[string]bool // whether those of a node pass
+	specs         map[string]bool // results by spec
+	nodes         map[string]bool // results by node
 }
 
 func (s *server) newSieve(snap *state.Snapshot, f filters) (*sieve, error) {
@@ -120,10 +120,11 @@ func (s *server) newSieve(snap *state.Snapshot, f filters) (*sieve, error) {
 	return k, nil
 }
 
-// fewSpecs is the share of all specs up to which tasks are found by their specs.
+// fewSpecs: tasks are found through their specs if at most one in fewSpecs of the
+// specs passes.
 const fewSpecs = 8
 
-// candidates are the tasks that may pass, the newest first.
+// candidates yields the tasks that may pass, newest first.
 func (k *sieve) candidates() iter.Seq[*dv1.Task] {
 	switch {
 	case k.has("name", "id", "node"):
@@ -158,7 +159,7 @@ func (k *sieve) has(keys ...string) bool {
 	return slices.ContainsFunc(keys, func(key string) bool { return len(k.filters[key]) > 0 })
 }
 
-// newestFirst sorts those that pass.
+// newestFirst yields the tasks that pass, newest first.
 func newestFirst(tasks iter.Seq[*dv1.Task], pass func(*dv1.Task) bool) iter.Seq[*dv1.Task] {
 	var out []*dv1.Task
 	for t := range tasks {
@@ -172,12 +173,12 @@ func newestFirst(tasks iter.Seq[*dv1.Task], pass func(*dv1.Task) bool) iter.Seq[
 	return slices.Values(out)
 }
 
-// observes reports whether agents' words decide too.
+// observes reports whether the result also depends on agents' reports.
 func (k *sieve) observes() bool {
 	return k.running || k.has("status", "exited", "publish", "expose")
 }
 
-// recorded reports whether a task passes, as far as the log says.
+// recorded reports whether a task passes as far as the log can tell.
 func (k *sieve) recorded(t *dv1.Task) bool {
 	switch {
 	case k.before != nil && t.Created >= k.before.Created,
@@ -188,7 +189,7 @@ func (k *sieve) recorded(t *dv1.Task) bool {
 		!k.any("id", func(p string) bool { return strings.HasPrefix(hexID(t), p) }):
 		return false
 	}
-	if !state.Live(t) && !k.inState(&view{t: t}) { // nobody knows more of it
+	if !state.Live(t) && !k.inState(&view{t: t}) { // agents know no more about it
 		return false
 	}
 	return remember(k.nodes, t.NodeId, func() bool { return k.onNode(t.NodeId) }) &&
@@ -204,7 +205,8 @@ func remember(known map[string]bool, key string, decide func() bool) bool {
 	return is
 }
 
-// onNode decides what is the same for all tasks of a node: its name is a label too.
+// onNode decides what is the same for all tasks of a node, whose name is also a
+// label.
 func (k *sieve) onNode(id string) bool {
 	name := id
 	if n := k.snap.Node(id); n != nil {
@@ -217,7 +219,7 @@ func (k *sieve) onNode(id string) bool {
 		})
 }
 
-// ofSpec reports what decideSpec does, which it asks once.
+// ofSpec is decideSpec, cached.
 func (k *sieve) ofSpec(spec *dv1.Spec) bool {
 	return remember(k.specs, string(spec.Id), func() bool { return k.decideSpec(spec) })
 }
@@ -242,7 +244,7 @@ func (k *sieve) decideSpec(spec *dv1.Spec) bool {
 		k.any("volume", v.hasMount)
 }
 
-// inState reports whether a container is in a state that is asked for.
+// inState reports whether a container is in one of the requested states.
 func (k *sieve) inState(v *view) bool {
 	if !k.running && !k.has("status", "exited") {
 		return true
@@ -259,7 +261,7 @@ func (k *sieve) inState(v *view) bool {
 	return k.any("status", func(want string) bool { return string(st) == want })
 }
 
-// published reports whether a container has the ports that are asked for.
+// published reports whether a container has the requested ports.
 func (k *sieve) published(v *view) bool {
 	return k.any("publish", func(p string) bool { return v.hasPort(p, true) }) &&
 		k.any("expose", func(p string) bool { return v.hasPort(p, false) })

@@ -21,7 +21,7 @@ import (
 	"github.com/drover/drover/pkg/registry"
 )
 
-// credentials are the caller's, as X-Registry-Auth carries them.
+// credentials returns the caller's credentials from X-Registry-Auth.
 func credentials(r *http.Request) (*registry.Credentials, error) {
 	h := r.Header.Get("X-Registry-Auth")
 	if h == "" {
@@ -44,7 +44,7 @@ func credentials(r *http.Request) (*registry.Credentials, error) {
 	return &registry.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, ServerAddress: c.ServerAddress}, nil
 }
 
-// auth answers docker login: the registry is asked, nothing is kept.
+// auth serves docker login: it asks the registry, and stores nothing.
 func (s *server) auth(w http.ResponseWriter, r *http.Request) error {
 	var c struct{ Username, Password, IdentityToken, ServerAddress string }
 	if _, err := readBody(r, &c); err != nil {
@@ -97,7 +97,7 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// discardHeader is an answer that has begun.
+// discardHeader ignores the status, since the response has begun.
 type discardHeader struct{ http.ResponseWriter }
 
 func (discardHeader) Header() http.Header { return http.Header{} }
@@ -121,8 +121,8 @@ type errorDetail struct {
 	Message string `json:"message"`
 }
 
-// progress is a pull's answer, which begins once a node pulls: until then a refusal
-// is a status.
+// progress is the response to a pull. It begins once a node pulls: until then a
+// refusal can have a status.
 type progress struct {
 	w     http.ResponseWriter
 	begun bool
@@ -149,7 +149,7 @@ func (p *progress) Progress(l images.Progress) {
 
 func (p *progress) say(m message) {
 	if b, err := json.Marshal(m); err == nil {
-		_, _ = flusher{p.w, http.NewResponseController(p.w)}.Write(append(b, '\r', '\n')) // who left needs no progress
+		_, _ = flusher{p.w, http.NewResponseController(p.w)}.Write(append(b, '\r', '\n')) // a client that is gone needs no progress
 	}
 }
 
@@ -231,7 +231,7 @@ func createdAt(i *dv1.Image) int64 {
 	return i.GetPulled() / 1e9
 }
 
-// refMatches is docker's pattern of a reference: with or without tag, globs.
+// refMatches implements docker's reference patterns: globs, with or without tag.
 func refMatches(pattern, ref string) bool {
 	if ok, _ := path.Match(pattern, ref); ok {
 		return true

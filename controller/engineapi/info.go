@@ -21,10 +21,10 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// drain is how long the events kept are read when until has passed already.
+// drain is how long stored events are read if until is already over.
 const drain = 100 * time.Millisecond
 
-// maxNodeRows bounds how many nodes info shows.
+// maxNodeRows bounds how many nodes info lists.
 const maxNodeRows = 50
 
 func (s *server) info(w http.ResponseWriter, r *http.Request) error {
@@ -57,7 +57,7 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusOK, i)
 }
 
-// nodes sums what nodes have, and lists them, silent ones first.
+// nodes adds up the nodes' resources and lists the nodes, silent ones first.
 func nodes(snap *state.Snapshot, seen *fleet.Observations, i *system.Info) {
 	var nodes []*dv1.Node
 	for n := range snap.Nodes() {
@@ -110,7 +110,7 @@ func machine(goarch string) string {
 	return goarch
 }
 
-// moment reads docker's times: seconds with an optional fraction, or RFC 3339.
+// moment parses docker's timestamps: seconds with an optional fraction, or RFC 3339.
 func moment(v string) (int64, error) {
 	if v == "" || v == "0" {
 		return 0, nil
@@ -165,7 +165,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 			if over {
 				return nil
 			}
-			over, end = true, time.After(drain) // what is kept comes first
+			over, end = true, time.After(drain) // stored events come first
 		case h, ok := <-ch:
 			if !ok {
 				return nil
@@ -180,7 +180,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	}
 }
 
-// oldMessage has the fields that were on top before 1.22's shape was all.
+// oldMessage has the top-level fields from before API 1.22.
 type oldMessage struct {
 	Status string `json:"status,omitempty"`
 	ID     string `json:"id,omitempty"`

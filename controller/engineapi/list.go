@@ -57,9 +57,8 @@ func (s *server) listContainers(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusOK, out)
 }
 
-// listed are the containers that pass, the newest first, up to limit (0: all) of them:
-// first by what the log says, then by what agents reported of what is left, and only
-// what is shown is decoded.
+// listed returns the containers that pass, newest first, up to limit (0: all). The
+// log is checked before agents' reports, and only what is shown is decoded.
 func (s *server) listed(ctx context.Context, snap *state.Snapshot, keep *sieve, limit int) (views []*view, seen *fleet.Observations) {
 	var part []*dv1.Task
 	pass := func() {
@@ -87,7 +86,7 @@ func (s *server) listed(ctx context.Context, snap *state.Snapshot, keep *sieve, 
 			continue
 		case !keep.observes():
 		default:
-			size *= 2 // so that few parts make a long list
+			size *= 2 // so that a long list takes few parts
 		}
 		if pass(); len(views) >= limit {
 			break
@@ -102,14 +101,14 @@ func (s *server) listed(ctx context.Context, snap *state.Snapshot, keep *sieve, 
 	return views, seen
 }
 
-// missing names the silent nodes, whose part may be old.
+// missing names the silent nodes, whose containers may be outdated.
 func missing(w http.ResponseWriter, seen *fleet.Observations) {
 	if nodes := seen.SilentNodes(); len(nodes) > 0 {
 		w.Header().Set(wire.HeaderMissing, strings.Join(nodes, ","))
 	}
 }
 
-// liveIDs are the ids of the tasks that agents may know more of than raft does.
+// liveIDs returns the ids of tasks about which agents may know more than raft.
 func liveIDs(tasks []*dv1.Task) (ids []string) {
 	for _, t := range tasks {
 		if state.Live(t) {
@@ -130,7 +129,8 @@ func summary(v *view, now time.Time) container.Summary {
 	return sum
 }
 
-// commandLine is docker's: path and arguments, those with spaces quoted.
+// commandLine formats as docker does: path and arguments, quoted if they have
+// spaces.
 func commandLine(c *container.Config) string {
 	args := append(slices.Clone([]string(c.Entrypoint)), c.Cmd...)
 	for i, a := range args {
@@ -200,7 +200,7 @@ func (s *server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 	return answer(w, http.StatusOK, out)
 }
 
-// oldInspect adds the address fields that older clients read at the top.
+// oldInspect adds the address fields that older clients read at the top level.
 func oldInspect(out container.InspectResponse, v *view) any {
 	b, err := json.Marshal(out)
 	if err != nil {
@@ -221,7 +221,7 @@ func oldInspect(out container.InspectResponse, v *view) any {
 	return m
 }
 
-// failedCode is docker's exit code of a start that was refused.
+// failedCode returns docker's exit code for a container that failed to start.
 func failedCode(why string) int {
 	switch {
 	case strings.Contains(why, "executable file not found"), strings.Contains(why, "no such file or directory"):
@@ -259,7 +259,7 @@ func dimensions(r *http.Request) (string, error) {
 	return out[1:], nil
 }
 
-// relayed passes a small call to a node; its success is answered with code.
+// relayed forwards a small request to a node, and answers its success with code.
 func (s *server) relayed(w http.ResponseWriter, r *http.Request, node, method, path string, body []byte, code int) error {
 	resp, err := s.agent(r, node, method, path, body)
 	if err != nil {

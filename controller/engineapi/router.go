@@ -1,6 +1,6 @@
-// Package engineapi translates Docker's Engine API into commands on, and
-// queries of, the fleet. It holds no state: deciding is the proposer's,
-// running the agents', and who may connect the listeners'.
+// Package engineapi translates Docker's Engine API into commands on, and queries of,
+// the fleet. It holds no state: deciding is left to the proposer, running containers
+// to the agents, authentication to the listeners.
 package engineapi
 
 import (
@@ -35,7 +35,7 @@ import (
 	"github.com/drover/drover/pkg/route"
 )
 
-// Range of API versions, and docker's engine version that it goes with.
+// API versions that are served, and the docker engine version that they match.
 const (
 	MinVersion    = "1.24"
 	MaxVersion    = "1.56"
@@ -45,14 +45,14 @@ const (
 // maxBody bounds a request's body.
 const maxBody = create.MaxBody
 
-// Options of New. Fleet and Registry are needed.
+// Options configures New. Fleet and Registry are required.
 type Options struct {
 	Fleet    Fleet
 	Registry *registry.Registry
 	Logger   *slog.Logger // nil: none
 	Tracer   trace.Tracer // nil: none
 	Version  string       // of drover
-	// Grant lets a node read an image's content from others; nil: none does.
+	// Grant lets a node read an image's content from others; nil grants nothing.
 	Grant func(node, digest string) ([]byte, error)
 }
 
@@ -62,16 +62,16 @@ type server struct {
 	shapes shapes
 }
 
-// handler writes its answer or returns an error, which becomes docker's JSON.
+// handler writes a response or returns an error, which is sent as docker's JSON.
 type handler func(s *server, w http.ResponseWriter, r *http.Request) error
 
-// on is a row of the table, for users.
+// on returns a row of the table, for users.
 func on(method, pattern string, at route.Place, h handler) route.Handled[handler] {
 	return route.Handled[handler]{Route: route.Route{Method: method, Pattern: pattern, At: at, Who: route.User, Body: route.Bounded(maxBody)}, Handle: h}
 }
 
-// table is the whole of the API, at paths without a version. The names of images hold
-// slashes; the last row is for what is not there.
+// table is the whole API, at paths without a version. Image names contain slashes;
+// the last row matches everything else.
 var table = route.Table[handler]{
 	on("GET", "/_ping", route.Here, (*server).ping),
 	on("GET", "/version", route.Here, (*server).version),
@@ -109,14 +109,14 @@ var table = route.Table[handler]{
 	on("", "/", route.Here, (*server).notYet),
 }
 
-// Routes are what the API answers; the last is for what is not there.
+// Routes are the API's routes; the last one matches everything else.
 var Routes = table.Routes()
 
 // API is the Engine API. Requests need an identity with the role admin or user in
-// their context. Safe for concurrent use.
+// their context. It is safe for concurrent use.
 type API struct{ s *server }
 
-// New makes an API.
+// New returns an API.
 func New(o Options) *API {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -147,16 +147,16 @@ var versioned = regexp.MustCompile(`^/v([0-9]+)\.([0-9]+)(/.*)$`)
 
 type versionKey struct{}
 
-// routed is a request that found its route.
+// routed is a request with its route.
 type routed struct {
 	*server
 	route.Handled[handler]
-	major, minor string // of the version in its path, "" for none
-	path         string // without it
+	major, minor string // of the version in its path, "" if none
+	path         string // without the version
 	values       map[string]string
 }
 
-// version is the minor version that the request speaks.
+// version returns the minor version that the request uses.
 func (c *routed) version() (int, error) {
 	if c.major == "" {
 		return minor(MaxVersion), nil
@@ -172,7 +172,8 @@ func (c *routed) version() (int, error) {
 	return n, nil
 }
 
-// ServeHTTP is what every request passes: headers, version, identity, trace.
+// ServeHTTP handles what all requests have in common: headers, version, identity,
+// trace.
 func (c *routed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Api-Version", MaxVersion)
@@ -200,7 +201,7 @@ func (c *routed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Set(wire.HeaderTrace, sc.TraceID().String())
 	}
 	r = r.WithContext(context.WithValue(ctx, versionKey{}, version))
-	if c.major != "" { // what is asked for doesn't depend on the version
+	if c.major != "" { // the route doesn't depend on the version
 		u := *r.URL
 		u.Path, u.RawPath = c.path, ""
 		r.URL = &u
@@ -230,7 +231,7 @@ func spanName(path string) string {
 	return strings.Join(parts, "/")
 }
 
-// contact is the node that the client believes it talks to, "" for none.
+// contact returns the node that the client believes it talks to, or "".
 func (s *server) contact(r *http.Request) string {
 	if c := r.Header.Get(wire.HeaderContact); c != "" {
 		return c
@@ -238,7 +239,7 @@ func (s *server) contact(r *http.Request) string {
 	return s.Fleet.Contact()
 }
 
-// before is the answer that a request with the same key got already, nil if none.
+// before returns the result of an earlier request with the same key, or nil.
 func (s *server) before(r *http.Request, snap *state.Snapshot) *dv1.CommandResult {
 	k := r.Header.Get(wire.HeaderKey)
 	if k == "" {
@@ -251,7 +252,7 @@ func (s *server) before(r *http.Request, snap *state.Snapshot) *dv1.CommandResul
 	return res.Result
 }
 
-// requestSum is over what the client sent, and who it is: a key is its own.
+// requestSum hashes the request and the caller's account: keys are per caller.
 func requestSum(r *http.Request, body []byte) []byte {
 	p, _ := pki.PrincipalFrom(r.Context())
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q %s %s\n%s", pki.Account(p.URI), r.Method, r.URL.RequestURI(), body))
@@ -264,25 +265,25 @@ func minor(v string) int {
 	return n
 }
 
-// apiVersion is the minor version that the request speaks.
+// apiVersion returns the minor version that the request uses.
 func apiVersion(r *http.Request) int {
 	v, _ := r.Context().Value(versionKey{}).(int)
 	return v
 }
 
-// state answers from what the client has seen already, or later.
+// state returns a state at least as new as the client has seen.
 func (s *server) state(w http.ResponseWriter, r *http.Request) (*state.Snapshot, error) {
 	return s.stateWith(w, r, nil)
 }
 
-// stateWith is state for who needs something to be there: before its lack is told
-// of, a leader is waited for.
+// stateWith is state for callers that need something to exist: before it is reported
+// missing, a leader is waited for.
 func (s *server) stateWith(w http.ResponseWriter, r *http.Request, enough func(*state.Snapshot) bool) (*state.Snapshot, error) {
 	var least uint64
 	if v := r.Header.Get(wire.HeaderIndex); v != "" {
 		var err error
 		if least, err = strconv.ParseUint(v, 10, 64); err != nil {
-			return nil, refuse(http.StatusBadRequest, "header %s: %q is no raft index", wire.HeaderIndex, v)
+			return nil, refuse(http.StatusBadRequest, "header %s: %q is not a raft index", wire.HeaderIndex, v)
 		}
 	}
 	snap, fresh, err := s.Fleet.Find(r.Context(), least, enough)
@@ -296,8 +297,8 @@ func (s *server) stateWith(w http.ResponseWriter, r *http.Request, enough func(*
 	return snap, nil
 }
 
-// propose has a command decided in the caller's name. body is what the client
-// sent, so that a key is not taken for another request.
+// propose has a command decided in the caller's name. body is what the client sent,
+// so that its key can't be reused for another request.
 func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c *dv1.Command) (*dv1.CommandResult, error) {
 	if p, ok := pki.PrincipalFrom(r.Context()); ok {
 		c.Principal = p.URI
@@ -319,7 +320,7 @@ func (s *server) propose(w http.ResponseWriter, r *http.Request, body []byte, c 
 	return res, nil
 }
 
-// as proposes what others have decided in the caller's name.
+// as returns a proposer that acts in the caller's name.
 func (s *server) as(w http.ResponseWriter, r *http.Request) images.Proposer { return caller{s, w, r} }
 
 type caller struct {
@@ -333,7 +334,7 @@ func (c caller) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.CommandResu
 	return c.s.propose(c.w, c.r.WithContext(ctx), nil, cmd)
 }
 
-// readBody takes a bounded JSON body into v and returns its bytes.
+// readBody decodes a bounded JSON body into v and returns its bytes.
 func readBody(r *http.Request, v any) ([]byte, error) {
 	b, err := io.ReadAll(r.Body)
 	var over *http.MaxBytesError
@@ -371,11 +372,11 @@ func answer(w http.ResponseWriter, code int, v any) error {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_, _ = w.Write(append(b, '\n')) // a client that left is no error of ours
+	_, _ = w.Write(append(b, '\n')) // it fails only if the client is gone
 	return nil
 }
 
-// boolean reads a query parameter as docker does: anything but these is true.
+// boolean parses a query parameter as docker does: anything but these is true.
 func boolean(q url.Values, name string) bool {
 	switch strings.ToLower(strings.TrimSpace(q.Get(name))) {
 	case "", "0", "no", "false", "none":

@@ -12,31 +12,33 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// shape is what a container is by its spec and its image alone. It is decoded once
-// and shared by all that show it: it must not be modified.
+// shape is what a spec and its image say about a container. It is decoded once and
+// shared by all users: it must not be modified.
 type shape struct {
 	req    container.CreateRequest // Config and HostConfig are never nil
 	config container.Config        // docker's merge of request and image
 }
 
-// maxShapes bounds the bytes of a generation of shapes.
+// maxShapes bounds the bytes of one generation of shapes.
 const maxShapes = 32 << 20
 
-// shapes are those that were used last, in two generations: what a full generation
-// does not hand on to the next is decoded again. Safe for concurrent use.
+// shapes caches recently used shapes in two generations: when the young one is full
+// it becomes the old one, and what was in that is dropped. It is safe for concurrent
+// use.
 type shapes struct {
 	mu         sync.Mutex // guards the fields below
 	young, old map[shapeKey]*shape
 	bytes      int // of young
 }
 
-// A spec and an image never change, but an image may come later than its spec, or go.
+// Specs and images are immutable, but an image may be added after its spec, or
+// removed.
 type shapeKey struct {
 	spec   string
 	pulled bool
 }
 
-// of returns the shape of a spec's containers; nil has one too.
+// of returns the shape of a spec's containers, also for a nil spec.
 func (c *shapes) of(snap *state.Snapshot, spec *dv1.Spec) *shape {
 	image := snap.Image(spec.GetDigest())
 	k := shapeKey{string(spec.GetId()), image != nil}
@@ -59,19 +61,19 @@ func (c *shapes) of(snap *state.Snapshot, spec *dv1.Spec) *shape {
 	}
 	if _, have := c.young[k]; !have {
 		c.young[k] = s
-		c.bytes += 1<<10 + 4*(len(spec.GetBody())+len(image.GetConfig())) // what decoded JSON takes, about
+		c.bytes += 1<<10 + 4*(len(spec.GetBody())+len(image.GetConfig())) // approximate size of decoded JSON
 	}
 	return s
 }
 
-// shapeOf is the shape of a task.
+// shapeOf returns the shape of a task.
 func (s *server) shapeOf(snap *state.Snapshot, t *dv1.Task) *shape {
 	return s.shapes.of(snap, snap.Spec(t.SpecId))
 }
 
 func newShape(spec *dv1.Spec, image *dv1.Image) *shape {
 	s := &shape{}
-	_ = json.Unmarshal(spec.GetBody(), &s.req) // was decoded before it was committed
+	_ = json.Unmarshal(spec.GetBody(), &s.req) // it was decoded before it was committed
 	if s.req.Config == nil {
 		s.req.Config = &container.Config{}
 	}

@@ -18,19 +18,20 @@ import (
 	"github.com/drover/drover/pkg/bulk"
 )
 
-// stream is what hijack must know of the other end.
+// stream describes the stream that hijack opens.
 type stream struct {
 	tty, stdin bool
-	without    []byte // kinds of frames that its client did not attach to
-	keys       string // that detach, "" for docker's
-	whole      bool   // output begins with its first byte
-	live       bool   // it goes on until the container ends
+	without    []byte // kinds of frames that the client did not attach to
+	keys       string // detach keys, "" for docker's
+	whole      bool   // output starts with the first byte
+	live       bool   // it lasts until the container exits
 	node, task string
-	from       string // where output goes on, as a broken stream's client said it
-	again      bool   // it can be taken up after a break
+	from       string // where output resumes, as the client of a broken stream asked
+	again      bool   // it can be resumed after a break
 }
 
-// escape ends what a terminal's user types at the keys that detach.
+// escape returns in, which ends with an error at the detach keys if it is a
+// terminal.
 func (s stream) escape(in io.Reader) (io.Reader, error) {
 	if !s.tty || !s.stdin {
 		return in, nil
@@ -46,8 +47,8 @@ func (s stream) escape(in io.Reader) (io.Reader, error) {
 	return term.NewEscapeProxy(in, b), nil
 }
 
-// hijack answers first and opens the stream with the node then, so that an attach
-// never gates the start that its client sends next.
+// hijack responds before it opens the stream with the node, so that an attach never
+// blocks the start that its client sends next.
 func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open opener) error {
 	if _, err := st.escape(nil); err != nil {
 		return err
@@ -58,11 +59,11 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open 
 	}
 	defer func() { _ = conn.Close() }()
 	if st.head(w, r, buf.Writer) != nil {
-		return nil // the client left
+		return nil // the client is gone
 	}
-	// The server takes a half-close for the client's end, and ends the request's
-	// context once what is typed is read: that of a hijacked connection ends here, or
-	// with its server.
+	// The server takes a half-close for a disconnect, and ends the request's context
+	// once the input is read: the context of a hijacked connection ends here, or with
+	// its server.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
 	if server, ok := ctx.Value(serverKey{}).(context.Context); ok {
@@ -81,7 +82,7 @@ func (s *server) hijack(w http.ResponseWriter, r *http.Request, st stream, open 
 	return nil
 }
 
-// head writes the head of a hijacked connection's answer, with w's headers.
+// head writes the response header of a hijacked connection, including w's headers.
 func (st stream) head(w http.ResponseWriter, r *http.Request, to *bufio.Writer) error {
 	h, status, kind := w.Header(), "200 OK", "raw-stream"
 	if r.Header.Get("Upgrade") != "" {
@@ -99,7 +100,7 @@ func (st stream) head(w http.ResponseWriter, r *http.Request, to *bufio.Writer) 
 	return to.Flush()
 }
 
-// begin is what the first frame says of a stream.
+// begin returns the flags of a stream's first frame.
 func (st stream) begin() (begin byte) {
 	if st.whole {
 		begin |= bulk.BeginWhole
@@ -112,14 +113,15 @@ func (st stream) begin() (begin byte) {
 
 type serverKey struct{}
 
-// ServedBy has streams over a connection end with ctx: for http.Server.ConnContext.
+// ServedBy makes streams over a connection end with ctx: for
+// http.Server.ConnContext.
 func ServedBy(ctx context.Context) context.Context { return context.WithValue(ctx, serverKey{}, ctx) }
 
-// opener opens a stream with a node, from a position on, "" for its beginning.
+// opener opens a stream with a node from a position, "" for the beginning.
 type opener func(ctx context.Context, from string) (*bulk.Conn, error)
 
-// stream joins a client with a node until either ends. Where the way to the node
-// breaks, output goes on where it was. opening bounds how long it takes to begin.
+// stream connects a client with a node until either ends. If the connection to the
+// node breaks, output resumes where it was. opening bounds the first attempt.
 func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open opener) {
 	var at bulk.Progress
 	at.At(st.from)
@@ -154,7 +156,7 @@ func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open 
 			_ = in.CloseWrite()
 		}
 	}()
-	defer func() { // the client's connection ends what waits for more to be typed
+	defer func() { // when the client disconnects, stop waiting for input
 		_ = in.Close()
 		v.close()
 		<-done
@@ -192,7 +194,7 @@ func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open 
 			return open(ctx, from)
 		})
 		if err != nil {
-			v.fail("the output is cut off: " + err.Error())
+			v.fail("the output is truncated: " + err.Error())
 			return
 		}
 		if from == "" && !st.whole {
@@ -205,15 +207,15 @@ func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open 
 }
 
 const (
-	// reachEvery is the pause before a node that didn't answer is tried again.
+	// reachEvery is the delay before a node that didn't answer is retried.
 	reachEvery = 100 * time.Millisecond
-	// reachWithin is how long a node is waited for that nobody knows to come back.
+	// reachWithin bounds the retries if nobody knows that the node will be back.
 	reachWithin = 30 * time.Second
 )
 
-// reach opens a stream, and waits for a node that does not answer just now: its
-// agent is being restarted, or its link is down. As long as the container is the
-// fleet's, and somebody is told of it, that is as long as it takes.
+// reach opens a stream, retrying while the node doesn't answer: its agent is
+// restarting, or its link is down. As long as the container exists and the client
+// sees the warning, it retries without limit.
 func reach[S any](ctx context.Context, s *server, v sink, st stream, open func(context.Context) (S, error)) (S, error) {
 	warned := false
 	for began := time.Now(); ; {
@@ -225,7 +227,7 @@ func reach[S any](ctx context.Context, s *server, v sink, st stream, open func(c
 			warned = true
 			v.warn(fmt.Sprintf("node %s has not answered for %s; its container is there and may still be running, and its output is waited for", st.node, since))
 		}
-		if time.Since(began) > reachWithin && (!v.told() || !s.known(ctx, st.task)) {
+		if time.Since(began) > reachWithin && (!v.warns() || !s.known(ctx, st.task)) {
 			return c, err
 		}
 		select {
@@ -236,30 +238,31 @@ func reach[S any](ctx context.Context, s *server, v sink, st stream, open func(c
 	}
 }
 
-// known says whether the fleet has a task.
+// known reports whether the fleet has a task.
 func (s *server) known(ctx context.Context, id string) bool {
 	snap, err := s.Fleet.State(ctx, 0)
 	return err != nil || len(snap.TasksByPrefix(id)) > 0
 }
 
-// faulty is what the user's own command did wrong.
+// faulty is an error in the user's own command.
 type faulty struct{ msg string }
 
 func (f *faulty) Error() string { return f.msg }
 
 var (
-	// errBroke: the way to the node broke, not what runs there.
+	// errBroke: the connection to the node broke, not what runs there.
 	errBroke = errors.New("the stream broke")
-	// errLeft: the client did.
+	// errLeft: the client disconnected.
 	errLeft = errors.New("the client left")
 )
 
-// frames is where an agent's frames come from.
+// frames is the source of an agent's frames.
 type frames interface {
 	Next() (kind byte, p []byte, err error)
 }
 
-// pass gives an agent's frames to a client until the exit frame, with nil, or an error.
+// pass forwards an agent's frames to a client, until the exit frame (nil) or an
+// error.
 func pass(v sink, from frames, at *bulk.Progress) error {
 	for {
 		kind, b, err := from.Next()
@@ -280,24 +283,24 @@ func pass(v sink, from frames, at *bulk.Progress) error {
 	}
 }
 
-// sink takes what a client is to read.
+// sink receives what a client is to read.
 type sink interface {
 	frame(kind byte, p []byte) error // output, or a position in it
-	warn(msg string)                 // words for the user
-	fail(msg string)                 // what went wrong, the last that is said
-	told() bool                      // the client shows warnings
+	warn(msg string)                 // a warning for the user
+	fail(msg string)                 // what went wrong; ends the output
+	warns() bool                     // the client shows warnings
 }
 
-// viewer is a client that is joined with a stream: docker's, or our own, which
-// speaks pkg/bulk's frames both ways.
+// viewer is a client that is connected to a stream: docker's, or drover's, which
+// uses pkg/bulk's frames in both directions.
 type viewer interface {
 	sink
-	io.Reader  // what is typed
-	end() bool // nothing more comes; says whether the client has everything
-	close()    // ends reading
+	io.Reader  // the user's input
+	end() bool // ends the output; reports whether the client has received everything
+	close()    // stops reading
 }
 
-// selective leaves frames out that its client did not ask for.
+// selective drops frames that its client did not ask for.
 type selective struct {
 	viewer
 	without []byte
@@ -315,12 +318,12 @@ type plain struct {
 	net.Conn
 	typed *bufio.Reader
 	tty   bool
-	gone  func() // is called once the connection is known to be gone both ways
+	gone  func() // called once the connection is known to be closed in both directions
 }
 
 func (c *plain) Read(p []byte) (int, error) {
 	n, err := c.typed.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) { // else it only types no more
+	if err != nil && !errors.Is(err, io.EOF) { // otherwise there is only no more input
 		c.gone()
 	}
 	return n, err
@@ -340,7 +343,7 @@ func (c *plain) frame(kind byte, p []byte) error {
 func (c *plain) warn(string)     {}
 func (c *plain) fail(msg string) { late(c.Conn, c.tty, msg) }
 func (c *plain) end() bool       { return true } // it was written, and more can't be known
-func (c *plain) told() bool      { return false }
+func (c *plain) warns() bool     { return false }
 func (c *plain) close()          { _ = c.Close() }
 
 func late(w io.Writer, tty bool, msg string) {
@@ -351,13 +354,13 @@ func late(w io.Writer, tty bool, msg string) {
 	_ = bulk.WriteFrame(w, bulk.FrameError, []byte(msg))
 }
 
-// framedViewer is our own client.
+// framedViewer is drover's client.
 type framedViewer struct{ *bulk.ServerConn }
 
 func (c framedViewer) frame(kind byte, p []byte) error { return c.WriteFrame(kind, p) }
 func (c framedViewer) warn(msg string)                 { _ = c.WriteFrame(bulk.FrameWarn, []byte(msg)) }
 func (c framedViewer) fail(msg string)                 { _ = c.WriteFrame(bulk.FrameError, []byte(msg)) }
-func (c framedViewer) told() bool                      { return true }
+func (c framedViewer) warns() bool                     { return true }
 func (c framedViewer) close()                          { _ = c.Close() }
 
 func (c framedViewer) end() bool {

@@ -196,7 +196,7 @@ func TestOutputThatIsGoneIsAnError(t *testing.T) {
 			}
 			kind, words = k, string(b)
 		}
-		if kind != bulk.FrameError || !strings.Contains(words, "cut off: no such container") {
+		if kind != bulk.FrameError || !strings.Contains(words, "truncated: no such container") {
 			t.Errorf("our own client: %v: the last frame was %d: %s", framed, kind, words)
 		}
 	}

@@ -68,7 +68,7 @@ func capacity(n *dv1.Node) *dv1.Capacity {
 	return n.Capacity
 }
 
-// shared is the value that all nodes share, else mixed.
+// shared returns the value that all nodes have in common, or "mixed".
 func shared(have, v string) string {
 	switch {
 	case have == "" || have == v:

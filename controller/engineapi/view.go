@@ -20,8 +20,8 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// view is a container as clients see it: what raft keeps, what its agent
-// observed last, and its request merged with its image.
+// view is a container as clients see it: what raft has, what its agent observed
+// last, and its request merged with its image.
 type view struct {
 	t  *dv1.Task
 	st *dv1.TaskStatus // of the current attempt, nil if none
@@ -29,10 +29,10 @@ type view struct {
 	image *dv1.Image
 	ref   string // the image as the user wrote it
 	node  string
-	quiet string // how long its node is silent, "" if it isn't
+	quiet string // how long its node has been silent, "" if it isn't
 }
 
-// current is the status of a task's current attempt, nil if none was reported.
+// current returns the status of a task's current attempt, nil if none was reported.
 func current(seen *fleet.Observations, t *dv1.Task) *dv1.TaskStatus {
 	if st := seen.Status(hexID(t)); st.GetAttempt() == t.Attempt {
 		return st
@@ -59,7 +59,8 @@ func (s *server) view(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Tas
 	return v
 }
 
-// configured is what the container runs with: docker's merge of image and request.
+// configured returns the container's effective configuration: docker's merge of
+// image and request.
 func (v *view) configured() *container.Config {
 	c := v.config
 	if c.Hostname == "" {
@@ -80,7 +81,7 @@ func (v *view) labels(l map[string]string) map[string]string {
 	return out
 }
 
-// exit is the current attempt's, nil while it has none.
+// exit returns how the current attempt ended, nil if it has not.
 func (v *view) exit() *dv1.Exit {
 	if e := v.t.Exit; e != nil && e.Attempt >= v.t.Attempt {
 		return e
@@ -140,7 +141,7 @@ func (v *view) status(now time.Time) string {
 	return s
 }
 
-// ports are those published now, host ports as they were bound.
+// ports returns the published ports, with host ports as they were bound.
 func (v *view) ports() []*dv1.Port {
 	if st := v.state(); st != container.StateRunning && st != container.StatePaused {
 		return nil
@@ -196,7 +197,7 @@ func (v *view) portMap() network.PortMap {
 	return m
 }
 
-// networkMode is docker's, with default spelled out as it is shown.
+// networkMode returns docker's network mode, with default spelled out.
 func (v *view) networkMode() string {
 	switch m := string(v.req.HostConfig.NetworkMode); m {
 	case "", "default":
@@ -218,7 +219,7 @@ func (v *view) networks() map[string]*network.EndpointSettings {
 	return map[string]*network.EndpointSettings{v.networkMode(): e}
 }
 
-// networkID is stable: the default networks are the same in the whole fleet.
+// networkID is stable: the default networks are the same across the fleet.
 func networkID(name string) string {
 	return fmt.Sprintf("%x", sha(name))
 }

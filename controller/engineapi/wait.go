@@ -16,23 +16,24 @@ import (
 	"github.com/drover/drover/pkg/api/wire"
 )
 
-// Times of a wait without a leader: after the first a node is asked itself, and
-// after the second its word is enough.
+// Timing of a wait without a leader: after the first, the node itself is asked, and
+// after the second its answer is sufficient.
 const (
 	withoutLeader = time.Second
 	uncommitted   = 2 * time.Second
 )
 
-// unrecorded is said where a node's word is all there is.
+// unrecorded is the warning when only the node's answer is available.
 const unrecorded = "the controllers have no leader: the exit code is the node's own, and is recorded later"
 
-// warned is a wait's answer with a word for our own client.
+// warned is a response with a warning for drover's client.
 type warned struct {
 	container.WaitResponse
 	Warning string
 }
 
-// wait sends its header at once, because clients start only after they have it.
+// wait sends its header at once: clients start the container only after they have
+// it.
 func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
 	if err != nil && snap != nil {
@@ -59,12 +60,12 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	return encode(w, x.response(err))
 }
 
-// waiting is what a wait knows of its task's end.
+// waiting is what a wait knows about its task's exit.
 type waiting struct {
 	cond   container.WaitCondition
-	before int32     // the last attempt that had ended when it began
+	before int32     // the last attempt that had ended when the wait began
 	last   *dv1.Exit // of the newest attempt that is known to have ended
-	failed string    // why the newest attempt did not begin, "" if it did
+	failed string    // why the newest attempt did not start, "" if it did
 
 	mu      sync.Mutex // guards attempt
 	attempt int32      // the newest
@@ -81,20 +82,20 @@ func newWaiting(r *http.Request, t *dv1.Task) (*waiting, error) {
 	}
 	after, err := strconv.ParseUint(r.Header.Get(wire.HeaderAfter), 10, 64)
 	if err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
-		x.cond = container.WaitConditionNotRunning // the exit that was waited for has been
+		x.cond = container.WaitConditionNotRunning // the awaited exit has already happened
 	}
 	return x, nil
 }
 
-// current is the newest attempt.
+// current returns the newest attempt.
 func (x *waiting) current() int32 {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.attempt
 }
 
-// over notes what is known of the task now (nil: it is gone), and reports whether the
-// wait is.
+// over records what is known of the task (nil: it is removed), and reports whether
+// the wait is over.
 func (x *waiting) over(t *dv1.Task, st *dv1.TaskStatus) bool {
 	x.exited(st.GetExit())
 	if t == nil {
@@ -120,7 +121,8 @@ func (x *waiting) exited(e *dv1.Exit) {
 	}
 }
 
-// observed adds what the node reported last of a task that is gone with its end.
+// observed adds the node's latest report on a task that was removed along with its
+// exit.
 func (x *waiting) observed(st *dv1.TaskStatus) {
 	x.exited(st.GetExit())
 	if x.failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > x.last.GetAttempt() {
@@ -128,7 +130,7 @@ func (x *waiting) observed(st *dv1.TaskStatus) {
 	}
 }
 
-// response is the answer to a wait that ended with err.
+// response returns the response to a wait that ended with err.
 func (x *waiting) response(err error) container.WaitResponse {
 	res := container.WaitResponse{StatusCode: int64(x.last.GetCode())}
 	switch {
@@ -142,8 +144,8 @@ func (x *waiting) response(err error) container.WaitResponse {
 	return res
 }
 
-// alone ends its context once the task's node reported an exit that no leader
-// recorded within its time. exit returns it, and ends the asking.
+// alone returns a context that ends once the task's node has reported an exit that
+// no leader recorded in time. exit returns that exit, and stops asking.
 func (s *server) alone(r *http.Request, t *dv1.Task, attempt func() int32) (ctx context.Context, exit func() *dv1.Exit) {
 	ctx, cancel := context.WithCancel(r.Context())
 	asking, stop := context.WithCancel(r.Context())
@@ -159,7 +161,7 @@ func (s *server) alone(r *http.Request, t *dv1.Task, attempt func() int32) (ctx 
 			}
 			e := s.askExit(asking, t, n)
 			if e == nil {
-				select { // a node that does not answer is asked again
+				select { // a node that does not answer is retried
 				case <-time.After(reachEvery):
 				case <-asking.Done():
 				}
@@ -175,7 +177,7 @@ func (s *server) alone(r *http.Request, t *dv1.Task, attempt func() int32) (ctx 
 	return ctx, func() *dv1.Exit { stop(); <-done; cancel(); return x }
 }
 
-// leaderless blocks until no leader was known for d without a break.
+// leaderless blocks until no leader has been known for d.
 func (s *server) leaderless(ctx context.Context, d time.Duration) error {
 	var enough <-chan time.Time
 	for {
@@ -198,7 +200,7 @@ func (s *server) leaderless(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// leader blocks until one is known.
+// leader blocks until a leader is known.
 func (s *server) leader(ctx context.Context) {
 	for {
 		known, changed := s.Fleet.Leader()
@@ -213,7 +215,7 @@ func (s *server) leader(ctx context.Context) {
 	}
 }
 
-// askExit waits for the node's own record of an attempt's end, a while.
+// askExit waits for a while for the node's own record of an attempt's exit.
 func (s *server) askExit(ctx context.Context, t *dv1.Task, attempt int32) *dv1.Exit {
 	c, err := s.Fleet.Agent(t.NodeId)
 	if err != nil {

@@ -12,15 +12,15 @@ import (
 	"time"
 )
 
-// Nodes is what Ask needs of a fleet.
+// Nodes is the part of a fleet that Ask uses.
 type Nodes interface {
 	// Observe returns which nodes are silent.
 	Observe(ctx context.Context, q Query) *Observations
-	// Agent is an HTTP client of a node's port, which dials when it is used.
+	// Agent returns an HTTP client of a node's bulk port, which dials on first use.
 	Agent(nodeID string) (*http.Client, error)
 }
 
-// SilentError: a node was not asked, because it does not answer.
+// SilentError means that a node was not asked, because it is silent.
 type SilentError struct {
 	Node string
 	For  time.Duration
@@ -30,8 +30,8 @@ func (e *SilentError) Error() string {
 	return fmt.Sprintf("node %s has not answered for %s; the container is there and may still be running", e.Node, e.For.Round(time.Second))
 }
 
-// UnreachableError: a node was asked, and nothing came back. Whether it did what it
-// was asked is not known.
+// UnreachableError means that a node was asked and did not answer. Whether it did
+// what it was asked is unknown.
 type UnreachableError struct {
 	Node string
 	Err  error
@@ -43,15 +43,15 @@ func (e *UnreachableError) Error() string {
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
 const (
-	// restartWithin is how long an agent whose host refuses connections is waited for:
-	// it is being restarted.
+	// restartWithin bounds how long a node that refuses connections is retried: its
+	// agent is being restarted.
 	restartWithin = 2 * time.Second
 	restartEvery  = 100 * time.Millisecond
 )
 
-// Ask makes a request of a node's port; body may be nil, else it is JSON. The caller
-// closes the answer's body, whatever its status. Errors are ctx's, a *SilentError or
-// an *UnreachableError.
+// Ask sends a request to a node's bulk port; body is JSON, or nil. The caller closes
+// the response's body, whatever its status. Errors are ctx's, a *SilentError or an
+// *UnreachableError.
 func Ask(ctx context.Context, f Nodes, node, method, path string, body []byte) (*http.Response, error) {
 	for end := time.Now().Add(restartWithin); ; {
 		resp, err := ask(ctx, f, node, method, path, body)
@@ -91,12 +91,12 @@ func ask(ctx context.Context, f Nodes, node, method, path string, body []byte) (
 	return nil, &UnreachableError{node, err}
 }
 
-// Refusal reads what a node's answer says went wrong, "" if it says nothing.
+// Refusal returns the error message of a node's response, "" if it has none.
 func Refusal(resp *http.Response) string {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	var m struct {
 		Message string `json:"message"`
 	}
-	_ = json.Unmarshal(b, &m) // then it says nothing
+	_ = json.Unmarshal(b, &m) // otherwise there is no message
 	return m.Message
 }

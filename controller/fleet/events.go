@@ -11,13 +11,13 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Bounds of the events that are kept for those who ask for past ones.
+// Limits on the stored events, which are kept for readers that ask for past ones.
 const (
 	MaxEvents     = 1024
 	maxEventBytes = 4 << 20
 )
 
-// events is a ring of the newest events and who reads it.
+// events is a ring of the newest events, with its readers.
 type events struct {
 	ring  []*dv1.Event
 	bytes int
@@ -39,12 +39,12 @@ func (e *events) publish(ev *dv1.Event) {
 	}
 }
 
-// first is the number of the oldest event kept.
+// first returns the number of the oldest stored event.
 func (e *events) first() uint64 { return e.last - uint64(len(e.ring)) + 1 }
 
-// Events delivers events from now on, after those kept since since (Unix ns, 0:
-// none). A reader that falls behind by more than is kept misses the oldest; it never
-// slows a commit. The channel closes when ctx ends.
+// Events delivers events from now on, after the stored ones since since (Unix ns, 0:
+// none). A reader that falls too far behind misses the oldest; it never slows a
+// commit. The channel is closed when ctx is done.
 func (l *Local) Events(ctx context.Context, since int64) <-chan *dv1.Event {
 	out := make(chan *dv1.Event)
 	w := make(chan struct{}, 1)
@@ -55,7 +55,7 @@ func (l *Local) Events(ctx context.Context, since int64) <-chan *dv1.Event {
 	}
 	l.events.subs[w] = true
 	l.mu.Unlock()
-	go func() { // ctx is its owner, who reads until the channel closes
+	go func() { // owned by ctx: the reader reads until the channel is closed
 		defer close(out)
 		defer func() {
 			l.mu.Lock()
@@ -89,8 +89,8 @@ func (l *Local) Events(ctx context.Context, since int64) <-chan *dv1.Event {
 	return out
 }
 
-// Seed takes over a state without making events of it: at the start, and where a
-// snapshot took the place of entries. Who waits for a task looks again.
+// Seed loads a state without creating events: at startup, and when a snapshot
+// replaced entries. It wakes all waits for tasks.
 func (l *Local) Seed(s *state.Snapshot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -107,8 +107,8 @@ func (l *Local) Seed(s *state.Snapshot) {
 	}
 }
 
-// Committed is called in the log's order, after the state shows what effects did:
-// who reads an event finds it in the state. It never blocks.
+// Committed is called in the log's order, once the state has the effects, so that
+// readers of an event find it in the state. It never blocks.
 func (l *Local) Committed(effects []*dv1.Effect, at int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -148,8 +148,8 @@ func nameOf(i *dv1.Image) string {
 	return i.Digest
 }
 
-// changed makes the events between the version of a task that is known and t, with
-// mu held.
+// changed creates the events between the known version of a task and t, with mu
+// held.
 func (l *Local) changed(t *dv1.Task, at int64) {
 	id := hex.EncodeToString(t.Id)
 	old := l.known[id]
@@ -183,8 +183,7 @@ func (l *Local) imageEvent(action, digest, ref string, at int64) {
 	l.events.publish(&dv1.Event{Action: action, TimeNano: at, Attributes: map[string]string{"id": digest, "name": ref}})
 }
 
-// Reported takes an event that an agent reported. Those that the log makes too come
-// from there.
+// Reported publishes an agent's event, unless its kind is created from the log.
 func (l *Local) Reported(e *dv1.Event) {
 	switch e.Action {
 	case "create", "start", "die", "destroy", "rename":

@@ -13,51 +13,51 @@ import (
 )
 
 const (
-	// freshFor is how long what the leader reported of nodes is taken for true.
+	// freshFor is how long the leader's report of nodes is cached.
 	freshFor = 500 * time.Millisecond
-	// patience is how long a leader is waited for.
+	// patience is how long to wait for a leader.
 	patience = 5 * time.Second
-	// electionWait is how long, where the answer is at hand without one: right after
-	// a leader was lost there will be the next one in a moment.
+	// electionWait is how long to wait when there is an answer without one: right after
+	// a leader was lost, the next one is about to be elected.
 	electionWait = time.Second
-	// pause is between tries at a leader that is no more.
+	// pause is the delay before a lost leader is retried.
 	pause = 20 * time.Millisecond
-	// maxAsked bounds how many tasks one question is about.
+	// maxAsked bounds how many tasks one query is about.
 	maxAsked = 4096
 )
 
-// Peers is what a Fleet needs of the other controllers: peer.Peers.
+// Peers is the part of the other controllers that a Fleet uses: peer.Peers.
 type Peers interface {
-	// Leads reports whether this controller decides.
+	// Leads reports whether this controller leads.
 	Leads() bool
-	// Leader reports whether a leader is known; changed is closed once that may be
-	// different.
+	// Leader reports whether a leader is known; changed is closed once that may have
+	// changed.
 	Leader() (known bool, changed <-chan struct{})
-	// Leaderless is for how long none is, 0 if one is.
+	// Leaderless returns for how long there has been no leader, 0 if there is one.
 	Leaderless() time.Duration
-	// Seen is the highest index that was answered through this controller.
+	// Seen returns the highest index that was returned through this controller.
 	Seen() uint64
-	// Propose has the leader decide; this controller's log has it when it returns.
+	// Propose has the leader decide; when it returns, this controller's log has the
+	// entry.
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
-	// Query asks the leader for what agents reported, and how far its log is.
+	// Query asks the leader for agents' reports, and for its index.
 	Query(ctx context.Context, q *dv1.Query) (*dv1.Digest, error)
-	// Watch follows a task at the leader, and at the next one, until done returns
-	// true or ctx ends.
+	// Watch follows a task on the leader, and on the next one, until done returns true
+	// or ctx is done.
 	Watch(ctx context.Context, taskID string, done func(*dv1.TaskView) bool) error
 }
 
-// Replica is what a Fleet needs of this controller's log.
+// Replica is the part of this controller's log that a Fleet uses.
 type Replica interface {
 	Log
 	// WaitIndex blocks until the state is at index or later.
 	WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, error)
-	// Verify returns the index of the last entry that this controller has as the
-	// leader, or an error if it is not.
+	// Verify returns the index of the last entry, if this controller is the leader.
 	Verify() (uint64, error)
 }
 
-// Fleet is the fleet as any controller sees it: its own view while it leads, else
-// what the leader answers. Safe for concurrent use.
+// Fleet is the fleet as seen from any controller: its own view while it leads, else
+// the leader's. It is safe for concurrent use.
 type Fleet struct {
 	*Local
 	peers Peers
@@ -68,21 +68,21 @@ type Fleet struct {
 	at   time.Time
 }
 
-// New makes a Fleet of this controller's own view, the others, and its log.
+// New returns a Fleet of this controller's own view, the others, and its log.
 func New(own *Local, peers Peers, log Replica) *Fleet {
 	return &Fleet{Local: own, peers: peers, log: log}
 }
 
-// Propose has the leader decide c, wherever it is.
+// Propose has the leader decide c.
 func (f *Fleet) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	return f.peers.Propose(ctx, c)
 }
 
-// Leader reports whether a leader is known; changed is closed once that may be
-// different.
+// Leader reports whether a leader is known; changed is closed once that may have
+// changed.
 func (f *Fleet) Leader() (known bool, changed <-chan struct{}) { return f.peers.Leader() }
 
-// ask returns what the leader has, nil without one.
+// ask queries the leader; it returns nil without one.
 func (f *Fleet) ask(ctx context.Context, q *dv1.Query) *dv1.Digest {
 	d, err := f.peers.Query(ctx, q)
 	if err != nil {
@@ -94,12 +94,12 @@ func (f *Fleet) ask(ctx context.Context, q *dv1.Query) *dv1.Digest {
 	return d
 }
 
-// CatchUp blocks until this controller has all that was answered before the call,
-// while there is a leader to ask, and no longer than ctx.
+// CatchUp blocks until this controller has everything that was answered before the
+// call, while there is a leader to ask, and no longer than ctx.
 func (f *Fleet) CatchUp(ctx context.Context) {
 	for ctx.Err() == nil && !f.peers.Leads() {
 		if d := f.ask(ctx, nil); d != nil {
-			_, _ = f.log.WaitIndex(ctx, d.Index) // else it answers from less
+			_, _ = f.log.WaitIndex(ctx, d.Index) // otherwise it answers from less
 			return
 		}
 		f.rest(ctx)
@@ -113,10 +113,10 @@ func (f *Fleet) rest(ctx context.Context) {
 	}
 }
 
-// Observe returns what agents reported to the leader. Who is silent may be as of a
-// moment before. Without a leader it is what was known here last.
+// Observe returns what agents reported to the leader. Which nodes are silent is cached
+// briefly. Without a leader it returns what was last known here.
 func (f *Fleet) Observe(ctx context.Context, q Query) *Observations {
-	own := f.Local.Observe(ctx, q) // of removed tasks the log knows too
+	own := f.Local.Observe(ctx, q) // which includes removed tasks, from the log
 	if f.peers.Leads() {
 		return own
 	}
@@ -141,16 +141,16 @@ func (f *Fleet) Observe(ctx context.Context, q Query) *Observations {
 	return own
 }
 
-// State is everything that was answered anywhere before the call, or without a
-// leader what this controller has.
+// State returns a state with everything that was answered anywhere before the call,
+// or without a leader what this controller has.
 func (f *Fleet) State(ctx context.Context, least uint64) (*state.Snapshot, error) {
 	snap, _, err := f.Find(ctx, least, nil)
 	return snap, err
 }
 
-// Find is State, and reports whether the state is fresh. One that is not is returned
-// at once only if enough accepts it (nil accepts any): otherwise a leader is waited
-// for a while. Right after one was lost, the next is waited for in any case.
+// Find is State, and reports whether the state is fresh. A stale state is returned
+// at once only if enough accepts it (nil accepts any); otherwise Find waits a while
+// for a leader. Right after a leader was lost, it always waits for the next.
 func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snapshot) bool) (*state.Snapshot, bool, error) {
 	least = max(least, f.peers.Seen())
 	for began := time.Now(); ; {
@@ -171,7 +171,7 @@ func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snaps
 		left := within - max(time.Since(began), f.peers.Leaderless())
 		if left <= 0 {
 			if snap.Index() < least {
-				return nil, false, fmt.Errorf("%w: this one has not what you have seen, it is at index %d instead of %d", ErrNoLeader, snap.Index(), least)
+				return nil, false, fmt.Errorf("%w: this one lacks what you have seen: it is at index %d, not %d", ErrNoLeader, snap.Index(), least)
 			}
 			return snap, false, nil
 		}
@@ -184,8 +184,8 @@ func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snaps
 	}
 }
 
-// WaitTask is Local's, of the leader's view. It follows the leadership, and without
-// a leader what is committed here. done is never called twice at once.
+// WaitTask is Local.WaitTask on the leader's view. It follows the leadership, and
+// without a leader what is committed here. done is never called concurrently.
 func (f *Fleet) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task, *dv1.TaskStatus) bool) error {
 	var mu sync.Mutex // guards over
 	over := false
@@ -210,7 +210,7 @@ func (f *Fleet) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task
 	return ctx.Err()
 }
 
-// waitRound waits until this controller begins or ceases to lead.
+// waitRound waits until this controller starts or stops leading.
 func (f *Fleet) waitRound(ctx context.Context, taskID string, done func(*dv1.Task, *dv1.TaskStatus) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup

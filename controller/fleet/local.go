@@ -14,13 +14,13 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Bounds of what is kept of removed tasks, for those who wait for their end.
+// Limits on what is kept of removed tasks, for those that wait for their exit.
 const (
 	maxRemoved      = 1024
 	maxRemovedBytes = 4 << 20
 )
 
-// Log is what a Local needs of consensus.
+// Log is the part of consensus that a Local uses.
 type Log interface {
 	Snapshot() *state.Snapshot
 }
@@ -29,19 +29,19 @@ type Log interface {
 type Reports interface {
 	Observed(taskID string) *dv1.TaskStatus // nil if none
 	Holders(digest string) []string
-	Silent() map[string]int64 // since when, Unix ns; a map of the caller's own
-	Paused() int              // how many tasks are
+	Silent() map[string]int64 // since when, Unix ns; the map is the caller's
+	Paused() int              // how many tasks are paused
 }
 
-// LocalOptions of NewLocal; all but Contact are needed.
+// LocalOptions configures NewLocal; all but Contact are required.
 type LocalOptions struct {
 	Log     Log
 	Reports Reports
-	Dial    func(n *dv1.Node) (*http.Client, error) // the client of a node's own port; it dials when it is used
+	Dial    func(n *dv1.Node) (*http.Client, error) // the client of a node's bulk port, which dials on first use
 	Contact string                                  // the node on this controller's host, "" for none
 }
 
-// Local is the fleet as one controller's log and sessions have it. Safe for
+// Local is the fleet according to one controller's log and sessions. It is safe for
 // concurrent use.
 type Local struct {
 	o LocalOptions
@@ -54,7 +54,7 @@ type Local struct {
 	removed removed
 }
 
-// removed is what was known last of removed tasks, the newest of them.
+// removed holds the final statuses of recently removed tasks.
 type removed struct {
 	byID  map[string]*ending
 	order []string // oldest first
@@ -67,14 +67,14 @@ type ending struct {
 	size   int
 }
 
-// NewLocal makes a Local that knows nothing: Seed it.
+// NewLocal returns an empty Local: Seed it.
 func NewLocal(o LocalOptions) *Local {
 	return &Local{o: o, waiters: map[string]map[chan struct{}]bool{}, known: map[string]*dv1.Task{}, tags: map[string]string{},
 		events: events{subs: map[chan struct{}]bool{}}, removed: removed{byID: map[string]*ending{}}}
 }
 
-// retire keeps what was seen last of a removed task, with mu held: its exit is
-// nowhere else, and agents report it no more once they removed the container.
+// retire keeps the final status of a removed task, with mu held: its exit is nowhere
+// else, and agents stop reporting it once they have removed the container.
 func (l *Local) retire(id string, t *dv1.Task) {
 	st := l.o.Reports.Observed(id)
 	if st == nil {
@@ -102,8 +102,7 @@ func (r *removed) put(id string, t *dv1.Task, st *dv1.TaskStatus) {
 	}
 }
 
-// StatusChanged is told that a task has another status: whoever waits for the task
-// looks again.
+// StatusChanged wakes those who wait for a task whose status changed.
 func (l *Local) StatusChanged(taskID string) {
 	st := l.o.Reports.Observed(taskID)
 	l.mu.Lock()
@@ -145,7 +144,7 @@ func (l *Local) Observe(_ context.Context, q Query) *Observations {
 	return o
 }
 
-// status is a task's last one, also of a removed task, nil if there is none.
+// status returns a task's latest status, also of a removed task, or nil.
 func (l *Local) status(taskID string) *dv1.TaskStatus {
 	if st := l.o.Reports.Observed(taskID); st != nil {
 		return st
@@ -164,15 +163,16 @@ func (l *Local) status(taskID string) *dv1.TaskStatus {
 	return nil
 }
 
-// WaitTask blocks until done returns true for the task in raft (nil: it is gone)
-// and its last status (may be nil); done is called at once and at every change.
+// WaitTask blocks until done returns true for the task in raft (nil if it is
+// removed) and its latest status (may be nil); done is called at once and at every
+// change.
 func (l *Local) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task, *dv1.TaskStatus) bool) error {
 	id, err := hex.DecodeString(taskID)
 	if err != nil {
 		return fmt.Errorf("waiting for task %q: %w", taskID, err)
 	}
 	w := make(chan struct{}, 1)
-	l.mu.Lock() // subscribed before it looks
+	l.mu.Lock() // subscribe before looking
 	if l.waiters[taskID] == nil {
 		l.waiters[taskID] = map[chan struct{}]bool{}
 	}
@@ -196,7 +196,8 @@ func (l *Local) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task
 	return nil
 }
 
-// Agent is an HTTP client whose requests (http://agent/v1/…, pkg/bulk) reach a node.
+// Agent returns an HTTP client whose requests (http://agent/v1/…, pkg/bulk) go to a
+// node.
 func (l *Local) Agent(nodeID string) (*http.Client, error) {
 	n := l.o.Log.Snapshot().Node(nodeID)
 	if n == nil || n.Addr == "" {
@@ -205,5 +206,5 @@ func (l *Local) Agent(nodeID string) (*http.Client, error) {
 	return l.o.Dial(n)
 }
 
-// Contact is the node on this controller's own host, "" if it runs no agent.
+// Contact returns the node on this controller's host, "" if there is no agent.
 func (l *Local) Contact() string { return l.o.Contact }

@@ -1,7 +1,7 @@
 // Package fleet is the fleet as APIs see it: what raft decided, what agents
-// reported, their own ports, and the events of all of these. Local is one
-// controller's own view, which is the whole of it on the leader.
-// Deciding is left to consensus, sessions of agents to dispatch.
+// reported, their bulk ports, and the events of all of these. Local is one
+// controller's own view, which on the leader is complete. Deciding is left to
+// consensus, sessions of agents to dispatch.
 package fleet
 
 import (
@@ -12,25 +12,25 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// ErrNoLeader: no controller that decides was reached. Asking again later, with the
-// same key, does no harm.
+// ErrNoLeader means that no leader was reached. Retrying later, with the same key,
+// is safe.
 var ErrNoLeader = errors.New("the controllers have no leader: a majority of them must reach each other")
 
-// ErrUndecided goes with ErrNoLeader where a leader was asked and then lost.
+// ErrUndecided goes with ErrNoLeader if a leader was asked and then lost.
 var ErrUndecided = errors.New("whether this was done is not known: the last leader was lost meanwhile")
 
-// Query is what a request needs of what agents reported. Silent nodes are always
-// part of the answer.
+// Query names the parts of agents' reports that a request needs. Silent nodes are
+// always included.
 type Query struct {
-	Tasks  []string // hex ids of tasks whose last statuses are wanted
-	Images []string // digests whose holders are wanted
+	Tasks  []string // hex ids of tasks whose latest statuses are needed
+	Images []string // digests whose holders are needed
 }
 
-// Observations is what agents reported, as of one moment. It does not change, and
-// nil is a valid one: nothing was reported.
+// Observations is what agents reported, as of one moment. It is immutable, and nil
+// is valid: nothing was reported.
 type Observations struct {
 	Silence map[string]int64           // silent nodes, and since when (Unix ns)
-	Tasks   map[string]*dv1.TaskStatus // by hex id; a task without a status is not in it
+	Tasks   map[string]*dv1.TaskStatus // by hex id; tasks without a status are missing
 	Images  map[string][]string        // nodes that hold an image, by digest
 	Paused  int                        // how many tasks are paused; only the leader knows
 }
@@ -44,7 +44,7 @@ func (o *Observations) Silent(node string) (since int64, silent bool) {
 	return since, silent
 }
 
-// SilentNodes are the ids of all silent nodes, sorted.
+// SilentNodes returns the ids of all silent nodes, sorted.
 func (o *Observations) SilentNodes() []string {
 	if o == nil {
 		return nil
@@ -52,7 +52,7 @@ func (o *Observations) SilentNodes() []string {
 	return slices.Sorted(maps.Keys(o.Silence))
 }
 
-// Status is the last status of a task that was queried, nil if none was reported.
+// Status returns the latest status of a task in the query, nil if none was reported.
 func (o *Observations) Status(task string) *dv1.TaskStatus {
 	if o == nil {
 		return nil
@@ -60,7 +60,7 @@ func (o *Observations) Status(task string) *dv1.TaskStatus {
 	return o.Tasks[task]
 }
 
-// Holders are the nodes that hold an image that was queried.
+// Holders returns the nodes that hold an image in the query.
 func (o *Observations) Holders(digest string) []string {
 	if o == nil {
 		return nil

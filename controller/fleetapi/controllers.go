@@ -49,7 +49,7 @@ func (s controllers) GetTiming(ctx context.Context, r *connect.Request[dv1.GetTi
 
 func (s controllers) SetTiming(ctx context.Context, r *connect.Request[dv1.SetTimingRequest]) (*connect.Response[dv1.SetTimingResponse], error) {
 	if r.Msg.Timing == "" {
-		return nil, refuse(dv1.Error_INVALID, "the new timing is not named")
+		return nil, refuse(dv1.Error_INVALID, "the new timing is missing")
 	}
 	t, err := timing.Parse(r.Msg.Timing)
 	if err != nil {

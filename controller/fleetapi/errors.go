@@ -16,7 +16,8 @@ func refuse(kind dv1.Error_Kind, format string, args ...any) error {
 	return decided(&dv1.Error{Kind: kind, Message: fmt.Sprintf(format, args...)})
 }
 
-// decided is a refusal as clients get it: its code, its words, and itself as a detail.
+// decided converts a refusal for clients: its code, its message, and the original as
+// a detail.
 func decided(e *dv1.Error) *connect.Error {
 	err := connect.NewError(wire.Code(e.Kind), errors.New(e.Message))
 	if detail, derr := connect.NewErrorDetail(e); derr == nil {
@@ -25,7 +26,7 @@ func decided(e *dv1.Error) *connect.Error {
 	return err
 }
 
-// failed is an error of the control plane, which the caller may ask again after.
+// failed converts an error of the control plane, after which the caller may retry.
 func failed(err error) error {
 	if errors.Is(err, consensus.ErrKeyReused) {
 		return refuse(dv1.Error_CONFLICT, "%v", err)
@@ -40,7 +41,7 @@ func failed(err error) error {
 	return e
 }
 
-// kindOf is the kind of a refusal; INTERNAL of any other error and of none.
+// kindOf returns the kind of a refusal; INTERNAL for any other error, and for nil.
 func kindOf(err error) dv1.Error_Kind {
 	var e *connect.Error
 	if errors.As(err, &e) {
@@ -55,7 +56,7 @@ func kindOf(err error) dv1.Error_Kind {
 	return dv1.Error_INTERNAL
 }
 
-// words are a refusal's, without its code.
+// words returns a refusal's message, without its code.
 func words(err error) string {
 	var e *connect.Error
 	if errors.As(err, &e) {

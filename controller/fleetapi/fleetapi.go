@@ -1,6 +1,5 @@
-// Package fleetapi serves the fleet API, drover.v1 over connect: what docker's
-// API has no words for. It holds no state and decides nothing; that is the
-// proposer's.
+// Package fleetapi serves the fleet API, drover.v1 over connect: what docker's API
+// lacks. It holds no state and decides nothing; that is left to the proposer.
 package fleetapi
 
 import (
@@ -20,42 +19,47 @@ import (
 	"github.com/drover/drover/pkg/trace"
 )
 
-// Bounds of requests, in bytes.
+// Limits of requests, in bytes.
 const (
 	maxBody  = 64 << 10
 	maxSpans = 4 << 20
 )
 
-// Fleet is what the API needs of the control plane; controller/fleet has it.
+// Fleet is the control plane as the API uses it; controller/fleet implements it.
 type Fleet interface {
-	// State is at least as new as any answer before the call if a leader can be asked.
+	// State is at least as new as any response before the call, if a leader can be
+	// asked.
 	State(ctx context.Context, least uint64) (*state.Snapshot, error)
-	// Propose has the leader decide c; the state of here has it when it returns.
+	// Propose has the leader decide c; when it returns, the state here has the effects.
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
-	// Observe is what agents reported to the leader, or without one what is known here.
+	// Observe returns what agents reported to the leader, or without one what is known
+	// here.
 	Observe(ctx context.Context, q fleet.Query) *fleet.Observations
 }
 
-// Options of New. All are needed but Gather and Grant.
+// Options configures New. All but Gather and Grant are required.
 type Options struct {
 	Fleet  Fleet
 	Traces *trace.Store
-	// Gather asks the other controllers for their part of the traces. nil: there are none.
+	// Gather asks the other controllers for their part of the traces; nil if there are
+	// none.
 	Gather func(ctx context.Context, path string) [][]byte
-	// Members are the controllers, as this one knows raft's configuration.
+	// Members returns the controllers, according to this one's view of raft's
+	// configuration.
 	Members func() []*dv1.ControllerInfo
-	// Pin is the fingerprint of the fleet's authority, for tokens.
+	// Pin returns the fingerprint of the fleet's authority, for tokens.
 	Pin func() string
-	// Grant lets a node read an image from others. nil: no node may.
+	// Grant lets a node read an image's content from others; nil grants nothing.
 	Grant func(node, digest string) ([]byte, error)
-	// Remove calls do to remove a controller, by name or id, and returns its error, or
-	// why the quorum can't do without that controller.
+	// Remove calls do to remove a controller, by name or id. It returns do's error, or
+	// why the quorum can't lose that controller.
 	Remove func(ctx context.Context, controller string, do func() error) error
 }
 
 type server struct{ Options }
 
-// service makes the handler of a service, which is one of its procedures' too.
+// service returns a function that creates a service's handler, which serves all of
+// its procedures.
 type service func(s *server, o ...connect.HandlerOption) http.Handler
 
 func procedure(path string, at route.Place, who route.Who, read bool, of service) route.Handled[service] {
@@ -70,8 +74,8 @@ func changes(path string, at route.Place, who route.Who, of service) route.Handl
 	return procedure(path, at, who, false, of)
 }
 
-// table is the whole of the API: where each procedure is answered, and for whom.
-// The last row is for what is not there.
+// table is the whole API: where each procedure is handled, and who may call it. The
+// last row matches everything else.
 var table = route.Table[service]{
 	reads(dv1connect.NodesListProcedure, route.Leader, route.User, (*server).nodes),
 	reads(dv1connect.NodesGetProcedure, route.Leader, route.User, (*server).nodes),
@@ -97,7 +101,7 @@ var table = route.Table[service]{
 		Handle: func(*server, ...connect.HandlerOption) http.Handler { return http.HandlerFunc(unknown) }},
 }
 
-// handlerOf drops the path that a service is mounted at: routes have it.
+// handlerOf drops the path that a service is mounted at: the routes have it.
 func handlerOf(_ string, h http.Handler) http.Handler { return h }
 
 func (s *server) nodes(o ...connect.HandlerOption) http.Handler {
@@ -124,14 +128,14 @@ func unknown(w http.ResponseWriter, r *http.Request) {
 	answerError(w, http.StatusNotFound, connect.CodeUnimplemented, r.Method+" "+r.URL.Path+" is not known here")
 }
 
-// Routes are what the API answers; the last is for what is not there.
+// Routes are the API's routes; the last one matches everything else.
 var Routes = table.Routes()
 
-// API is the fleet API. Requests need their principal in the context. Safe for
+// API is the fleet API. Requests need their principal in the context. It is safe for
 // concurrent use.
 type API struct{ bound route.Table[http.Handler] }
 
-// New makes an API.
+// New returns an API.
 func New(o Options) *API {
 	s, a := &server{o}, &API{}
 	for _, h := range table {
@@ -158,7 +162,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	unknown(w, r)
 }
 
-// routed is a request that found its route.
+// routed is a request with its route.
 type routed route.Handled[http.Handler]
 
 // ServeHTTP implements http.Handler.
@@ -175,9 +179,9 @@ func (c routed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answerError is an error in connect's form for callers of every kind.
+// answerError writes an error in connect's format, for any kind of caller.
 func answerError(w http.ResponseWriter, status int, code connect.Code, msg string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]string{"code": code.String(), "message": msg}) // who left needs no answer
+	_ = json.NewEncoder(w).Encode(map[string]string{"code": code.String(), "message": msg}) // it fails only if the client is gone
 }

@@ -415,11 +415,11 @@ func TestRefusalsSayTheirKind(t *testing.T) {
 	f.err = nil
 	for name, err := range map[string]error{
 		"the quorum needs it": second(f.controllers().Remove(t.Context(), req(&dv1.RemoveControllerRequest{Controller: "needed"}))),
-		"is not named":        second(f.controllers().SetTiming(t.Context(), req(&dv1.SetTimingRequest{}))),
+		"timing is missing":   second(f.controllers().SetTiming(t.Context(), req(&dv1.SetTimingRequest{}))),
 		"is none of lan, wan": second(f.controllers().SetTiming(t.Context(), req(&dv1.SetTimingRequest{Timing: "soon"}))),
 		"active or drain":     second(f.nodes().Update(t.Context(), req(&dv1.UpdateNodeRequest{Node: "a", Availability: dv1.Node_REMOVING}))),
 		"a year (8760h)":      second(f.tokens().Create(t.Context(), req(&dv1.CreateTokenRequest{Ttl: int64(maxTTL) + 1}))),
-		"not for -1h":         second(f.tokens().Create(t.Context(), req(&dv1.CreateTokenRequest{Ttl: -int64(time.Hour)}))),
+		"not -1h":             second(f.tokens().Create(t.Context(), req(&dv1.CreateTokenRequest{Ttl: -int64(time.Hour)}))),
 	} {
 		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%v does not say %q", err, name)
@@ -443,7 +443,7 @@ func TestARemovalIsAnsweredWhenAllOfItIsDone(t *testing.T) {
 		{[]*dv1.CommandResult{left(9), left(5), left(0)}, "[fleet-k fleet-k/1 fleet-k/2]", ""},
 		{[]*dv1.CommandResult{left(9), left(5), gone}, "[fleet-k fleet-k/1 fleet-k/2]", ""},
 		{[]*dv1.CommandResult{gone}, "[fleet-k]", "No such node"},
-		{[]*dv1.CommandResult{left(9), {Error: &dv1.Error{Kind: dv1.Error_UNAVAILABLE, Message: "not now"}}}, "[fleet-k fleet-k/1]", "node a is being removed, which goes on: not now"},
+		{[]*dv1.CommandResult{left(9), {Error: &dv1.Error{Kind: dv1.Error_UNAVAILABLE, Message: "not now"}}}, "[fleet-k fleet-k/1]", "node a is being removed, which continues: not now"},
 	} {
 		f := serve(t)
 		f.answers = c.answers

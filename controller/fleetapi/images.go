@@ -14,8 +14,8 @@ import (
 // images implements dv1connect.ImagesHandler.
 type images struct{ *server }
 
-// Resolve answers a node's mirror, too, which learns only of what it needs: of public
-// images, and of those that its tasks have.
+// Resolve also serves a node's mirror, which may only resolve what it needs: public
+// images, and those of its tasks.
 func (s images) Resolve(ctx context.Context, r *connect.Request[dv1.ResolveImageRequest]) (*connect.Response[dv1.ResolveImageResponse], error) {
 	snap, err := s.state(ctx, r.Header())
 	if err != nil {
@@ -28,7 +28,7 @@ func (s images) Resolve(ctx context.Context, r *connect.Request[dv1.ResolveImage
 	out := &dv1.ResolveImageResponse{Digest: t.Digest, Public: snap.Image(t.Digest).GetPublic()}
 	if p, _ := pki.PrincipalFrom(ctx); p.Kind == pki.KindNode {
 		if !out.Public && !needs(snap, p.ID, t.Digest) {
-			return nil, refuse(dv1.Error_FORBIDDEN, "%s is a private image: its registry gives it to who has the credential", r.Msg.Reference)
+			return nil, refuse(dv1.Error_FORBIDDEN, "%s is a private image: its registry requires a credential", r.Msg.Reference)
 		}
 		if s.Grant != nil {
 			if out.Grant, err = s.Grant(p.ID, t.Digest); err != nil {

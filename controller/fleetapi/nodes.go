@@ -71,7 +71,7 @@ func (s nodes) find(ctx context.Context, header http.Header, name string) (*stat
 	return snap, n, nil
 }
 
-// observed is what is known of nodes beside the state.
+// observed is what is known of nodes besides the state.
 type observed struct {
 	*fleet.Observations
 	roles map[string]dv1.ControllerInfo_Role
@@ -122,8 +122,8 @@ func (s nodes) Grant(ctx context.Context, r *connect.Request[dv1.GrantRequest]) 
 	return done(res, &dv1.GrantResponse{Changed: res.Changed}), nil
 }
 
-// Remove takes several entries for a node with many tasks. The leader goes on by
-// itself when this caller, or this controller, is gone.
+// Remove takes several entries for a node with many tasks. The leader continues by
+// itself if this caller, or this controller, dies.
 func (s nodes) Remove(ctx context.Context, r *connect.Request[dv1.RemoveNodeRequest]) (*connect.Response[dv1.RemoveNodeResponse], error) {
 	c := &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: r.Msg.Node, Force: r.Msg.Force}}}
 	res, err := s.propose(ctx, r, c)
@@ -141,7 +141,7 @@ func (s nodes) Remove(ctx context.Context, r *connect.Request[dv1.RemoveNodeRequ
 			break
 		}
 		if err != nil {
-			return nil, refuse(dv1.Error_UNAVAILABLE, "node %s is being removed, which goes on: %s", name, words(err))
+			return nil, refuse(dv1.Error_UNAVAILABLE, "node %s is being removed, which continues: %s", name, words(err))
 		}
 		res = more
 	}

@@ -8,19 +8,19 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// Objects of a page.
+// Number of objects of a page.
 const (
 	defaultPage = 100
 	maxPage     = 1000
 )
 
-// page is the objects behind a token, in the order of their keys, and the token for
-// the rest. A token holds the last key of its page, so that a list goes on where it
-// was whatever came and went meanwhile.
+// page returns the objects after a token, sorted by key, and the token for the rest.
+// A token holds the last key of its page, so that a list can be continued even if
+// objects were added or removed meanwhile.
 func page[T any](all []T, key func(T) string, size uint32, token string) (out []T, next string, err error) {
 	after, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil {
-		return nil, "", refuse(dv1.Error_INVALID, "page token %q is none of a list's", token)
+		return nil, "", refuse(dv1.Error_INVALID, "page token %q is invalid", token)
 	}
 	if size == 0 {
 		size = defaultPage

@@ -16,13 +16,13 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// state is read at the index that the caller has seen, or later.
+// state returns a state at least as new as the caller has seen.
 func (s *server) state(ctx context.Context, header http.Header) (*state.Snapshot, error) {
 	var least uint64
 	if v := header.Get(wire.HeaderIndex); v != "" {
 		var err error
 		if least, err = strconv.ParseUint(v, 10, 64); err != nil {
-			return nil, refuse(dv1.Error_INVALID, "header %s: %q is no raft index", wire.HeaderIndex, v)
+			return nil, refuse(dv1.Error_INVALID, "header %s: %q is not a raft index", wire.HeaderIndex, v)
 		}
 	}
 	snap, err := s.Fleet.State(ctx, least)
@@ -32,21 +32,21 @@ func (s *server) state(ctx context.Context, header http.Header) (*state.Snapshot
 	return snap, nil
 }
 
-// reply is an answer that was read from a state.
+// reply returns a response that was read from a state.
 func reply[T any](snap *state.Snapshot, m *T) *connect.Response[T] {
 	resp := connect.NewResponse(m)
 	resp.Header().Set(wire.HeaderIndex, strconv.FormatUint(snap.Index(), 10))
 	return resp
 }
 
-// done is the answer to a command that was decided.
+// done returns the response to a command that was decided.
 func done[T any](res *dv1.CommandResult, m *T) *connect.Response[T] {
 	resp := connect.NewResponse(m)
 	resp.Header().Set(wire.HeaderIndex, strconv.FormatUint(res.GetIndex(), 10))
 	return resp
 }
 
-// propose has a command decided in the caller's name, under its key. A key is good
+// propose has a command decided in the caller's name, under its key. A key is valid
 // for this request of this caller only.
 func (s *server) propose(ctx context.Context, r connect.AnyRequest, c *dv1.Command) (*dv1.CommandResult, error) {
 	p, _ := pki.PrincipalFrom(ctx)

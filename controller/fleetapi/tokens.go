@@ -12,8 +12,8 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// How long a token is good: if nothing is said, and at most, since whoever finds one
-// may join.
+// A token's lifetime: the default, and the maximum, since whoever finds one may
+// join.
 const (
 	defaultTTL = 24 * time.Hour
 	maxTTL     = 365 * 24 * time.Hour
@@ -28,7 +28,7 @@ func (s tokens) Create(ctx context.Context, r *connect.Request[dv1.CreateTokenRe
 	case ttl == 0:
 		ttl = defaultTTL
 	case ttl < 0 || ttl > maxTTL:
-		return nil, refuse(dv1.Error_INVALID, "a token is good for some time, of a year (%s) at most, not for %s", hours(maxTTL), hours(ttl))
+		return nil, refuse(dv1.Error_INVALID, "a token's lifetime must be above zero and at most a year (%s), not %s", hours(maxTTL), hours(ttl))
 	}
 	t, err := pki.NewToken(s.Pin())
 	if err != nil {
@@ -36,7 +36,7 @@ func (s tokens) Create(ctx context.Context, r *connect.Request[dv1.CreateTokenRe
 	}
 	now := time.Now()
 	m := &dv1.Token{Id: t.ID, Hash: t.Hash(), Role: r.Msg.Role, SocketRole: r.Msg.SocketRole, Created: now.UnixNano(), Expires: now.Add(ttl).UnixNano()}
-	r.Header().Del(wire.HeaderKey) // a result that was kept could not say the text again
+	r.Header().Del(wire.HeaderKey) // a stored result could not return the text again
 	res, err := s.propose(ctx, r, &dv1.Command{Of: &dv1.Command_PutToken{PutToken: &dv1.PutToken{Token: m}}})
 	if err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func (s tokens) Create(ctx context.Context, r *connect.Request[dv1.CreateTokenRe
 	return done(res, &dv1.CreateTokenResponse{Token: info(m), Text: t.String()}), nil
 }
 
-// hours is a duration without parts that are zero.
+// hours formats a duration without its zero parts.
 func hours(d time.Duration) string {
 	if d%time.Hour == 0 {
 		return fmt.Sprintf("%dh", d/time.Hour)
@@ -72,7 +72,7 @@ func (s tokens) List(ctx context.Context, r *connect.Request[dv1.ListTokensReque
 	return reply(snap, out), nil
 }
 
-// info is a token without its secret.
+// info returns a token without its secret.
 func info(t *dv1.Token) *dv1.TokenInfo {
 	return &dv1.TokenInfo{Id: t.Id, Role: t.Role, SocketRole: t.SocketRole, Created: t.Created, Expires: t.Expires, Revoked: t.Revoked, Used: t.Used, Revision: t.Revision}
 }

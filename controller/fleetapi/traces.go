@@ -17,10 +17,10 @@ import (
 	"github.com/drover/drover/pkg/trace"
 )
 
-// listedTraces is how many are listed if nothing is said.
+// listedTraces is how many traces are listed by default.
 const listedTraces = 20
 
-// traces implements dv1connect.TracesHandler. Each controller keeps those spans that
+// traces implements dv1connect.TracesHandler. Each controller keeps the spans that
 // were sent to it.
 type traces struct{ *server }
 
@@ -69,7 +69,7 @@ func (s traces) Get(ctx context.Context, r *connect.Request[dv1.GetTraceRequest]
 	return connect.NewResponse(&dv1.GetTraceResponse{Trace: t.Proto()}), nil
 }
 
-// whole joins what all controllers have of a trace, nil if nobody has any.
+// whole merges what all controllers have of a trace, nil if none has any.
 func (s traces) whole(ctx context.Context, id string) *trace.Trace {
 	t := s.Traces.Get(id)
 	if s.Gather == nil {
@@ -89,7 +89,7 @@ func (s traces) whole(ctx context.Context, id string) *trace.Trace {
 	return t
 }
 
-// export takes spans in OTLP's own form, at its own path.
+// export accepts spans in OTLP's own format, at its own path.
 func (s *server) export(w http.ResponseWriter, r *http.Request) {
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -106,7 +106,7 @@ func (s *server) export(w http.ResponseWriter, r *http.Request) {
 		answerError(w, http.StatusBadRequest, connect.CodeInvalidArgument, "reading spans: "+err.Error())
 		return
 	}
-	_ = s.Traces.Add(r.Context(), req.ResourceSpans) // a store in memory takes all
+	_ = s.Traces.Add(r.Context(), req.ResourceSpans) // an in-memory store accepts everything
 	w.Header().Set("Content-Type", "application/x-protobuf")
 	w.WriteHeader(http.StatusOK)
 }

@@ -11,9 +11,9 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// verified is the image that a digest names, out of what a node says it pulled. A
-// node is believed only by digest: manifests are the raw bytes that lead from the
-// digest to the configuration. Sizes, which nothing proves, are taken as told.
+// verified builds the image for a digest from what a node reports of its pull. Nodes
+// are trusted only by digest: manifests are the raw bytes that lead from the digest
+// to the configuration. Sizes, which can't be verified, are taken as reported.
 func verified(want string, said *dv1.Image, manifests [][]byte) (*dv1.Image, error) {
 	if said.GetDigest() != want {
 		return nil, fmt.Errorf("the node that pulled says it has %s instead of %s", said.GetDigest(), want)

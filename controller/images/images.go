@@ -1,7 +1,6 @@
-// Package images is what is done to the fleet's images, for whoever asks: finding,
-// pulling, tagging and removing them. Which tags and images there are, raft decides;
-// their content is the nodes'; how a caller says what it wants, and reads what came
-// of it, is the API's.
+// Package images is the operations on the fleet's images, for any API: finding,
+// pulling, tagging and removing. Which tags and images exist is decided in raft, and
+// nodes hold the content; requests and responses are the API's.
 package images
 
 import (
@@ -22,7 +21,7 @@ import (
 	"github.com/drover/drover/pkg/registry"
 )
 
-// Fleet reaches nodes, and knows what they hold.
+// Fleet reaches nodes, and knows which images they hold.
 type Fleet interface {
 	Observe(ctx context.Context, q fleet.Query) *fleet.Observations
 	Agent(nodeID string) (*http.Client, error)
@@ -34,25 +33,25 @@ type Registry interface {
 	Public(ctx context.Context, ref string, c *registry.Credentials) bool
 }
 
-// Proposer has commands decided in a caller's name. An error of its Propose is
-// returned as it is.
+// Proposer has commands decided in a caller's name. Errors of its Propose are
+// returned unchanged.
 type Proposer interface {
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
 }
 
-// Options of New.
+// Options configures New.
 type Options struct {
 	Fleet    Fleet
 	Registry Registry
 	Logger   *slog.Logger
-	// Grant lets a node read an image's content from others; nil: none does.
+	// Grant lets a node read an image's content from others; nil grants nothing.
 	Grant func(node, digest string) ([]byte, error)
 }
 
 // Images is safe for concurrent use.
 type Images struct{ o Options }
 
-// New returns the images of a fleet.
+// New returns the operations on a fleet's images.
 func New(o Options) *Images { return &Images{o} }
 
 // Error refuses a request, in docker's words where it has some.
@@ -67,7 +66,7 @@ func refuse(kind dv1.Error_Kind, format string, args ...any) error {
 	return &Error{kind, fmt.Sprintf(format, args...)}
 }
 
-// decided is the leader's refusal as an error, nil for none.
+// decided returns the leader's refusal as an error, or nil.
 func decided(res *dv1.CommandResult) error {
 	if res.Error != nil {
 		return &Error{res.Error.Kind, res.Error.Message}
@@ -75,7 +74,7 @@ func decided(res *dv1.CommandResult) error {
 	return nil
 }
 
-// Find returns the digest that a name stands for. See command.FindImage.
+// Find returns the digest that a name refers to. See command.FindImage.
 func Find(snap *state.Snapshot, name string) (digest string, err error) {
 	digest, e := command.FindImage(snap, name)
 	if e != nil {
@@ -84,14 +83,14 @@ func Find(snap *state.Snapshot, name string) (digest string, err error) {
 	return digest, nil
 }
 
-// Config is an image's configuration. An image without a readable one has an empty one.
+// Config returns an image's configuration, empty if it isn't readable.
 func Config(i *dv1.Image) dockerspec.DockerOCIImage {
 	var c dockerspec.DockerOCIImage
 	_ = json.Unmarshal(i.GetConfig(), &c)
 	return c
 }
 
-// Tag gives the image that source names another name.
+// Tag adds a name to the image that source refers to.
 func (i *Images) Tag(ctx context.Context, by Proposer, snap *state.Snapshot, source, target string) error {
 	digest, err := Find(snap, source)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // fits reports whether a pull's content may go to a node.
 type fits func(*dv1.Node) (bool, error)
 
-// where is the nodes that a pull asks for. A variant tells no nodes apart.
+// where returns which nodes a pull may use. A platform's variant is ignored.
 func where(snap *state.Snapshot, req PullRequest) (fits, error) {
 	platform := func(*dv1.Node) bool { return true }
 	if req.Platform != "" {
@@ -42,8 +42,8 @@ func where(snap *state.Snapshot, req PullRequest) (fits, error) {
 	}, nil
 }
 
-// place chooses where a pull's content goes: to the contact, where it is already, or
-// to any other node that answers; of those that fit and were not tried.
+// place chooses a pull's node among those that fit and were not tried: the contact,
+// a node that has the content already, or any other that answers.
 func place(snap *state.Snapshot, seen *fleet.Observations, digest string, req PullRequest, fits fits, tried []string) (string, error) {
 	var able []string
 	for n := range snap.Nodes() {

@@ -21,39 +21,40 @@ import (
 	"github.com/drover/drover/pkg/registry"
 )
 
-// PullRequest asks for an image out of its registry.
+// PullRequest asks for an image from its registry.
 type PullRequest struct {
-	Ref         string // as people write it; the tag latest if it has none
+	Ref         string // as users write it; the tag defaults to latest
 	Platform    string // "": any node's
 	Credentials *registry.Credentials
 	Contact     string   // the node that the caller believes it talks to, "" for none
-	On          []string // constraints that the node fits; see scheduler.Matches
+	On          []string // constraints on the node; see scheduler.Matches
 }
 
-// Sink learns how a pull goes. It is called by one goroutine, and may block the pull.
+// Sink receives a pull's progress. It is called by one goroutine, and may block the
+// pull.
 type Sink interface {
-	// Transferring is called once, before all else: a node fetches the content.
+	// Transferring is called once, first: a node is fetching the content.
 	Transferring(ref reference.Named, node string)
 	Progress(Progress)
 }
 
-// Progress is about one layer.
+// Progress is the progress of one layer.
 type Progress struct {
 	ID, Status     string
 	Current, Total int64 // bytes
 }
 
-// Pulled is what a pull came to.
+// Pulled is the result of a pull.
 type Pulled struct {
 	Ref    reference.Named
 	Digest string
-	Node   string // which has the content
-	Newer  bool   // it was not all there before
+	Node   string // has the content
+	Newer  bool   // some of it was missing before
 }
 
-// Pull resolves a reference, has one node fetch what it names, and commits its tag.
-// If that node is lost meanwhile, another one goes on. A node is believed only by
-// digest; see verified. snap says which nodes there are.
+// Pull resolves a reference, has a node fetch the content, and commits its tag. If
+// that node is lost meanwhile, another one takes over. Nodes are trusted only by
+// digest; see verified. snap has the nodes.
 func (i *Images) Pull(ctx context.Context, by Proposer, snap *state.Snapshot, req PullRequest, to Sink) (*Pulled, error) {
 	named, err := reference.ParseNormalizedNamed(req.Ref)
 	if err != nil {
@@ -87,7 +88,7 @@ func (i *Images) Pull(ctx context.Context, by Proposer, snap *state.Snapshot, re
 func commit(ctx context.Context, by Proposer, named reference.Named, img *dv1.Image) error {
 	c := &dv1.CommitImage{Image: img}
 	img.RepoDigests = []string{reference.TrimNamed(named).String() + "@" + img.Digest}
-	if _, ok := named.(reference.Digested); !ok { // with a digest, a tag says nothing
+	if _, ok := named.(reference.Digested); !ok { // a digest makes a tag meaningless
 		c.Refs = []string{named.String()}
 	}
 	res, err := by.Propose(ctx, &dv1.Command{Of: &dv1.Command_CommitImage{CommitImage: c}})
@@ -97,7 +98,7 @@ func commit(ctx context.Context, by Proposer, named reference.Named, img *dv1.Im
 	return decided(res)
 }
 
-// resolveError puts a registry's refusal into docker's words.
+// resolveError converts a registry's refusal into docker's words.
 func resolveError(named reference.Named, err error) error {
 	var lost *registry.UnreachableError
 	switch {
@@ -111,7 +112,7 @@ func resolveError(named reference.Named, err error) error {
 	return err
 }
 
-// transfer is one pull's way of an image's content to a node.
+// transfer moves one pull's content to a node.
 type transfer struct {
 	*Images
 	named  reference.Named
@@ -119,13 +120,13 @@ type transfer struct {
 	public bool // anybody may pull it
 	req    PullRequest
 	to     Sink
-	told   bool // that it began
+	began  bool
 }
 
-// errLost: a node broke off; another one may do.
+// errLost: the node failed; another one may succeed.
 var errLost = errors.New("the node that pulls broke off")
 
-// anywhere has one node after the other try, until one has it, or refuses.
+// anywhere tries one node after another, until one has the image or refuses.
 func (t *transfer) anywhere(ctx context.Context, snap *state.Snapshot, fits fits) (img *dv1.Image, node string, newer bool, err error) {
 	digest := t.desc.String()
 	for tried := []string{}; ; tried = append(tried, node) {
@@ -145,11 +146,11 @@ func (t *transfer) anywhere(ctx context.Context, snap *state.Snapshot, fits fits
 		if !errors.Is(err, errLost) && !errors.As(err, &gone) || ctx.Err() != nil {
 			return img, node, newer, err
 		}
-		t.o.Logger.Warn("a node that pulled was lost", "node", node, "image", t.named.String(), "err", err)
+		t.o.Logger.Warn("lost a node while it pulled", "node", node, "image", t.named.String(), "err", err)
 	}
 }
 
-// on has a node fetch the content, from those that hold it or from the registry.
+// on makes a node fetch the content, from its holders or from the registry.
 func (t *transfer) on(ctx context.Context, snap *state.Snapshot, node string, holders []string) (*dv1.Image, error) {
 	req := bulk.PullRequest{Ref: t.named.String(), Digest: t.desc.String(), Public: t.public}
 	if t.o.Grant != nil {
@@ -178,8 +179,8 @@ func (t *transfer) on(ctx context.Context, snap *state.Snapshot, node string, ho
 	if resp.StatusCode != http.StatusOK {
 		return nil, refusal(node, resp)
 	}
-	if !t.told {
-		t.told = true
+	if !t.began {
+		t.began = true
 		t.to.Transferring(t.named, node)
 	}
 	img, err := t.follow(resp.Body)
@@ -190,10 +191,11 @@ func (t *transfer) on(ctx context.Context, snap *state.Snapshot, node string, ho
 	return img, nil
 }
 
-// maxLine bounds a line of a node's: the last has manifests and configuration.
+// maxLine bounds a line of a node's response: the last one has manifests and
+// configuration.
 const maxLine = 16 << 20
 
-// follow passes a node's progress on until the image comes.
+// follow forwards a node's progress until the image arrives.
 func (t *transfer) follow(r io.Reader) (*dv1.Image, error) {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, maxLine)

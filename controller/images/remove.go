@@ -15,15 +15,15 @@ import (
 // freeWithin bounds how long a removal waits for nodes to free an image's content.
 const freeWithin = 5 * time.Second
 
-// Removed is what a removal took away.
+// Removed is the result of a removal.
 type Removed struct {
-	Untagged []string // names, as people write them
+	Untagged []string // names, as users write them
 	Deleted  []string // digests
 }
 
-// Remove takes a name from an image, or all of them if name is an id, and the image
-// with the last one. Nodes that hold its content have given it up when it returns,
-// but for those that don't answer: they are told when they say again that they hold it.
+// Remove removes a name from an image, or all of its names if name is an id, and
+// with the last one the image. When it returns, the nodes that hold its content have
+// freed it, except those that don't answer: they are told when they report it again.
 func (i *Images) Remove(ctx context.Context, by Proposer, name string, force bool) (*Removed, error) {
 	res, err := by.Propose(ctx, &dv1.Command{Of: &dv1.Command_Untag{Untag: &dv1.Untag{Ref: name, Force: force}}})
 	if err == nil {
@@ -45,7 +45,7 @@ func (i *Images) free(ctx context.Context, digest string) {
 	for _, node := range i.o.Fleet.Observe(ctx, fleet.Query{Images: []string{digest}}).Holders(digest) {
 		wg.Go(func() {
 			if err := i.freeOn(ctx, node, digest); err != nil {
-				i.o.Logger.Warn("an image's content was not freed", "node", node, "image", digest, "err", err)
+				i.o.Logger.Warn("freeing an image's content failed", "node", node, "image", digest, "err", err)
 			}
 		})
 	}
@@ -61,11 +61,11 @@ func (i *Images) freeOn(ctx context.Context, node, digest string) error {
 	if resp.StatusCode >= 300 {
 		return refusal(node, resp)
 	}
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be reused
 	return nil
 }
 
-// refusal is a node's answer that is no success.
+// refusal returns a node's unsuccessful response as an error.
 func refusal(node string, resp *http.Response) error {
 	msg, kind := fleet.Refusal(resp), dv1.Error_INTERNAL
 	switch resp.StatusCode {

@@ -1,5 +1,5 @@
-// Package accesstest names commands' principals, for tests that are about something
-// else than who may do what.
+// Package accesstest adds principals to commands, for tests that aren't about
+// permissions.
 package accesstest
 
 import (
@@ -14,8 +14,8 @@ import (
 	"github.com/drover/drover/pkg/route"
 )
 
-// Named gives c as somebody's who may: the node or token that it is about, else
-// whoever s knows first. A command that names somebody is left as it is.
+// Named sets c's principal to one that may propose it: the node or token that it is
+// about, or else the first that s knows. A principal that is set already is kept.
 func Named(s *state.Snapshot, c *dv1.Command) *dv1.Command {
 	if c.GetPrincipal() != "" {
 		return c
@@ -50,8 +50,8 @@ func Named(s *state.Snapshot, c *dv1.Command) *dv1.Command {
 	return c
 }
 
-// Identities are one of each kind, with nodes' ids: what an Init needs for Named to
-// find somebody.
+// Identities returns one identity of each kind, with nodes' ids: an Init needs them
+// for Named to find a principal.
 func Identities(cluster string, nodes ...string) []*dv1.Identity {
 	out := []*dv1.Identity{
 		{Uri: pki.URI(cluster, pki.KindController, "c1"), Roles: []string{pki.KindController}},

@@ -15,7 +15,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// reports is what agents are scripted to have reported.
+// reports is the scripted reports of agents.
 type reports struct {
 	mu      sync.Mutex // guards the fields below
 	tasks   map[string]*dv1.TaskStatus
@@ -60,7 +60,7 @@ func (r *reports) Paused() (n int) {
 	return n
 }
 
-// Observed has a task's agent report a status, of which the log learns nothing.
+// Observed makes a task's agent report a status, without recording it in the log.
 func (f *Fleet) Observed(st *dv1.TaskStatus) {
 	id := hex.EncodeToString(st.Id)
 	f.reports.mu.Lock()
@@ -69,7 +69,8 @@ func (f *Fleet) Observed(st *dv1.TaskStatus) {
 	f.StatusChanged(id)
 }
 
-// Report has a task's agent report what the log keeps: a start, an exit, a failure.
+// Report makes a task's agent report what the log records: a start, an exit, a
+// failure.
 func (f *Fleet) Report(r *dv1.TaskReport) {
 	f.t.Helper()
 	t := f.Snapshot().Task(r.TaskId)
@@ -79,7 +80,7 @@ func (f *Fleet) Report(r *dv1.TaskReport) {
 	f.Do(&dv1.Command{Of: &dv1.Command_Report{Report: &dv1.Report{NodeId: t.NodeId, Tasks: []*dv1.TaskReport{r}}}})
 }
 
-// Run starts a task and has its agent report that it runs.
+// Run starts a task and makes its agent report that it runs.
 func (f *Fleet) Run(id []byte) {
 	f.t.Helper()
 	f.Do(&dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: id}}})
@@ -89,7 +90,7 @@ func (f *Fleet) Run(id []byte) {
 	f.Report(&dv1.TaskReport{TaskId: id, Attempt: attempt, Started: at})
 }
 
-// Exit has a task's agent report that its attempt ended.
+// Exit makes a task's agent report that its attempt ended.
 func (f *Fleet) Exit(id []byte, code int32) {
 	f.t.Helper()
 	t := f.Snapshot().Task(id)
@@ -98,7 +99,7 @@ func (f *Fleet) Exit(id []byte, code int32) {
 	f.Report(&dv1.TaskReport{TaskId: id, Attempt: t.GetAttempt(), Exit: x})
 }
 
-// Silence has a node be silent since then; the zero time ends that.
+// Silence makes a node silent since then; the zero time ends that.
 func (f *Fleet) Silence(node string, since time.Time) {
 	f.reports.mu.Lock()
 	defer f.reports.mu.Unlock()
@@ -107,25 +108,25 @@ func (f *Fleet) Silence(node string, since time.Time) {
 	}
 }
 
-// Hold has nodes hold an image, and no others.
+// Hold makes these nodes the holders of an image.
 func (f *Fleet) Hold(digest string, nodes ...string) {
 	f.reports.mu.Lock()
 	defer f.reports.mu.Unlock()
 	f.reports.holders[digest] = nodes
 }
 
-// Publish has an agent report an event.
+// Publish makes an agent report an event.
 func (f *Fleet) Publish(e *dv1.Event) { f.Reported(e) }
 
-// HandleAgent has h answer a node's own port, streams too (bulk.Hijack). A node
-// without a handler refuses connections.
+// HandleAgent makes h serve a node's bulk port, including streams (bulk.Hijack). A
+// node without a handler refuses connections.
 func (f *Fleet) HandleAgent(node string, h http.Handler) {
 	f.agents.mu.Lock()
 	defer f.agents.mu.Unlock()
 	f.agents.handlers[node] = h
 }
 
-// agents are nodes' ports: a server on pipes each.
+// agents are the nodes' bulk ports: one in-memory server each.
 type agents struct {
 	mu       sync.Mutex // guards the fields below
 	handlers map[string]http.Handler
@@ -175,7 +176,7 @@ func (a *agents) handler(node string) http.Handler {
 	return a.handlers[node]
 }
 
-// pipes is a listener whose connections are made in memory.
+// pipes is a listener for in-memory connections.
 type pipes struct {
 	c    chan net.Conn
 	done chan struct{}

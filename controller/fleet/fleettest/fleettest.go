@@ -1,6 +1,6 @@
-// Package fleettest is a fleet in memory, for tests of what serves one: commands are
-// decided by package command on a real state, what agents report is scripted, and
-// their ports are HTTP handlers. What it shows of all that is fleet.Local's doing.
+// Package fleettest has a fleet in memory, for tests of APIs: commands are decided
+// by package command on a real state, agents' reports are scripted, and their bulk
+// ports are HTTP handlers. Views of these are fleet.Local's.
 package fleettest
 
 import (
@@ -33,11 +33,11 @@ var (
 	User  = pki.URI(Cluster, pki.KindUser, "user")
 )
 
-// Start is when the fleet was made; each entry of the log is a millisecond later.
+// Start is when the fleet was created; each entry of the log is a millisecond later.
 var Start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// Fleet is one controller that leads, and nodes that are scripts. Safe for concurrent
-// use. It implements what engineapi and fleetapi ask of a fleet.
+// Fleet has one controller, which leads, and scripted nodes. It is safe for
+// concurrent use, and implements what engineapi and fleetapi use of a fleet.
 type Fleet struct {
 	*fleet.Local
 	t       testing.TB
@@ -45,7 +45,7 @@ type Fleet struct {
 	reports *reports
 	agents  *agents
 
-	deciding sync.Mutex // orders entries; held over all that is done with one
+	deciding sync.Mutex // serializes entries, including everything done with one
 
 	mu       sync.Mutex // guards the fields below
 	index    uint64
@@ -54,8 +54,8 @@ type Fleet struct {
 	proposed []*dv1.Command
 }
 
-// New is a fleet with nodes of these names, whose ids are n0, n1, … and which have
-// four CPUs and 4 GiB each. There is no image yet.
+// New returns a fleet with nodes of these names, whose ids are n0, n1, … and which
+// have four CPUs and 4 GiB each. There is no image yet.
 func New(t testing.TB, nodes ...string) *Fleet {
 	t.Helper()
 	f := &Fleet{t: t, store: state.NewStore(), reports: newReports(), agents: newAgents(t), leading: true, changed: make(chan struct{})}
@@ -78,7 +78,7 @@ func New(t testing.TB, nodes ...string) *Fleet {
 	return f
 }
 
-// AddNode registers a node. What is not said of it is as in New.
+// AddNode registers a node. Fields that aren't set are as in New.
 func (f *Fleet) AddNode(n *dv1.Node) {
 	f.t.Helper()
 	n = proto.CloneOf(n)
@@ -100,8 +100,8 @@ func (f *Fleet) AddImage(i *dv1.Image, refs ...string) {
 	f.Do(&dv1.Command{Of: &dv1.Command_CommitImage{CommitImage: &dv1.CommitImage{Image: i, Refs: refs}}})
 }
 
-// Create makes a container's task out of a create request's body, on the contact if
-// it may be there. Its id is made of its name.
+// Create creates a container's task from a create request's body, on the contact if
+// possible. Its id is derived from its name.
 func (f *Fleet) Create(name, image, body string) *dv1.Task {
 	f.t.Helper()
 	id := fmt.Appendf(nil, "%-32s", name)[:32]
@@ -115,8 +115,8 @@ func (f *Fleet) Create(name, image, body string) *dv1.Task {
 	return f.Snapshot().Task(id)
 }
 
-// Do has a command decided, by whoever may if it names nobody, and fails the test if
-// it is refused.
+// Do has a command decided, with a suitable principal if it has none, and fails the
+// test if it is refused.
 func (f *Fleet) Do(c *dv1.Command) *dv1.CommandResult {
 	f.t.Helper()
 	res, err := f.propose(accesstest.Named(f.Snapshot(), c))
@@ -126,7 +126,7 @@ func (f *Fleet) Do(c *dv1.Command) *dv1.CommandResult {
 	return res
 }
 
-// Propose decides a command as a leader does: keys and refusals too.
+// Propose decides a command as a leader does, including keys and refusals.
 func (f *Fleet) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error) {
 	f.mu.Lock()
 	leading := f.leading
@@ -141,7 +141,7 @@ func (f *Fleet) Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult
 	return f.propose(c)
 }
 
-// Proposed are the commands that were proposed so far, also those that were refused.
+// Proposed returns all commands that were proposed so far, including refused ones.
 func (f *Fleet) Proposed() []*dv1.Command {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -203,7 +203,7 @@ func (f *Fleet) commit(now int64, effects []*dv1.Effect, results []*dv1.KeyResul
 	return nil
 }
 
-// Apply commits effects that no command makes.
+// Apply commits effects directly, without a command.
 func (f *Fleet) Apply(effects ...*dv1.Effect) {
 	f.t.Helper()
 	f.deciding.Lock()
@@ -213,10 +213,10 @@ func (f *Fleet) Apply(effects ...*dv1.Effect) {
 	}
 }
 
-// Snapshot is the state as of the last entry.
+// Snapshot returns the state as of the last entry.
 func (f *Fleet) Snapshot() *state.Snapshot { return f.store.Snapshot() }
 
-// State blocks until the state is at least that new.
+// State blocks until the state is at index least or later.
 func (f *Fleet) State(ctx context.Context, least uint64) (*state.Snapshot, error) {
 	for {
 		f.mu.Lock()
@@ -233,14 +233,14 @@ func (f *Fleet) State(ctx context.Context, least uint64) (*state.Snapshot, error
 	}
 }
 
-// Find is State, and not fresh without a leader, for which it does not wait.
+// Find is State; without a leader it doesn't wait and the state isn't fresh.
 func (f *Fleet) Find(ctx context.Context, least uint64, _ func(*state.Snapshot) bool) (*state.Snapshot, bool, error) {
 	snap, err := f.State(ctx, least)
 	known, _ := f.Leader()
 	return snap, known, err
 }
 
-// SetLeader says whether a leader is known; one is in the beginning.
+// SetLeader sets whether a leader is known; initially one is.
 func (f *Fleet) SetLeader(known bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -256,7 +256,7 @@ func (f *Fleet) Leader() (known bool, changed <-chan struct{}) {
 	return f.leading, f.changed
 }
 
-// As has h asked by who uri names, with the roles that it has in the state.
+// As makes h serve requests of a principal, with the roles that it has in the state.
 func (f *Fleet) As(uri string, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, err := pki.FromURI(uri)
