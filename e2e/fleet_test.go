@@ -434,7 +434,7 @@ func TestJoinsThatAreRefused(t *testing.T) {
 	}
 	a.Must("node", "grant", "b", "--role", "user")
 	b.Must("run", "--rm", "alpine", "true")
-	if r := b.Drover("token", "create"); r.Code == 0 || !strings.Contains(r.Err, "no admin") {
+	if r := b.Drover("token", "create"); r.Code == 0 || !strings.Contains(r.Err, "not an admin") {
 		t.Errorf("a token made by a user: %v", r)
 	}
 	if r := a.Drover("node", "rm", "b"); r.Code == 0 || !strings.Contains(r.Err, "is up") {
