@@ -60,7 +60,7 @@ func TestAJoinIsCheckedAndCanBeAskedAgain(t *testing.T) {
 	refused("a clock in the past", "the clock of this host is off by", token, func(r *join.Request) { r.Now = time.Unix(0, 0) })
 	refused("a clock in the future", "the clock of this host is off by", token, func(r *join.Request) { r.Now = time.Now().Add(5 * 365 * 24 * time.Hour) })
 	refused("a wrong secret", "not one of this fleet's", token, func(r *join.Request) { r.Secret = strings.Repeat("a", 32) })
-	refused("no name", "with a name", token, func(r *join.Request) { r.Name = "" })
+	refused("no name", "needs a host name", token, func(r *join.Request) { r.Name = "" })
 	refused("a controller without keys", "reading a public key", token, func(r *join.Request) { r.Controller = "10.0.0.2:7443" })
 	refused("another fleet's token", "not the fleet that the token is for", pki.Token{Pin: pki.Pin([]byte("other")), ID: token.ID, Secret: token.Secret}, func(*join.Request) {})
 	a, err := join.Ask(ctx, h.addr, token, req())
