@@ -75,6 +75,9 @@ func (g *Gateway) stream(ctx context.Context, conn net.Conn, kind string, handle
 	h2 := http2.Server{MaxConcurrentStreams: 8, IdleTimeout: time.Minute}
 	if kind == pki.KindController {
 		h2.MaxConcurrentStreams = 100_000 // enough for all nodes and callers
+		h2.MaxReadFrameSize = wire.PeerFrame
+		h2.MaxUploadBufferPerStream = wire.PeerRequestWindow
+		h2.MaxUploadBufferPerConnection = wire.PeerConnWindow
 	}
 	h2.ServeConn(conn, &http2.ServeConnOpts{
 		Context:    ctx,

@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -47,14 +46,13 @@ func (ps *Peers) API(api route.API) http.Handler {
 const maxKept = 1 << 20
 
 // forward sends a request to the leader, and again to the next one if the first
-// dies with it: keys make that safe.
+// dies with it: keys make that safe. A streamed body is sent once.
 func (ps *Peers) forward(w http.ResponseWriter, r *http.Request, rt route.Route, local http.Handler, change bool) {
-	body, err := io.ReadAll(rt.Body.Limit(w, r.Body))
+	body, err := newPayload(w, r, rt.Body)
 	if err != nil {
-		tooLarge(w, rt)
+		unread(w, err)
 		return
 	}
-	p, _ := pki.PrincipalFrom(r.Context())
 	wait := patience
 	if !change {
 		wait -= ps.Leaderless() // what can be answered without a leader doesn't wait anew each time
@@ -65,30 +63,36 @@ func (ps *Peers) forward(w http.ResponseWriter, r *http.Request, rt route.Route,
 	for {
 		changed := ps.o.Log.LeadershipChanged()
 		if ps.Leads() {
-			again(r, body)
+			r.Body = body.open()
 			local.ServeHTTP(w, r)
 			return
 		}
 		if l, id := ps.leader(); l != nil {
-			if ps.to(w, r, l, id, body, p, &asked) {
+			no := ps.to(w, r, l, id, body)
+			if no == nil {
+				return
+			}
+			asked = asked || no.mayBeDone
+			switch again, err := body.end(); {
+			case err != nil:
+				unread(w, err)
+				return
+			case !again: // r's context may be over for want of more of the body: the caller is not
+				undecided(w, asked)
+				return
+			case r.Context().Err() != nil:
 				return
 			}
 		}
 		select {
 		case <-changed:
-		case <-time.After(pause):
+		case <-ps.retry():
 		case <-enough.C:
-			if change {
-				w.Header().Set("Retry-After", "1")
-				msg := fleet.ErrNoLeader.Error()
-				if asked {
-					w.Header().Set(wire.HeaderUndecided, "1")
-					msg += "; " + fleet.ErrUndecided.Error()
-				}
-				refuse(w, http.StatusServiceUnavailable, msg)
+			if change || rt.Body.Streamed {
+				undecided(w, asked)
 				return
 			}
-			again(r, body)
+			r.Body = body.open()
 			w.Header().Set(wire.HeaderStale, "1")
 			local.ServeHTTP(w, r)
 			return
@@ -98,26 +102,47 @@ func (ps *Peers) forward(w http.ResponseWriter, r *http.Request, rt route.Route,
 	}
 }
 
-func tooLarge(w http.ResponseWriter, rt route.Route) {
-	refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", rt.Body.Max))
+// undecided answers that no leader did what was asked, or that this isn't known.
+func undecided(w http.ResponseWriter, asked bool) {
+	w.Header().Set("Retry-After", "1")
+	msg := fleet.ErrNoLeader.Error()
+	if asked {
+		w.Header().Set(wire.HeaderUndecided, "1")
+		msg += "; " + fleet.ErrUndecided.Error()
+	}
+	refuse(w, http.StatusServiceUnavailable, msg)
 }
 
-func again(r *http.Request, body []byte) { r.Body = io.NopCloser(bytes.NewReader(body)) }
+// unread answers who sent a body that could not be read.
+func unread(w http.ResponseWriter, err error) {
+	if over := (*http.MaxBytesError)(nil); errors.As(err, &over) {
+		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", over.Limit))
+		return
+	}
+	refuse(w, http.StatusBadRequest, "reading the request body: "+err.Error())
+}
 
 // hop are headers of a connection, not of what goes over it.
-var hop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Upgrade", "Te", "Trailer"}
+var hop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Upgrade", "Te", "Trailer", "Expect"}
 
-// to answers with what the leader says; false, with nothing said, if it is none, or
-// if its answer broke off: then it was asked.
-func (ps *Peers) to(w http.ResponseWriter, r *http.Request, l *peer, id string, body []byte, p pki.Principal, asked *bool) bool {
+// unanswered: a controller said nothing to a request that a caller could be told.
+type unanswered struct {
+	mayBeDone bool
+}
+
+// to answers with what the leader says, or reports that it said nothing: if it is none,
+// or if its answer broke off.
+func (ps *Peers) to(w http.ResponseWriter, r *http.Request, l *peer, id string, body *payload) *unanswered {
+	p, _ := pki.PrincipalFrom(r.Context())
 	// A leader that is frozen, or cut off, is not waited for once there is another.
 	ctx, cancel := ps.underLeader(r.Context(), id)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, r.Method, "https://"+l.addr+r.URL.RequestURI(), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, r.Method, "https://"+l.addr+r.URL.RequestURI(), nil)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err.Error())
-		return true
+		return nil
 	}
+	lane := body.attach(req, r.ContentLength)
 	req.Header = r.Header.Clone()
 	for _, h := range hop {
 		req.Header.Del(h)
@@ -126,23 +151,24 @@ func (ps *Peers) to(w http.ResponseWriter, r *http.Request, l *peer, id string, 
 	if ps.seen.Load() > 0 && req.Header.Get(wire.HeaderIndex) == "" {
 		req.Header.Set(wire.HeaderIndex, strconv.FormatUint(ps.seen.Load(), 10))
 	}
-	resp, err := l.http[laneForward].Do(req)
+	resp, err := l.http[lane].Do(req)
 	if err != nil {
 		var unreached *net.OpError
-		*asked = *asked || !errors.As(err, &unreached) || unreached.Op != "dial"
-		return r.Context().Err() != nil
+		return &unanswered{mayBeDone: !errors.As(err, &unreached) || unreached.Op != "dial"}
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode == http.StatusMisdirectedRequest {
-		return false
+		return &unanswered{}
 	}
+	// While a request has a body to wait for, the HTTP/2 client doesn't look at ctx.
+	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
+	defer stop()
 	// A short answer that breaks off is asked for again; a stream ends as it is.
 	short := resp.ContentLength >= 0 && resp.ContentLength < maxKept
 	var kept []byte
 	if short {
 		if kept, err = io.ReadAll(resp.Body); err != nil {
-			*asked = true
-			return r.Context().Err() != nil
+			return &unanswered{mayBeDone: true}
 		}
 	}
 	for k, v := range resp.Header {
@@ -157,10 +183,10 @@ func (ps *Peers) to(w http.ResponseWriter, r *http.Request, l *peer, id string, 
 	w.WriteHeader(resp.StatusCode)
 	if short {
 		_, _ = w.Write(kept)
-		return true
+		return nil
 	}
 	copyFlushing(w, resp.Body)
-	return true
+	return nil
 }
 
 func copyFlushing(w http.ResponseWriter, r io.Reader) {

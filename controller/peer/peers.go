@@ -45,7 +45,7 @@ const (
 	patience    = 5 * time.Second
 	sessionWait = time.Second // before a session is refused
 	dialTimeout = 2 * time.Second
-	pause       = 20 * time.Millisecond // between tries at a leader that is no more
+	pause       = 20 * time.Millisecond // between tries at a leader that is known and doesn't answer
 )
 
 // Log is what Peers need of consensus.
@@ -93,15 +93,16 @@ const (
 	laneTrace               // traces
 	laneSession             // frames of nodes' sessions
 	laneForward             // whole requests of callers
+	laneStream              // those whose bodies are streamed
 	lanes
 )
 
 // alpn is the protocol that a lane's connection speaks.
 func (l lane) alpn() string {
-	if l == laneSession || l == laneForward {
-		return wire.ALPNRelay
+	if l == laneLog || l == laneTrace {
+		return wire.ALPNPeer
 	}
-	return wire.ALPNPeer
+	return wire.ALPNRelay
 }
 
 // peer is another controller.
@@ -212,6 +213,15 @@ func (ps *Peers) Leader() (known bool, changed <-chan struct{}) {
 	}
 	p, _ := ps.leader()
 	return p != nil, changed
+}
+
+// retry fires when a leader that is known and did not answer may be asked again. One
+// that isn't known yet is worth nothing but the wait for it to be.
+func (ps *Peers) retry() <-chan time.Time {
+	if known, _ := ps.Leader(); known || ps.o.Log.IsLeader() {
+		return time.After(pause)
+	}
+	return nil
 }
 
 // leader is another controller that leads, nil while there is none known.
@@ -332,7 +342,7 @@ func (ps *Peers) decided(ctx context.Context, c *dv1.Command) (*dv1.CommandResul
 		}
 		select {
 		case <-changed:
-		case <-time.After(pause):
+		case <-ps.retry():
 		case <-enough.C:
 			if maybe {
 				return nil, fmt.Errorf("%w; %w (%w)", fleet.ErrNoLeader, fleet.ErrUndecided, consensus.ErrRetry)

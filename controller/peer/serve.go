@@ -117,12 +117,12 @@ func (ps *Peers) Callers(api route.API, sessions http.Handler) http.Handler {
 		if !rt.Body.Streamed {
 			// Until a body is read, it takes from what its connection may have in flight:
 			// a request that doesn't look at its body would hold up the others.
-			body, err := io.ReadAll(rt.Body.Limit(w, r.Body))
+			body, err := newPayload(w, r, rt.Body)
 			if err != nil {
-				tooLarge(w, rt)
+				unread(w, err)
 				return
 			}
-			again(r, body)
+			r.Body = body.open()
 		}
 		h.ServeHTTP(w, r)
 	})

@@ -38,6 +38,15 @@ const (
 	HeaderRemoved   = "Drover-Removed"   // out: "true" to a controller whose identity is revoked
 )
 
+// How many bytes one controller lets another have in flight to it. A request that is
+// not read stops its sender after PeerRequestWindow and one frame, and does not hold up
+// others on its connection until as many have stopped as fit into PeerConnWindow.
+const (
+	PeerFrame         = 64 << 10
+	PeerRequestWindow = 512 << 10
+	PeerConnWindow    = 64 << 20
+)
+
 // HeaderGrant carries a node's grant to read an image's content from another node, in
 // base64.
 const HeaderGrant = "Drover-Grant"
