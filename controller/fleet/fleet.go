@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -20,7 +21,7 @@ const (
 	// electionWait is how long to wait when there is an answer without one: right after
 	// a leader was lost, the next one is about to be elected.
 	electionWait = time.Second
-	// pause is the delay before a lost leader is retried.
+	// pause is the delay before a leader that is known but did not answer is retried.
 	pause = 20 * time.Millisecond
 	// maxAsked bounds how many tasks one query is about.
 	maxAsked = 4096
@@ -98,19 +99,25 @@ func (f *Fleet) ask(ctx context.Context, q *dv1.Query) *dv1.Digest {
 // call, while there is a leader to ask, and no longer than ctx.
 func (f *Fleet) CatchUp(ctx context.Context) {
 	for ctx.Err() == nil && !f.peers.Leads() {
+		known, changed := f.peers.Leader()
 		if d := f.ask(ctx, nil); d != nil {
 			_, _ = f.log.WaitIndex(ctx, d.Index) // otherwise it answers from less
 			return
 		}
-		f.rest(ctx)
+		select {
+		case <-changed:
+		case <-retry(known, pause):
+		case <-ctx.Done():
+		}
 	}
 }
 
-func (f *Fleet) rest(ctx context.Context) {
-	select {
-	case <-time.After(pause):
-	case <-ctx.Done():
+// retry fires when a leader that is known and did not answer may be asked again.
+func retry(known bool, after time.Duration) <-chan time.Time {
+	if !known {
+		return nil
 	}
+	return time.After(after)
 }
 
 // Observe returns what agents reported to the leader. Which nodes are silent is cached
@@ -154,7 +161,7 @@ func (f *Fleet) State(ctx context.Context, least uint64) (*state.Snapshot, error
 func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snapshot) bool) (*state.Snapshot, bool, error) {
 	least = max(least, f.peers.Seen())
 	for began := time.Now(); ; {
-		_, changed := f.peers.Leader()
+		known, changed := f.peers.Leader()
 		if f.peers.Leads() {
 			if i, err := f.log.Verify(); err == nil {
 				snap, err := f.log.WaitIndex(ctx, max(least, i))
@@ -175,10 +182,15 @@ func (f *Fleet) Find(ctx context.Context, least uint64, enough func(*state.Snaps
 			}
 			return snap, false, nil
 		}
+		late := time.NewTimer(left)
 		select {
 		case <-changed:
-		case <-time.After(min(left, pause)):
+		case <-retry(known, pause):
+		case <-late.C:
 		case <-ctx.Done():
+		}
+		late.Stop()
+		if ctx.Err() != nil {
 			return nil, false, ctx.Err()
 		}
 	}
@@ -203,8 +215,8 @@ func (f *Fleet) WaitTask(ctx context.Context, taskID string, done func(*dv1.Task
 		if err == nil || end {
 			return nil
 		}
-		if ctx.Err() == nil {
-			f.rest(ctx)
+		if !errors.Is(err, context.Canceled) {
+			return err
 		}
 	}
 	return ctx.Err()

@@ -42,31 +42,31 @@ func (ps *Peers) Query(ctx context.Context, q *dv1.Query) (*dv1.Digest, error) {
 // Watch follows a task at the leader until done says so, with nil, or ctx ends.
 func (ps *Peers) Watch(ctx context.Context, taskID string, done func(*dv1.TaskView) bool) error {
 	for ctx.Err() == nil {
-		p, _ := ps.leader()
-		if p == nil {
-			ps.rest(ctx)
-			continue
+		changed := ps.o.Log.LeadershipChanged()
+		if p, id := ps.leader(); p != nil {
+			if err := ps.watch(ctx, p, id, taskID, done); err == nil {
+				return nil
+			}
 		}
-		resp, err := p.do(ctx, laneLog, http.MethodGet, prefix+"tasks/"+taskID, nil)
-		if err != nil {
-			ps.rest(ctx)
-			continue
+		select {
+		case <-changed:
+		case <-ps.retry():
+		case <-ctx.Done():
 		}
-		err = views(resp.Body, done)
-		_ = resp.Body.Close()
-		if err == nil {
-			return nil
-		}
-		ps.rest(ctx)
 	}
 	return ctx.Err()
 }
 
-func (ps *Peers) rest(ctx context.Context) {
-	select {
-	case <-time.After(pause):
-	case <-ctx.Done():
+// watch follows a task at one controller, until another one leads.
+func (ps *Peers) watch(ctx context.Context, p *peer, id, taskID string, done func(*dv1.TaskView) bool) error {
+	ctx, cancel := ps.underLeader(ctx, id)
+	defer cancel()
+	resp, err := p.do(ctx, laneLog, http.MethodGet, prefix+"tasks/"+taskID, nil)
+	if err != nil {
+		return err
 	}
+	defer func() { _ = resp.Body.Close() }()
+	return views(resp.Body, done)
 }
 
 func views(r io.Reader, done func(*dv1.TaskView) bool) error {
