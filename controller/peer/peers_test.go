@@ -39,6 +39,7 @@ type member struct {
 	leader  string            // its id, "" for none
 	addrs   map[string]string // by id
 	changed chan struct{}
+	looked  int // how often somebody looked who leads
 }
 
 func newMember() *member {
@@ -100,8 +101,11 @@ func (m *member) LeadershipChanged() <-chan struct{} {
 func (m *member) Leader() (addr, id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.looked++
 	return m.addrs[m.leader], m.leader
 }
+
+func (m *member) looks() int { m.mu.Lock(); defer m.mu.Unlock(); return m.looked }
 
 func (m *member) IsLeader() bool  { _, id := m.Leader(); return id == "me" }
 func (m *member) Ready() bool     { return m.IsLeader() }
