@@ -67,7 +67,7 @@ func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []stri
 	if len(r.Body) > MaxBody {
 		return nil, nil, refuse(dv1.Error_INVALID, "the request's body is larger than %d bytes", MaxBody)
 	}
-	body, req, err := decode(r.Body)
+	body, req, err := remembered(r.Body)
 	if err != nil {
 		return nil, nil, err
 	}

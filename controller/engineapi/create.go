@@ -1,7 +1,6 @@
 package engineapi
 
 import (
-	"encoding/json"
 	"net/http"
 
 	"github.com/moby/moby/api/types/container"
@@ -17,8 +16,7 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var raw json.RawMessage
-	sent, err := readBody(r, &raw)
+	sent, err := readBody(r, nil)
 	if err != nil {
 		return err
 	}

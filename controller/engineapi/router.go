@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"mime"
 	"net/http"
@@ -124,7 +123,9 @@ func New(o Options) *API {
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	return &API{&server{Options: o, images: images.New(images.Options{Fleet: o.Fleet, Registry: o.Registry, Logger: o.Logger, Grant: o.Grant})}}
+	s := &server{Options: o, images: images.New(images.Options{Fleet: o.Fleet, Registry: o.Registry, Logger: o.Logger, Grant: o.Grant})}
+	s.shapes.last.Max = maxShapes
+	return &API{s}
 }
 
 // Match implements route.API; there is a handler for every request.
@@ -334,9 +335,16 @@ func (c caller) Propose(ctx context.Context, cmd *dv1.Command) (*dv1.CommandResu
 	return c.s.propose(c.w, c.r.WithContext(ctx), nil, cmd)
 }
 
-// readBody decodes a bounded JSON body into v and returns its bytes.
+// maxAhead bounds what is allocated for a body because its length was announced.
+const maxAhead = 64 << 10
+
+// readBody takes a bounded JSON body into v, nil for one that is decoded later, and
+// returns its bytes.
 func readBody(r *http.Request, v any) ([]byte, error) {
-	b, err := io.ReadAll(r.Body)
+	var read bytes.Buffer
+	read.Grow(int(min(max(r.ContentLength, 0), maxAhead)) + bytes.MinRead)
+	_, err := read.ReadFrom(r.Body)
+	b := read.Bytes()
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
@@ -350,6 +358,9 @@ func readBody(r *http.Request, v any) ([]byte, error) {
 		if mt, _, err := mime.ParseMediaType(ct); err != nil || mt != "application/json" {
 			return nil, refuse(http.StatusBadRequest, "unsupported Content-Type header (%s): must be 'application/json'", ct)
 		}
+	}
+	if v == nil {
+		return b, nil
 	}
 	return b, decode(b, v)
 }

@@ -2,7 +2,6 @@ package engineapi
 
 import (
 	"encoding/json"
-	"sync"
 
 	"github.com/moby/moby/api/types/container"
 
@@ -10,6 +9,7 @@ import (
 	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/recent"
 )
 
 // shape is what a spec and its image say about a container. It is decoded once and
@@ -22,13 +22,9 @@ type shape struct {
 // maxShapes bounds the bytes of one generation of shapes.
 const maxShapes = 32 << 20
 
-// shapes caches recently used shapes in two generations: when the young one is full
-// it becomes the old one, and what was in that is dropped. It is safe for concurrent
-// use.
+// shapes are those that were used last. Safe for concurrent use.
 type shapes struct {
-	mu         sync.Mutex // guards the fields below
-	young, old map[shapeKey]*shape
-	bytes      int // of young
+	last recent.Map[shapeKey, *shape]
 }
 
 // Specs and images are immutable, but an image may be added after its spec, or
@@ -42,31 +38,18 @@ type shapeKey struct {
 func (c *shapes) of(snap *state.Snapshot, spec *dv1.Spec) *shape {
 	image := snap.Image(spec.GetDigest())
 	k := shapeKey{string(spec.GetId()), image != nil}
-	c.mu.Lock()
-	s, young := c.young[k]
-	if !young {
-		s = c.old[k]
-	}
-	c.mu.Unlock()
-	if young {
+	if s, ok := c.last.Get(k); ok {
 		return s
 	}
-	if s == nil {
-		s = newShape(spec, image)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.young == nil || c.bytes > maxShapes {
-		c.old, c.young, c.bytes = c.young, map[shapeKey]*shape{}, 0
-	}
-	if _, have := c.young[k]; !have {
-		c.young[k] = s
-		c.bytes += 1<<10 + 4*(len(spec.GetBody())+len(image.GetConfig())) // approximate size of decoded JSON
-	}
+	s := newShape(spec, image)
+	c.last.Put(k, s, decodedSize(len(spec.GetBody())+len(image.GetConfig())))
 	return s
 }
 
-// shapeOf returns the shape of a task.
+// decodedSize is about what decoded JSON takes.
+func decodedSize(encoded int) int { return 1<<10 + 4*encoded }
+
+// shapeOf is the shape of a task.
 func (s *server) shapeOf(snap *state.Snapshot, t *dv1.Task) *shape {
 	return s.shapes.of(snap, snap.Spec(t.SpecId))
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/recent"
 	"github.com/drover/drover/pkg/registry"
 )
 
@@ -83,10 +84,19 @@ func Find(snap *state.Snapshot, name string) (digest string, err error) {
 	return digest, nil
 }
 
-// Config returns an image's configuration, empty if it isn't readable.
+// configs are the configurations that were decoded last: each create asks for one.
+var configs = recent.Map[string, dockerspec.DockerOCIImage]{Max: 16 << 20}
+
+// Config is an image's configuration, which must not be modified: it is shared. An
+// image without a readable one has an empty one.
 func Config(i *dv1.Image) dockerspec.DockerOCIImage {
+	encoded := string(i.GetConfig())
+	if c, ok := configs.Get(encoded); ok {
+		return c
+	}
 	var c dockerspec.DockerOCIImage
 	_ = json.Unmarshal(i.GetConfig(), &c)
+	configs.Put(encoded, c, 1<<10+4*len(encoded)) // what decoded JSON takes, about
 	return c
 }
 

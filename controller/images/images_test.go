@@ -486,3 +486,19 @@ func TestConfig(t *testing.T) {
 		t.Errorf("no image is %+v", c)
 	}
 }
+
+func TestConfigIsOfTheBytesThatAnImageHas(t *testing.T) {
+	for range 2 { // decoded, and remembered
+		for _, c := range []struct {
+			config string
+			user   string
+		}{{`{"config":{"User":"a"}}`, "a"}, {`{"config":{"User":"b"}}`, "b"}, {`{`, ""}, {``, ""}} {
+			if got := Config(&dv1.Image{Digest: "sha256:same", Config: []byte(c.config)}); got.Config.User != c.user {
+				t.Errorf("of %q the user is %q, want %q", c.config, got.Config.User, c.user)
+			}
+		}
+	}
+	if got := Config(nil); got.Config.User != "" || got.OS != "" {
+		t.Errorf("no image has the configuration %+v", got)
+	}
+}
