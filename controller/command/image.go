@@ -10,6 +10,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/recent"
 )
 
 func normalize(s string) (reference.Named, *dv1.Error) {
@@ -20,19 +21,44 @@ func normalize(s string) (reference.Named, *dv1.Error) {
 	return reference.TagNameOnly(r), nil
 }
 
+// reading is what a name says as a reference. It depends on the name only.
+type reading struct {
+	tag    string // normalized; "": the name is no reference
+	digest string // "": it names none
+	shown  string
+}
+
+// readings are those of the names that were looked up last: a create looks its image up
+// twice, and reading a reference costs more than all else of that.
+var readings = recent.Map[string, reading]{Max: 1 << 20}
+
+func read(name string) reading {
+	if r, ok := readings.Get(name); ok {
+		return r
+	}
+	r := reading{shown: name}
+	if named, err := reference.ParseNormalizedNamed(name); err == nil {
+		named = reference.TagNameOnly(named)
+		r.tag, r.shown = named.String(), reference.FamiliarString(named)
+		if d, ok := named.(reference.Digested); ok {
+			r.digest = d.Digest().String()
+		}
+	}
+	readings.Put(name, r, 128+4*len(name))
+	return r
+}
+
 // FindImage returns the digest that a name refers to, or docker's error: by
 // reference, image id, or unique prefix of an image id.
 func FindImage(snap *state.Snapshot, name string) (digest string, e *dv1.Error) {
-	shown := name
-	if named, err := reference.ParseNormalizedNamed(name); err == nil {
-		named = reference.TagNameOnly(named)
-		shown = reference.FamiliarString(named)
-		if t := snap.Tag(named.String()); t != nil {
+	r := read(name)
+	if r.tag != "" {
+		if t := snap.Tag(r.tag); t != nil {
 			return t.Digest, nil
 		}
-		if d, ok := named.(reference.Digested); ok && snap.Image(d.Digest().String()) != nil {
-			return d.Digest().String(), nil
-		}
+	}
+	if r.digest != "" && snap.Image(r.digest) != nil {
+		return r.digest, nil
 	}
 	if name != "" {
 		switch found := snap.ImagesByPrefix(name); {
@@ -42,7 +68,7 @@ func FindImage(snap *state.Snapshot, name string) (digest string, e *dv1.Error) 
 			return "", refuse(dv1.Error_INVALID, "multiple IDs found with provided prefix: %s", name)
 		}
 	}
-	return "", refuse(dv1.Error_NO_IMAGE, "No such image: %s", shown)
+	return "", refuse(dv1.Error_NO_IMAGE, "No such image: %s", r.shown)
 }
 
 func (d *decision) commitImage(c *dv1.CommitImage) *dv1.Error {

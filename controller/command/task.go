@@ -2,10 +2,10 @@ package command
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -20,20 +20,46 @@ import (
 	"github.com/drover/drover/pkg/fields"
 )
 
-var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+// validName is docker's rule, ^[a-zA-Z0-9][a-zA-Z0-9_.-]*$.
+func validName(name string) bool {
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return name != ""
+}
 
+// freeName is why a task can't have a name, nil if it can.
 func (d *decision) freeName(name string) *dv1.Error {
-	if !validName.MatchString(name) {
+	if d.isFree(name) {
+		return nil
+	}
+	if !validName(name) {
 		return refuse(dv1.Error_INVALID, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	if t := d.TaskByName(name); t != nil {
 		return refuse(dv1.Error_NAME_TAKEN, `Conflict. The container name "/%s" is already in use by container "%x". You have to remove (or rename) that container to be able to reuse that name.`, name, t.Id)
 	}
-	run, _ := slotOf(name)
-	for _, of := range []string{name, run} {
-		if r := d.RunByName(of); r != nil {
-			return refuse(dv1.Error_NAME_TAKEN, `Conflict. The container name "/%s" is already in use by run %s. You have to remove that run's containers to be able to reuse that name.`, name, r.Name)
-		}
+	return refuse(dv1.Error_NAME_TAKEN, `Conflict. The container name "/%s" is already in use by run %s. You have to remove that run's containers to be able to reuse that name.`, name, d.runOf(name).Name)
+}
+
+// isFree reports whether a task can have a name. Of a large fleet most of a create's
+// candidates are taken, so that it says no more.
+func (d *decision) isFree(name string) bool {
+	return validName(name) && !d.TaskNamed(name) && d.runOf(name) == nil
+}
+
+// runOf is the run that has a name, as its own or as that of a slot.
+func (d *decision) runOf(name string) *dv1.Run {
+	if r := d.RunByName(name); r != nil {
+		return r
+	}
+	if run, _ := slotOf(name); run != "" {
+		return d.RunByName(run)
 	}
 	return nil
 }
@@ -42,11 +68,13 @@ func (d *decision) chooseName(id []byte, want string, candidates []string) (stri
 	if want = strings.TrimPrefix(want, "/"); want != "" {
 		return want, d.freeName(want)
 	}
-	candidates = append(slices.Clone(candidates), fmt.Sprintf("%x", id[:6]))
 	for _, c := range candidates {
-		if d.freeName(c) == nil {
+		if d.isFree(c) {
 			return c, nil
 		}
+	}
+	if c := hex.EncodeToString(id[:6]); d.isFree(c) {
+		return c, nil
 	}
 	return "", refuse(dv1.Error_CONFLICT, "no free container name among %v", candidates)
 }

@@ -62,6 +62,14 @@ func (s *Snapshot) Task(id []byte) *dv1.Task { return tasks.get(s, string(id)) }
 // TaskByName returns a task, or nil. The name has no leading slash.
 func (s *Snapshot) TaskByName(name string) *dv1.Task { return tasks.first(s, tasksByName, name+sep) }
 
+// TaskNamed reports whether a task has a name, for less than TaskByName.
+func (s *Snapshot) TaskNamed(name string) bool {
+	for range tasks.keys(s, tasksByName, name+sep) {
+		return true
+	}
+	return false
+}
+
 // TasksByPrefix returns the tasks whose hex id starts with prefix; none if it is
 // empty or not hex.
 func (s *Snapshot) TasksByPrefix(prefix string) []*dv1.Task {
