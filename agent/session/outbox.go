@@ -109,8 +109,13 @@ func (o *Outbox) losses() (shortened, dropped int) {
 	return shortened, dropped
 }
 
-// Ack acknowledges that the sync at index is stored.
-func (o *Outbox) Ack(index uint64) { o.change(func() { o.acked = max(o.acked, index) }) }
+// Ack acknowledges that the sync at index is stored. Nobody waits for that: it goes
+// instead of the next beat, or along with tombstones.
+func (o *Outbox) Ack(index uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.acked = max(o.acked, index)
+}
 
 // Removed acknowledges a tombstone.
 func (o *Outbox) Removed(id []byte) {
@@ -141,7 +146,7 @@ func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 	if obs := o.observation(); obs != nil {
 		out = append(out, &dv1.FromAgent{Of: &dv1.FromAgent_Observation{Observation: obs}})
 	}
-	if o.acked > 0 || len(o.remove) > 0 {
+	if len(o.remove) > 0 {
 		a := &dv1.Acks{Index: o.acked}
 		for k, id := range o.remove {
 			if len(a.Removed) == maxRemoved {
@@ -162,8 +167,20 @@ func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 	return nil, o.ready
 }
 
-// observation takes up to maxMessage of the queued observations, nil if there are none.
-// It must be called with mu held.
+// beat is what is said when it is time for a sign of life.
+func (o *Outbox) beat(seq int64) *dv1.FromAgent {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.acked == 0 {
+		return &dv1.FromAgent{Of: &dv1.FromAgent_Beat{Beat: &dv1.Beat{Seq: seq}}}
+	}
+	a := &dv1.Acks{Index: o.acked}
+	o.acked = 0
+	return &dv1.FromAgent{Of: &dv1.FromAgent_Acks{Acks: a}}
+}
+
+// observation takes up to maxMessage of what was observed, nil if there is
+// nothing. It is called with mu held.
 func (o *Outbox) observation() *dv1.Observation {
 	const framing = 8 // tag and length of an item, at most
 	obs, size := &dv1.Observation{}, 0

@@ -273,7 +273,9 @@ func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}, rest
 		select {
 		case <-more:
 		case <-beat.C:
-			if err := s.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Beat{Beat: &dv1.Beat{Seq: n}}}); err != nil {
+			m := o.Outbox.beat(n)
+			if err := s.Send(m); err != nil {
+				o.Outbox.putBack([]*dv1.FromAgent{m})
 				return fmt.Errorf("sending to the controller: %w", err)
 			}
 			n++

@@ -408,3 +408,37 @@ func TestOutboxKeepsWhatCouldNotBeSentUnlessNewerIsThere(t *testing.T) {
 		t.Fatalf("the outbox is not empty: %v", more)
 	}
 }
+
+func TestAnAcknowledgementGoesInsteadOfABeatAndWakesNobody(t *testing.T) {
+	var o Outbox
+	_, ready := o.take()
+	o.Ack(5)
+	o.Ack(4)
+	select {
+	case <-ready:
+		t.Error("it is sent at once")
+	default:
+	}
+	if msgs, _ := o.take(); msgs != nil {
+		t.Errorf("it is sent as %v", msgs)
+	}
+	m := o.beat(1)
+	if m.GetAcks().GetIndex() != 5 {
+		t.Errorf("the beat is %v, want the acknowledgement of 5", m)
+	}
+	o.putBack([]*dv1.FromAgent{m}) // it was not sent
+	if m := o.beat(2); m.GetAcks().GetIndex() != 5 {
+		t.Errorf("the beat after a failed one is %v", m)
+	}
+	if m := o.beat(3); m.GetBeat().GetSeq() != 3 {
+		t.Errorf("the next one is %v, want a beat", m)
+	}
+	o.Ack(6)
+	o.Removed([]byte("a"))
+	if msgs, _ := o.take(); len(msgs) != 1 || msgs[0].GetAcks().GetIndex() != 6 || len(msgs[0].GetAcks().GetRemoved()) != 1 {
+		t.Errorf("along with a tombstone it is %v", msgs)
+	}
+	if m := o.beat(4); m.GetBeat() == nil {
+		t.Errorf("it is sent twice: %v", m)
+	}
+}

@@ -973,7 +973,7 @@ func (x *Assignment) GetSpec() *Spec {
 
 type Acks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`    // this sync is in the agent's store
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`    // this sync is in the agent's store; not at once: instead of the next beat
 	Removed       [][]byte               `protobuf:"bytes,2,rep,name=removed,proto3" json:"removed,omitempty"` // tombstones done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
