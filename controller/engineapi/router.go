@@ -209,7 +209,7 @@ func (c *routed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	route.SetValues(r, c.values)
 	r.Body = c.Body.Limit(w, r.Body)
-	warnings, err := fields.CheckQuery(c.Route.String(), r.URL.Query())
+	warnings, err := fields.CheckQuery(c.String(), r.URL.Query())
 	for _, said := range warnings {
 		h.Add(wire.HeaderWarning, said)
 	}
