@@ -41,21 +41,6 @@ func failed(err error) error {
 	return e
 }
 
-// kindOf returns the kind of a refusal; INTERNAL for any other error, and for nil.
-func kindOf(err error) dv1.Error_Kind {
-	var e *connect.Error
-	if errors.As(err, &e) {
-		for _, d := range e.Details() {
-			if m, err := d.Value(); err == nil {
-				if r, ok := m.(*dv1.Error); ok {
-					return r.Kind
-				}
-			}
-		}
-	}
-	return dv1.Error_INTERNAL
-}
-
 // words returns a refusal's message, without its code.
 func words(err error) string {
 	var e *connect.Error

@@ -10,6 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -22,6 +23,7 @@ import (
 // Limits of requests, in bytes.
 const (
 	maxBody  = 64 << 10
+	maxRun   = create.MaxBody*4/3 + maxBody // docker's request is in base64 in JSON
 	maxSpans = 4 << 20
 )
 
@@ -74,6 +76,12 @@ func changes(path string, at route.Place, who route.Who, of service) route.Handl
 	return procedure(path, at, who, false, of)
 }
 
+// upTo sets a procedure's own limit of requests.
+func upTo(n int64, h route.Handled[service]) route.Handled[service] {
+	h.Body = route.Bounded(n)
+	return h
+}
+
 // table is the whole API: where each procedure is handled, and who may call it. The
 // last row matches everything else.
 var table = route.Table[service]{
@@ -84,6 +92,7 @@ var table = route.Table[service]{
 	changes(dv1connect.NodesRemoveProcedure, route.Leader, route.Admin, (*server).nodes),
 	reads(dv1connect.NodesListPoolsProcedure, route.Leader, route.User, (*server).nodes),
 	changes(dv1connect.NodesAddPoolProcedure, route.Leader, route.Admin, (*server).nodes),
+	upTo(maxRun, changes(dv1connect.RunsCreateProcedure, route.Leader, route.User, (*server).runs)),
 	reads(dv1connect.ControllersListProcedure, route.Leader, route.User, (*server).controllers),
 	changes(dv1connect.ControllersRemoveProcedure, route.Leader, route.Admin, (*server).controllers),
 	reads(dv1connect.ControllersGetTimingProcedure, route.Leader, route.User, (*server).controllers),
@@ -106,6 +115,10 @@ func handlerOf(_ string, h http.Handler) http.Handler { return h }
 
 func (s *server) nodes(o ...connect.HandlerOption) http.Handler {
 	return handlerOf(dv1connect.NewNodesHandler(nodes{s}, o...))
+}
+
+func (s *server) runs(o ...connect.HandlerOption) http.Handler {
+	return handlerOf(dv1connect.NewRunsHandler(runs{s}, o...))
 }
 
 func (s *server) controllers(o ...connect.HandlerOption) http.Handler {
@@ -139,7 +152,7 @@ type API struct{ bound route.Table[http.Handler] }
 func New(o Options) *API {
 	s, a := &server{o}, &API{}
 	for _, h := range table {
-		a.bound = append(a.bound, route.Handled[http.Handler]{Route: h.Route, Handle: h.Handle(s, connect.WithReadMaxBytes(maxBody))})
+		a.bound = append(a.bound, route.Handled[http.Handler]{Route: h.Route, Handle: h.Handle(s, connect.WithReadMaxBytes(int(h.Body.Max)))})
 	}
 	return a
 }

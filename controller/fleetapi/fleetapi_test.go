@@ -305,7 +305,7 @@ func TestANodeIsShownAsItIsSeen(t *testing.T) {
 			t.Errorf("it was read at %d or later; the answer's index is %q", f.least, resp.Header().Get(wire.HeaderIndex))
 		}
 	}
-	if _, err := f.nodes().Get(t.Context(), req(&dv1.GetNodeRequest{Node: "x"})); connect.CodeOf(err) != connect.CodeNotFound || kindOf(err) != dv1.Error_NOT_FOUND {
+	if _, err := f.nodes().Get(t.Context(), req(&dv1.GetNodeRequest{Node: "x"})); connect.CodeOf(err) != connect.CodeNotFound || wire.KindOf(err) != dv1.Error_NOT_FOUND {
 		t.Errorf("one that is not there: %v", err)
 	}
 	r := req(&dv1.GetNodeRequest{Node: "n1"})
@@ -392,7 +392,7 @@ func TestRefusalsSayTheirKind(t *testing.T) {
 	f := serve(t)
 	f.answers = []*dv1.CommandResult{{Error: &dv1.Error{Kind: dv1.Error_CONFLICT, Message: "pools overlap"}}}
 	_, err := f.nodes().AddPool(t.Context(), req(&dv1.AddPoolRequest{Pool: "10.0.0.0/8"}))
-	if connect.CodeOf(err) != connect.CodeFailedPrecondition || kindOf(err) != dv1.Error_CONFLICT || words(err) != "pools overlap" {
+	if connect.CodeOf(err) != connect.CodeFailedPrecondition || wire.KindOf(err) != dv1.Error_CONFLICT || words(err) != "pools overlap" {
 		t.Errorf("a decided refusal: %v", err)
 	}
 	for _, c := range []struct {

@@ -137,7 +137,7 @@ func (s nodes) Remove(ctx context.Context, r *connect.Request[dv1.RemoveNodeRequ
 			next.Key = fmt.Sprint(c.Key, "/", part)
 		}
 		more, err := s.propose(ctx, r, next)
-		if kindOf(err) == dv1.Error_NOT_FOUND { // the leader was faster
+		if wire.KindOf(err) == dv1.Error_NOT_FOUND { // the leader was faster
 			break
 		}
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"connectrpc.com/connect"
+	"go.opentelemetry.io/otel/propagation"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/state"
@@ -51,6 +52,7 @@ func done[T any](res *dv1.CommandResult, m *T) *connect.Response[T] {
 func (s *server) propose(ctx context.Context, r connect.AnyRequest, c *dv1.Command) (*dv1.CommandResult, error) {
 	p, _ := pki.PrincipalFrom(ctx)
 	c.Principal = p.URI
+	c.Traceparent = traceparent(ctx, r.Header())
 	if key := r.Header().Get(wire.HeaderKey); key != "" && c.Key == "" {
 		c.Key = "fleet-" + key
 	}
@@ -70,4 +72,12 @@ func (s *server) propose(ctx context.Context, r connect.AnyRequest, c *dv1.Comma
 		return nil, decided(res.Error)
 	}
 	return res, nil
+}
+
+// traceparent is the caller's span, "" for none.
+func traceparent(ctx context.Context, h http.Header) string {
+	var w3c propagation.TraceContext
+	out := propagation.MapCarrier{}
+	w3c.Inject(w3c.Extract(ctx, propagation.HeaderCarrier(h)), out)
+	return out["traceparent"]
 }

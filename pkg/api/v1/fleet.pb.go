@@ -79,7 +79,7 @@ func (x ControllerInfo_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ControllerInfo_Role.Descriptor instead.
 func (ControllerInfo_Role) EnumDescriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{16, 0}
+	return file_fleet_proto_rawDescGZIP(), []int{20, 0}
 }
 
 type NodeInfo struct {
@@ -742,6 +742,279 @@ func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
 	return file_fleet_proto_rawDescGZIP(), []int{10}
 }
 
+type CreateRunRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`                          // of docker's POST /containers/create: JSON, 192 KiB at most
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`                          // its containers are NAME-1, NAME-2 and so on; "": one is chosen
+	Platform      string                 `protobuf:"bytes,3,opt,name=platform,proto3" json:"platform,omitempty"`                  // os/arch/variant that the image must be of, "" for any
+	Mode          Run_Mode               `protobuf:"varint,4,opt,name=mode,proto3,enum=drover.v1.Run_Mode" json:"mode,omitempty"` // EACH: docker's API makes one container
+	On            []string               `protobuf:"bytes,5,rep,name=on,proto3" json:"on,omitempty"`                              // constraints that a node must meet: node==c, zone!=b
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateRunRequest) Reset() {
+	*x = CreateRunRequest{}
+	mi := &file_fleet_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateRunRequest) ProtoMessage() {}
+
+func (x *CreateRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateRunRequest.ProtoReflect.Descriptor instead.
+func (*CreateRunRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CreateRunRequest) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *CreateRunRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateRunRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *CreateRunRequest) GetMode() Run_Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Run_ONE
+}
+
+func (x *CreateRunRequest) GetOn() []string {
+	if x != nil {
+		return x.On
+	}
+	return nil
+}
+
+type CreateRunResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Tasks         []*RunTask             `protobuf:"bytes,3,rep,name=tasks,proto3" json:"tasks,omitempty"`                             // by slot
+	PassedOver    []*PassedOver          `protobuf:"bytes,4,rep,name=passed_over,json=passedOver,proto3" json:"passed_over,omitempty"` // the most frequent reason first
+	Warnings      []string               `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateRunResponse) Reset() {
+	*x = CreateRunResponse{}
+	mi := &file_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateRunResponse) ProtoMessage() {}
+
+func (x *CreateRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateRunResponse.ProtoReflect.Descriptor instead.
+func (*CreateRunResponse) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CreateRunResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateRunResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateRunResponse) GetTasks() []*RunTask {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *CreateRunResponse) GetPassedOver() []*PassedOver {
+	if x != nil {
+		return x.PassedOver
+	}
+	return nil
+}
+
+func (x *CreateRunResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type RunTask struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of the container
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	NodeId        string                 `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	NodeName      string                 `protobuf:"bytes,4,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunTask) Reset() {
+	*x = RunTask{}
+	mi := &file_fleet_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunTask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunTask) ProtoMessage() {}
+
+func (x *RunTask) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunTask.ProtoReflect.Descriptor instead.
+func (*RunTask) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RunTask) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RunTask) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RunTask) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RunTask) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+// PassedOver counts nodes that no container was made for.
+type PassedOver struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         uint32                 `protobuf:"varint,1,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"` // drained, lack 2 GiB memory
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PassedOver) Reset() {
+	*x = PassedOver{}
+	mi := &file_fleet_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PassedOver) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PassedOver) ProtoMessage() {}
+
+func (x *PassedOver) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PassedOver.ProtoReflect.Descriptor instead.
+func (*PassedOver) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PassedOver) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *PassedOver) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type PoolInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`    // 10.224.0.0/12
@@ -753,7 +1026,7 @@ type PoolInfo struct {
 
 func (x *PoolInfo) Reset() {
 	*x = PoolInfo{}
-	mi := &file_fleet_proto_msgTypes[11]
+	mi := &file_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +1038,7 @@ func (x *PoolInfo) String() string {
 func (*PoolInfo) ProtoMessage() {}
 
 func (x *PoolInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[11]
+	mi := &file_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +1051,7 @@ func (x *PoolInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolInfo.ProtoReflect.Descriptor instead.
 func (*PoolInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{11}
+	return file_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PoolInfo) GetPool() string {
@@ -810,7 +1083,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_fleet_proto_msgTypes[12]
+	mi := &file_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1095,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[12]
+	mi := &file_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1108,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{12}
+	return file_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 type ListPoolsResponse struct {
@@ -847,7 +1120,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_fleet_proto_msgTypes[13]
+	mi := &file_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +1132,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[13]
+	mi := &file_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +1145,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{13}
+	return file_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolInfo {
@@ -891,7 +1164,7 @@ type AddPoolRequest struct {
 
 func (x *AddPoolRequest) Reset() {
 	*x = AddPoolRequest{}
-	mi := &file_fleet_proto_msgTypes[14]
+	mi := &file_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1176,7 @@ func (x *AddPoolRequest) String() string {
 func (*AddPoolRequest) ProtoMessage() {}
 
 func (x *AddPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[14]
+	mi := &file_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1189,7 @@ func (x *AddPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPoolRequest.ProtoReflect.Descriptor instead.
 func (*AddPoolRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{14}
+	return file_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AddPoolRequest) GetPool() string {
@@ -934,7 +1207,7 @@ type AddPoolResponse struct {
 
 func (x *AddPoolResponse) Reset() {
 	*x = AddPoolResponse{}
-	mi := &file_fleet_proto_msgTypes[15]
+	mi := &file_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1219,7 @@ func (x *AddPoolResponse) String() string {
 func (*AddPoolResponse) ProtoMessage() {}
 
 func (x *AddPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[15]
+	mi := &file_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1232,7 @@ func (x *AddPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPoolResponse.ProtoReflect.Descriptor instead.
 func (*AddPoolResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{15}
+	return file_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 type ControllerInfo struct {
@@ -976,7 +1249,7 @@ type ControllerInfo struct {
 
 func (x *ControllerInfo) Reset() {
 	*x = ControllerInfo{}
-	mi := &file_fleet_proto_msgTypes[16]
+	mi := &file_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1261,7 @@ func (x *ControllerInfo) String() string {
 func (*ControllerInfo) ProtoMessage() {}
 
 func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[16]
+	mi := &file_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1274,7 @@ func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerInfo.ProtoReflect.Descriptor instead.
 func (*ControllerInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{16}
+	return file_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ControllerInfo) GetId() string {
@@ -1054,7 +1327,7 @@ type ListControllersRequest struct {
 
 func (x *ListControllersRequest) Reset() {
 	*x = ListControllersRequest{}
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1339,7 @@ func (x *ListControllersRequest) String() string {
 func (*ListControllersRequest) ProtoMessage() {}
 
 func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1352,7 @@ func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersRequest.ProtoReflect.Descriptor instead.
 func (*ListControllersRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{17}
+	return file_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 type ListControllersResponse struct {
@@ -1091,7 +1364,7 @@ type ListControllersResponse struct {
 
 func (x *ListControllersResponse) Reset() {
 	*x = ListControllersResponse{}
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1376,7 @@ func (x *ListControllersResponse) String() string {
 func (*ListControllersResponse) ProtoMessage() {}
 
 func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1389,7 @@ func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersResponse.ProtoReflect.Descriptor instead.
 func (*ListControllersResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{18}
+	return file_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListControllersResponse) GetControllers() []*ControllerInfo {
@@ -1135,7 +1408,7 @@ type RemoveControllerRequest struct {
 
 func (x *RemoveControllerRequest) Reset() {
 	*x = RemoveControllerRequest{}
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1420,7 @@ func (x *RemoveControllerRequest) String() string {
 func (*RemoveControllerRequest) ProtoMessage() {}
 
 func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1433,7 @@ func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveControllerRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{19}
+	return file_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemoveControllerRequest) GetController() string {
@@ -1178,7 +1451,7 @@ type RemoveControllerResponse struct {
 
 func (x *RemoveControllerResponse) Reset() {
 	*x = RemoveControllerResponse{}
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1463,7 @@ func (x *RemoveControllerResponse) String() string {
 func (*RemoveControllerResponse) ProtoMessage() {}
 
 func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1476,7 @@ func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveControllerResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{20}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 type GetTimingRequest struct {
@@ -1214,7 +1487,7 @@ type GetTimingRequest struct {
 
 func (x *GetTimingRequest) Reset() {
 	*x = GetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1499,7 @@ func (x *GetTimingRequest) String() string {
 func (*GetTimingRequest) ProtoMessage() {}
 
 func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1512,7 @@ func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingRequest.ProtoReflect.Descriptor instead.
 func (*GetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 type GetTimingResponse struct {
@@ -1252,7 +1525,7 @@ type GetTimingResponse struct {
 
 func (x *GetTimingResponse) Reset() {
 	*x = GetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1537,7 @@ func (x *GetTimingResponse) String() string {
 func (*GetTimingResponse) ProtoMessage() {}
 
 func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1550,7 @@ func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingResponse.ProtoReflect.Descriptor instead.
 func (*GetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetTimingResponse) GetProfile() string {
@@ -1303,7 +1576,7 @@ type SetTimingRequest struct {
 
 func (x *SetTimingRequest) Reset() {
 	*x = SetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1588,7 @@ func (x *SetTimingRequest) String() string {
 func (*SetTimingRequest) ProtoMessage() {}
 
 func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1601,7 @@ func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingRequest.ProtoReflect.Descriptor instead.
 func (*SetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetTimingRequest) GetTiming() string {
@@ -1346,7 +1619,7 @@ type SetTimingResponse struct {
 
 func (x *SetTimingResponse) Reset() {
 	*x = SetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1631,7 @@ func (x *SetTimingResponse) String() string {
 func (*SetTimingResponse) ProtoMessage() {}
 
 func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1644,7 @@ func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingResponse.ProtoReflect.Descriptor instead.
 func (*SetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 type TokenInfo struct {
@@ -1390,7 +1663,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1675,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1688,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -1485,7 +1758,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1770,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1783,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -1544,7 +1817,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1829,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1842,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateTokenResponse) GetToken() *TokenInfo {
@@ -1596,7 +1869,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1881,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1894,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListTokensRequest) GetPageSize() uint32 {
@@ -1648,7 +1921,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1933,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1946,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -1699,7 +1972,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1984,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1997,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -1743,7 +2016,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +2028,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +2041,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RevokeTokenResponse) GetChanged() bool {
@@ -1795,7 +2068,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +2080,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +2093,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{32}
+	return file_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Span) GetId() string {
@@ -1896,7 +2169,7 @@ type Trace struct {
 
 func (x *Trace) Reset() {
 	*x = Trace{}
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2181,7 @@ func (x *Trace) String() string {
 func (*Trace) ProtoMessage() {}
 
 func (x *Trace) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2194,7 @@ func (x *Trace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trace.ProtoReflect.Descriptor instead.
 func (*Trace) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{33}
+	return file_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Trace) GetId() string {
@@ -1952,7 +2225,7 @@ type TraceSummary struct {
 
 func (x *TraceSummary) Reset() {
 	*x = TraceSummary{}
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2237,7 @@ func (x *TraceSummary) String() string {
 func (*TraceSummary) ProtoMessage() {}
 
 func (x *TraceSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2250,7 @@ func (x *TraceSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSummary.ProtoReflect.Descriptor instead.
 func (*TraceSummary) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{34}
+	return file_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TraceSummary) GetId() string {
@@ -2032,7 +2305,7 @@ type ListTracesRequest struct {
 
 func (x *ListTracesRequest) Reset() {
 	*x = ListTracesRequest{}
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2317,7 @@ func (x *ListTracesRequest) String() string {
 func (*ListTracesRequest) ProtoMessage() {}
 
 func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2330,7 @@ func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesRequest.ProtoReflect.Descriptor instead.
 func (*ListTracesRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{35}
+	return file_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListTracesRequest) GetPageSize() uint32 {
@@ -2083,7 +2356,7 @@ type ListTracesResponse struct {
 
 func (x *ListTracesResponse) Reset() {
 	*x = ListTracesResponse{}
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2368,7 @@ func (x *ListTracesResponse) String() string {
 func (*ListTracesResponse) ProtoMessage() {}
 
 func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2381,7 @@ func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesResponse.ProtoReflect.Descriptor instead.
 func (*ListTracesResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{36}
+	return file_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListTracesResponse) GetTraces() []*TraceSummary {
@@ -2127,7 +2400,7 @@ type GetTraceRequest struct {
 
 func (x *GetTraceRequest) Reset() {
 	*x = GetTraceRequest{}
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2412,7 @@ func (x *GetTraceRequest) String() string {
 func (*GetTraceRequest) ProtoMessage() {}
 
 func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2425,7 @@ func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceRequest.ProtoReflect.Descriptor instead.
 func (*GetTraceRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{37}
+	return file_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetTraceRequest) GetId() string {
@@ -2171,7 +2444,7 @@ type GetTraceResponse struct {
 
 func (x *GetTraceResponse) Reset() {
 	*x = GetTraceResponse{}
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2456,7 @@ func (x *GetTraceResponse) String() string {
 func (*GetTraceResponse) ProtoMessage() {}
 
 func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2469,7 @@ func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceResponse.ProtoReflect.Descriptor instead.
 func (*GetTraceResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{38}
+	return file_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetTraceResponse) GetTrace() *Trace {
@@ -2215,7 +2488,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2500,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2513,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{39}
+	return file_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ResolveImageRequest) GetReference() string {
@@ -2262,7 +2535,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2547,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2560,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{40}
+	return file_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -2384,7 +2657,29 @@ const file_fleet_proto_rawDesc = "" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x14\n" +
-	"\x12RemoveNodeResponse\"H\n" +
+	"\x12RemoveNodeResponse\"\x8f\x01\n" +
+	"\x10CreateRunRequest\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform\x12'\n" +
+	"\x04mode\x18\x04 \x01(\x0e2\x13.drover.v1.Run.ModeR\x04mode\x12\x0e\n" +
+	"\x02on\x18\x05 \x03(\tR\x02on\"\xb5\x01\n" +
+	"\x11CreateRunResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
+	"\x05tasks\x18\x03 \x03(\v2\x12.drover.v1.RunTaskR\x05tasks\x126\n" +
+	"\vpassed_over\x18\x04 \x03(\v2\x15.drover.v1.PassedOverR\n" +
+	"passedOver\x12\x1a\n" +
+	"\bwarnings\x18\x05 \x03(\tR\bwarnings\"c\n" +
+	"\aRunTask\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\tR\x06nodeId\x12\x1b\n" +
+	"\tnode_name\x18\x04 \x01(\tR\bnodeName\"4\n" +
+	"\n" +
+	"PassedOver\x12\x14\n" +
+	"\x05nodes\x18\x01 \x01(\rR\x05nodes\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"H\n" +
 	"\bPoolInfo\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x14\n" +
 	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x12\n" +
@@ -2501,7 +2796,9 @@ const file_fleet_proto_rawDesc = "" +
 	"\x05Grant\x12\x17.drover.v1.GrantRequest\x1a\x18.drover.v1.GrantResponse\x12E\n" +
 	"\x06Remove\x12\x1c.drover.v1.RemoveNodeRequest\x1a\x1d.drover.v1.RemoveNodeResponse\x12F\n" +
 	"\tListPools\x12\x1b.drover.v1.ListPoolsRequest\x1a\x1c.drover.v1.ListPoolsResponse\x12@\n" +
-	"\aAddPool\x12\x19.drover.v1.AddPoolRequest\x1a\x1a.drover.v1.AddPoolResponse2\xbf\x02\n" +
+	"\aAddPool\x12\x19.drover.v1.AddPoolRequest\x1a\x1a.drover.v1.AddPoolResponse2K\n" +
+	"\x04Runs\x12C\n" +
+	"\x06Create\x12\x1b.drover.v1.CreateRunRequest\x1a\x1c.drover.v1.CreateRunResponse2\xbf\x02\n" +
 	"\vControllers\x12M\n" +
 	"\x04List\x12!.drover.v1.ListControllersRequest\x1a\".drover.v1.ListControllersResponse\x12Q\n" +
 	"\x06Remove\x12\".drover.v1.RemoveControllerRequest\x1a#.drover.v1.RemoveControllerResponse\x12F\n" +
@@ -2530,7 +2827,7 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_fleet_proto_goTypes = []any{
 	(ControllerInfo_Role)(0),         // 0: drover.v1.ControllerInfo.Role
 	(*NodeInfo)(nil),                 // 1: drover.v1.NodeInfo
@@ -2544,103 +2841,113 @@ var file_fleet_proto_goTypes = []any{
 	(*GrantResponse)(nil),            // 9: drover.v1.GrantResponse
 	(*RemoveNodeRequest)(nil),        // 10: drover.v1.RemoveNodeRequest
 	(*RemoveNodeResponse)(nil),       // 11: drover.v1.RemoveNodeResponse
-	(*PoolInfo)(nil),                 // 12: drover.v1.PoolInfo
-	(*ListPoolsRequest)(nil),         // 13: drover.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),        // 14: drover.v1.ListPoolsResponse
-	(*AddPoolRequest)(nil),           // 15: drover.v1.AddPoolRequest
-	(*AddPoolResponse)(nil),          // 16: drover.v1.AddPoolResponse
-	(*ControllerInfo)(nil),           // 17: drover.v1.ControllerInfo
-	(*ListControllersRequest)(nil),   // 18: drover.v1.ListControllersRequest
-	(*ListControllersResponse)(nil),  // 19: drover.v1.ListControllersResponse
-	(*RemoveControllerRequest)(nil),  // 20: drover.v1.RemoveControllerRequest
-	(*RemoveControllerResponse)(nil), // 21: drover.v1.RemoveControllerResponse
-	(*GetTimingRequest)(nil),         // 22: drover.v1.GetTimingRequest
-	(*GetTimingResponse)(nil),        // 23: drover.v1.GetTimingResponse
-	(*SetTimingRequest)(nil),         // 24: drover.v1.SetTimingRequest
-	(*SetTimingResponse)(nil),        // 25: drover.v1.SetTimingResponse
-	(*TokenInfo)(nil),                // 26: drover.v1.TokenInfo
-	(*CreateTokenRequest)(nil),       // 27: drover.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),      // 28: drover.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),        // 29: drover.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),       // 30: drover.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),       // 31: drover.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),      // 32: drover.v1.RevokeTokenResponse
-	(*Span)(nil),                     // 33: drover.v1.Span
-	(*Trace)(nil),                    // 34: drover.v1.Trace
-	(*TraceSummary)(nil),             // 35: drover.v1.TraceSummary
-	(*ListTracesRequest)(nil),        // 36: drover.v1.ListTracesRequest
-	(*ListTracesResponse)(nil),       // 37: drover.v1.ListTracesResponse
-	(*GetTraceRequest)(nil),          // 38: drover.v1.GetTraceRequest
-	(*GetTraceResponse)(nil),         // 39: drover.v1.GetTraceResponse
-	(*ResolveImageRequest)(nil),      // 40: drover.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),     // 41: drover.v1.ResolveImageResponse
-	nil,                              // 42: drover.v1.NodeInfo.LabelsEntry
-	nil,                              // 43: drover.v1.NodeInfo.RolesEntry
-	nil,                              // 44: drover.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 45: drover.v1.Span.AttributesEntry
-	(Node_Availability)(0),           // 46: drover.v1.Node.Availability
-	(Node_Liveness)(0),               // 47: drover.v1.Node.Liveness
-	(*Capacity)(nil),                 // 48: drover.v1.Capacity
+	(*CreateRunRequest)(nil),         // 12: drover.v1.CreateRunRequest
+	(*CreateRunResponse)(nil),        // 13: drover.v1.CreateRunResponse
+	(*RunTask)(nil),                  // 14: drover.v1.RunTask
+	(*PassedOver)(nil),               // 15: drover.v1.PassedOver
+	(*PoolInfo)(nil),                 // 16: drover.v1.PoolInfo
+	(*ListPoolsRequest)(nil),         // 17: drover.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),        // 18: drover.v1.ListPoolsResponse
+	(*AddPoolRequest)(nil),           // 19: drover.v1.AddPoolRequest
+	(*AddPoolResponse)(nil),          // 20: drover.v1.AddPoolResponse
+	(*ControllerInfo)(nil),           // 21: drover.v1.ControllerInfo
+	(*ListControllersRequest)(nil),   // 22: drover.v1.ListControllersRequest
+	(*ListControllersResponse)(nil),  // 23: drover.v1.ListControllersResponse
+	(*RemoveControllerRequest)(nil),  // 24: drover.v1.RemoveControllerRequest
+	(*RemoveControllerResponse)(nil), // 25: drover.v1.RemoveControllerResponse
+	(*GetTimingRequest)(nil),         // 26: drover.v1.GetTimingRequest
+	(*GetTimingResponse)(nil),        // 27: drover.v1.GetTimingResponse
+	(*SetTimingRequest)(nil),         // 28: drover.v1.SetTimingRequest
+	(*SetTimingResponse)(nil),        // 29: drover.v1.SetTimingResponse
+	(*TokenInfo)(nil),                // 30: drover.v1.TokenInfo
+	(*CreateTokenRequest)(nil),       // 31: drover.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 32: drover.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),        // 33: drover.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 34: drover.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 35: drover.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 36: drover.v1.RevokeTokenResponse
+	(*Span)(nil),                     // 37: drover.v1.Span
+	(*Trace)(nil),                    // 38: drover.v1.Trace
+	(*TraceSummary)(nil),             // 39: drover.v1.TraceSummary
+	(*ListTracesRequest)(nil),        // 40: drover.v1.ListTracesRequest
+	(*ListTracesResponse)(nil),       // 41: drover.v1.ListTracesResponse
+	(*GetTraceRequest)(nil),          // 42: drover.v1.GetTraceRequest
+	(*GetTraceResponse)(nil),         // 43: drover.v1.GetTraceResponse
+	(*ResolveImageRequest)(nil),      // 44: drover.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),     // 45: drover.v1.ResolveImageResponse
+	nil,                              // 46: drover.v1.NodeInfo.LabelsEntry
+	nil,                              // 47: drover.v1.NodeInfo.RolesEntry
+	nil,                              // 48: drover.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 49: drover.v1.Span.AttributesEntry
+	(Node_Availability)(0),           // 50: drover.v1.Node.Availability
+	(Node_Liveness)(0),               // 51: drover.v1.Node.Liveness
+	(*Capacity)(nil),                 // 52: drover.v1.Capacity
+	(Run_Mode)(0),                    // 53: drover.v1.Run.Mode
 }
 var file_fleet_proto_depIdxs = []int32{
-	42, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
-	46, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
-	47, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
+	46, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
+	50, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
+	51, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
 	0,  // 3: drover.v1.NodeInfo.controller:type_name -> drover.v1.ControllerInfo.Role
-	48, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
-	43, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
+	52, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
+	47, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
 	1,  // 6: drover.v1.ListNodesResponse.nodes:type_name -> drover.v1.NodeInfo
 	1,  // 7: drover.v1.GetNodeResponse.node:type_name -> drover.v1.NodeInfo
-	44, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
-	46, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
-	12, // 10: drover.v1.ListPoolsResponse.pools:type_name -> drover.v1.PoolInfo
-	0,  // 11: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
-	17, // 12: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
-	26, // 13: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
-	26, // 14: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
-	45, // 15: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
-	33, // 16: drover.v1.Trace.spans:type_name -> drover.v1.Span
-	35, // 17: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
-	34, // 18: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
-	2,  // 19: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
-	4,  // 20: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
-	6,  // 21: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
-	8,  // 22: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
-	10, // 23: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
-	13, // 24: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
-	15, // 25: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
-	18, // 26: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
-	20, // 27: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
-	22, // 28: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
-	24, // 29: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
-	27, // 30: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
-	29, // 31: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
-	31, // 32: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
-	36, // 33: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
-	38, // 34: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
-	40, // 35: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
-	3,  // 36: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
-	5,  // 37: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
-	7,  // 38: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
-	9,  // 39: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
-	11, // 40: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
-	14, // 41: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
-	16, // 42: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
-	19, // 43: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
-	21, // 44: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
-	23, // 45: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
-	25, // 46: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
-	28, // 47: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
-	30, // 48: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
-	32, // 49: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
-	37, // 50: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
-	39, // 51: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
-	41, // 52: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
-	36, // [36:53] is the sub-list for method output_type
-	19, // [19:36] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	48, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
+	50, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
+	53, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
+	14, // 11: drover.v1.CreateRunResponse.tasks:type_name -> drover.v1.RunTask
+	15, // 12: drover.v1.CreateRunResponse.passed_over:type_name -> drover.v1.PassedOver
+	16, // 13: drover.v1.ListPoolsResponse.pools:type_name -> drover.v1.PoolInfo
+	0,  // 14: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
+	21, // 15: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
+	30, // 16: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
+	30, // 17: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
+	49, // 18: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
+	37, // 19: drover.v1.Trace.spans:type_name -> drover.v1.Span
+	39, // 20: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
+	38, // 21: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
+	2,  // 22: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
+	4,  // 23: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
+	6,  // 24: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
+	8,  // 25: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
+	10, // 26: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
+	17, // 27: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
+	19, // 28: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
+	12, // 29: drover.v1.Runs.Create:input_type -> drover.v1.CreateRunRequest
+	22, // 30: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
+	24, // 31: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
+	26, // 32: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
+	28, // 33: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
+	31, // 34: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
+	33, // 35: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
+	35, // 36: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
+	40, // 37: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
+	42, // 38: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
+	44, // 39: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
+	3,  // 40: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
+	5,  // 41: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
+	7,  // 42: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
+	9,  // 43: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
+	11, // 44: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
+	18, // 45: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
+	20, // 46: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
+	13, // 47: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
+	23, // 48: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
+	25, // 49: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
+	27, // 50: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
+	29, // 51: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
+	32, // 52: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
+	34, // 53: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
+	36, // 54: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
+	41, // 55: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
+	43, // 56: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
+	45, // 57: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
+	40, // [40:58] is the sub-list for method output_type
+	22, // [22:40] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -2655,9 +2962,9 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   45,
+			NumMessages:   49,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   6,
 		},
 		GoTypes:           file_fleet_proto_goTypes,
 		DependencyIndexes: file_fleet_proto_depIdxs,

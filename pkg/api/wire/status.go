@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 
@@ -44,6 +45,22 @@ func Code(k dv1.Error_Kind) connect.Code {
 		return s.code
 	}
 	return connect.CodeInternal
+}
+
+// KindOf returns the kind of a refusal over the fleet API, INTERNAL for any other error
+// and for none.
+func KindOf(err error) dv1.Error_Kind {
+	var e *connect.Error
+	if errors.As(err, &e) {
+		for _, d := range e.Details() {
+			if m, err := d.Value(); err == nil {
+				if r, ok := m.(*dv1.Error); ok {
+					return r.Kind
+				}
+			}
+		}
+	}
+	return dv1.Error_INTERNAL
 }
 
 // Word returns an enum's value in lower case, as people read and write it.

@@ -1,11 +1,14 @@
 package wire
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -28,6 +31,33 @@ func TestEveryKindHasAStatus(t *testing.T) {
 	}
 	if Status(99) != http.StatusInternalServerError || Code(99) != connect.CodeInternal {
 		t.Error("a kind of a later build is not internal")
+	}
+}
+
+func TestTheKindOfARefusal(t *testing.T) {
+	refused := func(m proto.Message) error {
+		err := connect.NewError(connect.CodeNotFound, errors.New("no"))
+		if d, e := connect.NewErrorDetail(m); e != nil {
+			t.Fatal(e)
+		} else {
+			err.AddDetail(d)
+		}
+		return err
+	}
+	for _, c := range []struct {
+		err  error
+		want dv1.Error_Kind
+	}{
+		{nil, dv1.Error_INTERNAL},
+		{errors.New("no"), dv1.Error_INTERNAL},
+		{connect.NewError(connect.CodeNotFound, errors.New("no")), dv1.Error_INTERNAL},
+		{refused(&dv1.Node{Id: "a"}), dv1.Error_INTERNAL},
+		{refused(&dv1.Error{Kind: dv1.Error_NO_IMAGE}), dv1.Error_NO_IMAGE},
+		{fmt.Errorf("asking: %w", refused(&dv1.Error{Kind: dv1.Error_NAME_TAKEN})), dv1.Error_NAME_TAKEN},
+	} {
+		if got := KindOf(c.err); got != c.want {
+			t.Errorf("%v is %s, want %s", c.err, got, c.want)
+		}
 	}
 }
 

@@ -28,6 +28,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// NodesName is the fully-qualified name of the Nodes service.
 	NodesName = "drover.v1.Nodes"
+	// RunsName is the fully-qualified name of the Runs service.
+	RunsName = "drover.v1.Runs"
 	// ControllersName is the fully-qualified name of the Controllers service.
 	ControllersName = "drover.v1.Controllers"
 	// TokensName is the fully-qualified name of the Tokens service.
@@ -60,6 +62,8 @@ const (
 	NodesListPoolsProcedure = "/drover.v1.Nodes/ListPools"
 	// NodesAddPoolProcedure is the fully-qualified name of the Nodes's AddPool RPC.
 	NodesAddPoolProcedure = "/drover.v1.Nodes/AddPool"
+	// RunsCreateProcedure is the fully-qualified name of the Runs's Create RPC.
+	RunsCreateProcedure = "/drover.v1.Runs/Create"
 	// ControllersListProcedure is the fully-qualified name of the Controllers's List RPC.
 	ControllersListProcedure = "/drover.v1.Controllers/List"
 	// ControllersRemoveProcedure is the fully-qualified name of the Controllers's Remove RPC.
@@ -312,6 +316,80 @@ func (UnimplementedNodesHandler) ListPools(context.Context, *connect.Request[v1.
 
 func (UnimplementedNodesHandler) AddPool(context.Context, *connect.Request[v1.AddPoolRequest]) (*connect.Response[v1.AddPoolResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Nodes.AddPool is not implemented"))
+}
+
+// RunsClient is a client for the drover.v1.Runs service.
+type RunsClient interface {
+	// Create makes a container for each slot of a run, and returns once all of them are
+	// made. They are not started. An image that is not there is refused as NO_IMAGE.
+	Create(context.Context, *connect.Request[v1.CreateRunRequest]) (*connect.Response[v1.CreateRunResponse], error)
+}
+
+// NewRunsClient constructs a client for the drover.v1.Runs service. By default, it uses the Connect
+// protocol with the binary Protobuf Codec, asks for gzipped responses, and sends uncompressed
+// requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewRunsClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) RunsClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	runsMethods := v1.File_fleet_proto.Services().ByName("Runs").Methods()
+	return &runsClient{
+		create: connect.NewClient[v1.CreateRunRequest, v1.CreateRunResponse](
+			httpClient,
+			baseURL+RunsCreateProcedure,
+			connect.WithSchema(runsMethods.ByName("Create")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// runsClient implements RunsClient.
+type runsClient struct {
+	create *connect.Client[v1.CreateRunRequest, v1.CreateRunResponse]
+}
+
+// Create calls drover.v1.Runs.Create.
+func (c *runsClient) Create(ctx context.Context, req *connect.Request[v1.CreateRunRequest]) (*connect.Response[v1.CreateRunResponse], error) {
+	return c.create.CallUnary(ctx, req)
+}
+
+// RunsHandler is an implementation of the drover.v1.Runs service.
+type RunsHandler interface {
+	// Create makes a container for each slot of a run, and returns once all of them are
+	// made. They are not started. An image that is not there is refused as NO_IMAGE.
+	Create(context.Context, *connect.Request[v1.CreateRunRequest]) (*connect.Response[v1.CreateRunResponse], error)
+}
+
+// NewRunsHandler builds an HTTP handler from the service implementation. It returns the path on
+// which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewRunsHandler(svc RunsHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	runsMethods := v1.File_fleet_proto.Services().ByName("Runs").Methods()
+	runsCreateHandler := connect.NewUnaryHandler(
+		RunsCreateProcedure,
+		svc.Create,
+		connect.WithSchema(runsMethods.ByName("Create")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/drover.v1.Runs/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case RunsCreateProcedure:
+			runsCreateHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedRunsHandler returns CodeUnimplemented from all methods.
+type UnimplementedRunsHandler struct{}
+
+func (UnimplementedRunsHandler) Create(context.Context, *connect.Request[v1.CreateRunRequest]) (*connect.Response[v1.CreateRunResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Runs.Create is not implemented"))
 }
 
 // ControllersClient is a client for the drover.v1.Controllers service.
