@@ -1,6 +1,7 @@
 // Package each implements --each: docker's run, exec and pull on many nodes at once.
-// Docker's own parser reads the command line and builds the request; this package sends
-// that request for every node, and follows all of them as docker's command follows one.
+// Docker's own parser reads the command line and builds the request; this package has
+// the fleet create a run over nodes from it, or sends it for every node, and follows all
+// of them as docker's command follows one.
 package each
 
 import (
@@ -87,6 +88,14 @@ func add(cmd *cobra.Command, s *client.Session, docker command.Cli) {
 	}
 }
 
+// constraints returns what nodes must meet.
+func (e *each) constraints() []string {
+	if len(e.on) > 0 {
+		return e.on
+	}
+	return e.s.On
+}
+
 // nodes returns the matching nodes that can take part. Other nodes that were asked for
 // are reported.
 func (e *each) nodes(ctx context.Context) (out []*dv1.NodeInfo, err error) {
@@ -94,10 +103,7 @@ func (e *each) nodes(ctx context.Context) (out []*dv1.NodeInfo, err error) {
 	if err != nil {
 		return nil, err
 	}
-	on := e.on
-	if len(on) == 0 {
-		on = e.s.On
-	}
+	on := e.constraints()
 	err = client.Pages(func(token string) (string, error) {
 		resp, err := api.Nodes.List(ctx, connect.NewRequest(&dv1.ListNodesRequest{On: on, PageSize: 1000, PageToken: token}))
 		if err != nil {

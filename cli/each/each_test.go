@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -13,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect"
@@ -36,18 +39,23 @@ import (
 // called by their node.
 type fleet struct {
 	dv1connect.UnimplementedNodesHandler
-	nodes   []*dv1.NodeInfo
-	out     map[string]string // of a node's container; "" is "hello\n"
-	code    map[string]int
-	full    map[string]string // why a node takes no container
-	fails   map[string]string // why a node's container does not start
-	absent  bool              // the image, until it is pulled
-	endless bool              // containers end when they are killed
+	dv1connect.UnimplementedRunsHandler
+	nodes    []*dv1.NodeInfo
+	out      map[string]string // of a node's container; "" is "hello\n"
+	code     map[string]int
+	full     map[string]string // why a node takes no container
+	fails    map[string]string // why a node's container does not start
+	absent   bool              // the image, until it is pulled
+	refuses  error             // a run
+	warnings []string          // of a run
+	ctx      context.Context   // of the command, nil for the test's
+	asking   func()            // is called for each run that is asked for
+	endless  bool              // containers end when they are killed
 
-	mu     sync.Mutex // guards the fields below
-	log    []string
-	bodies map[string]container.CreateRequest
-	ended  map[string]chan struct{}
+	mu    sync.Mutex // guards the fields below
+	log   []string
+	asked []*dv1.CreateRunRequest
+	ended map[string]chan struct{}
 }
 
 func (f *fleet) note(format string, a ...any) {
@@ -82,14 +90,14 @@ func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", "1.44")
 	w.Header().Set("Ostype", "linux")
 	m := route.FindStringSubmatch(r.URL.Path)
+	if r.Method == http.MethodDelete {
+		f.note("remove %s", r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:])
+	}
 	if m == nil {
 		return // a ping
 	}
 	node := strings.TrimPrefix(m[2], "on-")
 	switch m[1] + " " + m[3] {
-	case "containers create":
-		node = strings.TrimPrefix(r.Header.Get(wire.HeaderOn), "node==")
-		f.create(w, r, node)
 	case "containers attach", "exec start":
 		f.stream(w, r, node)
 	case "containers wait":
@@ -150,23 +158,46 @@ func refuse(w http.ResponseWriter, code int, msg string) {
 	_ = json.NewEncoder(w).Encode(map[string]string{"message": msg})
 }
 
-func (f *fleet) create(w http.ResponseWriter, r *http.Request, node string) {
-	var body container.CreateRequest
-	_ = json.NewDecoder(r.Body).Decode(&body)
-	switch why := f.full[node]; {
-	case f.absent:
-		refuse(w, 404, "No such image: alpine:latest")
-	case why != "":
-		refuse(w, 503, why)
-	default:
-		f.note("create %s %q", node, r.URL.Query().Get("name"))
-		f.mu.Lock()
-		f.bodies[node] = body
-		f.mu.Unlock()
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(201)
-		_, _ = fmt.Fprintf(w, `{"Id":"on-%s"}`, node)
+// Create makes a run on the nodes that are not full.
+func (f *fleet) Create(_ context.Context, r *connect.Request[dv1.CreateRunRequest]) (*connect.Response[dv1.CreateRunResponse], error) {
+	if f.asking != nil {
+		f.asking()
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = append(f.asked, r.Msg)
+	switch {
+	case f.absent:
+		return nil, refusal(dv1.Error_NO_IMAGE, "No such image: alpine:latest")
+	case f.refuses != nil:
+		return nil, f.refuses
+	}
+	out := &dv1.CreateRunResponse{Warnings: f.warnings}
+	why := map[string]uint32{}
+	for _, n := range f.nodes {
+		switch {
+		case len(r.Msg.On) > 0 && !slices.Contains(r.Msg.On, "node=="+n.Name):
+			why["don't match "+strings.Join(r.Msg.On, ", ")]++
+		case n.Liveness != dv1.Node_READY || n.Availability != dv1.Node_ACTIVE:
+			why["are not ready"]++
+		case f.full[n.Name] != "":
+			why[f.full[n.Name]]++
+		default:
+			out.Tasks = append(out.Tasks, &dv1.RunTask{Id: "on-" + n.Name, Name: fmt.Sprintf("%s-%d", r.Msg.Name, len(out.Tasks)+1), NodeId: n.Id, NodeName: n.Name})
+		}
+	}
+	for _, w := range slices.Sorted(maps.Keys(why)) {
+		out.PassedOver = append(out.PassedOver, &dv1.PassedOver{Nodes: why[w], Why: w})
+	}
+	return connect.NewResponse(out), nil
+}
+
+func refusal(kind dv1.Error_Kind, msg string) error {
+	err := connect.NewError(wire.Code(kind), errors.New(msg))
+	if d, e := connect.NewErrorDetail(&dv1.Error{Kind: kind, Message: msg}); e == nil {
+		err.AddDetail(d)
+	}
+	return err
 }
 
 func (f *fleet) stream(w http.ResponseWriter, r *http.Request, node string) {
@@ -190,7 +221,7 @@ func (f *fleet) stream(w http.ResponseWriter, r *http.Request, node string) {
 }
 
 func newFleet(nodes ...string) *fleet {
-	f := &fleet{out: map[string]string{}, code: map[string]int{}, full: map[string]string{}, fails: map[string]string{}, bodies: map[string]container.CreateRequest{}, ended: map[string]chan struct{}{}}
+	f := &fleet{out: map[string]string{}, code: map[string]int{}, full: map[string]string{}, fails: map[string]string{}, ended: map[string]chan struct{}{}}
 	for _, n := range nodes {
 		f.nodes = append(f.nodes, &dv1.NodeInfo{Id: n, Name: n, Liveness: dv1.Node_READY, Availability: dv1.Node_ACTIVE})
 	}
@@ -202,6 +233,7 @@ func (f *fleet) drover(t *testing.T, line string) (stdout, stderr string, code i
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.Handle(dv1connect.NewNodesHandler(f))
+	mux.Handle(dv1connect.NewRunsHandler(f))
 	mux.Handle("/", f)
 	s := clitest.Serve(t, mux)
 	var out, errs bytes.Buffer
@@ -219,7 +251,11 @@ func (f *fleet) drover(t *testing.T, line string) (stdout, stderr string, code i
 	root.SetArgs(strings.Fields(line))
 	root.SetOut(&out)
 	root.SetErr(&errs)
-	err = root.ExecuteContext(t.Context())
+	ctx := f.ctx
+	if ctx == nil {
+		ctx = t.Context()
+	}
+	err = root.ExecuteContext(ctx)
 	if err != nil {
 		code = 1
 		if st, ok := err.(cli.StatusError); ok {
@@ -248,7 +284,16 @@ func TestWhatPeopleRead(t *testing.T) {
 		{"no-newline", "run --each alpine cat", func(f *fleet) { f.out["c"] = "no end" }, 0},
 		{"one-fails", "run --each --rm alpine false", func(f *fleet) { f.code["b"] = 4 }, 1},
 		{"all-fail", "run --each --rm alpine false", func(f *fleet) { f.code = map[string]int{"a": 7, "b": 7, "c": 7, "d": 7} }, 7},
-		{"one-is-full", "run --each alpine true", func(f *fleet) { f.full["c"] = "0 of 1 node fits: 1 lack 2 GiB memory" }, 1},
+		{"one-is-full", "run --each alpine true", func(f *fleet) { f.full["c"] = "lack 2 GiB memory" }, 1},
+		{"some-are-full", "run --each --on node==a,node==b,node==c alpine true", func(f *fleet) { f.full["b"], f.full["c"] = "lack 2 GiB memory", "have port 80 taken" }, 1},
+		{"none-fits", "run --each alpine true", func(f *fleet) {
+			f.refuses = refusal(dv1.Error_UNAVAILABLE, "0 of 4 nodes fit: 4 lack 2 GiB memory")
+		}, 125},
+		{"name-taken", "run --each --name s alpine true", func(f *fleet) {
+			f.refuses = refusal(dv1.Error_NAME_TAKEN, `Conflict. The container name "/s" is already in use by run s.`)
+		}, 125},
+		{"never-pulled", "run --each --pull never alpine true", func(f *fleet) { f.absent = true }, 125},
+		{"warned", "run --each alpine true", func(f *fleet) { f.warnings = []string{"health checks are not available on this fleet yet"} }, 0},
 		{"not-found", "run --each alpine nothing", func(f *fleet) {
 			for _, n := range f.nodes {
 				f.fails[n.Name] = "exec: \"nothing\": executable file not found in $PATH"
@@ -285,20 +330,86 @@ func TestWhatPeopleRead(t *testing.T) {
 	}
 }
 
-// Each node gets the request that docker's own command makes, with its part of the name.
-func TestEachNodeGetsDockersRequest(t *testing.T) {
+// The fleet gets the request that docker's own command makes, once.
+func TestTheFleetGetsDockersRequest(t *testing.T) {
 	f := newFleet("a", "b")
-	if _, errs, code := f.drover(t, "run -d --each --rm --name web -e X=1 -p 80:80 -l k=v -m 64m alpine sleep 9"); code != 0 {
+	if _, errs, code := f.drover(t, "run -d --each --on node==b,node==a --rm --name web --platform linux/amd64 -e X=1 -p 80:80 -l k=v -m 64m alpine sleep 9"); code != 0 {
 		t.Fatal(errs)
 	}
-	for i, node := range []string{"a", "b"} {
-		b := f.bodies[node]
-		if b.Image != "alpine" || strings.Join(b.Cmd, " ") != "sleep 9" || !b.HostConfig.AutoRemove || b.HostConfig.Memory != 64<<20 || b.Labels["k"] != "v" || b.Labels[labelRun] != "web" || !slices.Contains(b.Env, "X=1") {
-			t.Errorf("%s gets %+v", node, b)
+	if len(f.asked) != 1 {
+		t.Fatalf("%d runs", len(f.asked))
+	}
+	r := f.asked[0]
+	if r.Name != "web" || r.Platform != "linux/amd64" || r.Mode != dv1.Run_EACH || strings.Join(r.On, " ") != "node==b node==a" {
+		t.Errorf("the run is %v", r)
+	}
+	var b container.CreateRequest
+	if err := json.Unmarshal(r.Body, &b); err != nil {
+		t.Fatal(err)
+	}
+	if b.Image != "alpine" || strings.Join(b.Cmd, " ") != "sleep 9" || !b.HostConfig.AutoRemove || b.HostConfig.Memory != 64<<20 || b.Labels["k"] != "v" || b.Labels[labelRun] != "web" || !slices.Contains(b.Env, "X=1") {
+		t.Errorf("its request is %+v", b)
+	}
+}
+
+// Runs without a name are told apart by their label.
+func TestARunWithoutANameHasALabel(t *testing.T) {
+	f := newFleet("a")
+	var labels []string
+	for range 2 {
+		f.ended = map[string]chan struct{}{}
+		if _, errs, code := f.drover(t, "run -d --each alpine true"); code != 0 {
+			t.Fatal(errs)
 		}
-		if want := fmt.Sprintf("create %s \"web-%d\"", node, i+1); !slices.Contains(f.log, want) {
-			t.Errorf("%q lacks %s", f.log, want)
+		var b container.CreateRequest
+		if err := json.Unmarshal(f.asked[len(f.asked)-1].Body, &b); err != nil {
+			t.Fatal(err)
 		}
+		labels = append(labels, b.Labels[labelRun])
+	}
+	if len(labels[0]) != 12 || labels[0] == labels[1] || f.asked[0].Name != "" {
+		t.Errorf("%q", labels)
+	}
+}
+
+// What was made while somebody interrupted the command is removed, and not started.
+func TestAnInterruptedCreateIsUndone(t *testing.T) {
+	f := newFleet("a", "b")
+	ctx, interrupt := context.WithCancel(t.Context())
+	f.ctx, f.asking = ctx, func() {
+		interrupt()
+		<-time.After(50 * time.Millisecond) // for a client that does not wait for the answer
+	}
+	if _, _, code := f.drover(t, "run --each alpine true"); code == 0 {
+		t.Error("it went well")
+	}
+	slices.Sort(f.log)
+	if got := strings.Join(f.log, ", "); got != "remove on-a, remove on-b" {
+		t.Errorf("the fleet saw %s", got)
+	}
+}
+
+type kept struct{}
+
+// Whoever interrupts a run that was asked for waits for its answer, not for ever.
+func TestACreateOutlastsAnInterrupt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		short, interrupt := context.WithCancel(context.WithValue(t.Context(), kept{}, true))
+		long, cancel := outlast(short, time.Minute)
+		defer cancel()
+		interrupt()
+		time.Sleep(time.Minute - 1)
+		if synctest.Wait(); long.Err() != nil || long.Value(kept{}) == nil {
+			t.Errorf("it ended early: %v", long.Err())
+		}
+		time.Sleep(time.Nanosecond)
+		if synctest.Wait(); long.Err() == nil {
+			t.Error("it goes on")
+		}
+	})
+	long, cancel := outlast(t.Context(), time.Minute)
+	if cancel(); long.Err() == nil {
+		t.Error("it was not cancelled")
 	}
 }
 

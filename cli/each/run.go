@@ -4,25 +4,32 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/docker/cli/cli"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	docker "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/propagation"
 
 	"github.com/drover/drover/cli/client"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/api/wire"
 )
 
 // undoWithin bounds the removal of containers that are not started after all.
@@ -67,63 +74,109 @@ func (e *each) run(cmd *cobra.Command, args []string) error {
 	})
 }
 
-// create makes docker's own command build its request, and sends it for every node. A
-// node that fails does not keep the others from running.
+// create makes docker's own command build its request, and has the fleet create a run
+// over the nodes from it. A node that can't take part does not keep the others from
+// running.
 func (e *each) create(cmd *cobra.Command, args []string, nodes []*dv1.NodeInfo) (all []made, o docker.ContainerCreateOptions, err error) {
-	run := cmd.Flags().Lookup("name").Value.String()
-	named := run != ""
-	if !named {
-		b := make([]byte, 6)
-		_, _ = rand.Read(b) // never fails
-		run = hex.EncodeToString(b)
-	}
+	name := cmd.Flags().Lookup("name").Value.String()
 	ctx := cmd.Context()
 	taken := false
+	var failed error
 	cmd.SetContext(client.Intercept(ctx, client.Calls{Create: func(_ context.Context, asked docker.ContainerCreateOptions) (docker.ContainerCreateResult, error) {
 		o = asked
-		config := *o.Config
-		config.Labels = maps.Clone(config.Labels)
-		if config.Labels == nil {
-			config.Labels = map[string]string{}
+		r, err := e.createRun(ctx, name, o)
+		if wire.KindOf(err) == dv1.Error_NO_IMAGE { // docker's command pulls it then
+			return docker.ContainerCreateResult{}, errdefs.ErrNotFound.WithMessage(reason(e.s.Explain(err)))
 		}
-		config.Labels[labelRun] = run
-		o.Config = &config
-		all = make([]made, len(nodes))
-		one := func(i int) error {
-			mine := o
-			if mine.Name = ""; named {
-				mine.Name = fmt.Sprintf("%s-%d", run, i+1)
-			}
-			r, err := e.docker.Client().ContainerCreate(client.WithOn(ctx, "node=="+nodes[i].Id), mine)
-			for _, w := range r.Warnings {
-				e.say("node %s: %s", nodes[i].Name, w)
-			}
-			all[i] = made{nodes[i].Name, r.ID, err}
-			return err
+		if err != nil {
+			failed = cli.StatusError{StatusCode: 125, Status: e.s.Explain(err)}
 		}
-		// The first one finds out whether the image exists: if not, docker's command pulls
-		// it.
-		if err := one(0); errdefs.IsNotFound(err) {
-			return docker.ContainerCreateResult{}, err
+		all, taken = outcomes(r, nodes), true
+		for _, w := range r.GetWarnings() {
+			e.say("%s", w)
 		}
-		slots := make(chan struct{}, atOnce)
-		var making sync.WaitGroup
-		for i := 1; i < len(nodes); i++ {
-			slots <- struct{}{}
-			making.Go(func() {
-				defer func() { <-slots }()
-				_ = one(i) // errors are kept in all
-			})
-		}
-		making.Wait()
-		taken = true
 		return docker.ContainerCreateResult{}, errTaken
 	}}))
 	defer cmd.SetContext(ctx)
 	if err = e.inner(cmd, args); taken {
-		err = nil
+		err = failed
 	}
 	return all, o, err
+}
+
+// createRun asks for a run of docker's request. Once it is asked for, an interrupt
+// waits for the answer: without, nobody knew what to undo.
+func (e *each) createRun(ctx context.Context, name string, o docker.ContainerCreateOptions) (*dv1.CreateRunResponse, error) {
+	api, err := e.s.API()
+	if err != nil {
+		return nil, err
+	}
+	config := *o.Config
+	config.Labels = maps.Clone(config.Labels)
+	if config.Labels == nil {
+		config.Labels = map[string]string{}
+	}
+	config.Labels[labelRun] = name
+	if name == "" {
+		b := make([]byte, 6)
+		_, _ = rand.Read(b) // never fails
+		config.Labels[labelRun] = hex.EncodeToString(b)
+	}
+	body, err := json.Marshal(container.CreateRequest{Config: &config, HostConfig: o.HostConfig, NetworkingConfig: o.NetworkingConfig})
+	if err != nil {
+		return nil, fmt.Errorf("encoding the request: %w", err)
+	}
+	asked := &dv1.CreateRunRequest{Body: body, Name: name, Mode: dv1.Run_EACH, On: e.constraints()}
+	if o.Platform != nil {
+		asked.Platform = platforms.Format(*o.Platform)
+	}
+	ctx, cancel := outlast(ctx, undoWithin)
+	defer cancel()
+	r := connect.NewRequest(asked)
+	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(r.Header()))
+	resp, err := api.Runs.Create(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
+}
+
+// outlast returns a context that ends a while after ctx does.
+func outlast(ctx context.Context, while time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(while, cancel) })
+	return longer, func() { stop(); cancel() }
+}
+
+// outcomes are what a run made, and which of the nodes were passed over, by name.
+func outcomes(r *dv1.CreateRunResponse, nodes []*dv1.NodeInfo) (all []made) {
+	has := map[string]bool{}
+	for _, t := range r.GetTasks() {
+		has[t.NodeId] = true
+		all = append(all, made{node: t.NodeName, id: t.Id})
+	}
+	for _, n := range nodes {
+		if !has[n.Id] {
+			all = append(all, made{node: n.Name, err: passedOver(r)})
+		}
+	}
+	slices.SortFunc(all, func(a, b made) int { return strings.Compare(a.node, b.node) })
+	return all
+}
+
+// passedOver is why nodes have no container of a run. Which of them lacks what, the
+// fleet counts only.
+func passedOver(r *dv1.CreateRunResponse) error {
+	var why []string
+	total := len(r.GetTasks())
+	for _, p := range r.GetPassedOver() {
+		total += int(p.Nodes)
+		why = append(why, fmt.Sprintf("%d %s", p.Nodes, p.Why))
+	}
+	if len(why) == 0 {
+		return errors.New("no container was made here")
+	}
+	return fmt.Errorf("%d of %d nodes fit: %s", len(r.GetTasks()), total, strings.Join(why, ", "))
 }
 
 // undo removes containers that were not started.
