@@ -128,7 +128,7 @@ fleet() {
   on a drover ps
   on b drover run --rm --on node==d alpine true
   on b drover trace last
-  show drover info '| head -30'
+  show drover info '| sed -n 1,30p'
   show drover rm -f '$(drover ps -aq)'
 }
 
@@ -143,8 +143,8 @@ terminal() { # what is typed; command…: runs it on a terminal of its own
   local typed=$1; shift
   printf '\n%s$ %s%s   (on a terminal, typing: %s)\n' "$BOLD" "$*" "$PLAIN" "${typed//$'\n'/ ⏎ }"
   { sleep 1; while IFS= read -r line; do printf '%s\n' "$line"; sleep 0.4; done <<<"$typed"; } |
-    script -qec "$*" /dev/null
-  local rc=$?
+    script -qec "$*" /dev/null | if [ -t 1 ]; then cat; else sed 's/\x1b\[[0-9;?]*[A-Za-z]//g'; fi
+  local rc=${PIPESTATUS[1]}
   printf '(exit code %d)\n' $rc
 }
 
