@@ -207,8 +207,10 @@ func decode(b []byte) ([]byte, *container.CreateRequest, error) {
 		}
 	}
 	fields["Labels"] = labels
-	b, err = json.Marshal(fields)
-	return b, req, err
+	if b, err = json.Marshal(fields); err != nil {
+		return nil, nil, err
+	}
+	return decode(b) // what nodes will read: a field that was there twice may mean something else now
 }
 
 func unmarshal(b []byte, v any) error {

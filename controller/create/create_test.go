@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -72,6 +73,28 @@ func TestTheNodesLabelIsNotSentBack(t *testing.T) {
 	const plain = `{"Image":"busybox", "Labels":{"a":"b"}}`
 	if b, _, err := decode([]byte(plain)); err != nil || string(b) != plain {
 		t.Errorf("a body without is kept as %s, %v", b, err)
+	}
+}
+
+// What is checked is what nodes decode, also of a body that had to be encoded again:
+// that loses the order of its fields, and all but one of those with the same name.
+func TestWhatIsCheckedIsWhatIsKept(t *testing.T) {
+	const label = `"Labels":{"io.drover.node":"web-1"}`
+	for _, twice := range []string{
+		`"hostconfig":{"Init":true,"Annotations":{"a":"b"}},"HostConfig":{"Init":false,"Annotations":null}`,
+		`"HostConfig":{"Init":true},"HostConfig":{"AutoRemove":true}`,
+		`"labels":{"io.drover.node":"web-2","a":"b"}`,
+	} {
+		b, req, err := decode([]byte(`{"Image":"busybox",` + twice + "," + label + `}`))
+		var kept container.CreateRequest
+		if err != nil || json.Unmarshal(b, &kept) != nil || !reflect.DeepEqual(&kept, req) {
+			t.Errorf("%s: %s is kept, %+v %+v is checked, %v", twice, b, req.Labels, req.HostConfig, err)
+		}
+	}
+	var field *fields.Error
+	_, _, err := Command(pulled(t, `{"config":{"Cmd":["sh"]}}`), Request{Body: []byte(`{"Image":"busybox","hostconfig":{"Init":true},"HostConfig":{"Init":false},` + label + `}`)})
+	if !errors.As(err, &field) || field.Field != "HostConfig.Init" {
+		t.Errorf("a field that is refused, hidden behind another: %v", err)
 	}
 }
 
