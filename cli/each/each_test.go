@@ -64,6 +64,28 @@ func (f *fleet) note(format string, a ...any) {
 	f.log = append(f.log, fmt.Sprintf(format, a...))
 }
 
+// seen counts what was noted with a prefix.
+func (f *fleet) seen(prefix string) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, l := range f.log {
+		if strings.HasPrefix(l, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// interruptAfter sends this process an interrupt once some containers were started.
+func (f *fleet) interruptAfter(starts int) {
+	go func() {
+		for f.seen("start ") < starts {
+			<-time.After(time.Millisecond)
+		}
+		_ = syscall.Kill(syscall.Getpid(), syscall.SIGINT)
+	}()
+}
+
 func (f *fleet) end(node string) chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -115,6 +137,10 @@ func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(204)
 	case "containers kill":
+		if f.seen("start "+node) == 0 {
+			refuse(w, 409, "container "+node+" is not running")
+			return
+		}
 		f.note("kill %s with %s", node, r.URL.Query().Get("signal"))
 		close(f.end(node))
 	case "containers json":
@@ -389,6 +415,29 @@ func TestAnInterruptedCreateIsUndone(t *testing.T) {
 	}
 }
 
+// What an interrupt finds unstarted, because only so many are worked on at once, is
+// removed: nobody would stop it.
+func TestAnInterruptedRunStartsNothingMore(t *testing.T) {
+	var nodes []string
+	for i := range atOnce + 3 {
+		nodes = append(nodes, fmt.Sprintf("n%03d", i))
+	}
+	f := newFleet(nodes...)
+	f.endless = true
+	f.interruptAfter(atOnce)
+	if _, errs, code := f.drover(t, "run --each --rm alpine sleep 1000"); code == 0 || !strings.Contains(errs, "failed on 3 of 67 nodes: n064, n065, n066") {
+		t.Errorf("it ended with %d: %s", code, errs)
+	}
+	if n := f.seen("start "); n != atOnce {
+		t.Errorf("%d were started, not %d", n, atOnce)
+	}
+	for _, node := range nodes[atOnce:] {
+		if !slices.Contains(f.log, "remove on-"+node) {
+			t.Errorf("%s's was not removed", node)
+		}
+	}
+}
+
 type kept struct{}
 
 // Whoever interrupts a run that was asked for waits for its answer, not for ever.
@@ -418,20 +467,7 @@ func TestAnInterruptGoesToAll(t *testing.T) {
 	f := newFleet("a", "b", "c")
 	f.endless = true
 	f.code = map[string]int{"a": 130, "b": 130, "c": 130}
-	go func() {
-		for started := 0; started < 3; {
-			f.mu.Lock()
-			started = 0
-			for _, l := range f.log {
-				if strings.HasPrefix(l, "start ") {
-					started++
-				}
-			}
-			f.mu.Unlock()
-			<-time.After(time.Millisecond)
-		}
-		_ = syscall.Kill(syscall.Getpid(), syscall.SIGINT)
-	}()
+	f.interruptAfter(3)
 	if _, errs, code := f.drover(t, "run --each --rm alpine sleep 1000"); code != 130 || !strings.Contains(errs, "failed on 3 of 3") {
 		t.Errorf("it ended with %d: %s", code, errs)
 	}

@@ -35,6 +35,9 @@ import (
 // undoWithin bounds the removal of containers that are not started after all.
 const undoWithin = 10 * time.Second
 
+// errUnstarted reports that an interrupt came before a container's start.
+var errUnstarted = errors.New("interrupted before it was started")
+
 // made is a container on a node, or the reason why there is none.
 type made struct {
 	node string
@@ -58,7 +61,7 @@ func (e *each) run(cmd *cobra.Command, args []string) error {
 		return cmd.Context().Err()
 	}
 	proxy := cmd.Flags().Lookup("sig-proxy").Value.String() == "true"
-	ctx, stop := e.signals(cmd.Context(), all, proxy)
+	ctx, starting, stop := e.signals(cmd.Context(), all, proxy)
 	defer stop()
 	out := newFolder(e.docker.Out(), e.docker.Err(), names(all, func(m made) string { return m.node }))
 	defer out.close()
@@ -69,7 +72,11 @@ func (e *each) run(cmd *cobra.Command, args []string) error {
 		}
 		stdout, stderr := out.writer(i, false), out.writer(i, true)
 		defer func() { _, _ = stdout.Close(), stderr.Close() }()
-		code, err := e.follow(ctx, m.id, o, stdout, stderr)
+		code, err := e.follow(ctx, starting, m.id, o, stdout, stderr)
+		if errors.Is(err, errUnstarted) {
+			e.undo(ctx, all[i:i+1])
+			return outcome{node: m.node, code: 130}
+		}
 		return outcome{m.node, code, err}
 	})
 }
@@ -191,10 +198,12 @@ func (e *each) undo(ctx context.Context, all []made) {
 	})
 }
 
-// signals forwards received signals to every container. Its context outlives the
+// signals forwards received signals to every container. Its first context outlives the
 // command's, which ends at the first interrupt; it ends at the third one. Without proxy
-// it ends at the first one, and the containers keep running.
-func (e *each) signals(ctx context.Context, all []made, proxy bool) (context.Context, func()) {
+// it ends at the first one, and the containers keep running. The second context ends
+// before the first interrupt is forwarded.
+func (e *each) signals(ctx context.Context, all []made, proxy bool) (following, starting context.Context, stop func()) {
+	starting, halt := context.WithCancel(ctx)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	came := make(chan os.Signal, 8)
 	signal.Notify(came, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
@@ -206,8 +215,10 @@ func (e *each) signals(ctx context.Context, all []made, proxy bool) (context.Con
 			case s := <-came:
 				if s == syscall.SIGINT || s == syscall.SIGTERM {
 					interrupts++
+					halt()
 				}
 				if !proxy || interrupts > 2 {
+					halt()
 					cancel()
 					return
 				}
@@ -217,8 +228,9 @@ func (e *each) signals(ctx context.Context, all []made, proxy bool) (context.Con
 			}
 		}
 	})
-	return ctx, func() {
+	return ctx, starting, func() {
 		signal.Stop(came)
+		halt()
 		cancel()
 		forwarding.Wait()
 	}
@@ -239,8 +251,11 @@ func (e *each) kill(ctx context.Context, all []made, s syscall.Signal) {
 
 // follow does what docker's run does with a container: attach, wait, start, and copy the
 // output until the end. It returns the container's exit code, or docker's for a failed
-// start.
-func (e *each) follow(ctx context.Context, id string, o docker.ContainerCreateOptions, stdout, stderr io.Writer) (code int, err error) {
+// start. Once starting ends, it starts nothing, and returns errUnstarted.
+func (e *each) follow(ctx, starting context.Context, id string, o docker.ContainerCreateOptions, stdout, stderr io.Writer) (code int, err error) {
+	if starting.Err() != nil {
+		return 0, errUnstarted
+	}
 	c := e.docker.Client()
 	attached := o.Config.AttachStdout || o.Config.AttachStderr
 	copied := make(chan struct{})
@@ -263,6 +278,9 @@ func (e *each) follow(ctx context.Context, id string, o docker.ContainerCreateOp
 	var wait docker.ContainerWaitResult
 	if attached {
 		wait = c.ContainerWait(ctx, id, docker.ContainerWaitOptions{Condition: until})
+	}
+	if starting.Err() != nil { // no signal reached it yet
+		return 0, errUnstarted
 	}
 	if _, err := c.ContainerStart(ctx, id, docker.ContainerStartOptions{}); err != nil {
 		return startCode(err), err
