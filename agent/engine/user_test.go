@@ -93,7 +93,11 @@ func TestNoFileOfAnImageHoldsTheAgentUp(t *testing.T) {
 		"a magic link": func(_, path string) error { return os.Symlink("/proc/self/fd/0", path) },
 	} {
 		root := rootOf(t, map[string]string{"etc/group": groupText})
-		if err := put(root, filepath.Join(root, "etc/passwd")); err != nil {
+		err := put(root, filepath.Join(root, "etc/passwd"))
+		if what == "a device" && os.Geteuid() != 0 {
+			continue // only root makes one
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		done := make(chan error, 2)
