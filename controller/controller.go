@@ -317,7 +317,7 @@ type apis struct {
 func (c *controller) api(quorum *membership.Quorum) apis {
 	return apis{
 		docker: engineapi.New(engineapi.Options{Fleet: c.fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For}),
-		ours:   fleetapi.New(fleetapi.Options{Grant: c.grants.For, Traces: c.Traces, Gather: c.peers.Gather, Fleet: c.fleet, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }}),
+		ours:   fleetapi.New(fleetapi.Options{Tracer: c.Tracer, Grant: c.grants.For, Traces: c.Traces, Gather: c.peers.Gather, Fleet: c.fleet, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }}),
 	}
 }
 

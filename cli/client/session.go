@@ -61,6 +61,7 @@ type marked struct {
 func (m *marked) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	m.s.mark(r)
+	propagation.TraceContext{}.Inject(r.Context(), propagation.HeaderCarrier(r.Header))
 	resp, err := m.next.RoundTrip(r)
 	if err == nil {
 		m.s.note(resp)

@@ -18,6 +18,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/docker/cli/cli"
 	"github.com/moby/moby/client"
+	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -306,5 +307,30 @@ func TestCallsAreTakenOver(t *testing.T) {
 	}
 	if _ = all(t.Context()); asked.Load() != 3 {
 		t.Errorf("the fleet was asked %d times", asked.Load())
+	}
+}
+
+// What is asked of the fleet API is part of the command's trace.
+func TestRequestsCarryTheCommandsSpan(t *testing.T) {
+	var got []string
+	s := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = append(got, r.Header.Get("traceparent")) }))
+	h, err := s.HTTP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	span := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled})
+	for _, ctx := range []context.Context{t.Context(), trace.ContextWithSpanContext(t.Context(), span)} {
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://drover/x", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := h.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+	}
+	if want := []string{"", "00-" + span.TraceID().String() + "-" + span.SpanID().String() + "-01"}; !slices.Equal(got, want) {
+		t.Errorf("requests go with %q, want %q", got, want)
 	}
 }

@@ -25,7 +25,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	docker "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
-	"go.opentelemetry.io/otel/propagation"
 
 	"github.com/drover/drover/cli/client"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -139,9 +138,7 @@ func (e *each) createRun(ctx context.Context, name string, o docker.ContainerCre
 	}
 	ctx, cancel := outlast(ctx, undoWithin)
 	defer cancel()
-	r := connect.NewRequest(asked)
-	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(r.Header()))
-	resp, err := api.Runs.Create(ctx, r)
+	resp, err := api.Runs.Create(ctx, connect.NewRequest(asked))
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,10 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	oteltrace "go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/fleet"
@@ -39,9 +43,10 @@ type Fleet interface {
 	Observe(ctx context.Context, q fleet.Query) *fleet.Observations
 }
 
-// Options configures New. All but Gather and Grant are required.
+// Options configures New. All but Tracer, Gather and Grant are required.
 type Options struct {
 	Fleet  Fleet
+	Tracer oteltrace.Tracer // nil: none
 	Traces *trace.Store
 	// Gather asks the other controllers for their part of the traces; nil if there are
 	// none.
@@ -150,11 +155,34 @@ type API struct{ bound route.Table[http.Handler] }
 
 // New returns an API.
 func New(o Options) *API {
+	if o.Tracer == nil {
+		o.Tracer = noop.NewTracerProvider().Tracer("")
+	}
 	s, a := &server{o}, &API{}
 	for _, h := range table {
-		a.bound = append(a.bound, route.Handled[http.Handler]{Route: h.Route, Handle: h.Handle(s, connect.WithReadMaxBytes(int(h.Body.Max)))})
+		a.bound = append(a.bound, route.Handled[http.Handler]{Route: h.Route, Handle: s.traced(h.Route, h.Handle(s, connect.WithReadMaxBytes(int(h.Body.Max))))})
 	}
 	return a
+}
+
+// traced records a span for each request of what the leader answers, in the caller's
+// trace. It never starts a trace: agents ask too.
+func (s *server) traced(rt route.Route, h http.Handler) http.Handler {
+	if rt.At != route.Leader {
+		return h
+	}
+	name := "fleetapi " + strings.TrimPrefix(rt.Pattern, "/")
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+		if !oteltrace.SpanContextFromContext(ctx).IsValid() {
+			h.ServeHTTP(w, r)
+			return
+		}
+		p, _ := pki.PrincipalFrom(ctx)
+		ctx, span := s.Tracer.Start(ctx, name, oteltrace.WithSpanKind(oteltrace.SpanKindServer), oteltrace.WithAttributes(attribute.String("principal", p.URI)))
+		defer span.End()
+		h.ServeHTTP(w, r.WithContext(ctx))
+	})
 }
 
 // Match implements route.API: the paths of drover.v1 and of OTLP are this API's.

@@ -52,7 +52,7 @@ func done[T any](res *dv1.CommandResult, m *T) *connect.Response[T] {
 func (s *server) propose(ctx context.Context, r connect.AnyRequest, c *dv1.Command) (*dv1.CommandResult, error) {
 	p, _ := pki.PrincipalFrom(ctx)
 	c.Principal = p.URI
-	c.Traceparent = traceparent(ctx, r.Header())
+	c.Traceparent = traceparent(ctx)
 	if key := r.Header().Get(wire.HeaderKey); key != "" && c.Key == "" {
 		c.Key = "fleet-" + key
 	}
@@ -74,10 +74,9 @@ func (s *server) propose(ctx context.Context, r connect.AnyRequest, c *dv1.Comma
 	return res, nil
 }
 
-// traceparent is the caller's span, "" for none.
-func traceparent(ctx context.Context, h http.Header) string {
-	var w3c propagation.TraceContext
+// traceparent is the request's span, "" for none.
+func traceparent(ctx context.Context) string {
 	out := propagation.MapCarrier{}
-	w3c.Inject(w3c.Extract(ctx, propagation.HeaderCarrier(h)), out)
+	propagation.TraceContext{}.Inject(ctx, out)
 	return out["traceparent"]
 }
