@@ -122,9 +122,17 @@ func (e *each) nodes(ctx context.Context) (out []*dv1.NodeInfo, err error) {
 		return resp.Msg.NextPageToken, nil
 	})
 	if err == nil && len(out) == 0 {
-		err = cli.StatusError{StatusCode: 125, Status: "drover: no node is there that will do"}
+		err = cli.StatusError{StatusCode: 125, Status: "drover: " + e.nobody(on)}
 	}
 	return out, err
+}
+
+// nobody says why there is no node to act on.
+func (e *each) nobody(on []string) string {
+	if len(on) == 0 {
+		return "no node takes containers now"
+	}
+	return "no node that takes containers matches " + strings.Join(on, ", ")
 }
 
 func (e *each) say(format string, a ...any) {

@@ -33,11 +33,11 @@ func (u *uidValue) Set(s string) error {
 
 func grantCommand(s *client.Session) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "grant NODE --uid UID --role ROLE", Short: "Say what a user of a host without a controller may do through its socket", Args: cli.RequiresMinArgs(1),
+		Use: "grant NODE [--uid UID] [--role ROLE]", Short: "Say what a user of a host without a controller may do through its socket", Args: cli.ExactArgs(1), // a uid or role in the flags' place is no node
 		Long: "Say what a user of a host without a controller may do through its socket. The role user makes containers, and reaches those, that are not root on their host: without binds, privileges, devices, added capabilities or the host's namespaces. The role admin may do everything, and so is root on every host of the fleet.",
 	}
 	var uid uidValue
-	cmd.Flags().Var(&uid, "uid", "User id on that host")
+	cmd.Flags().Var(&uid, "uid", "User id on that host; 0 is root")
 	role := cmd.Flags().String("role", "user", "user, admin, or \"\" for none")
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
 		return forEach(cmd, s, names, func(api *client.API, name string) error {

@@ -110,6 +110,7 @@ func TestWhatIsAskedFor(t *testing.T) {
 		"grant a":                           `node:"a" role:"user"`,
 		"grant a --uid 4294967296":          "",
 		"grant a --uid -1":                  "",
+		"grant a 1000 user":                 "",
 		"rm -f up":                          `node:"up" force:true`,
 		"pool add 10.9.0.0/16":              `pool:"10.9.0.0/16"`,
 		"pool add":                          "",
