@@ -250,7 +250,7 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 		return err
 	}
 	log := &tracedLog{Log: node, tracer: c.Tracer}
-	way := peer.New(peer.Options{Self: c.files.Principal, Log: log, Contact: c.contact, Logger: c.Logger, TLS: func(id, alpn string) *tls.Config {
+	others := peer.New(peer.Options{Self: c.files.Principal, Log: log, Contact: c.contact, Logger: c.Logger, TLS: func(id, alpn string) *tls.Config {
 		return pki.PeerClientTLS(c.files, alpn, pki.All(pki.Kinds(pki.KindController), c.identities.NotRevoked, func(p pki.Principal) error {
 			if p.ID != id {
 				return fmt.Errorf("it is controller %.12s, not %.12s", p.ID, id)
@@ -258,21 +258,21 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 			return nil
 		}))
 	}})
-	defer way.Close()
-	defer c.start(ctx, "the connections to other controllers", way.Run)()
+	defer others.Close()
+	defer c.start(ctx, "the connections to other controllers", others.Run)()
 	v, err := bootstrap.Unseal(ctx, bootstrap.UnsealOptions{DataDir: c.DataDir, RunDir: c.RunDir, Files: c.files,
-		Snapshot: log.Snapshot, Propose: way.Own, Stdout: c.Stdout, Logger: c.Logger})
+		Snapshot: log.Snapshot, Propose: others.Own, Stdout: c.Stdout, Logger: c.Logger})
 	if err != nil {
 		return err
 	}
 	keys := vault.NewKeeper(vault.KeeperOptions{Vault: v, Self: c.files.Principal, Log: node, Logger: c.Logger, Overlap: c.tuning.gossipOverlap})
-	quorum := membership.NewQuorum(membership.QuorumOptions{Self: c.files.Principal.ID, Log: node, Status: way.Status, Logger: c.Logger})
+	quorum := membership.NewQuorum(membership.QuorumOptions{Self: c.files.Principal.ID, Log: node, Status: others.Status, Logger: c.Logger})
 	filler := runs.New(node, c.files.Principal.URI, c.Logger)
-	clock := membership.NewClock(membership.ClockOptions{Self: c.files.Principal.ID, Snapshot: node.Snapshot, Ask: way.Clock, Believe: c.believe.Store, Logger: c.Logger})
-	var local *views.Local // the hub reports to it, while this controller leads; set below
+	clock := membership.NewClock(membership.ClockOptions{Self: c.files.Principal.ID, Snapshot: node.Snapshot, Ask: others.Clock, Believe: c.believe.Store, Logger: c.Logger})
+	var local *views.Local // set below: the hub reports to it, and it reads the hub's
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
-	c.fleet, c.peers = views.New(local, way, log), way
+	c.fleet, c.peers = views.New(local, others, log), others
 	committed := func(effects []*dv1.Effect) {
 		for _, room := range []interface{ Committed([]*dv1.Effect) }{gw, c.agents, keys, quorum, place, filler} {
 			room.Committed(effects)
@@ -292,13 +292,13 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	})()
 	defer c.start(ctx, "its host's admin", func(ctx context.Context) error {
 		return vault.OwnAdmin(ctx, vault.AdminOptions{Dir: identity.AdminPKI(c.DataDir), Self: c.files.Principal,
-			Snapshot: log.Snapshot, Propose: way.Own, Authority: v.Authority, Logger: c.Logger})
+			Snapshot: log.Snapshot, Propose: others.Own, Authority: v.Authority, Logger: c.Logger})
 	})()
 	apis := c.api(quorum)
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.fleet.CatchUp(soon) // otherwise it wouldn't know who was admitted while it was down
 	enough()
-	joins := admission.New(admission.Options{Snapshot: log.Snapshot, Propose: way.Propose, Vault: v, Logger: c.Logger})
+	joins := admission.New(admission.Options{Snapshot: log.Snapshot, Propose: others.Propose, Vault: v, Logger: c.Logger})
 	gw.Ready(gateway.Handlers{API: c.peers.API(apis), Sessions: c.peers.Sessions(hub.Handler()),
 		Peers: c.peers.Controllers(local, c.Traces), Callers: c.peers.Callers(apis, hub.Handler()), Joins: joins})
 	c.Logger.Info("controller is ready", "addr", gw.Addr().String(), "cluster", node.Snapshot().Cluster().GetId(), "index", node.Snapshot().Index(), "leads", node.Ready())
