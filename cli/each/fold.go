@@ -14,6 +14,7 @@ import (
 const (
 	holdFor  = time.Second
 	holdMost = 256 << 10 // bytes
+	perLine  = 24        // bytes that a line takes besides its text
 )
 
 // folder writes the output of many nodes, line by line, prefixed with their names. It
@@ -60,7 +61,7 @@ func (f *folder) take(i int, l line) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sources[i].lines = append(f.sources[i].lines, l)
-	f.held += len(l.text)
+	f.held += len(l.text) + perLine
 	switch {
 	case f.over || f.held > holdMost:
 		f.flush()

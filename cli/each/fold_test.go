@@ -66,4 +66,10 @@ func TestWhatIsHeldIsBounded(t *testing.T) {
 		t.Errorf("%d bytes are written of a line that does not end", out.Len())
 	}
 	f.close()
+	f = newFolder(&out, &out, []string{"a"})
+	_, _ = fmt.Fprint(f.writer(0, false), strings.Repeat("\n", holdMost))
+	if n := len(f.sources[0].lines); n > holdMost/perLine {
+		t.Errorf("%d empty lines are held", n)
+	}
+	f.close()
 }
