@@ -27,6 +27,6 @@ func remembered(sent []byte) ([]byte, *container.CreateRequest, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	requests.Put(string(sent), decoded{body, req}, 1<<10+5*len(sent)) // what decoded JSON takes, about
+	requests.Put(string(sent), decoded{body, req}, len(sent)+len(body)+recent.Size(req))
 	return body, req, nil
 }

@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/drover/drover/pkg/recent"
 )
 
 // What is remembered of a request is what decoding it says.
@@ -44,5 +46,22 @@ func TestARequestIsDecodedOnce(t *testing.T) {
 	}
 	if once(`{"Image":"busybox" }`) == one {
 		t.Error("another request is taken for it")
+	}
+}
+
+// What is remembered is bounded by what it takes, which may be forty times what was
+// sent.
+func TestARequestThatTakesMuchIsNotRemembered(t *testing.T) {
+	sent := []byte(`{"Image":"busybox","HostConfig":{"Mounts":[{}` + strings.Repeat(",{}", 40_000) + `]}}`)
+	if len(sent) > MaxBody {
+		t.Fatalf("%d bytes are refused anyway", len(sent))
+	}
+	var last any
+	for range 2 {
+		_, req, err := remembered(sent)
+		if err != nil || req == last {
+			t.Fatalf("%d bytes are kept for %d, %v", recent.Size(req), len(sent), err)
+		}
+		last = req
 	}
 }

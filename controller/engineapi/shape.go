@@ -42,12 +42,9 @@ func (c *shapes) of(snap *state.Snapshot, spec *dv1.Spec) *shape {
 		return s
 	}
 	s := newShape(spec, image)
-	c.last.Put(k, s, decodedSize(len(spec.GetBody())+len(image.GetConfig())))
+	c.last.Put(k, s, recent.Size(k)+recent.Size(s))
 	return s
 }
-
-// decodedSize is about what decoded JSON takes.
-func decodedSize(encoded int) int { return 1<<10 + 4*encoded }
 
 // shapeOf is the shape of a task.
 func (s *server) shapeOf(snap *state.Snapshot, t *dv1.Task) *shape {

@@ -96,7 +96,7 @@ func Config(i *dv1.Image) dockerspec.DockerOCIImage {
 	}
 	var c dockerspec.DockerOCIImage
 	_ = json.Unmarshal(i.GetConfig(), &c)
-	configs.Put(encoded, c, 1<<10+4*len(encoded)) // what decoded JSON takes, about
+	configs.Put(encoded, c, len(encoded)+recent.Size(c))
 	return c
 }
 
