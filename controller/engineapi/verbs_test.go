@@ -145,6 +145,15 @@ func TestWaitConditions(t *testing.T) {
 		task *dv1.Task
 	}
 	exit := func(code int32) func(w world) { return func(w world) { w.a.f.Exit(w.task.Id, code) } }
+	fail := func(attempt int32) func(w world) {
+		return func(w world) {
+			if t := w.a.f.Snapshot().Task(w.task.Id); t.Exit.GetAttempt() < t.Attempt && t.Failed == "" {
+				w.a.f.Exit(w.task.Id, 0)
+			}
+			w.a.f.Do(&dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: w.task.Id}}})
+			w.a.f.Report(&dv1.TaskReport{TaskId: w.task.Id, Attempt: attempt, Failed: `exec: "x": executable file not found in $PATH`})
+		}
+	}
 	for what, c := range map[string]struct {
 		before, then func(world) // the wait begins between them
 		condition    string
@@ -164,10 +173,13 @@ func TestWaitConditions(t *testing.T) {
 		"removed by force": {condition: "removed", then: func(w world) {
 			w.a.f.Do(&dv1.Command{Of: &dv1.Command_Remove{Remove: &dv1.Remove{TaskId: w.task.Id, Force: true}}})
 		}, want: `{"Error":{"Message":"the container is gone, and how it ended is not known here"},"StatusCode":125}`},
-		"a start that failed": {before: exit(0), condition: "next-exit", then: func(w world) {
-			w.a.f.Do(&dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: w.task.Id}}})
-			w.a.f.Report(&dv1.TaskReport{TaskId: w.task.Id, Attempt: 2, Failed: `exec: "x": executable file not found in $PATH`})
-		}, want: `{"StatusCode":127}`},
+		"a start that failed": {before: exit(0), condition: "next-exit", then: fail(2), want: `{"StatusCode":127}`},
+		"the next after a start that failed": {before: fail(2), condition: "next-exit", then: func(w world) {
+			w.a.f.Run(w.task.Id)
+			w.a.f.Exit(w.task.Id, 6)
+		}, want: `{"StatusCode":6}`},
+		"the next start that failed": {before: fail(2), condition: "next-exit", then: fail(3), want: `{"StatusCode":127}`},
+		"failed":                     {before: fail(2), want: `{"StatusCode":127}`},
 	} {
 		t.Run(what, func(t *testing.T) {
 			a := newAPI(t)
@@ -224,6 +236,10 @@ func TestAWaitThatIsTakenUpAgain(t *testing.T) {
 	began := strconv.FormatUint(a.f.Snapshot().Index(), 10)
 	a.f.Exit(task.Id, 4)
 	a.is(a.do("POST", "/containers/web/wait?condition=next-exit", "", wire.HeaderAfter, began), "its exit came before it asked again", 200, `{"StatusCode":4}`)
+	began = strconv.FormatUint(a.f.Snapshot().Index(), 10)
+	a.f.Do(&dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: task.Id}}})
+	a.f.Report(&dv1.TaskReport{TaskId: task.Id, Attempt: 2, Failed: "permission denied"})
+	a.is(a.do("POST", "/containers/web/wait?condition=next-exit", "", wire.HeaderAfter, began), "its start failed before it asked again", 200, `{"StatusCode":126}`)
 }
 
 func TestRenameAndRemove(t *testing.T) {

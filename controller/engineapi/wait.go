@@ -63,7 +63,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 // waiting is what a wait knows about its task's exit.
 type waiting struct {
 	cond   container.WaitCondition
-	before int32     // the last attempt that had ended when the wait began
+	before int32     // the last attempt that had ended, or failed to start, when the wait began
 	last   *dv1.Exit // of the newest attempt that is known to have ended
 	failed string    // why the newest attempt did not start, "" if it did
 
@@ -80,8 +80,11 @@ func newWaiting(r *http.Request, t *dv1.Task) (*waiting, error) {
 	default:
 		return nil, refuse(http.StatusBadRequest, "invalid condition: %q", x.cond)
 	}
+	if t.Failed != "" {
+		x.before = t.Attempt
+	}
 	after, err := strconv.ParseUint(r.Header.Get(wire.HeaderAfter), 10, 64)
-	if err == nil && t.Revision > after && t.Attempt > 0 && t.Exit.GetAttempt() >= t.Attempt {
+	if err == nil && t.Revision > after && t.Attempt > 0 && x.before >= t.Attempt {
 		x.cond = container.WaitConditionNotRunning // the awaited exit has already happened
 	}
 	return x, nil
