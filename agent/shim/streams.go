@@ -57,22 +57,19 @@ func (f fifos) make() error {
 	return nil
 }
 
-// release unblocks whoever waits for the other end of a fifo that will never be opened.
+// release unblocks whoever waits for the other end of a fifo that will never be opened,
+// and removes the fifos, so that whoever comes later does not wait either.
 func (f fifos) release() {
 	in, out, errp := f.paths()
-	for _, p := range []string{out, errp} {
+	for _, p := range []string{in, out, errp} {
 		if p == "" {
 			continue
 		}
-		if fd, err := syscall.Open(p, syscall.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+		fd, err := syscall.Open(p, syscall.O_RDWR|syscall.O_NONBLOCK, 0)
+		_ = os.Remove(p)
+		if err == nil {
 			_ = syscall.Close(fd)
 		}
-	}
-	if in == "" {
-		return
-	}
-	if fd, err := syscall.Open(in, syscall.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
-		_ = syscall.Close(fd)
 	}
 }
 

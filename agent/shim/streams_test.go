@@ -309,12 +309,15 @@ func TestStreamsThatComeToNothingEnd(t *testing.T) {
 		e, _ := executing(t, a)
 		if !a.Attach { // output is read, and dropped
 			_, out, _ := e.paths()
-			if _, err := opened(t, out, os.O_WRONLY).Write(make([]byte, 1<<20)); err != nil {
+			w := opened(t, out, os.O_WRONLY)
+			if _, err := w.Write(make([]byte, 1<<20)); err != nil {
 				t.Error(err)
 			}
+			_ = w.Close()
 		}
 		e.close()
 		<-e.over
+		e.out.Wait()
 		if _, err := net.Dial("unix", a.Socket); err == nil {
 			t.Errorf("%+v: somebody is let in", a)
 		}
@@ -328,6 +331,15 @@ func TestStreamsThatComeToNothingEnd(t *testing.T) {
 	task.out.Wait()
 	if _, err := net.Dial("unix", a.Socket); err == nil {
 		t.Error("a task's socket is still served")
+	}
+}
+
+// A fifo is not waited at either, if it was let go before its reader came to it.
+func TestStreamsThatEndAtOnceHaveNoReaderLeft(t *testing.T) {
+	for range 100 {
+		e, _ := executing(t, shimapi.ExecIO{Socket: filepath.Join(short(t), "s")})
+		e.close()
+		e.out.Wait()
 	}
 }
 
