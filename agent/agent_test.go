@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +116,14 @@ func TestAWelcomeOfSomebodyElseIsRefused(t *testing.T) {
 	}
 	if a.known.Load() != nil {
 		t.Error("what another cluster says is believed")
+	}
+	for _, s := range []string{"10.1.1.0", "10.1.1.0/33", "10.1.1.1/24", "10.1.0.0/16", "fd00::/64"} {
+		if err := a.Welcome(t.Context(), &dv1.Welcome{ClusterId: cluster, Subnet: s}); err == nil || !strings.Contains(err.Error(), strconv.Quote(s)) {
+			t.Errorf("with %s: %v", s, err)
+		}
+		if have, err := a.store.Subnet(); err != nil || have != "" {
+			t.Errorf("with %s: stored is %q (%v)", s, have, err)
+		}
 	}
 	if err := a.store.SetSubnet("10.1.1.0/24"); err != nil {
 		t.Fatal(err)

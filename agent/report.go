@@ -13,6 +13,7 @@ import (
 	"github.com/drover/drover/agent/session"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/subnet"
 )
 
 // Hello implements session.Agent. A node without a subnet has never run anything.
@@ -65,6 +66,9 @@ func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
 	switch have {
 	case w.Subnet:
 	case "":
+		if _, ok := subnet.Of(w.Subnet); !ok { // stored, it would end this agent at each start
+			return fmt.Errorf("the control plane says that this node's subnet is %q, which is none", w.Subnet)
+		}
 		if err := a.store.SetSubnet(w.Subnet); err != nil {
 			return err
 		}
