@@ -252,7 +252,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
 	w.WriteHeader(http.StatusOK)
 	_ = rc.Flush()
-	b := make([]byte, 64)
+	b := make([]byte, 16<<10)
 	for {
 		n, err := r.Body.Read(b)
 		if n > 0 {
