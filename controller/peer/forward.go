@@ -104,22 +104,21 @@ func (ps *Peers) forward(w http.ResponseWriter, r *http.Request, rt route.Route,
 
 // undecided answers that no leader did what was asked, or that this isn't known.
 func undecided(w http.ResponseWriter, asked bool) {
-	w.Header().Set("Retry-After", "1")
 	msg := fleet.ErrNoLeader.Error()
 	if asked {
 		w.Header().Set(wire.HeaderUndecided, "1")
 		msg += "; " + fleet.ErrUndecided.Error()
 	}
-	refuse(w, http.StatusServiceUnavailable, msg)
+	wire.Refuse(w, http.StatusServiceUnavailable, msg)
 }
 
 // unread answers who sent a body that could not be read.
 func unread(w http.ResponseWriter, err error) {
 	if over := (*http.MaxBytesError)(nil); errors.As(err, &over) {
-		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", over.Limit))
+		wire.Refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("request body is larger than %d bytes", over.Limit))
 		return
 	}
-	refuse(w, http.StatusBadRequest, "reading the request body: "+err.Error())
+	wire.Refuse(w, http.StatusBadRequest, "reading the request body: "+err.Error())
 }
 
 // hop are headers of a connection, not of what goes over it.
@@ -139,7 +138,7 @@ func (ps *Peers) to(w http.ResponseWriter, r *http.Request, l *peer, id string, 
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, r.Method, "https://"+l.addr+r.URL.RequestURI(), nil)
 	if err != nil {
-		refuse(w, http.StatusBadRequest, err.Error())
+		wire.Refuse(w, http.StatusBadRequest, err.Error())
 		return nil
 	}
 	lane := body.attach(req, r.ContentLength)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -458,5 +459,17 @@ func TestAStateThatMayBeOldRefusesForGoodOnlyWhoWasRevoked(t *testing.T) {
 				t.Errorf("%s, with the leader %q: %d %s, want %d", uri, leader, w.Code, w.Body, want)
 			}
 		}
+	}
+}
+
+// A refusal is JSON, whatever is quoted in it.
+func TestARefusalIsJSON(t *testing.T) {
+	m := newMember()
+	m.leads("me")
+	f := follower(t, m)
+	w, _ := ask(as("spiffe://fleet/user/\U000e0001", f.API(docker{http.NotFoundHandler()})), "GET", "/_ping")
+	var said struct{ Message string }
+	if err := json.Unmarshal(w.Body.Bytes(), &said); err != nil || w.Code != http.StatusForbidden || said.Message == "" {
+		t.Errorf("%d %q: %v", w.Code, w.Body, err)
 	}
 }

@@ -96,7 +96,7 @@ func (ps *Peers) Callers(api route.API, sessions http.Handler) http.Handler {
 		whose := r.Header.Get(wire.HeaderPrincipal)
 		r.Header.Del(wire.HeaderPrincipal)
 		if err := access.Speaks(by.URI, whose); err != nil {
-			refuse(w, http.StatusForbidden, err.Error())
+			wire.Refuse(w, http.StatusForbidden, err.Error())
 			return
 		}
 		if !ps.Leads() {
@@ -153,7 +153,7 @@ func (ps *Peers) learn(r *http.Request, rt route.Route) bool {
 func (ps *Peers) admit(w http.ResponseWriter, r *http.Request, rt route.Route, sure bool) *http.Request {
 	p, ok := pki.PrincipalFrom(r.Context())
 	if !ok {
-		refuse(w, http.StatusUnauthorized, pki.ErrNoPrincipal.Error())
+		wire.Refuse(w, http.StatusUnauthorized, pki.ErrNoPrincipal.Error())
 		return nil
 	}
 	p, err := access.Allowed(ps.o.Log.Snapshot(), p.URI, access.Request(rt))
@@ -161,10 +161,9 @@ func (ps *Peers) admit(w http.ResponseWriter, r *http.Request, rt route.Route, s
 	case err == nil:
 		return r.WithContext(pki.WithPrincipal(r.Context(), p))
 	case !sure && !errors.Is(err, pki.ErrRevoked):
-		w.Header().Set("Retry-After", "1")
-		refuse(w, http.StatusServiceUnavailable, "this controller can't ask the leader now; as far as it knows, "+err.Error())
+		wire.Refuse(w, http.StatusServiceUnavailable, "this controller can't ask the leader now; as far as it knows, "+err.Error())
 	default:
-		refuse(w, http.StatusForbidden, err.Error())
+		wire.Refuse(w, http.StatusForbidden, err.Error())
 	}
 	return nil
 }
@@ -253,12 +252,6 @@ func (s *service) getTrace(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_ = json.NewEncoder(w).Encode(t)
-}
-
-func refuse(w http.ResponseWriter, code int, msg string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_, _ = fmt.Fprintf(w, "{\"message\":%q}\n", msg)
 }
 
 // follow answers a follower's Watch: at once, and at each change.
