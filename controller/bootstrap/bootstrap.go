@@ -47,7 +47,7 @@ type Options struct {
 
 // Files of an unfinished bootstrap, below DataDir, and in it.
 const (
-	staging  = "bootstrap.tmp"
+	staging  = "bootstrap.tmp" // also of one that ended
 	initFile = "init.pb"
 	hostFile = "identity.json"
 )
@@ -58,14 +58,13 @@ func Up(o Options) (created bool, err error) {
 	if err := os.MkdirAll(o.DataDir, 0o711); err != nil {
 		return false, fmt.Errorf("creating the data folder: %w", err)
 	}
-	src := identity.BootstrapDir(o.DataDir)
+	tmp, src := filepath.Join(o.DataDir, staging), identity.BootstrapDir(o.DataDir)
+	if err := os.RemoveAll(tmp); err != nil {
+		return false, fmt.Errorf("clearing an unfinished bootstrap: %w", err)
+	}
 	if !exists(src) {
 		if identity.HasController(o.DataDir) {
 			return false, nil
-		}
-		tmp := filepath.Join(o.DataDir, staging)
-		if err := os.RemoveAll(tmp); err != nil {
-			return false, fmt.Errorf("clearing an unfinished bootstrap: %w", err)
 		}
 		if err := generate(tmp, o); err != nil {
 			return false, err
@@ -97,12 +96,20 @@ func Pending(dataDir string) (*dv1.Command, error) {
 	return c, nil
 }
 
-// done removes the scratch folder after Init was committed.
+// done removes the scratch folder after Init was committed: it is renamed first, so
+// that a crash leaves no part of it for Up to install again.
 func done(dataDir string) error {
-	if err := os.RemoveAll(identity.BootstrapDir(dataDir)); err != nil {
+	tmp := filepath.Join(dataDir, staging)
+	if err := os.Rename(identity.BootstrapDir(dataDir), tmp); err != nil {
+		return fmt.Errorf("ending the bootstrap: %w", err)
+	}
+	if err := durable.SyncDir(dataDir); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(tmp); err != nil {
 		return fmt.Errorf("removing the bootstrap's scratch: %w", err)
 	}
-	return durable.SyncDir(dataDir)
+	return nil
 }
 
 func generate(dir string, o Options) error {

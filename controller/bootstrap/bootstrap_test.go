@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -98,5 +99,44 @@ func TestUpStartsOverBeforeTheDecision(t *testing.T) {
 	}
 	if _, err := pki.LoadFiles(identity.ControllerPKI(dir)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Who is killed while a bootstrap is removed left all of it or nothing: a part would be
+// installed again at each start, over what the host has learned since.
+func TestABootstrapEndsAsAWhole(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Up(options(dir)); err != nil {
+		t.Fatal(err)
+	}
+	src := identity.BootstrapDir(dir)
+	var parts []string
+	for i := range 300 { // so many that their removal takes a while
+		parts = append(parts, filepath.Join(src, strconv.Itoa(i)))
+		if err := os.WriteFile(parts[i], nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- done(dir) }()
+	for gone := false; !gone; {
+		for _, p := range parts {
+			there := exists(p)
+			if there && gone {
+				t.Fatalf("%s is there, and others of the bootstrap are not", p)
+			}
+			gone = gone || !there
+		}
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	// What a crash left of it then goes with the next start.
+	rest := filepath.Join(dir, staging, "agent")
+	if err := os.MkdirAll(rest, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if created, err := Up(options(dir)); created || err != nil || exists(rest) {
+		t.Errorf("Up: created=%v err=%v, and the rest is there: %v", created, err, exists(rest))
 	}
 }
