@@ -214,17 +214,18 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 }
 
 // install copies what was decided to its final place. In each folder the certificate
-// is written last, so that its presence implies the other files'.
+// is written last, so that its presence implies the other files'; and the agent's after
+// the controller's, as a host that only has the agent's is a member without a controller.
 func install(src, dataDir string) error {
 	if !exists(src) {
 		return nil
 	}
-	for sub, dst := range map[string]string{"controller": identity.ControllerPKI(dataDir), "agent": identity.AgentPKI(dataDir), "admin": identity.AdminPKI(dataDir)} {
-		if err := os.MkdirAll(dst, 0o700); err != nil {
+	for _, part := range []struct{ sub, dst string }{{"controller", identity.ControllerPKI(dataDir)}, {"admin", identity.AdminPKI(dataDir)}, {"agent", identity.AgentPKI(dataDir)}} {
+		if err := os.MkdirAll(part.dst, 0o700); err != nil {
 			return fmt.Errorf("installing identities: %w", err)
 		}
 		for _, f := range []string{"seal.key", "key.pem", "bundle.pem", "ca.pem", "cert.pem"} {
-			if err := copyFile(filepath.Join(src, sub, f), filepath.Join(dst, f)); err != nil {
+			if err := copyFile(filepath.Join(src, part.sub, f), filepath.Join(part.dst, f)); err != nil {
 				return err
 			}
 		}

@@ -85,6 +85,32 @@ func TestUpResumesAfterACrash(t *testing.T) {
 	}
 }
 
+// A host whose installation was cut off is not taken for a member without a controller,
+// which drover up would not install any further.
+func TestAHostIsAMemberAfterItIsAController(t *testing.T) {
+	for _, fails := range []string{"controller", "admin"} {
+		for range 4 {
+			dir := t.TempDir()
+			blocked := filepath.Join(dir, fails)
+			if err := os.WriteFile(blocked, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Up(options(dir)); err == nil {
+				t.Fatalf("%s was installed into a file", fails)
+			}
+			if identity.IsMember(dir) {
+				t.Errorf("without its %s it is a member of the fleet, and a controller: %v", fails, identity.HasController(dir))
+			}
+			if err := os.Remove(blocked); err != nil {
+				t.Fatal(err)
+			}
+			if created, err := Up(options(dir)); err != nil || created || !identity.IsMember(dir) || !identity.HasController(dir) {
+				t.Errorf("Up again: created=%v err=%v", created, err)
+			}
+		}
+	}
+}
+
 func TestUpStartsOverBeforeTheDecision(t *testing.T) {
 	dir := t.TempDir()
 	half := filepath.Join(dir, staging, "controller")
