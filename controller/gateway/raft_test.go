@@ -2,9 +2,14 @@ package gateway
 
 import (
 	"crypto/tls"
+	"errors"
 	"net"
+	"os"
 	"testing"
+	"time"
 
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/pki/pkitest"
@@ -64,5 +69,33 @@ func TestRaftTakesNoConnectionOfWhoWasJustRemoved(t *testing.T) {
 	}
 	if n := len(l.conns.in); n != 1 {
 		t.Errorf("%d connections are kept", n)
+	}
+}
+
+// Raft has connections before the state is known: those of a controller that was removed
+// end when it is.
+func TestRaftLosesWhoTurnsOutToBeRemoved(t *testing.T) {
+	w := newWay(t)
+	conns := map[string]net.Conn{}
+	for _, id := range []string{"gone", "stays"} {
+		conns[id] = w.dial(w.files(pki.KindController, id), wire.ALPNRaft)
+		c, err := w.Raft().Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+	}
+	txn := state.NewTxn(state.NewStore().Snapshot())
+	for id, revoked := range map[string]bool{"gone": true, "stays": false} {
+		if err := txn.Apply(&dv1.Effect{Of: &dv1.Effect_Identity{Identity: &dv1.Identity{Uri: pki.URI("c", pki.KindController, id), Revoked: revoked}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Seed(txn.View())
+	_ = conns["gone"].SetDeadline(time.Now().Add(5 * time.Second))
+	ended(t, conns["gone"])
+	_ = conns["stays"].SetDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, err := conns["stays"].Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection of a controller that stays: %v", err)
 	}
 }

@@ -30,8 +30,16 @@ func (g granted) change(n *dv1.Node) (less []string) {
 	return less
 }
 
-// Seed loads a state's roles, before the first Committed.
-func (g *Gateway) Seed(s *state.Snapshot) { g.granted.seed(s) }
+// Seed loads a state, before the first Committed: the users' roles, and which of the
+// controllers that raft has connections of already were revoked.
+func (g *Gateway) Seed(s *state.Snapshot) {
+	g.granted.seed(s)
+	for i := range s.Identities() {
+		if i.Revoked {
+			g.raft.conns.expel(i.Uri)
+		}
+	}
+}
 
 // Committed closes the connections of identities that were revoked, and of users
 // that lost roles; those of a controller after Linger, while its requests are
