@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/common"
 
+	"github.com/drover/drover/controller/consensus"
 	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/images"
@@ -52,6 +53,8 @@ func status(err error) int {
 		return wire.Status(img.Kind)
 	case errors.As(err, &refused):
 		return wire.Status(refused.Kind)
+	case errors.Is(err, consensus.ErrKeyReused):
+		return http.StatusConflict
 	case errors.Is(err, fleet.ErrNoLeader), errors.Is(err, context.DeadlineExceeded), unanswered(err):
 		return http.StatusServiceUnavailable
 	}

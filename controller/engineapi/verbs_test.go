@@ -90,6 +90,7 @@ func TestKeysAreAnsweredOnce(t *testing.T) {
 	if first.code != 201 || again.code != 201 || first.body != again.body {
 		t.Errorf("a create twice: %s and %d %s", first.body, again.code, again.body)
 	}
+	a.is(a.do("POST", "/containers/create?name=newer", body, wire.HeaderKey, "k1"), "its key for another request", 409, "key was used before for a different request")
 	a.is(a.do("POST", "/containers/create?name=new", body, wire.HeaderKey, "k2"), "another key", 409, "is already in use")
 	for range 2 {
 		a.is(a.do("DELETE", "/containers/new", "", wire.HeaderKey, "k3"), "a removal twice", 204, "")
