@@ -487,6 +487,7 @@ func TestBadRequests(t *testing.T) {
 		{"GET /events?until=1.x", "", 400, `invalid time \"1.x\"`},
 		{"GET /events?filters={\"x\":[\"y\"]}", "", 400, "invalid filter 'x'"},
 		{"GET /images/json?filters={\"x\":[\"y\"]}", "", 400, "invalid filter 'x'"},
+		{"GET /images/json?filters={\"until\":[\"x\"]}", "", 400, `invalid time \"x\"`},
 		{"GET /images/json?filters={\"before\":[\"x\"]}", "", 404, "No such image: x:latest"},
 		{"POST /images/create?fromImage=X", "", 400, "invalid reference format: X"},
 		{"POST /images/create?fromSrc=-", "", 501, "fromSrc: importing images is not available"},

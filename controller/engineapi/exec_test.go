@@ -146,6 +146,8 @@ func TestEvents(t *testing.T) {
 		`{"type":["image"]}`:                      {"pull", "tag", "pull", "tag"},
 		`{"label":["tier=back"],"event":["die"]}`: nil,
 		`{"type":["network"]}`:                    nil,
+		`{"network":["bridge"]}`:                  nil,
+		`{"volume":["data"],"event":["start"]}`:   nil,
 	} {
 		r := a.do("GET", "/events?since=1&until=1767323047&filters="+strings.NewReplacer("{", "%7B", "}", "%7D", `"`, "%22").Replace(filter), "")
 		var got []string

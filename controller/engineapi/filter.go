@@ -240,6 +240,7 @@ func (k *sieve) decideSpec(spec *dv1.Spec) bool {
 	}) &&
 		k.any("network", func(n string) bool { return n == v.networkMode() || n == networkID(v.networkMode()) }) &&
 		k.any("is-task", func(b string) bool { return b == "false" || b == "0" }) &&
+		k.any("isolation", func(i string) bool { return i == string(v.req.HostConfig.Isolation) }) &&
 		k.any("health", func(h string) bool { return h == "none" }) &&
 		k.any("volume", v.hasMount)
 }

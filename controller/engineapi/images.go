@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"path"
 	"slices"
@@ -191,6 +192,10 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 			created[k] = createdAt(snap.Image(d))
 		}
 	}
+	before, err := until(f["until"], time.Now())
+	if err != nil {
+		return err
+	}
 	users := map[string]int64{}
 	for t := range snap.Tasks() {
 		if spec := snap.Spec(t.SpecId); spec != nil {
@@ -206,7 +211,8 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 		case !f.any("dangling", func(v string) bool { return (v == "true" || v == "1") == (len(tags) == 0) }),
 			!f.all("label", hasLabel(c.Config.Labels)),
 			!f.any("reference", func(p string) bool { return slices.ContainsFunc(tags, func(t string) bool { return refMatches(p, t) }) }),
-			len(f["before"]) > 0 && at >= created["before"], len(f["since"]) > 0 && at <= created["since"]:
+			len(f["before"]) > 0 && at >= created["before"], len(f["since"]) > 0 && at <= created["since"],
+			len(f["until"]) > 0 && time.Unix(at, 0).UnixNano() >= before:
 			continue
 		}
 		out = append(out, image.Summary{
@@ -222,6 +228,23 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 	})
 	missing(w, s.Fleet.Observe(r.Context(), fleet.Query{}))
 	return answer(w, http.StatusOK, out)
+}
+
+// until returns the earliest of some moments, in Unix ns: as moment reads them, or as
+// durations before now.
+func until(values []string, now time.Time) (int64, error) {
+	first := int64(math.MaxInt64)
+	for _, v := range values {
+		at, err := moment(v)
+		if ago, is := time.ParseDuration(v); is == nil {
+			at, err = now.Add(-ago).UnixNano(), nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		first = min(first, at)
+	}
+	return first, nil
 }
 
 func createdAt(i *dv1.Image) int64 {

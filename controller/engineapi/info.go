@@ -141,7 +141,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	f, err := parseFilters(r, "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type", "volume")
+	f, err := parseFilters(r, append([]string{"event", "image", "label", "node", "scope", "type"}, actors...)...)
 	if err != nil {
 		return err
 	}
@@ -211,11 +211,16 @@ func (s *server) event(r *http.Request, h *dv1.Event) oldMessage {
 	return oldMessage{Status: h.Action, ID: m.Actor.ID, From: m.Actor.Attributes["image"], Message: m}
 }
 
+// actors are the filters of events by the name of what did something. As in docker, a
+// container can have the name.
+var actors = []string{"config", "container", "daemon", "network", "plugin", "secret", "service", "volume"}
+
 func fitsEvent(f filters, m oldMessage) bool {
 	a := m.Actor.Attributes
+	named := func(c string) bool { return strings.HasPrefix(m.Actor.ID, c) || a["name"] == c }
 	return f.any("type", func(t string) bool { return t == string(m.Type) }) &&
 		f.any("event", func(e string) bool { return e == string(m.Action) || strings.HasPrefix(string(m.Action), e+":") }) &&
-		f.any("container", func(c string) bool { return strings.HasPrefix(m.Actor.ID, c) || a["name"] == c }) &&
+		!slices.ContainsFunc(actors, func(key string) bool { return !f.any(key, named) }) &&
 		f.any("image", func(i string) bool {
 			return a["image"] == i || m.Type == events.ImageEventType && (a["name"] == i || m.Actor.ID == i)
 		}) &&

@@ -70,6 +70,7 @@ func TestListFilters(t *testing.T) {
 		{`{"expose":["80"]}`, "web"},
 		{`{"volume":["/www"]}`, "web"}, {`{"volume":["/srv"]}`, "web"}, {`{"volume":["/none"]}`, ""},
 		{`{"is-task":["true"]}`, ""}, {`{"is-task":["false"]}`, all}, {`{"health":["none"]}`, all}, {`{"health":["healthy"]}`, ""},
+		{`{"isolation":["hyperv"]}`, ""}, {`{"isolation":[""]}`, all},
 		{`{"status":["running"],"label":["tier=front"]}`, "web"},
 	} {
 		if got := a.names("all=1&filters=" + url.QueryEscape(c.filter)); got != c.want {
@@ -104,6 +105,8 @@ func TestListImages(t *testing.T) {
 		`{"label":["kind=store"]}`: "reg:5000/shop/db:2", `{"label":["from","kind"]}`: "",
 		`{"reference":["busybox"]}`: "busybox:latest", `{"reference":["busy*"]}`: "busybox:latest", `{"reference":["reg:5000/*/db"]}`: "reg:5000/shop/db:2", `{"reference":["busybox:1"]}`: "",
 		`{"before":["busybox"]}`: "reg:5000/shop/db:2 ", `{"since":["reg:5000/shop/db:2"]}`: "busybox:latest",
+		`{"until":["2024-06-01T00:00:00Z"]}`: "reg:5000/shop/db:2 ", `{"until":["24h"]}`: "busybox:latest reg:5000/shop/db:2 ", `{"until":["24h","3"]}`: "",
+		`{"until":["2024-01-02T03:04:05Z"]}`: "", `{"until":["1735787045.5"]}`: "busybox:latest reg:5000/shop/db:2 ",
 	} {
 		r := a.do("GET", "/images/json?filters="+url.QueryEscape(filter), "")
 		var list []image.Summary
