@@ -115,6 +115,9 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer unlock()
+	if err := mountBelow(filepath.Join(c.RunDir, "mounts"), a.Logger); err != nil {
+		return err
+	}
 	if a.store, err = task.OpenStore(filepath.Join(c.DataDir, "agent", "tasks.db")); err != nil {
 		return err
 	}
