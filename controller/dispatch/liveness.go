@@ -16,7 +16,7 @@ const frozenAfter = SuspectAfter / 2
 // judge records in the log which nodes are silent, until ctx is done. A silent node
 // is suspect, or down if it doesn't answer a probe either.
 func (t *term) judge(ctx context.Context) {
-	w := &watch{term: t, began: t.started, ticked: t.started, probes: probes{of: t.o.Probe, asking: map[string]bool{}, answers: map[string]bool{}}, silent: map[string]time.Time{}}
+	w := &watch{term: t, began: t.started, ticked: t.started, probes: newProbes(t.o.Probe), silent: map[string]time.Time{}}
 	defer w.probes.all.Wait()
 	found := make(chan []*dv1.Command, 1)
 	var watching sync.WaitGroup
@@ -67,7 +67,7 @@ func (t *term) tryConclude(ctx context.Context, c *dv1.Command) (left int, err e
 // watch is one goroutine's record of which nodes are silent, and of their probes.
 type watch struct {
 	*term
-	probes probes
+	probes *probes
 	began  time.Time            // start of all clocks: the term's, or the end of the last freeze
 	ticked time.Time            // last time this process is known to have run
 	silent map[string]time.Time // since when, for nodes that the view shows as silent
@@ -192,18 +192,27 @@ func (w *watch) publish(silent map[string]time.Time) {
 	w.silent = silent
 }
 
+// maxProbes bounds how many nodes are probed at once. Each probe dials up to four
+// nodes: those of a large fleet that is silent as a whole would stop its leader.
+const maxProbes = 128
+
 // probes tracks the probes of suspect nodes and their latest results.
 type probes struct {
-	of  func(ctx context.Context, nodeID string) bool
-	all sync.WaitGroup
+	of    func(ctx context.Context, nodeID string) bool
+	slots chan struct{} // holds one for each probe in progress
+	all   sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
 	asking  map[string]bool
 	answers map[string]bool
 }
 
-// ask starts a probe of each node without one in flight, and drops the results of
-// all others.
+func newProbes(of func(ctx context.Context, nodeID string) bool) *probes {
+	return &probes{of: of, slots: make(chan struct{}, maxProbes), asking: map[string]bool{}, answers: map[string]bool{}}
+}
+
+// ask starts a probe of each node without one in flight or in line, and drops the
+// results of all others.
 func (p *probes) ask(ctx context.Context, nodes map[string]time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -218,7 +227,13 @@ func (p *probes) ask(ctx context.Context, nodes map[string]time.Time) {
 		}
 		p.asking[id] = true
 		p.all.Go(func() {
+			select {
+			case p.slots <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
 			ok := p.of(ctx, id)
+			<-p.slots
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			delete(p.asking, id)

@@ -1,9 +1,11 @@
 package dispatch
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,4 +132,45 @@ func TestASessionThatBreaksLeavesAGrace(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However many nodes are silent, so many are probed at once, and each has its turn.
+func TestNodesThatAreSilentTogetherAreProbedInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const takes = 600 * time.Millisecond
+		var now, most int
+		var mu sync.Mutex
+		asked := map[string]int{}
+		p := newProbes(func(_ context.Context, id string) bool {
+			mu.Lock()
+			now++
+			most = max(most, now)
+			asked[id]++
+			mu.Unlock()
+			time.Sleep(takes)
+			mu.Lock()
+			defer mu.Unlock()
+			now--
+			return false
+		})
+		silent := map[string]time.Time{}
+		for i := range 4 * maxProbes {
+			silent[fmt.Sprint("n", i)] = time.Now()
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		for range 2 * takes / BeatEvery * 4 { // twice the time that it takes to probe all
+			p.ask(ctx, silent)
+			time.Sleep(BeatEvery)
+		}
+		cancel()
+		p.all.Wait()
+		if most != maxProbes {
+			t.Errorf("%d were probed at once", most)
+		}
+		for id := range silent {
+			if _, probed := p.result(id); !probed || asked[id] > 3 {
+				t.Errorf("%s was probed %d times", id, asked[id])
+			}
+		}
+	})
 }
