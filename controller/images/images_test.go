@@ -361,6 +361,8 @@ func TestTwoPullsOfOneImageAtOnce(t *testing.T) {
 			both.Wait()
 			w.pulled(rw, bulk.PullRequest{Ref: w.host + "/web:1", Digest: digest})
 		}
+	}
+	for _, node := range []string{"n0", "n1"} {
 		done.Go(func() {
 			p, err := w.i.Pull(t.Context(), admin{w.f}, w.f.Snapshot(), PullRequest{Ref: w.host + "/web:1", Contact: node}, &lines{})
 			if err != nil || p.Digest != digest || p.Node != node {
