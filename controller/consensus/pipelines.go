@@ -78,12 +78,13 @@ func (ps *pipelines) taken(id raft.ServerID, r *raft.AppendEntriesRequest) {
 func (ps *pipelines) begin(id raft.ServerID, inner raft.AppendPipeline) *pipeline {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	p := &pipeline{AppendPipeline: inner, of: ps, at: ps.last[id], news: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{})}
+	p := &pipeline{AppendPipeline: inner, of: ps, at: ps.last[id], news: make(chan struct{}, 1), answers: make(chan raft.AppendFuture), closing: make(chan struct{})}
 	if ps.open == nil {
 		ps.open = map[*pipeline]bool{}
 	}
 	ps.open[p] = true
-	go p.run()
+	p.parts.Go(p.run)
+	p.parts.Go(p.read)
 	return p
 }
 
@@ -93,15 +94,16 @@ func (ps *pipelines) end(p *pipeline) {
 	delete(ps.open, p)
 }
 
-// pipeline is the stream to one follower. Close stops its goroutine and waits for
-// it.
+// pipeline is the stream to one follower. Close stops its goroutines and waits for
+// them.
 type pipeline struct {
 	raft.AppendPipeline
 	of      *pipelines
 	news    chan struct{}
+	answers chan raft.AppendFuture
 	stop    sync.Once
 	closing chan struct{}
-	ended   chan struct{}
+	parts   sync.WaitGroup
 
 	mu sync.Mutex // guards at, and orders requests
 	at position   // of the last request; without a term there was none
@@ -124,15 +126,40 @@ func (p *pipeline) Close() error {
 	p.of.end(p)
 	p.stop.Do(func() { close(p.closing) })
 	err := p.AppendPipeline.Close()
-	<-p.ended
+	p.parts.Wait()
 	if err != nil {
 		return fmt.Errorf("closing a stream of entries: %w", err)
 	}
 	return nil
 }
 
+// Consumer implements raft.AppendPipeline.
+func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.answers }
+
+// read passes the answers on to raft, which reads no more after the first failure.
+// The pipeline is shut down then: without a reader of answers, the next request would
+// block its sender, who is the one that closes the pipeline.
+func (p *pipeline) read() {
+	for {
+		select {
+		case <-p.closing:
+			return
+		case f := <-p.AppendPipeline.Consumer():
+			failed := !f.Response().Success || f.Response().Term > f.Request().Term
+			select {
+			case <-p.closing:
+				return
+			case p.answers <- f:
+			}
+			if failed {
+				_ = p.AppendPipeline.Close() // again by Close, which reports errors
+				return
+			}
+		}
+	}
+}
+
 func (p *pipeline) run() {
-	defer close(p.ended)
 	soon := time.NewTimer(0)
 	defer soon.Stop()
 	for {

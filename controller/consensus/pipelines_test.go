@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"errors"
+	"io"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -32,7 +33,8 @@ func (s *sent) AppendEntries(r *raft.AppendEntriesRequest, _ *raft.AppendEntries
 	return nil, nil //nolint:nilnil // nobody looks at the future
 }
 
-func (s *sent) Close() error { return nil }
+func (s *sent) Close() error                       { return nil }
+func (s *sent) Consumer() <-chan raft.AppendFuture { return nil }
 
 func (s *sent) take() (out []*raft.AppendEntriesRequest) {
 	s.mu.Lock()
@@ -109,6 +111,61 @@ func TestAPipelineWithoutAPositionTellsNothing(t *testing.T) {
 			t.Errorf("closed: %v, open are %v", err, ps.open)
 		}
 	})
+}
+
+// raft stops reading answers at the first refusal, and closes a pipeline once its send
+// has returned. A commit index that waited to be sent at the time must not keep that
+// send from returning: the replication would hang, and the member's shutdown with it.
+func TestASendReturnsOnceItsFollowerRefused(t *testing.T) {
+	transport := func() *raft.NetworkTransport {
+		tr, err := raft.NewTCPTransport("127.0.0.1:0", nil, 1, 5*time.Second, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = tr.Close() })
+		return tr
+	}
+	leader, follower := transport(), transport()
+	inner, err := leader.AppendEntriesPipeline("b", follower.LocalAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ps pipelines
+	p := ps.begin("b", inner)
+	send := func(index uint64) error {
+		_, err := p.AppendEntries(&raft.AppendEntriesRequest{Term: 3, PrevLogEntry: index - 1, PrevLogTerm: 3, Entries: []*raft.Log{entry(index, 3)}}, new(raft.AppendEntriesResponse))
+		return err
+	}
+	if err := send(5); err != nil {
+		t.Fatal(err)
+	}
+	first := <-follower.Consumer()
+	ps.committed(5) // by another follower: this one has yet to answer
+	time.Sleep(20 * sendCommitAfter)
+	second := make(chan error, 1)
+	go func() { second <- send(6) }()
+	time.Sleep(20 * sendCommitAfter)
+	go func() {
+		for {
+			first.Respond(&raft.AppendEntriesResponse{Term: 4}, nil)
+			select {
+			case first = <-follower.Consumer():
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
+	if f := <-p.Consumer(); f.Response().Success || f.Response().Term != 4 {
+		t.Errorf("the follower's answer arrives as %+v", f.Response())
+	}
+	select {
+	case <-second:
+	case <-time.After(2 * time.Second):
+		t.Error("the next entry's send does not return")
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestHeartbeatsAreSpacedUntilSomebodyWaitsForThem(t *testing.T) {
