@@ -23,7 +23,7 @@ type fsm struct {
 	size      logSize
 	applied   atomic.Uint64 // index of the last entry that was applied or restored
 
-	committed func(index uint64) // called with the index of each entry; may be nil
+	committed func(index, term uint64) // called with each entry's; may be nil
 	waiters   waiters
 	changed   signal // of the state, or of the leadership
 }
@@ -39,7 +39,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return nil // raft was restarted in this process, from its last snapshot
 	}
 	if f.committed != nil {
-		f.committed(l.Index)
+		f.committed(l.Index, l.Term)
 	}
 	before := f.store.Snapshot().Cluster()
 	defer f.settled(before, l.Index)

@@ -24,8 +24,11 @@ type pipelines struct {
 	mu     sync.Mutex // guards the fields below
 	open   map[*pipeline]bool
 	last   map[raft.ServerID]position // what followers accepted outside of a pipeline
-	commit uint64
+	commit commit
 }
+
+// commit is a commit index, with the term of the last entry that it commits.
+type commit struct{ index, term uint64 }
 
 // position is the header of a leader's request, with the last entry that a follower
 // has if it accepts the request.
@@ -44,20 +47,21 @@ func positionOf(r *raft.AppendEntriesRequest) position {
 	return p
 }
 
-// committed makes the open pipelines send a commit index. It does not block.
-func (ps *pipelines) committed(index uint64) {
+// committed makes the open pipelines of a term's leader send a commit index, whose
+// entry is of that term. It does not block.
+func (ps *pipelines) committed(index, term uint64) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if index <= ps.commit {
+	if index <= ps.commit.index {
 		return
 	}
-	ps.commit = index
+	ps.commit = commit{index, term}
 	for p := range ps.open {
 		notify(p.news)
 	}
 }
 
-func (ps *pipelines) committedIndex() uint64 {
+func (ps *pipelines) newest() commit {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	return ps.commit
@@ -174,20 +178,25 @@ func (p *pipeline) run() {
 			return
 		case <-soon.C:
 		}
-		p.sendCommit(p.of.committedIndex())
+		p.sendCommit(p.of.newest())
 	}
 }
 
 // sendCommit sends the follower a commit index that it has the entries for, unless an
 // entry has carried it meanwhile. Errors are left for raft to find at its next
 // request.
-func (p *pipeline) sendCommit(commit uint64) {
+func (p *pipeline) sendCommit(c commit) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// A deposed leader's pipeline may still be open when the next leader's entries are
+	// committed, and its follower may have others in their place.
+	if p.at.term != c.term {
+		return
+	}
 	// Not beyond the entries that are known to match the leader's: a follower commits
 	// whatever it has up to that index.
-	commit = min(commit, p.at.index)
-	if p.at.term == 0 || commit <= p.at.commit {
+	commit := min(c.index, p.at.index)
+	if commit <= p.at.commit {
 		return
 	}
 	r := &raft.AppendEntriesRequest{RPCHeader: p.at.header, Term: p.at.term,

@@ -77,20 +77,19 @@ func TestAFollowerIsBroughtWhatIsCommitted(t *testing.T) {
 			}
 		}
 		told(0, 0, 0)
-		ps.committed(5) // as of what it took before its pipeline
+		ps.committed(5, 3) // as of what it took before its pipeline
 		told(5, 3, 5)
-		ps.committed(5)
+		ps.committed(5, 3)
 		told(0, 0, 0)
 		send(&raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 5, PrevLogTerm: 3, Entries: []*raft.Log{entry(6, 3), entry(7, 3)}, LeaderCommitIndex: 5})
-		ps.committed(9) // of which it has not seen all
+		ps.committed(9, 3) // of which it has not seen all
 		told(7, 3, 7)
 		send(&raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 7, PrevLogTerm: 3, Entries: []*raft.Log{entry(8, 3), entry(9, 3)}, LeaderCommitIndex: 7})
-		ps.committed(10)
+		ps.committed(10, 3)
 		send(&raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 9, PrevLogTerm: 3, Entries: []*raft.Log{entry(10, 3)}, LeaderCommitIndex: 10})
 		told(0, 0, 0)
 		inner.fail = true
-		send10 := ps.committedIndex()
-		ps.committed(send10 + 1)
+		ps.committed(ps.newest().index+1, 3)
 		told(0, 0, 0)
 	})
 }
@@ -101,7 +100,7 @@ func TestAPipelineWithoutAPositionTellsNothing(t *testing.T) {
 		var ps pipelines
 		inner := &sent{}
 		p := ps.begin("b", inner)
-		ps.committed(5)
+		ps.committed(5, 3)
 		time.Sleep(2 * sendCommitAfter)
 		synctest.Wait()
 		if got := inner.take(); len(got) > 0 {
@@ -109,6 +108,28 @@ func TestAPipelineWithoutAPositionTellsNothing(t *testing.T) {
 		}
 		if err := p.Close(); err != nil || len(ps.open) > 0 {
 			t.Errorf("closed: %v, open are %v", err, ps.open)
+		}
+	})
+}
+
+// A leader that was deposed learns as a follower what the next one committed, maybe
+// before its own pipelines are closed: their followers may have its entries instead.
+func TestADeposedLeaderDoesNotHaveItsEntriesCommitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ps pipelines
+		inner := &sent{}
+		p := ps.begin("b", inner)
+		defer func() { _ = p.Close() }()
+		if _, err := p.AppendEntries(&raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 4, PrevLogTerm: 2, Entries: []*raft.Log{entry(5, 3), entry(6, 3)}, LeaderCommitIndex: 3}, nil); err != nil {
+			t.Fatal(err)
+		}
+		inner.take()
+		ps.committed(4, 2) // the next leader has an entry that was older, but not committed in term 3
+		ps.committed(5, 4)
+		time.Sleep(2 * sendCommitAfter)
+		synctest.Wait()
+		if got := inner.take(); len(got) > 0 {
+			t.Errorf("a follower of term %d is told that %d is committed, which is another leader's", got[0].Term, got[0].LeaderCommitIndex)
 		}
 	})
 }
@@ -140,7 +161,7 @@ func TestASendReturnsOnceItsFollowerRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := <-follower.Consumer()
-	ps.committed(5) // by another follower: this one has yet to answer
+	ps.committed(5, 3) // by another follower: this one has yet to answer
 	time.Sleep(20 * sendCommitAfter)
 	second := make(chan error, 1)
 	go func() { second <- send(6) }()

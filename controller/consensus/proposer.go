@@ -178,7 +178,11 @@ func (n *Node) leadOnce(ctx context.Context, leader *bool) error {
 		}
 		return nil
 	}
-	n.pipelines.committed(n.Raft().CommitIndex()) // the barrier is not an entry of the state's
+	// The barrier is not an entry of the state's. Until the term ends, only this member
+	// moves its commit index.
+	if commit := n.Raft().CommitIndex(); n.Term() == term {
+		n.pipelines.committed(commit, term)
+	}
 	n.ready.Store(term)
 	n.stamped = time.Now()
 	n.announce() // Ready has changed
