@@ -95,6 +95,25 @@ func TestTheOnlyControllerStays(t *testing.T) {
 	}
 }
 
+// Of two controllers one votes, and is not removed: the other could never lead.
+func TestTheOnlyVoterStays(t *testing.T) {
+	noLeaks(t)
+	all, _ := fleet(t, 2)
+	lead, others := split(t, all)
+	for _, at := range all {
+		if r := at.fleet("Controllers/Remove", `{"controller":"`+lead.id()+`"}`); r.code != http.StatusBadRequest || !strings.Contains(r.body, "nocontrollerwouldvote") {
+			t.Fatalf("removing it: %v", r)
+		}
+	}
+	if r := lead.fleet("Controllers/Remove", `{"controller":"`+others[0].id()+`"}`); r.code != http.StatusOK {
+		t.Errorf("removing the other: %v", r)
+	}
+	others[0].gone()
+	if r := lead.local("GET", "/containers/json", ""); r.code != http.StatusOK {
+		t.Errorf("the one that stays answers %v", r)
+	}
+}
+
 // The quorum is not left to those who don't answer.
 func TestAControllerThatTheQuorumNeedsIsNotRemoved(t *testing.T) {
 	noLeaks(t)

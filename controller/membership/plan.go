@@ -97,11 +97,17 @@ func without(have []raft.Server, s *state.Snapshot, name string) (going string, 
 }
 
 // affordable returns why the quorum can't lose a voter, nil if it can: a majority of
-// the remaining voters must answer. That the last one stays is decided elsewhere.
-func affordable(going string, left []*dv1.Controller, silent []string) error {
+// the remaining voters must answer. That the only controller stays is decided
+// elsewhere; here, that the only voter among several does.
+func affordable(s *state.Snapshot, going string, left []*dv1.Controller, silent []string) error {
 	need := len(left)/2 + 1
-	if going == "" || len(left) == 0 || len(left)-len(silent) >= need {
+	switch {
+	case going == "" || len(left)-len(silent) >= need:
 		return nil
+	case len(left) == 0 && only(s):
+		return nil
+	case len(left) == 0:
+		return fmt.Errorf("without %s, no controller would vote, and the fleet would have no leader: two controllers have one vote, and three have one each once they have caught up", going)
 	}
 	slices.Sort(silent)
 	do := "do"
@@ -110,4 +116,13 @@ func affordable(going string, left []*dv1.Controller, silent []string) error {
 	}
 	return fmt.Errorf("without %s, %d controllers would vote, of which %d must answer, and %s %s not: bring it back or remove it first; the fleet would have no leader",
 		going, len(left), need, strings.Join(silent, " and "), do)
+}
+
+// only reports whether the fleet has one controller.
+func only(s *state.Snapshot) bool {
+	n := 0
+	for range s.Controllers() {
+		n++
+	}
+	return n <= 1
 }

@@ -108,6 +108,9 @@ func TestWhatTheQuorumCanAfford(t *testing.T) {
 		{"ABCd", "d", []string{"na", "nb"}, ""}, // the same
 		{"A", "a", nil, ""},                     // refused where it is decided
 		{"AB", "b", nil, ""},                    //
+		{"Ab", "b", nil, ""},
+		{"Ab", "a", nil, "without na, no controller would vote"},
+		{"Abc", "a", nil, "without na, no controller would vote"}, // which may be about to
 		{"ABC", "c", []string{"nb"}, "without nc, 2 controllers would vote, of which 2 must answer, and nb does not: bring it back"},
 		{"ABCDE", "e", []string{"nb"}, ""},
 		{"ABCDE", "e", []string{"nc", "nb"}, "of which 3 must answer, and nb and nc do not"},
@@ -119,7 +122,7 @@ func TestWhatTheQuorumCanAfford(t *testing.T) {
 			}
 		}
 		going, left := without(servers(c.have), txn.View(), c.going)
-		err := affordable(going, left, slices.Clone(c.silent))
+		err := affordable(txn.View(), going, left, slices.Clone(c.silent))
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s without %s, %v silent: %v, want %q", c.have, c.going, c.silent, err, c.want)
 		}

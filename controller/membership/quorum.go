@@ -189,8 +189,9 @@ func (q *Quorum) Remove(ctx context.Context, name string, do func() error) error
 	if err != nil {
 		return err
 	}
-	going, left := without(servers, q.o.Log.Snapshot(), name)
-	if err := affordable(going, left, q.silent(ctx, left)); err != nil {
+	snap := q.o.Log.Snapshot()
+	going, left := without(servers, snap, name)
+	if err := affordable(snap, going, left, q.silent(ctx, left)); err != nil {
 		return err
 	}
 	return do()
