@@ -55,17 +55,10 @@ func status(err error) int {
 		return wire.Status(refused.Kind)
 	case errors.Is(err, consensus.ErrKeyReused):
 		return http.StatusConflict
-	case errors.Is(err, fleet.ErrNoLeader), errors.Is(err, context.DeadlineExceeded), unanswered(err):
+	case errors.Is(err, fleet.ErrNoLeader), errors.Is(err, context.DeadlineExceeded), fleet.Unanswered(err):
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
-}
-
-// unanswered reports whether an error means that a node doesn't answer.
-func unanswered(err error) bool {
-	var silent *fleet.SilentError
-	var unreachable *fleet.UnreachableError
-	return errors.As(err, &silent) || errors.As(err, &unreachable)
 }
 
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {

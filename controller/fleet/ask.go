@@ -42,6 +42,13 @@ func (e *UnreachableError) Error() string {
 }
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
+// Unanswered reports whether an error means that a node doesn't answer.
+func Unanswered(err error) bool {
+	var silent *SilentError
+	var unreachable *UnreachableError
+	return errors.As(err, &silent) || errors.As(err, &unreachable)
+}
+
 const (
 	// restartWithin bounds how long a node that refuses connections is retried: its
 	// agent is being restarted.

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/fleet/fleettest"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
@@ -303,6 +304,26 @@ func TestAnotherNodeGoesOnWhereOneIsLost(t *testing.T) {
 	}
 	if _, _, err := w.pull(PullRequest{Ref: "web:1", On: []string{"node==c"}}); !errors.Is(err, errLost) {
 		t.Errorf("the only one that was asked for is lost: %v", err)
+	}
+}
+
+// fading is a fleet whose node falls silent once it was looked at.
+type fading struct {
+	*fleettest.Fleet
+	node string
+}
+
+func (f fading) Observe(ctx context.Context, q fleet.Query) *fleet.Observations {
+	defer f.Silence(f.node, time.Now())
+	return f.Fleet.Observe(ctx, q)
+}
+
+func TestAnotherNodeGoesOnWhereOneFallsSilentBeforeItIsAsked(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	digest := w.push("web:1")
+	w.i.o.Fleet = fading{w.f, "n0"}
+	if p, l, err := w.pull(PullRequest{Ref: "web:1", Contact: "n0"}); err != nil || p.Node != "n1" || l.node != "n1" || w.tag("web:1") != digest {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 

@@ -142,8 +142,7 @@ func (t *transfer) anywhere(ctx context.Context, snap *state.Snapshot, fits fits
 		tag := snap.Tag(t.named.String())
 		newer = tag == nil || tag.Digest != digest || !slices.Contains(seen.Holders(digest), node)
 		img, err = t.on(ctx, snap, node, seen.Holders(digest))
-		var gone *fleet.UnreachableError
-		if !errors.Is(err, errLost) && !errors.As(err, &gone) || ctx.Err() != nil {
+		if !errors.Is(err, errLost) && !fleet.Unanswered(err) || ctx.Err() != nil {
 			return img, node, newer, err
 		}
 		t.o.Logger.Warn("lost a node while it pulled", "node", node, "image", t.named.String(), "err", err)
