@@ -10,6 +10,7 @@ import (
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/recent"
 )
 
 // Batch decides commands one after the other, each on the view that the previous
@@ -18,14 +19,16 @@ import (
 // view must be used by one goroutine.
 type Batch struct {
 	view     *state.Txn
-	placer   *scheduler.Placer                   // nil until something is placed
-	requests map[string]*container.CreateRequest // decoded requests, by their bytes
+	placer   *scheduler.Placer                            // nil until something is placed
+	requests recent.Map[string, *container.CreateRequest] // decoded requests, by their bytes
 }
 
 // NewBatch returns a Batch for a view, which must then be written through the Batch
 // only.
 func NewBatch(view *state.Txn) *Batch {
-	return &Batch{view: view, requests: map[string]*container.CreateRequest{}}
+	b := &Batch{view: view}
+	b.requests.Max = maxRequests
+	return b
 }
 
 // On switches to another view, which must equal the current one, committed.
@@ -83,27 +86,20 @@ func (b *Batch) touched(e *dv1.Effect) (nodes []string) {
 	return nodes
 }
 
-// Limits of Batch.requests: many tasks are often made from few requests.
-const (
-	maxRequests    = 256
-	maxRequestSize = 8 << 10
-)
+// maxRequests bounds the bytes of a generation of Batch.requests: many tasks are often
+// made from few requests.
+const maxRequests = 2 << 20
 
 // request decodes a spec's body. The result must not be modified.
 func (b *Batch) request(body []byte) (*container.CreateRequest, error) {
-	if r := b.requests[string(body)]; r != nil {
+	if r, ok := b.requests.Get(string(body)); ok {
 		return r, nil
 	}
 	r := &container.CreateRequest{}
 	if err := json.Unmarshal(body, r); err != nil {
 		return nil, fmt.Errorf("invalid container spec: %w", err)
 	}
-	if len(body) <= maxRequestSize {
-		if len(b.requests) >= maxRequests {
-			clear(b.requests)
-		}
-		b.requests[string(body)] = r
-	}
+	b.requests.Put(string(body), r, len(body)+recent.Size(r))
 	return r, nil
 }
 
