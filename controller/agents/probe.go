@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 const (
 	probeWithin  = 600 * time.Millisecond // a direct probe takes 300 ms at most
 	probeHelpers = 3
+	probeLots    = 64 // nodes that are looked at for these
 )
 
 // Probe pings a node directly and, at the same time, through up to three other nodes
@@ -25,15 +27,7 @@ func (a *Agents) Probe(ctx context.Context, s *state.Snapshot, id string) bool {
 	if target.GetAddr() == "" {
 		return false
 	}
-	var helpers []*dv1.Node
-	for n := range s.Nodes() {
-		if n.Id != id && n.Liveness == dv1.Node_READY {
-			helpers = append(helpers, n)
-		}
-	}
-	rand.Shuffle(len(helpers), func(i, j int) { helpers[i], helpers[j] = helpers[j], helpers[i] })
-	helpers = helpers[:min(len(helpers), probeHelpers)]
-
+	helpers := helpers(s, id)
 	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
 	answers := make(chan bool, len(helpers)+1)
@@ -53,6 +47,27 @@ func (a *Agents) Probe(ctx context.Context, s *state.Snapshot, id string) bool {
 	}
 	probes.Wait()
 	return there
+}
+
+// helpers returns some ready nodes, by lot, other than the given one. In a large fleet
+// with few ready nodes it may find fewer than there are: many that are silent at once
+// must not mean a walk over all nodes for each.
+func helpers(s *state.Snapshot, than string) (out []*dv1.Node) {
+	all := s.NodeCount()
+	first, step := rand.IntN(all), 1
+	if all > probeLots {
+		step = 1 + rand.IntN(all-1)
+	}
+	for i := range min(all, probeLots) {
+		n := s.NodeAt((first + i*step) % all)
+		if n.Id != than && n.Liveness == dv1.Node_READY && !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+		if len(out) == probeHelpers {
+			break
+		}
+	}
+	return out
 }
 
 func (a *Agents) ask(ctx context.Context, n *dv1.Node, path string) bool {

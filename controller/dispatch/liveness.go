@@ -117,7 +117,7 @@ func (w *watch) inspect(ctx context.Context) (found []*dv1.Command) {
 		found = append(found, &dv1.Command{Of: &dv1.Command_SetLiveness{SetLiveness: verdicts}})
 	}
 	w.publish(silent)
-	w.probes.ask(ctx, silent)
+	w.probes.ask(ctx, now, silent)
 	return found
 }
 
@@ -192,9 +192,13 @@ func (w *watch) publish(silent map[string]time.Time) {
 	w.silent = silent
 }
 
-// maxProbes bounds how many nodes are probed at once. Each probe dials up to four
-// nodes: those of a large fleet that is silent as a whole would stop its leader.
-const maxProbes = 128
+// Each probe dials up to four nodes: those of a large fleet that is silent as a whole
+// would take its leader's processors, also from the hellos that end the silence.
+const (
+	maxProbes  = 128              // at once
+	probeAgain = time.Second      // from one probe of a node to its next, twice as long after each without an answer
+	probeMost  = 30 * time.Second // between two probes: what comes back says hello
+)
 
 // probes tracks the probes of suspect nodes and their latest results.
 type probes struct {
@@ -202,30 +206,42 @@ type probes struct {
 	slots chan struct{} // holds one for each probe in progress
 	all   sync.WaitGroup
 
-	mu      sync.Mutex // guards the fields below
-	asking  map[string]bool
-	answers map[string]bool
+	mu    sync.Mutex // guards the field below and what it holds
+	nodes map[string]*probed
+}
+
+// probed is the record of a silent node's probes.
+type probed struct {
+	asking  bool // one is in progress, or in line for its turn
+	done    bool // one has ended
+	answers bool // the last one that ended did
+	pause   time.Duration
+	next    time.Time
 }
 
 func newProbes(of func(ctx context.Context, nodeID string) bool) *probes {
-	return &probes{of: of, slots: make(chan struct{}, maxProbes), asking: map[string]bool{}, answers: map[string]bool{}}
+	return &probes{of: of, slots: make(chan struct{}, maxProbes), nodes: map[string]*probed{}}
 }
 
-// ask starts a probe of each node without one in flight or in line, and drops the
-// results of all others.
-func (p *probes) ask(ctx context.Context, nodes map[string]time.Time) {
+// ask starts a probe of each node whose next one is due, and forgets all others.
+func (p *probes) ask(ctx context.Context, now time.Time, silent map[string]time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id := range p.answers {
-		if _, ok := nodes[id]; !ok {
-			delete(p.answers, id)
+	for id := range p.nodes {
+		if _, still := silent[id]; !still {
+			delete(p.nodes, id)
 		}
 	}
-	for id := range nodes {
-		if p.asking[id] {
+	for id := range silent {
+		n := p.nodes[id]
+		if n == nil {
+			n = &probed{}
+			p.nodes[id] = n
+		}
+		if n.asking || now.Before(n.next) {
 			continue
 		}
-		p.asking[id] = true
+		n.asking = true
 		p.all.Go(func() {
 			select {
 			case p.slots <- struct{}{}:
@@ -236,15 +252,26 @@ func (p *probes) ask(ctx context.Context, nodes map[string]time.Time) {
 			<-p.slots
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			delete(p.asking, id)
-			p.answers[id] = ok
+			n.ended(now, ok)
 		})
 	}
 }
 
-func (p *probes) result(id string) (answers, probed bool) {
+// ended records the result of a probe that was begun at the given time.
+func (n *probed) ended(began time.Time, answers bool) {
+	n.asking, n.done, n.answers = false, true, answers
+	n.pause = min(max(probeAgain, 2*n.pause), probeMost)
+	if answers {
+		n.pause = probeAgain
+	}
+	n.next = began.Add(n.pause)
+}
+
+func (p *probes) result(id string) (answers, done bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	answers, probed = p.answers[id]
-	return answers, probed
+	if n := p.nodes[id]; n != nil {
+		return n.answers, n.done
+	}
+	return false, false
 }

@@ -159,7 +159,7 @@ func TestNodesThatAreSilentTogetherAreProbedInTurn(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		for range 2 * takes / BeatEvery * 4 { // twice the time that it takes to probe all
-			p.ask(ctx, silent)
+			p.ask(ctx, time.Now(), silent)
 			time.Sleep(BeatEvery)
 		}
 		cancel()
@@ -172,5 +172,44 @@ func TestNodesThatAreSilentTogetherAreProbedInTurn(t *testing.T) {
 				t.Errorf("%s was probed %d times", id, asked[id])
 			}
 		}
+	})
+}
+
+// A node that answers nobody is probed less and less: it may be gone for ever. One that
+// answers, or that is silent again, is probed as often as ever.
+func TestANodeThatAnswersNoProbeIsProbedLess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answers, asked := false, 0
+		p := newProbes(func(context.Context, string) bool { asked++; return answers })
+		silent := map[string]time.Time{"n": time.Now()}
+		during := func(d time.Duration) (n int) {
+			before := asked
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(BeatEvery) {
+				p.ask(t.Context(), time.Now(), silent)
+				synctest.Wait()
+			}
+			return asked - before
+		}
+		if n := during(time.Minute); n != 6 { // after 0, 1, 3, 7, 15 and 31 s
+			t.Errorf("it was probed %d times in its first minute", n)
+		}
+		if n := during(10 * time.Minute); n < 19 || n > 21 {
+			t.Errorf("it was probed %d times in ten minutes more", n)
+		}
+		answers = true
+		during(probeMost)
+		if n := during(time.Minute); n != 60 {
+			t.Errorf("it was probed %d times in the minute after it answered", n)
+		}
+		answers = false
+		during(time.Minute)
+		heard := silent
+		silent = nil
+		during(BeatEvery)
+		silent = heard
+		if n := during(time.Minute); n != 6 {
+			t.Errorf("it was probed %d times in the minute after it was silent again", n)
+		}
+		p.all.Wait()
 	})
 }

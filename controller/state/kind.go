@@ -91,6 +91,12 @@ func (k *kind[M]) own(t *Txn) *rows[M] {
 func (k *kind[M]) get(s *Snapshot, key string) M { return k.in(s).all.get(key) }
 func (k *kind[M]) len(s *Snapshot) int           { return k.in(s).all.len() }
 
+// nth returns the i-th record in key order.
+func (k *kind[M]) nth(s *Snapshot, i int) M {
+	all := k.in(s).all
+	return all.get(all.at(i))
+}
+
 // each yields the records whose key starts with prefix, in key order.
 func (k *kind[M]) each(s *Snapshot, prefix string) iter.Seq[M] { return k.in(s).all.values(prefix) }
 

@@ -33,6 +33,12 @@ func (s *Snapshot) Node(id string) *dv1.Node { return nodes.get(s, id) }
 // Nodes yields all nodes, sorted by id.
 func (s *Snapshot) Nodes() iter.Seq[*dv1.Node] { return nodes.each(s, "") }
 
+// NodeCount returns how many nodes there are.
+func (s *Snapshot) NodeCount() int { return nodes.len(s) }
+
+// NodeAt returns the i-th node in the order of Nodes, in O(log n).
+func (s *Snapshot) NodeAt(i int) *dv1.Node { return nodes.nth(s, i) }
+
 // NodeByName returns a node by name or id, or nil.
 func (s *Snapshot) NodeByName(name string) *dv1.Node {
 	if n := s.Node(name); n != nil {
