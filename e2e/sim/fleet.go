@@ -178,11 +178,11 @@ func (f *fleet) settle(ctx context.Context, since time.Time) error {
 	if !since.IsZero() {
 		from = since.UnixNano()
 	}
-	return poll(ctx, fmt.Sprintf("%d agents with %d tasks", f.nodes, f.tasks), 50*time.Millisecond, func() (bool, error) {
+	return poll(ctx, "all agents to have a session and run their tasks", 50*time.Millisecond, func() (bool, error) {
 		var s agentStats
 		err := ask(ctx, f.debug, http.MethodGet, fmt.Sprintf("/stats?since=%d", from), nil, &s)
 		if err == nil {
-			err = fmt.Errorf("so far %d, %d", s.Synced, s.Started)
+			err = fmt.Errorf("%d of %d agents have one, and %d of %d tasks run", s.Synced, f.nodes, s.Started, f.tasks)
 		}
 		return s.Synced == f.nodes && s.Started >= f.tasks, err
 	})

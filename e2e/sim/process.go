@@ -23,6 +23,9 @@ const partEnv = "DROVER_SIM_PART"
 // startWithin bounds how long a part may take to become ready.
 const startWithin = 2 * time.Minute
 
+// lowestPriority is the nice value that yields to all others.
+const lowestPriority = 19
+
 // part is what a child process does until ctx ends.
 type part interface {
 	run(ctx context.Context, ready func()) error
@@ -88,6 +91,12 @@ func startPart(kind string, p part) (*process, error) {
 		return nil, err
 	}
 	c := &process{cmd, out}
+	if kind == "agents" {
+		// On hosts of their own, agents do not take the controllers' processors.
+		if err := unix.Setpriority(unix.PRIO_PGRP, cmd.Process.Pid, lowestPriority); err != nil {
+			return nil, errors.Join(fmt.Errorf("lowering the priority of the agents: %w", err), c.stop())
+		}
+	}
 	late := time.AfterFunc(startWithin, func() { _ = cmd.Process.Kill() })
 	defer late.Stop()
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
