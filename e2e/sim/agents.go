@@ -180,8 +180,7 @@ func (a *agent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.rec.Run(ctx) })
 	g.Go(func() error {
-		defer a.opened()
-		return session.Run(ctx, session.Options{Controllers: func() []string { return a.controllers(ctx) }, TLS: a.tls, Agent: a, Outbox: &a.box, Log: a.log})
+		return session.Run(ctx, session.Options{Controllers: a.controllers, TLS: a.tls, Agent: a, Outbox: &a.box, Log: a.log})
 	})
 	if err := g.Wait(); ctx.Err() == nil {
 		return err
@@ -195,15 +194,8 @@ func (a *agent) opened() {
 	}
 }
 
-// controllers are in an order of this agent's own, to spread sessions. It is called
-// before each session, and waits for a turn.
-func (a *agent) controllers(ctx context.Context) []string {
-	a.opened() // the last session failed
-	select {
-	case a.shared.turns <- struct{}{}:
-		a.opening.Store(true)
-	case <-ctx.Done():
-	}
+// controllers are in an order of this agent's own, to spread sessions.
+func (a *agent) controllers() []string {
 	weight := func(addr string) uint64 {
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(nodeID(a.n) + addr))
@@ -226,8 +218,16 @@ func (a *agent) Ack(index uint64) { a.box.Ack(index) }
 // Removed implements task.Reporter.
 func (a *agent) Removed(id []byte) { a.box.Removed(id) }
 
-// Hello implements session.Agent.
+// Hello implements session.Agent. It waits for a turn, which ends with the welcome or
+// with the attempt.
 func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
+	select {
+	case a.shared.turns <- struct{}{}:
+		a.opening.Store(true)
+		context.AfterFunc(ctx, a.opened)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	number, err := a.store.NextSession()
 	if err != nil {
 		return nil, err
@@ -255,6 +255,7 @@ func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 
 // Welcome implements session.Agent.
 func (a *agent) Welcome(_ context.Context, w *dv1.Welcome) error {
+	a.opened()
 	a.shared.take(w.Roster)
 	a.welcomed.Store(time.Now().UnixNano())
 	return a.store.SetSubnet(w.Subnet)
@@ -270,7 +271,6 @@ func (a *agent) Take(ctx context.Context, s *dv1.Sync) error {
 	}
 	if !s.More {
 		a.synced.Store(a.welcomed.Load())
-		a.opened()
 	}
 	return nil
 }
