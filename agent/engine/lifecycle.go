@@ -32,6 +32,7 @@ import (
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Exit codes of attempts whose end nobody observed, as in docker.
@@ -250,7 +251,7 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 // stdio tells a task's shim what to do with its streams; none of them are in this
 // process.
 func (e *Engine) stdio(s task.Spec, a attempt) string {
-	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.recordFile(s.ID, a), Attempt: a.Number}
+	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.recordFile(s.ID, a), Life: life.First(a.Number)}
 	if c := s.Create.Config; c != nil {
 		x.TTY, x.Stdin, x.StdinOnce = c.Tty, c.OpenStdin, c.StdinOnce && !c.Tty
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/pkg/life"
 	"github.com/drover/drover/pkg/testenv"
 )
 
@@ -101,7 +102,7 @@ func (w *world) kill(name string) int {
 }
 
 func (w *world) stdio(id string) shimapi.Stdio {
-	return shimapi.Stdio{LogDir: filepath.Join(w.dir, id, "log"), ExitFile: filepath.Join(w.dir, id, "exit.1"), Socket: filepath.Join(w.run, id+".in"), Attempt: 1}
+	return shimapi.Stdio{LogDir: filepath.Join(w.dir, id, "log"), ExitFile: filepath.Join(w.dir, id, "exit.1"), Socket: filepath.Join(w.run, id+".in"), Life: life.First(1)}
 }
 
 func (w *world) start(id string, s shimapi.Stdio, script string) client.Task {

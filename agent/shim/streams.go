@@ -167,7 +167,7 @@ func (s *stdin) feed(c io.Reader, once bool) {
 	}
 }
 
-// taskIO is the output and input of one attempt.
+// taskIO is the output and input of one life of a task.
 type taskIO struct {
 	fifos
 	addr   shimapi.Stdio
@@ -267,7 +267,7 @@ func (t *taskIO) writeExit(code int32, at time.Time) error {
 	began := t.began
 	t.mu.Unlock()
 	return shimapi.WriteExit(t.addr.ExitFile, shimapi.Exit{
-		Attempt: t.addr.Attempt, Code: code, At: at, Started: began, OOM: t.oom.Load(), LogEnd: t.log.End(),
+		Attempt: t.addr.Life.Attempt, Restarts: t.addr.Life.Restarts, Code: code, At: at, Started: began, OOM: t.oom.Load(), LogEnd: t.log.End(),
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 )
 
 // input is what a client sends for some writes: "" is a half-close.
@@ -66,7 +67,7 @@ func short(t *testing.T) string {
 func running(t *testing.T, change func(*shimapi.Stdio)) (io *taskIO, a shimapi.Stdio, closed chan struct{}) {
 	t.Helper()
 	dir := short(t)
-	a = shimapi.Stdio{LogDir: filepath.Join(dir, "log"), ExitFile: filepath.Join(dir, "exit.1"), Socket: filepath.Join(dir, "in"), Attempt: 3}
+	a = shimapi.Stdio{LogDir: filepath.Join(dir, "log"), ExitFile: filepath.Join(dir, "exit.1"), Socket: filepath.Join(dir, "in"), Life: life.Life{Attempt: 3, Restarts: 2}}
 	if change != nil {
 		change(&a)
 	}
@@ -122,7 +123,7 @@ func TestATasksOutputIsInItsLogBeforeItsExit(t *testing.T) {
 	}
 	x, err := shimapi.ReadExit(a.ExitFile)
 	end, _ := logs.End(a.LogDir)
-	if err != nil || x.Attempt != 3 || x.Code != 9 || !x.At.Equal(at) || !x.Started.Equal(began) || !x.OOM || x.LogEnd != end || !task.hasBegun() {
+	if err != nil || x.Attempt != 3 || x.Restarts != 2 || x.Code != 9 || !x.At.Equal(at) || !x.Started.Equal(began) || !x.OOM || x.LogEnd != end || !task.hasBegun() {
 		t.Errorf("the record is %+v (%v), the log ends at %d", x, err, end)
 	}
 	if got := logged(t, a.LogDir); got != "oout\neerr\n" && got != "eerr\noout\n" {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Schemes of a stdio address.
@@ -29,7 +30,7 @@ type Stdio struct {
 	LogDir       string
 	Socket       string // accepts stdin frames; "" without stdin
 	ExitFile     string
-	Attempt      int32
+	Life         life.Life
 	SegmentBytes int64 // 0: the log's default
 	Segments     int
 	Stdin        bool
@@ -39,7 +40,10 @@ type Stdio struct {
 
 // URL returns the address.
 func (s Stdio) URL() string {
-	q := url.Values{"v": {"1"}, "log": {s.LogDir}, "sock": {s.Socket}, "exit": {s.ExitFile}, "attempt": {strconv.Itoa(int(s.Attempt))}}
+	q := url.Values{"v": {"1"}, "log": {s.LogDir}, "sock": {s.Socket}, "exit": {s.ExitFile}, "attempt": {strconv.Itoa(int(s.Life.Attempt))}}
+	if s.Life.Restarts > 0 {
+		q.Set("restarts", strconv.Itoa(int(s.Life.Restarts)))
+	}
 	if s.SegmentBytes > 0 {
 		q.Set("segment", strconv.FormatInt(s.SegmentBytes, 10))
 	}
@@ -59,11 +63,14 @@ func ParseStdio(addr string) (s Stdio, ok bool, err error) {
 		return s, ok, err
 	}
 	s = Stdio{LogDir: q.Get("log"), Socket: q.Get("sock"), ExitFile: q.Get("exit"), Stdin: q.Has("stdin"), StdinOnce: q.Has("once"), TTY: q.Has("tty")}
-	attempt, err := strconv.ParseInt(q.Get("attempt"), 10, 32)
-	if err != nil {
+	if s.Life.Attempt, err = number(q.Get("attempt")); err != nil {
 		return s, true, fmt.Errorf("stdio address: attempt: %w", err)
 	}
-	s.Attempt = int32(attempt)
+	if v := q.Get("restarts"); v != "" {
+		if s.Life.Restarts, err = number(v); err != nil {
+			return s, true, fmt.Errorf("stdio address: restarts: %w", err)
+		}
+	}
 	if v := q.Get("segment"); v != "" {
 		if s.SegmentBytes, err = strconv.ParseInt(v, 10, 64); err != nil {
 			return s, true, fmt.Errorf("stdio address: segment: %w", err)
@@ -78,6 +85,11 @@ func ParseStdio(addr string) (s Stdio, ok bool, err error) {
 		return s, true, errors.New("stdio address: log and exit are needed")
 	}
 	return s, true, nil
+}
+
+func number(s string) (int32, error) {
+	n, err := strconv.ParseInt(s, 10, 32)
+	return int32(n), err
 }
 
 // ExecIO describes where an exec's streams go: frames out and stdin in over Socket. The
@@ -118,15 +130,16 @@ type ExecExit struct {
 	At   int64 `json:"at,string"` // Unix nanoseconds
 }
 
-// Exit is the durable record of an attempt's end.
+// Exit is the durable record of a life's end.
 type Exit struct {
-	Version int       `json:"version"`
-	Attempt int32     `json:"attempt"`
-	Code    int32     `json:"code"`
-	At      time.Time `json:"at"`
-	Started time.Time `json:"started"`
-	OOM     bool      `json:"oom,omitempty"`
-	LogEnd  uint64    `json:"logEnd"`
+	Version  int       `json:"version"`
+	Attempt  int32     `json:"attempt"`
+	Restarts int32     `json:"restarts,omitempty"` // shims of earlier builds recorded first lives only
+	Code     int32     `json:"code"`
+	At       time.Time `json:"at"`
+	Started  time.Time `json:"started"`
+	OOM      bool      `json:"oom,omitempty"`
+	LogEnd   uint64    `json:"logEnd"`
 }
 
 // WriteExit writes the record durably.
@@ -142,7 +155,7 @@ func WriteExit(path string, x Exit) error {
 // ErrDamaged reports a record that exists and can't be decoded.
 var ErrDamaged = errors.New("damaged")
 
-// ReadExit reads a record; it returns fs.ErrNotExist while the attempt runs.
+// ReadExit reads a record; it returns fs.ErrNotExist while the process runs.
 func ReadExit(path string) (Exit, error) {
 	var x Exit
 	b, err := os.ReadFile(path)
@@ -165,7 +178,7 @@ type Timing struct {
 	End   time.Time `json:"end"`
 }
 
-// TimingsFile is beside an attempt's exit file.
+// TimingsFile is beside a life's exit file.
 func TimingsFile(exitFile string) string { return exitFile + ".timings" }
 
 // ReadTimings returns the steps that the shim recorded; none is no error.

@@ -9,15 +9,17 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/drover/drover/pkg/life"
 )
 
 // A shim lives longer than the agent that started it: these addresses are understood
 // by every build after this one.
 func TestAddressesOfVersion1(t *testing.T) {
 	for want, s := range map[string]Stdio{
-		"drover://stdio?attempt=1&exit=%2Fd%2Fexit.1&log=%2Fd%2Flog&sock=&v=1": {LogDir: "/d/log", ExitFile: "/d/exit.1", Attempt: 1},
-		"drover://stdio?attempt=2147483647&exit=%2Fa+b%26c&log=%2Fl&once=1&segment=4096&segments=3&sock=%2Fs&stdin=1&tty=1&v=1": {
-			LogDir: "/l", ExitFile: "/a b&c", Socket: "/s", Attempt: 1<<31 - 1, SegmentBytes: 4096, Segments: 3, Stdin: true, StdinOnce: true, TTY: true},
+		"drover://stdio?attempt=1&exit=%2Fd%2Fexit.1&log=%2Fd%2Flog&sock=&v=1": {LogDir: "/d/log", ExitFile: "/d/exit.1", Life: life.First(1)},
+		"drover://stdio?attempt=2147483647&exit=%2Fa+b%26c&log=%2Fl&once=1&restarts=7&segment=4096&segments=3&sock=%2Fs&stdin=1&tty=1&v=1": {
+			LogDir: "/l", ExitFile: "/a b&c", Socket: "/s", Life: life.Life{Attempt: 1<<31 - 1, Restarts: 7}, SegmentBytes: 4096, Segments: 3, Stdin: true, StdinOnce: true, TTY: true},
 	} {
 		if got := s.URL(); got != want {
 			t.Errorf("%+v is %s, want %s", s, got, want)
@@ -54,6 +56,8 @@ func TestAddressesThatAreNone(t *testing.T) {
 		{strings.Replace(good, "&v=1", "", 1), true, `version ""`},
 		{strings.Replace(good, "attempt=1", "attempt=x", 1), true, "attempt"},
 		{strings.Replace(good, "attempt=1", "attempt=4294967296", 1), true, "attempt"},
+		{good + "&restarts=x", true, "restarts"},
+		{good + "&restarts=2147483648", true, "restarts"},
 		{good + "&segment=big", true, "segment"},
 		{good + "&segments=1.5", true, "segments"},
 		{strings.Replace(good, "log=l", "log=", 1), true, "log and exit are needed"},
@@ -80,7 +84,7 @@ func TestExitRecords(t *testing.T) {
 		t.Fatalf("of an attempt that runs: %v", err)
 	}
 	at := time.Date(2026, 5, 1, 12, 0, 0, 5, time.UTC)
-	x := Exit{Attempt: 2, Code: 137, At: at, Started: at.Add(-time.Second), OOM: true, LogEnd: 99}
+	x := Exit{Attempt: 2, Restarts: 4, Code: 137, At: at, Started: at.Add(-time.Second), OOM: true, LogEnd: 99}
 	if err := WriteExit(path, x); err != nil {
 		t.Fatal(err)
 	}
@@ -89,9 +93,16 @@ func TestExitRecords(t *testing.T) {
 		t.Fatalf("%+v, %v; want %+v", got, err, x)
 	}
 	b, err := os.ReadFile(path)
-	const want = `{"version":1,"attempt":2,"code":137,"at":"2026-05-01T12:00:00.000000005Z","started":"2026-05-01T11:59:59.000000005Z","oom":true,"logEnd":99}`
+	const want = `{"version":1,"attempt":2,"restarts":4,"code":137,"at":"2026-05-01T12:00:00.000000005Z","started":"2026-05-01T11:59:59.000000005Z","oom":true,"logEnd":99}`
 	if err != nil || string(b) != want {
 		t.Errorf("on disk is %s (%v), want %s", b, err, want)
+	}
+	const uncounted = `{"version":1,"attempt":2,"code":3,"at":"2026-05-01T12:00:00Z","started":"2026-05-01T11:59:59Z","logEnd":99}` // by an earlier shim
+	if err := os.WriteFile(path, []byte(uncounted), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := ReadExit(path); err != nil || x.Attempt != 2 || x.Restarts != 0 || x.Code != 3 {
+		t.Errorf("a record without a count of restarts is %+v (%v)", x, err)
 	}
 	for _, bad := range []string{"", "{", `{"version":9,"code":0}`, "{}", "null", `{"version":1,"code":"0"}`} {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
@@ -124,7 +135,7 @@ func TestTimings(t *testing.T) {
 }
 
 func FuzzAddresses(f *testing.F) {
-	f.Add(Stdio{LogDir: "/l", ExitFile: "/e", Attempt: 1}.URL())
+	f.Add(Stdio{LogDir: "/l", ExitFile: "/e", Life: life.Life{Attempt: 1, Restarts: 2}}.URL())
 	f.Add(ExecIO{Socket: "/s"}.URL())
 	f.Fuzz(func(t *testing.T, addr string) {
 		if s, ok, err := ParseStdio(addr); ok && err == nil {
