@@ -2,9 +2,11 @@ package root
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/docker/cli/cli/command"
 	"github.com/spf13/cobra"
 )
 
@@ -74,5 +76,28 @@ func TestWhichCommandsAskTheFleet(t *testing.T) {
 	}
 	if asksTheFleet(root) {
 		t.Error("drover alone asks the fleet")
+	}
+}
+
+// The packages of commands that a fleet does not have are not in the program: they would
+// cost each command's start time.
+func TestAbsentCommandsAreNotCompiledIn(t *testing.T) {
+	dc, err := command.NewDockerCli()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, newCommand := range registered() {
+		names = append(names, newCommand(dc).Name())
+	}
+	for _, there := range []string{"run", "ps", "images", "pull", "info", "events", "login", "network", "volume"} {
+		if !slices.Contains(names, there) {
+			t.Errorf("%s is not among %v", there, names)
+		}
+	}
+	for _, absent := range []string{"stack", "service", "swarm", "node", "secret", "config", "plugin", "manifest", "checkpoint", "builder", "context"} {
+		if slices.Contains(names, absent) {
+			t.Errorf("%s is registered", absent)
+		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
-	"github.com/docker/cli/cli/command/commands"
 	dockerversion "github.com/docker/cli/cli/version"
 	"github.com/moby/term"
 	"github.com/spf13/cobra"
@@ -60,11 +59,8 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 	}
 	root.Annotations = map[string]string{}
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.before(cmd, opts) }
-	commands.AddCommands(root, dc)
-	for _, c := range root.Commands() {
-		if c.Name() == "node" { // Swarm's command
-			root.RemoveCommand(c)
-		}
+	for _, newCommand := range registered() {
+		root.AddCommand(newCommand(dc))
 	}
 	answerAbsent(root)
 	for _, c := range host.Commands(a.version) {

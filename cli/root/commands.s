@@ -1,0 +1,1 @@
+// This file lets commands.go declare a function without a body.
