@@ -253,7 +253,9 @@ func (ps *Peers) session(w http.ResponseWriter, r *http.Request, l *peer, id str
 	req.Header.Set(wire.HeaderPrincipal, p.URI)
 	rc := http.NewResponseController(w)
 	_ = rc.EnableFullDuplex() // HTTP/2 is so anyway
-	resp, err := l.http[laneSession].Do(req)
+	client, leave := l.sessions.enter()
+	defer leave()
+	resp, err := client.Do(req)
 	if err != nil {
 		http.Error(w, "the leader does not answer: "+err.Error(), http.StatusServiceUnavailable)
 		return

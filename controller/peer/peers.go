@@ -83,7 +83,7 @@ type Peers struct {
 	turn  chan struct{} // closed when another controller leads
 }
 
-// A lane is what a connection to another controller is for. Requests of one lane
+// A lane is what connections to another controller are for. Requests of one lane
 // share what HTTP/2 lets a connection have in flight, so that a caller's request
 // which is not read, or is large, holds up neither what is decided nor sessions.
 type lane int
@@ -91,7 +91,6 @@ type lane int
 const (
 	laneLog     lane = iota // proposals, and questions that answers depend on
 	laneTrace               // traces
-	laneSession             // frames of nodes' sessions
 	laneForward             // whole requests of callers
 	laneStream              // those whose bodies are streamed
 	lanes
@@ -105,10 +104,12 @@ func (l lane) alpn() string {
 	return wire.ALPNRelay
 }
 
-// peer is another controller.
+// peer is another controller. Frames of nodes' sessions pass over connections of their
+// own.
 type peer struct {
-	addr string
-	http [lanes]*http.Client
+	addr     string
+	http     [lanes]*http.Client
+	sessions *shared
 }
 
 // New makes Peers; Run them.
@@ -128,6 +129,7 @@ func (p *peer) close() {
 	for _, c := range p.http {
 		c.CloseIdleConnections()
 	}
+	p.sessions.close()
 }
 
 // Run follows who leads, until ctx ends.
@@ -242,7 +244,7 @@ func (ps *Peers) peer(id, addr string) *peer {
 	if p := ps.peers[id]; p != nil { // the controller moved
 		p.close()
 	}
-	p := &peer{addr: addr}
+	p := &peer{addr: addr, sessions: &shared{dial: func() *http.Client { return ps.client(id, addr, wire.ALPNRelay) }}}
 	for l := range p.http {
 		p.http[l] = ps.client(id, addr, lane(l).alpn())
 	}
