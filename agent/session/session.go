@@ -153,7 +153,8 @@ func (o Options) once(ctx context.Context, addr string, tr *http2.Transport) (we
 	defer alive.Stop()
 	inventory := chunks(hello.GetInventory())
 	hello.Inventory = inventory[0]
-	c := dv1connect.NewSessionClient(&http.Client{Transport: hearing{tr, alive}}, "https://"+addr, connect.WithReadMaxBytes(maxRead))
+	c := dv1connect.NewSessionClient(&http.Client{Transport: transport{tr, alive}}, "https://"+addr, connect.WithReadMaxBytes(maxRead),
+		connect.WithAcceptCompression("gzip", nil, nil))
 	s := c.Open(ctx)
 	defer func() { _ = s.CloseResponse() }()
 	defer func() { _ = s.CloseRequest() }()
@@ -207,34 +208,6 @@ func (o Options) welcome(ctx context.Context, w *dv1.Welcome, cancel context.Can
 	})
 	defer late.Stop()
 	return o.Agent.Welcome(ctx, w)
-}
-
-// hearing counts every byte of a response as a sign of life: a large message over a slow
-// link is not silence.
-type hearing struct {
-	http.RoundTripper
-	alive *time.Timer
-}
-
-func (h hearing) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := h.RoundTripper.RoundTrip(r)
-	if err == nil {
-		resp.Body = heardBody{resp.Body, h.alive}
-	}
-	return resp, err
-}
-
-type heardBody struct {
-	io.ReadCloser
-	alive *time.Timer
-}
-
-func (b heardBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if n > 0 {
-		b.alive.Reset(Silence)
-	}
-	return n, err
 }
 
 type stream = connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
