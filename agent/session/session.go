@@ -212,11 +212,30 @@ func (o Options) welcome(ctx context.Context, w *dv1.Welcome, cancel context.Can
 
 type stream = connect.BidiStreamForClient[dv1.FromAgent, dv1.ToAgent]
 
-// send sends beats and, once the session is open, the rest of the inventory and what the
-// outbox holds.
-func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}, rest []*dv1.Observation) error {
-	beat := time.NewTicker(BeatEvery)
-	defer beat.Stop()
+// sender is the agent's half of a stream.
+type sender interface {
+	Send(*dv1.FromAgent) error
+}
+
+// beating sends, and has beat fire when nothing was sent for BeatEvery.
+type beating struct {
+	sender
+	beat *time.Timer
+}
+
+func (b beating) Send(m *dv1.FromAgent) error {
+	if err := b.sender.Send(m); err != nil {
+		return fmt.Errorf("sending to the controller: %w", err)
+	}
+	b.beat.Reset(BeatEvery)
+	return nil
+}
+
+// send sends, once the session is open, the rest of the inventory and what the outbox
+// holds, and a beat where there is nothing else.
+func (o Options) send(ctx context.Context, to sender, open <-chan struct{}, rest []*dv1.Observation) error {
+	s := beating{to, time.NewTimer(BeatEvery)}
+	defer s.beat.Stop()
 	for n := int64(1); ; {
 		var msgs []*dv1.FromAgent
 		more := open
@@ -224,7 +243,7 @@ func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}, rest
 		case <-open:
 			for _, obs := range rest {
 				if err := s.Send(&dv1.FromAgent{Of: &dv1.FromAgent_Observation{Observation: obs}}); err != nil {
-					return fmt.Errorf("sending to the controller: %w", err)
+					return err
 				}
 			}
 			rest = nil
@@ -237,7 +256,7 @@ func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}, rest
 		for i, m := range msgs {
 			if err := s.Send(m); err != nil {
 				o.Outbox.putBack(msgs[i:])
-				return fmt.Errorf("sending to the controller: %w", err)
+				return err
 			}
 		}
 		if len(msgs) > 0 {
@@ -245,11 +264,11 @@ func (o Options) send(ctx context.Context, s *stream, open <-chan struct{}, rest
 		}
 		select {
 		case <-more:
-		case <-beat.C:
+		case <-s.beat.C:
 			m := o.Outbox.beat(n)
 			if err := s.Send(m); err != nil {
 				o.Outbox.putBack([]*dv1.FromAgent{m})
-				return fmt.Errorf("sending to the controller: %w", err)
+				return err
 			}
 			n++
 		case <-ctx.Done():

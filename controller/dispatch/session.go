@@ -183,12 +183,12 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	}
 	quiet := time.AfterFunc(SuspectAfter, func() { cancel(errSilent) })
 	defer quiet.Stop()
+	if hello.Inventory != nil { // before the first sync, which leaves out what the node has
+		s.add(t.observe(s, hello.Inventory), nil)
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(t.send(ctx, s, st)) })
 	wg.Go(func() { t.report(ctx, s) })
-	if hello.Inventory != nil {
-		s.add(t.observe(s, hello.Inventory), nil)
-	}
 	err = t.receive(s, st, quiet)
 	cancel(err)
 	wg.Wait()
@@ -306,10 +306,15 @@ func (t *term) removed(s *session, a *dv1.Acks) (out [][]byte) {
 	return out
 }
 
-// send is the only writer after the welcome: syncs in order, changes of the fleet,
-// and beats.
-func (t *term) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToAgent]) error {
-	beat := time.NewTicker(BeatEvery)
+// sender is this side's half of a stream.
+type sender interface {
+	Send(*dv1.ToAgent) error
+}
+
+// send is the only writer after the welcome: syncs in order, changes of the fleet, and
+// a beat where nothing else was sent for BeatEvery.
+func (t *term) send(ctx context.Context, s *session, to sender) error {
+	beat := time.NewTimer(BeatEvery)
 	defer beat.Stop()
 	var seq int64
 	sent := uint64(0)
@@ -343,8 +348,9 @@ func (t *term) send(ctx context.Context, s *session, st *connect.BidiStream[dv1.
 				m.Of = &dv1.ToAgent_Beat{Beat: &dv1.Beat{Seq: seq}}
 			}
 		}
-		if err := st.Send(m); err != nil {
+		if err := to.Send(m); err != nil {
 			return fmt.Errorf("sending to node %s: %w", s.node, err)
 		}
+		beat.Reset(BeatEvery)
 	}
 }
