@@ -23,6 +23,7 @@ func TestAPartSaysWhereItsImagesAre(t *testing.T) {
 	}
 	effects := []*dv1.Effect{
 		{Of: &dv1.Effect_Image{Image: &dv1.Image{Digest: "public", Public: true}}}, {Of: &dv1.Effect_Image{Image: &dv1.Image{Digest: "private"}}},
+		{Of: &dv1.Effect_Image{Image: &dv1.Image{Digest: "held", Public: true}}},
 		{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: "nowhere", Name: "nowhere"}}},
 	}
 	for i := range 2 * maxHolders {
@@ -31,14 +32,15 @@ func TestAPartSaysWhereItsImagesAre(t *testing.T) {
 	f.put(append(effects, aNode("reader"))...)
 	term := f.hub.begin()
 	for n := range f.Snapshot().Nodes() {
+		has := "private"
 		if n.Id == "reader" {
-			continue
+			has = "held"
 		}
 		s := newSession(n.Id, func(error) {})
 		if err := term.enter(s, 1); err != nil {
 			t.Fatal(err)
 		}
-		observe(f.hub, s, &dv1.Observation{Images: []*dv1.ImageStatus{{Digest: "private"}}})
+		observe(f.hub, s, &dv1.Observation{Images: []*dv1.ImageStatus{{Digest: has}}})
 	}
 	spec := func(id int, digest string) *dv1.Spec { return &dv1.Spec{Id: tid(id), Digest: digest} }
 	task := func(specID int, attempt int32) *dv1.Assignment {
@@ -56,6 +58,10 @@ func TestAPartSaysWhereItsImagesAre(t *testing.T) {
 			want: "private 0 grant"},
 		{name: "all of its tasks, as after a hello", part: &dv1.Sync{Full: true, Specs: []*dv1.Spec{spec(1, "private")}, Tasks: []*dv1.Assignment{task(1, 1)}},
 			want: "private 0 grant"},
+		{name: "all of its tasks, one of an image that it holds", part: &dv1.Sync{Full: true, Specs: []*dv1.Spec{spec(1, "held"), spec(2, "private")}, Tasks: []*dv1.Assignment{task(1, 1)}},
+			want: "held public 0 | private 0 grant"},
+		{name: "a new task of an image that it holds", part: &dv1.Sync{Specs: []*dv1.Spec{spec(1, "held")}, Tasks: []*dv1.Assignment{task(1, 1)}},
+			want: "held public 0 grant"},
 		{name: "two specs of one image", part: &dv1.Sync{Specs: []*dv1.Spec{spec(1, "private"), spec(2, "private")}, Tasks: []*dv1.Assignment{task(1, 3), task(2, 1)}},
 			want: fmt.Sprintf("private %d grant", maxHolders)},
 		{name: "one that nobody has", part: &dv1.Sync{Specs: []*dv1.Spec{spec(1, "public")}, Tasks: []*dv1.Assignment{task(1, 1)}},

@@ -118,7 +118,8 @@ func (p *parts) end() []*dv1.Sync {
 const maxHolders = 8
 
 // sources returns what the node must know to fetch each image of a part. A full sync
-// has all sources, for agents that lost them.
+// has all sources, for agents that lost them, but no grant for what the node holds: each
+// is a signature, and after an election everybody says hello.
 func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 	snap := t.o.Log.Snapshot()
 	first := map[string]bool{} // specs of tasks whose node may lack the image
@@ -128,6 +129,7 @@ func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 		}
 	}
 	view, of := t.reported.view(), map[string]*dv1.Source{}
+	held := func(digest string) bool { return part.Full && view.Holds(node, digest) }
 	for _, spec := range part.Specs {
 		d := spec.Digest
 		if d == "" {
@@ -136,7 +138,7 @@ func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 		s := of[d]
 		if s == nil {
 			s = &dv1.Source{Digest: d, Public: snap.Image(d).GetPublic()}
-			if t.o.Grant != nil {
+			if t.o.Grant != nil && !held(d) {
 				var err error
 				if s.Grant, err = t.o.Grant(node, d); err != nil {
 					t.o.Logger.Warn("granting a node access to an image failed", "node", node, "image", d, "err", err)
