@@ -34,6 +34,9 @@ func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 	if h.Node.Subnet, err = a.store.Subnet(); err != nil {
 		return nil, err
 	}
+	if h.Specs, err = a.store.Specs(); err != nil {
+		return nil, err
+	}
 	h.Node.Capacity = engine.Host(ctx, a.Version)
 	a.mu.Lock()
 	up := a.up

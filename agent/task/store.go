@@ -41,8 +41,9 @@ var (
 type Store struct {
 	db *bbolt.DB
 
-	mu   sync.Mutex // guards open; held over the corresponding fsync
-	open *opened    // the sync of which parts are missing; nil if the next part is a first one
+	mu     sync.Mutex      // guards the fields below; held over the corresponding fsync
+	open   *opened         // the sync of which parts are missing; nil if the next part is a first one
+	pinned map[string]bool // ids of specs that a hello named, which stay until its full sync is stored
 }
 
 // opened is a sync of which some parts were stored.
@@ -130,6 +131,29 @@ func (s *Store) Subnet() (subnet string, err error) {
 	return subnet, err
 }
 
+// maxSpecs bounds how many specs a hello names; the others are sent again.
+const maxSpecs = 4096
+
+// Specs returns the ids of specs that the store has, which a full sync need not bring
+// again: they stay until it is stored.
+func (s *Store) Specs() (ids [][]byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pinned = map[string]bool{}
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bSpecs).Cursor()
+		for id, _ := c.First(); id != nil && len(ids) < maxSpecs; id, _ = c.Next() {
+			ids = append(ids, bytes.Clone(id))
+			s.pinned[string(id)] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the stored specs: %w", err)
+	}
+	return ids, nil
+}
+
 // SetSubnet stores the node's subnet.
 func (s *Store) SetSubnet(subnet string) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bMeta).Put(kSubnet, []byte(subnet)) })
@@ -179,6 +203,9 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 				}
 				named[string(id)] = true
 			}
+			if err := s.unpin(tx); err != nil {
+				return err
+			}
 		}
 		r := reader{tx, map[string]*dv1.Spec{}}
 		for id := range named {
@@ -198,6 +225,8 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 	if y.More {
 		o.next++
 		s.open = o
+	} else if y.Full {
+		s.pinned = nil
 	}
 	return changed, nil
 }
@@ -222,7 +251,7 @@ func (s *Store) parts(tx *bbolt.Tx, y *dv1.Sync) (map[string]bool, error) {
 			return nil, errors.New("an assignment has no task id")
 		}
 		named[string(id)] = true
-		if err := errors.Join(use(tx, id, a), put(tx, bTasks, id, a), tx.Bucket(bOrphans).Delete(id)); err != nil {
+		if err := errors.Join(s.use(tx, id, a), put(tx, bTasks, id, a), tx.Bucket(bOrphans).Delete(id)); err != nil {
 			return nil, err
 		}
 	}
@@ -239,8 +268,8 @@ func (s *Store) parts(tx *bbolt.Tx, y *dv1.Sync) (map[string]bool, error) {
 }
 
 // use records which tasks need a spec that is stored once for all of them, when a task
-// is assigned anew; nil: the task is forgotten.
-func use(tx *bbolt.Tx, id []byte, now *dv1.Assignment) error {
+// is assigned anew; nil: the task is forgotten. It is called with mu held.
+func (s *Store) use(tx *bbolt.Tx, id []byte, now *dv1.Assignment) error {
 	old := &dv1.Assignment{}
 	if err := proto.Unmarshal(tx.Bucket(bTasks).Get(id), old); err != nil {
 		return fmt.Errorf("task %x: %w", id, err)
@@ -258,11 +287,29 @@ func use(tx *bbolt.Tx, id []byte, now *dv1.Assignment) error {
 	if err := uses.Delete(usesKey(was, id)); err != nil {
 		return err
 	}
-	prefix := usesKey(was, nil)
-	if k, _ := uses.Cursor().Seek(prefix); bytes.HasPrefix(k, prefix) {
+	if s.pinned[string(was)] || used(tx, was) {
 		return nil
 	}
 	return tx.Bucket(bSpecs).Delete(was)
+}
+
+// used reports whether a task needs a spec.
+func used(tx *bbolt.Tx, spec []byte) bool {
+	prefix := usesKey(spec, nil)
+	k, _ := tx.Bucket(bUses).Cursor().Seek(prefix)
+	return bytes.HasPrefix(k, prefix)
+}
+
+// unpin drops the specs that no task needs any more. It is called with mu held.
+func (s *Store) unpin(tx *bbolt.Tx) error {
+	for id := range s.pinned {
+		if !used(tx, []byte(id)) {
+			if err := tx.Bucket(bSpecs).Delete([]byte(id)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func usesKey(spec, task []byte) []byte {
@@ -361,8 +408,10 @@ func (s *Store) Undo(key string) error {
 
 // forget drops a removed task.
 func (s *Store) forget(id []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	err := s.db.Update(func(tx *bbolt.Tx) error {
-		if err := use(tx, id, nil); err != nil {
+		if err := s.use(tx, id, nil); err != nil {
 			return err
 		}
 		for _, b := range [][]byte{bTasks, bTombs, bFailed, bOrphans} {

@@ -108,6 +108,56 @@ func TestASpecIsStoredOnce(t *testing.T) {
 	}
 }
 
+// What a hello named is there for the full sync that it is answered with, though the last
+// task that needed it is gone meanwhile; after that it is kept no longer.
+func TestASpecThatAHelloNamedStaysUntilItsSync(t *testing.T) {
+	s := newStore(t)
+	s.taken(t, part(1, 0, true, "s", "a"))
+	s.taken(t, part(1, 1, false, "r", "b"))
+	ids, err := s.Specs()
+	if err != nil || len(ids) != 2 || string(ids[0]) != "r" || string(ids[1]) != "s" {
+		t.Fatalf("the specs are %q, %v", ids, err)
+	}
+	for _, id := range []string{"a", "b"} {
+		if err := s.forget([]byte(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.count(bSpecs) != 2 {
+		t.Fatalf("%d specs after the hello", s.count(bSpecs))
+	}
+	y := part(2, 0, true, "s", "c")
+	y.Specs = nil
+	if w := s.taken(t, y)["c"]; string(w.spec.GetBody()) != "s's body" {
+		t.Fatalf("a task of a spec that the hello named is of %v", w.spec)
+	}
+	if s.count(bSpecs) != 2 {
+		t.Fatalf("%d specs after a first part", s.count(bSpecs))
+	}
+	s.taken(t, part(2, 1, false, "", "d"))
+	if s.count(bSpecs) != 1 {
+		t.Fatalf("%d specs after the sync", s.count(bSpecs))
+	}
+	if err := s.forget([]byte("c")); err != nil || s.count(bSpecs) != 0 {
+		t.Fatalf("%v, %d specs without tasks", err, s.count(bSpecs))
+	}
+}
+
+// A hello names no more specs than it has room for.
+func TestAHelloNamesABoundedNumberOfSpecs(t *testing.T) {
+	s := newStore(t)
+	y := &dv1.Sync{Epoch: 1, Term: 1, Index: 1, Full: true}
+	for i := range maxSpecs + 3 {
+		id := fmt.Appendf(nil, "%05d", i)
+		y.Specs = append(y.Specs, &dv1.Spec{Id: id})
+		y.Tasks = append(y.Tasks, &dv1.Assignment{Task: &dv1.Task{Id: id, SpecId: id}})
+	}
+	s.taken(t, y)
+	if ids, err := s.Specs(); err != nil || len(ids) != maxSpecs {
+		t.Errorf("it names %d, %v", len(ids), err)
+	}
+}
+
 // A store of the version before has a spec in each assignment.
 func TestAnOlderStoreIsRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tasks.db")

@@ -32,8 +32,9 @@ type session struct {
 	wake   chan struct{} // signalled when something is dirty
 	report chan struct{} // signalled when something is pending
 
-	sent   uint64 // last change of the roster that was sent; used by the sender only
-	warned bool   // warned that it reports more than the limit; used by the receiver only
+	sent   uint64          // last change of the roster that was sent; used by the sender only
+	has    map[string]bool // ids of specs that the agent has until its first sync, by its hello; used by the sender only
+	warned bool            // warned that it reports more than the limit; used by the receiver only
 
 	mu      sync.Mutex // guards the fields below
 	dirty   map[string]bool
@@ -170,6 +171,10 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		return connect.NewError(connect.CodeFailedPrecondition, errDeposed)
 	}
 	s := newSession(hello.Node.Id, cancel)
+	s.has = make(map[string]bool, len(hello.Specs))
+	for _, id := range hello.Specs {
+		s.has[string(id)] = true
+	}
 	subnet, err := t.register(ctx, hello.Node)
 	if err != nil {
 		return connect.NewError(connect.CodeUnavailable, err)

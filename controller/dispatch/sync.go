@@ -47,7 +47,7 @@ func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
 			tombs = append(tombs, tomb)
 		}
 	}
-	p := &parts{of: func() *dv1.Sync {
+	p := &parts{has: s.has, of: func() *dv1.Sync {
 		return &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: t.o.Log.Term(), Index: index, Full: full}
 	}}
 	// Tasks of one spec are adjacent, so that a spec is sent once, or again where a part
@@ -60,31 +60,35 @@ func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
 		p.room(proto.Size(tomb))
 		p.now.Tombstones = append(p.now.Tombstones, tomb)
 	}
+	s.has = nil
 	return p.end()
 }
 
 // parts builds a sync.
 type parts struct {
+	has  map[string]bool  // ids of specs that are left out
 	of   func() *dv1.Sync // returns an empty part
 	done []*dv1.Sync
 	now  *dv1.Sync
 	size int
+	spec *dv1.Spec // of the last task in now
 }
 
 func (p *parts) task(t *dv1.Task, spec *dv1.Spec) {
 	size := proto.Size(t)
-	if spec == nil || p.hasSpec(spec) && p.fits(size) {
+	if spec == nil || p.spec == spec && p.fits(size) {
 		p.room(size)
 	} else {
-		p.room(size + proto.Size(spec) + sourceSize)
-		p.now.Specs = append(p.now.Specs, spec)
+		needs := !p.has[string(spec.Id)]
+		if size += sourceSize; needs {
+			size += proto.Size(spec)
+		}
+		p.room(size)
+		if p.spec = spec; needs {
+			p.now.Specs = append(p.now.Specs, spec)
+		}
 	}
 	p.now.Tasks = append(p.now.Tasks, &dv1.Assignment{Task: t})
-}
-
-func (p *parts) hasSpec(spec *dv1.Spec) bool {
-	sent := p.now.GetSpecs()
-	return len(sent) > 0 && sent[len(sent)-1] == spec
 }
 
 func (p *parts) fits(size int) bool { return p.size == 0 || p.size+size <= maxPart }
@@ -95,7 +99,7 @@ func (p *parts) room(size int) {
 		p.end()
 	}
 	if p.now == nil {
-		p.now, p.size = p.of(), 0
+		p.now, p.size, p.spec = p.of(), 0, nil
 		p.now.Part = uint32(len(p.done))
 	}
 	p.size += size + 8
@@ -123,14 +127,20 @@ const maxHolders = 8
 func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 	snap := t.o.Log.Snapshot()
 	first := map[string]bool{} // specs of tasks whose node may lack the image
-	for _, a := range part.Tasks {
-		if !part.Full && a.Task.Attempt <= 1 {
+	specs := slices.Clip(part.Specs)
+	for i, a := range part.Tasks {
+		switch {
+		case part.Full && (i == 0 || !bytes.Equal(a.Task.SpecId, part.Tasks[i-1].Task.SpecId)): // not in part.Specs if the agent has it
+			if spec := snap.Spec(a.Task.SpecId); spec != nil {
+				specs = append(specs, spec)
+			}
+		case !part.Full && a.Task.Attempt <= 1:
 			first[string(a.Task.SpecId)] = true
 		}
 	}
 	view, of := t.reported.view(), map[string]*dv1.Source{}
 	held := func(digest string) bool { return part.Full && view.Holds(node, digest) }
-	for _, spec := range part.Specs {
+	for _, spec := range specs {
 		d := spec.Digest
 		if d == "" {
 			continue

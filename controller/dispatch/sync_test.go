@@ -97,3 +97,45 @@ func TestNoPartIsTooLarge(t *testing.T) {
 		t.Fatalf("%d specs, %d tasks in %d parts", specs, named, len(parts))
 	}
 }
+
+// A first sync leaves out what the hello said is there: specs, and grants for images. What
+// comes later does not count on it.
+func TestAFirstSyncLeavesOutWhatTheNodeHas(t *testing.T) {
+	f, open := start(t, "n1")
+	f.hub.o.Grant = func(string, string) ([]byte, error) { return []byte("may read"), nil }
+	f.hub.end(f.hub.term.Load())
+	f.hub.begin()
+	effects := []*dv1.Effect{{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: "n1", Name: "a"}}}}
+	for i := range 4 {
+		effects = append(effects, &dv1.Effect{Of: &dv1.Effect_Spec{Spec: &dv1.Spec{Id: tid(i), Digest: fmt.Sprint("image", i%2)}}},
+			&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: tid(i), Name: fmt.Sprint("t", i), NodeId: "n1", SpecId: tid(i)}}})
+	}
+	f.put(effects...)
+	st := open()
+	said := hello(1)
+	said.GetHello().Specs = [][]byte{tid(0), tid(3), tid(9)}
+	said.GetHello().Inventory = &dv1.Observation{Full: true, Images: []*dv1.ImageStatus{{Digest: "image0"}}}
+	if err := st.Send(said); err != nil {
+		t.Fatal(err)
+	}
+	shown := func(y *dv1.Sync) (out string) {
+		for _, a := range y.Tasks {
+			out += " " + a.Task.Name
+		}
+		for _, s := range y.Specs {
+			out += fmt.Sprintf(" %.5s", s.Id)
+		}
+		for _, s := range y.Sources {
+			out += fmt.Sprintf(" %s:%s", s.Digest, s.Grant)
+		}
+		return out
+	}
+	if got, want := shown(sync1(t, st)), " t0 t1 t2 t3 task1 task2 image1:may read image0:"; got != want {
+		t.Errorf("the first sync is %q, want %q", got, want)
+	}
+	f.put(&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: tid(7), Name: "t7", NodeId: "n1", SpecId: tid(0)}}})
+	if got, want := shown(sync1(t, st)), " t7 task0 image0:may read"; got != want {
+		t.Errorf("the next sync is %q, want %q", got, want)
+	}
+	_ = st.CloseRequest()
+}

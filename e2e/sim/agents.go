@@ -245,11 +245,15 @@ func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	specs, err := a.store.Specs()
+	if err != nil {
+		return nil, err
+	}
 	images, err := a.eng.Images.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &dv1.Hello{Number: number, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Node: node, Roster: a.shared.sum(),
+	return &dv1.Hello{Number: number, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Node: node, Roster: a.shared.sum(), Specs: specs,
 		Inventory: &dv1.Observation{Full: true, Images: images, Tasks: a.rec.Statuses()}}, nil
 }
 

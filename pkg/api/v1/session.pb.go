@@ -305,6 +305,7 @@ type Hello struct {
 	Node          *Node                  `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`    // as the agent knows itself
 	Inventory     *Observation           `protobuf:"bytes,6,opt,name=inventory,proto3" json:"inventory,omitempty"`
 	Roster        []byte                 `protobuf:"bytes,7,opt,name=roster,proto3" json:"roster,omitempty"` // sum of the roster that the agent has
+	Specs         [][]byte               `protobuf:"bytes,8,rep,name=specs,proto3" json:"specs,omitempty"`   // ids of specs that the agent has until the first sync is taken, which need not have them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -384,6 +385,13 @@ func (x *Hello) GetInventory() *Observation {
 func (x *Hello) GetRoster() []byte {
 	if x != nil {
 		return x.Roster
+	}
+	return nil
+}
+
+func (x *Hello) GetSpecs() [][]byte {
+	if x != nil {
+		return x.Specs
 	}
 	return nil
 }
@@ -622,7 +630,7 @@ type Sync struct {
 	Tasks         []*Assignment          `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	Tombstones    []*Tombstone           `protobuf:"bytes,6,rep,name=tombstones,proto3" json:"tombstones,omitempty"`
 	Sources       []*Source              `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"` // of the tasks' images
-	Specs         []*Spec                `protobuf:"bytes,8,rep,name=specs,proto3" json:"specs,omitempty"`     // of the tasks
+	Specs         []*Spec                `protobuf:"bytes,8,rep,name=specs,proto3" json:"specs,omitempty"`     // of the tasks, but for those that the hello named
 	Part          uint32                 `protobuf:"varint,9,opt,name=part,proto3" json:"part,omitempty"`      // counts from 0
 	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`     // another part follows
 	unknownFields protoimpl.UnknownFields
@@ -1811,7 +1819,7 @@ const file_session_proto_rawDesc = "" +
 	"\achanged\x18\x04 \x01(\v2\x12.drover.v1.WelcomeH\x00R\achangedB\x04\n" +
 	"\x02of\"\x18\n" +
 	"\x04Beat\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xd2\x01\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"\xe8\x01\n" +
 	"\x05Hello\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
@@ -1819,7 +1827,8 @@ const file_session_proto_rawDesc = "" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12#\n" +
 	"\x04node\x18\x05 \x01(\v2\x0f.drover.v1.NodeR\x04node\x124\n" +
 	"\tinventory\x18\x06 \x01(\v2\x16.drover.v1.ObservationR\tinventory\x12\x16\n" +
-	"\x06roster\x18\a \x01(\fR\x06roster\"\xda\x01\n" +
+	"\x06roster\x18\a \x01(\fR\x06roster\x12\x14\n" +
+	"\x05specs\x18\b \x03(\fR\x05specs\"\xda\x01\n" +
 	"\aWelcome\x12\x16\n" +
 	"\x06subnet\x18\x01 \x01(\tR\x06subnet\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1d\n" +
