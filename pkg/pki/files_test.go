@@ -7,27 +7,6 @@ import (
 	"time"
 )
 
-func TestURIsAreReadBackAndStrangersRefused(t *testing.T) {
-	p, err := FromURI(URI("c1", KindNode, "n1"))
-	if err != nil || p.Kind != KindNode || p.ID != "n1" || p.Cluster != "c1" {
-		t.Fatalf("%+v %v", p, err)
-	}
-	for _, bad := range []string{"", "spiffe://c/node", "spiffe://c/node/", "spiffe:///node/1", "https://c/node/1", "spiffe://c/root/1", "spiffe://c/node/1/2", "%"} {
-		if p, err := FromURI(bad); err == nil {
-			t.Errorf("%q was read as %+v", bad, p)
-		}
-	}
-}
-
-func FuzzFromURI(f *testing.F) {
-	f.Add("spiffe://c/node/1")
-	f.Fuzz(func(t *testing.T, s string) {
-		if p, err := FromURI(s); err == nil && (p.ID == "" || p.Cluster == "" || p.Kind == "") {
-			t.Fatalf("%q gave %+v", s, p)
-		}
-	})
-}
-
 // A certificate without its key, another's key, or a missing bundle must be an
 // error that names the folder, never half an identity.
 func TestLoadFilesRefusesHalves(t *testing.T) {

@@ -63,7 +63,8 @@ func Account(uri string) string {
 	return uri
 }
 
-// FromURI parses spiffe://CLUSTER/KIND/ID.
+// FromURI parses spiffe://CLUSTER/KIND/ID. Only what URI returns is accepted: roles and
+// revocations are looked up by URI, so no identity may have a second one.
 func FromURI(s string) (Principal, error) {
 	u, err := url.Parse(s)
 	if err != nil {
@@ -71,7 +72,7 @@ func FromURI(s string) (Principal, error) {
 	}
 	kind, id, ok := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
 	known := kind == KindController || kind == KindNode || kind == KindUser
-	if u.Scheme != "spiffe" || u.Host == "" || !ok || !known || id == "" || strings.Contains(id, "/") {
+	if u.Scheme != "spiffe" || u.Host == "" || !ok || !known || id == "" || strings.Contains(id, "/") || s != URI(u.Host, kind, id) {
 		return Principal{}, fmt.Errorf("identity %q is not spiffe://CLUSTER/{controller,node,user}/ID", s)
 	}
 	return Principal{Kind: kind, ID: id, Cluster: u.Host, URI: s}, nil
