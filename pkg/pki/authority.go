@@ -66,7 +66,9 @@ func NewKey() (*ecdsa.PrivateKey, error) {
 }
 
 // Issue signs a leaf for one identity. hosts are the IP addresses and DNS names at which
-// servers are reached: docker and curl verify those, drover verifies the URI.
+// servers are reached: docker and curl verify those, drover verifies the URI. The leaf is
+// valid for LeafLife from now, or, if the signer's clock is that wrong, for as long at the
+// nearest end of the authority's own life: outside it, nobody would accept the leaf.
 func (a *Authority) Issue(uri string, pub crypto.PublicKey, hosts []string, now time.Time) ([]byte, error) {
 	p, err := FromURI(uri)
 	if err != nil {
@@ -79,6 +81,12 @@ func (a *Authority) Issue(uri string, pub crypto.PublicKey, hosts []string, now 
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
+	}
+	if first := a.Cert.NotBefore.Add(backdate); now.Before(first) {
+		now = first
+	}
+	if last := a.Cert.NotAfter.Add(-LeafLife); now.After(last) {
+		now = last
 	}
 	t := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: p.Kind + " " + p.ID},

@@ -317,6 +317,30 @@ func TestABundleOfTwoRootsTrustsBoth(t *testing.T) {
 	}
 }
 
+// Any controller signs, by its own clock. Peers ignore the clock, so what it was must
+// not matter, be it behind the authority's creation or beyond its end.
+func TestALeafIsGoodWhateverItsSignersClock(t *testing.T) {
+	ca := authority(t)
+	me := pkitest.Files(t, ca, "c", pki.KindController, "me")
+	for _, now := range []time.Time{time.Unix(0, 0), ca.Cert.NotBefore.Add(-time.Minute), time.Now(), time.Now().Add(pki.AuthorityLife - time.Hour), time.Now().Add(2 * pki.AuthorityLife)} {
+		k := key(t)
+		der, err := ca.Issue("spiffe://c/node/n1", k.Public(), nil, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := me.Signer(der, nil); err != nil {
+			t.Errorf("signed at %s: %v", now, err)
+		}
+		if c.NotBefore.Before(ca.Cert.NotBefore) || c.NotAfter.After(ca.Cert.NotAfter) || c.NotAfter.Sub(c.NotBefore) < pki.LeafLife {
+			t.Errorf("signed at %s: valid from %s to %s", now, c.NotBefore, c.NotAfter)
+		}
+	}
+}
+
 func TestIssueNamesOnlyIdentities(t *testing.T) {
 	ca := authority(t)
 	for _, bad := range []string{"", "spiffe://c/root/1", "spiffe://c/node/1/uid/0", "unix:0", "token:1"} {
