@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/hpke"
@@ -26,6 +27,9 @@ type Files struct {
 	Seal      []byte // raw HPKE private key; nil where there is none
 }
 
+// sealBlock is the type of the PEM block in seal.key.
+const sealBlock = "DROVER HPKE PRIVATE KEY"
+
 // SealingKEM is the algorithm of controllers' sealing keys and of the recovery key.
 func SealingKEM() hpke.KEM { return hpke.DHKEM(ecdh.X25519()) }
 
@@ -44,7 +48,7 @@ func WriteFiles(dir string, bundle [][]byte, cert []byte, key crypto.Signer, sea
 		roots = append(roots, pemBlock("CERTIFICATE", der)...)
 	}
 	if seal != nil {
-		if err := durable.WriteFile(filepath.Join(dir, "seal.key"), pemBlock("DROVER HPKE PRIVATE KEY", seal), 0o600); err != nil {
+		if err := durable.WriteFile(filepath.Join(dir, "seal.key"), pemBlock(sealBlock, seal), 0o600); err != nil {
 			return err
 		}
 	}
@@ -73,7 +77,11 @@ func LoadFiles(dir string) (*Files, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the trust bundle: %w", err)
 	}
-	for b, rest := pem.Decode(roots); b != nil; b, rest = pem.Decode(rest) {
+	for rest := bytes.TrimSpace(roots); len(rest) > 0; rest = bytes.TrimSpace(rest) {
+		var b *pem.Block
+		if b, rest = pem.Decode(rest); b == nil {
+			return nil, fmt.Errorf("the trust bundle in %s is damaged", dir)
+		}
 		c, err := x509.ParseCertificate(b.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("reading the trust bundle in %s: %w", dir, err)
@@ -103,7 +111,7 @@ func LoadFiles(dir string) (*Files, error) {
 		return nil, fmt.Errorf("reading the sealing key: %w", err)
 	}
 	b, _ := pem.Decode(seal)
-	if b == nil {
+	if b == nil || b.Type != sealBlock {
 		return nil, fmt.Errorf("the sealing key in %s is damaged", dir)
 	}
 	f.Seal = b.Bytes
