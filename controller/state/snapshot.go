@@ -144,12 +144,13 @@ func Read(r io.Reader) (*Snapshot, error) {
 }
 
 func readSection(r *bufio.Reader) (name string, count uint32, payload []byte, err error) {
-	n, err := r.ReadByte()
+	long, err := r.ReadByte()
 	if err != nil {
 		return "", 0, nil, fmt.Errorf("truncated: %w", err)
 	}
-	hdr := make([]byte, 1+int(n)+8)
-	hdr[0] = n
+	n := int(long) // offsets after the longest names don't fit a byte
+	hdr := make([]byte, 1+n+8)
+	hdr[0] = long
 	if _, err := io.ReadFull(r, hdr[1:]); err != nil {
 		return "", 0, nil, fmt.Errorf("truncated: %w", err)
 	}
