@@ -168,24 +168,29 @@ func (f *fleet) populate(ctx context.Context, ca *pki.Authority) error {
 		return err
 	}
 	f.debug = overSocket(p.Debug)
-	return f.settle(ctx, time.Time{})
+	_, err = f.settle(ctx, time.Time{})
+	return err
 }
 
 // settle waits until each agent has a session that began after since, and runs all of
-// its tasks.
-func (f *fleet) settle(ctx context.Context, since time.Time) error {
+// its tasks. It returns how long the agents had theirs, all together.
+func (f *fleet) settle(ctx context.Context, since time.Time) (held time.Duration, err error) {
 	from := int64(0)
 	if !since.IsZero() {
 		from = since.UnixNano()
 	}
-	return poll(ctx, "all agents to have a session and run their tasks", 50*time.Millisecond, func() (bool, error) {
+	last := time.Now()
+	err = poll(ctx, "all agents to have a session and run their tasks", 50*time.Millisecond, func() (bool, error) {
 		var s agentStats
 		err := ask(ctx, f.debug, http.MethodGet, fmt.Sprintf("/stats?since=%d", from), nil, &s)
+		now := time.Now()
+		held, last = held+now.Sub(last)*time.Duration(s.Synced), now
 		if err == nil {
 			err = fmt.Errorf("%d of %d agents have one, and %d of %d tasks run", s.Synced, f.nodes, s.Started, f.tasks)
 		}
 		return s.Synced == f.nodes && s.Started >= f.tasks, err
 	})
+	return held, err
 }
 
 // roles returns the controllers' roles as known to one of them, by name.

@@ -35,7 +35,7 @@ func main() {
 func run(ctx context.Context, args []string, out, talk io.Writer) error {
 	flags := flag.NewFlagSet("drover-sim", flag.ContinueOnError)
 	flags.SetOutput(talk)
-	only := flags.String("rows", "", "comma-separated rows to measure: idle, list, commit, place, hello; all by default")
+	only := flags.String("rows", "", "comma-separated rows to measure: idle, list, commit, churn, place, hello; all by default")
 	over := size{}
 	flags.IntVar(&over.controllers, "controllers", 0, "controllers, instead of each row's own")
 	flags.IntVar(&over.nodes, "nodes", 0, "nodes, instead of each row's own")

@@ -42,6 +42,7 @@ var rows = []row{
 	{"idle", []size{{3, 3, 0}}, idle},
 	{"list", []size{{1, 1000, 100_000}, {3, 5000, 100_000}}, list},
 	{"commit", []size{{3, 10, 0}, {3, 10_000, 0}}, commit},
+	{"churn", []size{{1, 1000, 10_000}}, churn},
 	{"place", []size{{1, 1000, 1000}, {1, 1000, 10_000}, {1, 1000, 100_000}, {3, 1000, 1000}, {3, 1000, 10_000}, {3, 1000, 100_000}}, place},
 	{"hello", []size{{3, 5000, 100_000}}, hello},
 }
@@ -129,8 +130,9 @@ func idle(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	if err := pause(ctx, 2*time.Second); err != nil { // let the load of the start settle
 		return nil, err
 	}
+	done := profile(ctx, leader, s, "idle")
 	u, err := f.rate(ctx, 2*s.span)
-	if err != nil {
+	if err = joined(done, err); err != nil {
 		return nil, err
 	}
 	percent := func(d time.Duration, n int) string {
@@ -154,6 +156,8 @@ func list(ctx context.Context, f *fleet, s settings) (out []result, err error) {
 	for _, call := range []struct{ what, path string }{
 		{"list, limit=200", "/containers/json?limit=200"},
 		{"list, a label", "/containers/json?filters=" + filter},
+		{"list, status=exited", "/containers/json?all=1&filters=" + url.QueryEscape(`{"status":["exited"]}`)},
+		{"images", "/images/json"},
 		{"info", "/info"},
 	} {
 		rate, err := f.rate(ctx, s.span/4)
@@ -245,41 +249,6 @@ func place(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	each := used.each(n)
 	return []result{{"creates, " + fmt.Sprint(s.callers) + " callers", f.size, fmt.Sprintf("%.0f/s; cpu %s each (leader %s, agents %s); p50 %s, p99 %s", float64(n)/wall.Seconds(),
 		short(each.sum()), short(each[leader.name]), short(each["agents"]), short(took[n/2]), short(took[n*99/100])), "3,000/s, then 10,000/s; 1.3x between sizes"}}, nil
-}
-
-// hello measures the leader's death: all nodes say hello to the next one.
-func hello(ctx context.Context, f *fleet, s settings) ([]result, error) {
-	old, err := f.leader(ctx)
-	if err != nil {
-		return nil, err
-	}
-	rate, err := f.rate(ctx, s.span/4)
-	if err != nil {
-		return nil, err
-	}
-	before, err := f.usage()
-	if err != nil {
-		return nil, err
-	}
-	died := time.Now()
-	old.proc.kill()
-	old.proc = nil
-	leader, err := f.leader(ctx)
-	if err != nil {
-		return nil, err
-	}
-	done := profile(ctx, leader, s, "hello")
-	err = joined(done, f.settle(ctx, died))
-	took := time.Since(died)
-	if err != nil {
-		return nil, err
-	}
-	after, err := f.usage()
-	if err != nil {
-		return nil, err
-	}
-	used := after[leader.name] - before[leader.name] - time.Duration(float64(rate[leader.name])*took.Seconds())
-	return []result{{fmt.Sprintf("hellos of %d nodes", f.nodes), f.size, fmt.Sprintf("cpu %s of the new leader, all back after %s", short(used), short(took)), "cpu < 0.5 s"}}, nil
 }
 
 // profile records a CPU profile of the leader until the returned function is called.

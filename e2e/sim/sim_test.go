@@ -34,7 +34,7 @@ func TestASmallFleetIsMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s%s", err, &out, &talk)
 	}
-	for _, want := range []string{"idle leader", "idle follower", "idle agent", "list, limit=200", "list, a label", "info", "commit with 4 sessions", "creates, 4 callers", "hellos of 4 nodes"} {
+	for _, want := range []string{"idle leader", "idle follower", "idle agent", "list, limit=200", "list, a label", "list, status=exited", "images", "info", "come and go", "commit with 4 sessions", "creates, 4 callers", "hellos of 4 nodes"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the table has no row %q:\n%s", want, &out)
 		}
@@ -112,6 +112,19 @@ func TestRowsOfOneSizeShareAFleet(t *testing.T) {
 	}
 	if _, err := planned("list,lost", size{}); err == nil {
 		t.Error("a row that there is none of was taken")
+	}
+}
+
+func TestQuantilesAreOfAllThatWasMeasured(t *testing.T) {
+	var d []time.Duration
+	for i := range 200 {
+		d = append(d, time.Duration(200-i)*time.Millisecond)
+	}
+	if got, want := quantiles(d), "p50 101ms, p99 199ms, max 200ms"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got, want := quantiles(d[:1]), "p50 1ms, p99 1ms, max 1ms"; got != want {
+		t.Errorf("of one: %s, want %s", got, want)
 	}
 }
 
