@@ -36,6 +36,9 @@ func (i *inventory) status(task []byte) *dv1.TaskStatus {
 	return st
 }
 
+// holds reports whether the node has an image.
+func (i *inventory) holds(digest string) bool { return i != nil && i.images.Contains(digest) }
+
 // edit begins the next inventory. Calls for one node must be serialized: copying
 // marks nodes of the tree as shared.
 func (i *inventory) edit() *draft {

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
@@ -121,9 +122,9 @@ func (p *parts) end() []*dv1.Sync {
 // maxHolders bounds how many nodes a source names.
 const maxHolders = 8
 
-// sources returns what the node must know to fetch each image of a part. A full sync
-// has all sources, for agents that lost them, but no grant for what the node holds: each
-// is a signature, and after an election everybody says hello.
+// sources returns what the node must know to fetch each image of a part, also of those
+// whose spec is left out. Of what the node holds that is only whether it is public: a
+// grant is a signature, and after an election everybody says hello.
 func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 	snap := t.o.Log.Snapshot()
 	first := map[string]bool{} // specs of tasks whose node may lack the image
@@ -138,8 +139,7 @@ func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 			first[string(a.Task.SpecId)] = true
 		}
 	}
-	view, of := t.reported.view(), map[string]*dv1.Source{}
-	held := func(digest string) bool { return part.Full && view.Holds(node, digest) }
+	has, of := t.reported.of(node), map[string]*dv1.Source{}
 	for _, spec := range specs {
 		d := spec.Digest
 		if d == "" {
@@ -148,7 +148,7 @@ func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 		s := of[d]
 		if s == nil {
 			s = &dv1.Source{Digest: d, Public: snap.Image(d).GetPublic()}
-			if t.o.Grant != nil && !held(d) {
+			if t.o.Grant != nil && !has.holds(d) {
 				var err error
 				if s.Grant, err = t.o.Grant(node, d); err != nil {
 					t.o.Logger.Warn("granting a node access to an image failed", "node", node, "image", d, "err", err)
@@ -157,16 +157,21 @@ func (t *term) sources(node string, part *dv1.Sync) (out []*dv1.Source) {
 			of[d] = s
 			out = append(out, s)
 		}
-		if !first[string(spec.Id)] || len(s.Holders) > 0 {
-			continue
+		if first[string(spec.Id)] && len(s.Holders) == 0 && !has.holds(d) {
+			s.Holders = t.holders(snap, node, d)
 		}
-		for id := range view.HoldersFrom(d, node) {
-			if len(s.Holders) == maxHolders {
-				break
-			}
-			if n := snap.Node(id); id != node && n.GetAddr() != "" {
-				s.Holders = append(s.Holders, n.Addr)
-			}
+	}
+	return out
+}
+
+// holders returns the addresses of some other nodes that hold an image.
+func (t *term) holders(snap *state.Snapshot, node, digest string) (out []string) {
+	for id := range t.reported.view().HoldersFrom(digest, node) {
+		if len(out) == maxHolders {
+			break
+		}
+		if n := snap.Node(id); id != node && n.GetAddr() != "" {
+			out = append(out, n.Addr)
 		}
 	}
 	return out
