@@ -196,12 +196,6 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	users := map[string]int64{}
-	for t := range snap.Tasks() {
-		if spec := snap.Spec(t.SpecId); spec != nil {
-			users[spec.Digest]++
-		}
-	}
 	out := []image.Summary{}
 	for i := range snap.Images() {
 		tags := familiarAll(snap.TagsOf(i.Digest))
@@ -216,7 +210,7 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 			continue
 		}
 		out = append(out, image.Summary{
-			ID: i.Digest, Containers: users[i.Digest], Created: at, Labels: c.Config.Labels, RepoTags: tags,
+			ID: i.Digest, Containers: int64(snap.TaskCountOfImage(i.Digest)), Created: at, Labels: c.Config.Labels, RepoTags: tags,
 			RepoDigests: familiarAll(i.RepoDigests), SharedSize: -1, Size: i.Size,
 		})
 	}

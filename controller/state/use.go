@@ -59,6 +59,15 @@ func (s *Snapshot) NodesOfImage(digest string) iter.Seq[string] {
 	}
 }
 
+// TaskCountOfImage returns the number of an image's tasks, in time that grows with the
+// nodes that have one.
+func (s *Snapshot) TaskCountOfImage(digest string) (n int) {
+	for of := range tasks.in(s).total.(*usage).byImage.values(digest + sep) {
+		n += of
+	}
+	return n
+}
+
 // HasTaskOfImage reports whether a node has a task of an image.
 func (s *Snapshot) HasTaskOfImage(node, digest string) bool {
 	return tasks.in(s).total.(*usage).byImage.get(digest+sep+node) > 0

@@ -104,6 +104,9 @@ func TestNodesOfAnImage(t *testing.T) {
 	if err := x.Apply(spec("i"), spec("ii"), task(1, "b", "i"), task(2, "a", "i"), task(3, "a", "i"), task(4, "c", "ii"), task(5, "", "i")); err != nil {
 		t.Fatal(err)
 	}
+	if a, b, c := x.TaskCountOfImage("i"), x.TaskCountOfImage("ii"), x.TaskCountOfImage("iii"); a != 3 || b != 1 || c != 0 {
+		t.Errorf("%d, %d and %d tasks", a, b, c)
+	}
 	want := func(nodes ...string) {
 		t.Helper()
 		if got := slices.Collect(x.NodesOfImage("i")); !slices.Equal(got, nodes) {
