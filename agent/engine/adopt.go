@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/life"
 )
 
 // process returns a task's process, nil if containerd has none.
@@ -34,13 +35,13 @@ func notFound(err error) bool {
 // found is a task as it is now. p is its process, looked up if nil. A task that is
 // returned with an error has neither ended nor is it known to be running.
 func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.Process) (task.Found, error) {
-	f := task.Found{Spec: s.Spec, Attempt: task.Attempt{Number: a.Number, StopSignal: e.stopSignal(ctx, s)}}
+	f := task.Found{Spec: s.Spec, Attempt: task.Attempt{Life: a.life(), StopSignal: e.stopSignal(ctx, s)}}
 	if a.Number == 0 {
 		return f, nil
 	}
 	place(&f.Attempt, e.o.Network.Get(s.ID))
 	f.Attempt.Started = a.At
-	x, err := e.readExit(s.ID, a.Number)
+	x, err := e.readExit(s.ID, a.life())
 	if err != nil {
 		return f, err
 	}
@@ -83,18 +84,14 @@ func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.
 // neverBegan resets a found task to what it was before its last start, which was
 // interrupted before any process ran.
 func (e *Engine) neverBegan(f task.Found) (task.Found, error) {
-	id := f.Spec.ID
-	for n := f.Attempt.Number - 1; n > 0; n-- {
-		x, err := e.readExit(id, n)
-		if err != nil {
-			return f, err
-		}
-		if x != nil {
-			f.Attempt = task.Attempt{Number: n, Exit: x, StopSignal: f.Attempt.StopSignal, Started: time.Unix(0, x.Started)}
-			return f, nil
-		}
+	x, err := e.endedBefore(f.Spec.ID, f.Attempt.Life)
+	if err != nil {
+		return f, err
 	}
 	f.Attempt = task.Attempt{StopSignal: f.Attempt.StopSignal}
+	if x != nil {
+		f.Attempt.Life, f.Attempt.Exit, f.Attempt.Started = life.Of(x), x, time.Unix(0, x.Started)
+	}
 	return f, nil
 }
 

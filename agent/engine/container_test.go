@@ -26,6 +26,7 @@ import (
 	"github.com/drover/drover/agent/task"
 	testimages "github.com/drover/drover/deploy/images"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 )
 
 // layered pulls busybox with one more layer of these files into w's engine.
@@ -100,10 +101,10 @@ func (w *world) said(e *node, ref, digest string, change func(*container.CreateR
 	if err != nil {
 		return "", err
 	}
-	if _, err := e.Start(ctx, id, 1, nil); err != nil {
+	if _, err := e.Start(ctx, id, life.First(1), nil); err != nil {
 		return "", err
 	}
-	if _, err := e.Wait(ctx, id, 1); err != nil {
+	if _, err := e.Wait(ctx, id, life.First(1)); err != nil {
 		return "", err
 	}
 	return w.output(ctx, e, id)
@@ -169,7 +170,7 @@ func TestAFIFOForUsersHoldsNothingUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.Start(ctx, id, 1, nil); err != nil {
+	if _, err := e.Start(ctx, id, life.First(1), nil); err != nil {
 		t.Fatal(err)
 	}
 	run := func(exec, user string, cmd ...string) (out string, err error) {
@@ -213,13 +214,13 @@ func TestAFIFOOfTheLastAttemptIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.Start(ctx, id, 1, nil); err != nil {
+	if _, err := e.Start(ctx, id, life.First(1), nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.Wait(ctx, id, 1); err != nil {
+	if _, err := e.Wait(ctx, id, life.First(1)); err != nil {
 		t.Fatal(err)
 	}
-	_, err = e.Start(ctx, id, 2, nil)
+	_, err = e.Start(ctx, id, life.First(2), nil)
 	var se *task.StartError
 	if !errors.As(err, &se) || se.Code != 125 || !strings.Contains(se.Message, "its /etc/passwd is a FIFO") {
 		t.Errorf("the second attempt: %v", err)

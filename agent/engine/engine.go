@@ -22,6 +22,7 @@ import (
 	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Labels of a container in containerd, from which a lost store can be rebuilt.
@@ -137,17 +138,20 @@ func (o Options) tasks() string { return filepath.Join(o.DataDir, "tasks") }
 func (o Options) dir(id string) string    { return filepath.Join(o.tasks(), id) }
 func (o Options) logDir(id string) string { return filepath.Join(o.dir(id), "log") }
 
-// exitFile is a link to the exit record of an attempt's last try.
-func (o Options) exitFile(id string, n int32) string {
-	return filepath.Join(o.dir(id), fmt.Sprintf("exit.%d", n))
+const exitPrefix = "exit."
+
+// exitFile is a link to the exit record of a life's last try: exit.1 for the first life
+// of attempt 1, exit.1-1 for its second.
+func (o Options) exitFile(id string, l life.Life) string {
+	return filepath.Join(o.dir(id), exitPrefix+l.String())
 }
 
 // recordFile is where the shim of one try writes its exit record.
 func (o Options) recordFile(id string, a attempt) string {
 	if a.Try == "" { // written by an agent that did not distinguish tries
-		return o.exitFile(id, a.Number)
+		return o.exitFile(id, a.life())
 	}
-	return o.exitFile(id, a.Number) + "." + a.Try
+	return o.exitFile(id, a.life()) + "." + a.Try
 }
 func (o Options) stdinSocket(id string) string {
 	return filepath.Join(o.RunDir, "t", id[:min(24, len(id))]+".in")

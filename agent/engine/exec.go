@@ -70,7 +70,7 @@ func (e *Engine) mustRun(_ context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	x, err := e.readExit(id, a.Number)
+	x, err := e.readExit(id, a.life())
 	if err != nil {
 		return err
 	}

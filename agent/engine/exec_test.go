@@ -14,6 +14,7 @@ import (
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 )
 
 // execIn starts sh in a task; with attach its stream is given.
@@ -68,7 +69,7 @@ func withExecs(t *testing.T) (w *world, e *node, id string, died chan map[string
 	e = w.open(t)
 	w.pulled(t, e)
 	id = w.prepared(t, e, waits)
-	if _, err := e.Start(t.Context(), id, 1, nil); err != nil {
+	if _, err := e.Start(t.Context(), id, life.First(1), nil); err != nil {
 		t.Fatal(err)
 	}
 	return w, e, id, died

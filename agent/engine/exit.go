@@ -13,11 +13,12 @@ import (
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Wait implements task.Runtime. The exit file is authoritative; containerd is asked as
 // well, for shims that were killed before they wrote one.
-func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error) {
+func (e *Engine) Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, error) {
 	ch, stop, err := e.follow.listen(e.o.dir(id))
 	if err != nil {
 		if _, serr := e.readSpec(id); serr != nil {
@@ -29,20 +30,20 @@ func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error
 	late := time.NewTimer(2 * time.Second)
 	defer late.Stop()
 	for {
-		if x, err := e.readExit(id, n); x != nil || err != nil {
+		if x, err := e.readExit(id, l); x != nil || err != nil {
 			return x, err
 		}
 		a, err := e.readAttempt(id)
 		if err != nil {
 			return nil, err
 		}
-		if a.Number > n {
-			return nil, fmt.Errorf("attempt %d of %s: %w", n, short(id), task.ErrNotFound)
+		if l.Before(a.life()) {
+			return nil, fmt.Errorf("attempt %s of %s: %w", l, short(id), task.ErrNotFound)
 		}
 		select {
 		case <-ch:
 		case <-late.C:
-			if a.Number == n {
+			if a.life() == l {
 				if x := e.settleWhenDead(ctx, id, a); x != nil {
 					return x, nil
 				}
@@ -54,7 +55,7 @@ func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error
 	}
 }
 
-// settleWhenDead returns the exit of an attempt that has stopped although its shim has
+// settleWhenDead returns the exit of a process that has stopped although its shim has
 // not recorded an exit; nil if it may still run.
 func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) *dv1.Exit {
 	p, err := e.process(e.ctx(ctx), id)
@@ -72,10 +73,10 @@ func (e *Engine) settleWhenDead(ctx context.Context, id string, a attempt) *dv1.
 // record: it waits for the last output first.
 const recordWithin = 5 * time.Second
 
-// settle returns the exit of an attempt that has stopped; p is its stopped process, nil
-// if its shim is gone. nil: the attempt never began.
+// settle returns the exit of a life that has ended; p is its stopped process, nil if its
+// shim is gone. nil: the process never began.
 func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.Process) (*dv1.Exit, error) {
-	if x, err := e.readExit(id, a.Number); x != nil || err != nil {
+	if x, err := e.readExit(id, a.life()); x != nil || err != nil {
 		return x, err
 	}
 	began, err := e.mayHaveBegun(id, a)
@@ -85,7 +86,7 @@ func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.
 	if p != nil {
 		return e.stopped(ctx, id, a, p)
 	}
-	x := shimapi.Exit{Attempt: a.Number, Code: killedCode, At: time.Now(), Started: a.At}
+	x := shimapi.Exit{Attempt: a.Number, Restarts: a.Restarts, Code: killedCode, At: time.Now(), Started: a.At}
 	if a.Boot != e.boot {
 		x.Code = lostCode
 	}
@@ -95,7 +96,7 @@ func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.
 	if err := shimapi.WriteExit(e.o.recordFile(id, a), x); err != nil {
 		return nil, err
 	}
-	return e.readExit(id, a.Number)
+	return e.readExit(id, a.life())
 }
 
 // stopped returns the exit of a process whose shim is alive, and so has to record it. If
@@ -109,14 +110,14 @@ func (e *Engine) stopped(ctx context.Context, id string, a attempt, p *tasktypes
 	late := time.NewTimer(e.recordWithin)
 	defer late.Stop()
 	for {
-		if x, err := e.readExit(id, a.Number); x != nil || err != nil {
+		if x, err := e.readExit(id, a.life()); x != nil || err != nil {
 			return x, err
 		}
 		select {
 		case <-ch:
 		case <-late.C:
 			end, err := logs.End(e.o.logDir(id))
-			return &dv1.Exit{Attempt: a.Number, Code: int32(p.ExitStatus), At: p.ExitedAt.AsTime().UnixNano(), Started: a.At.UnixNano(), LogEnd: end}, err
+			return &dv1.Exit{Attempt: a.Number, Restarts: a.Restarts, Code: int32(p.ExitStatus), At: p.ExitedAt.AsTime().UnixNano(), Started: a.At.UnixNano(), LogEnd: end}, err
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -144,6 +145,6 @@ func (e *Engine) unrecorded(id string) bool {
 	if began, err := e.mayHaveBegun(id, a); err != nil || !began {
 		return false
 	}
-	x, err := e.readExit(id, a.Number)
+	x, err := e.readExit(id, a.life())
 	return x == nil && err == nil
 }

@@ -77,7 +77,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 }
 
 // Start implements task.Runtime.
-func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Port) (task.Attempt, error) {
+func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1.Port) (task.Attempt, error) {
 	ctx = e.ctx(ctx)
 	s, err := e.readSpec(id)
 	if err != nil {
@@ -87,21 +87,21 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 	if err != nil {
 		return task.Attempt{}, err
 	}
-	if a.Number > n {
-		return task.Attempt{}, fmt.Errorf("attempt %d of %s: a later one was started: %w", n, short(id), task.ErrNotFound)
+	if l.Before(a.life()) {
+		return task.Attempt{}, fmt.Errorf("attempt %s of %s: a later one was started: %w", l, short(id), task.ErrNotFound)
 	}
-	if a.Number == n {
+	if a.life() == l {
 		f, err := e.found(ctx, s, a, nil)
 		if err != nil {
 			return task.Attempt{}, err
 		}
-		if f.Attempt.Number == n && (f.Running || f.Attempt.Exit != nil) {
+		if f.Attempt.Life == l && (f.Running || f.Attempt.Exit != nil) {
 			return f.Attempt, nil
 		}
 		if f, err = e.startAgain(ctx, s, a); err != nil {
 			return task.Attempt{}, err
 		}
-		if f.Attempt.Number == n {
+		if f.Attempt.Life == l {
 			return f.Attempt, nil
 		}
 		if err := e.forgetTry(id, a); err != nil { // it never began
@@ -115,12 +115,12 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, ports []*dv1.Por
 	if err != nil {
 		return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 	}
-	if a.Number > 0 { // remains of an earlier try, or of this attempt
+	if a.Number > 0 { // remains of an earlier try, or of this life
 		if err := e.deleteTask(ctx, id); err != nil {
 			return task.Attempt{}, err
 		}
 	}
-	return e.startAttempt(ctx, s, ctr, a, n, ports)
+	return e.begin(ctx, s, ctr, a, l, ports)
 }
 
 // startAgain finishes what a try had reached before its agent died. The shim may be
@@ -146,12 +146,13 @@ func (e *Engine) startAgain(ctx context.Context, s prepared, a attempt) (task.Fo
 	return f, nil
 }
 
-func (e *Engine) startAttempt(ctx context.Context, s prepared, ctr containers.Container, before attempt, n int32, ports []*dv1.Port) (out task.Attempt, err error) {
+// begin begins life l of a task; before is the one that was its newest.
+func (e *Engine) begin(ctx context.Context, s prepared, ctr containers.Container, before attempt, l life.Life, ports []*dv1.Port) (out task.Attempt, err error) {
 	end, err := logs.End(e.o.logDir(s.ID))
 	if err != nil {
 		return out, err
 	}
-	a := attempt{Number: n, Try: rand.Text(), LogStart: end, At: time.Now(), Boot: e.boot}
+	a := attempt{Number: l.Attempt, Restarts: l.Restarts, Try: rand.Text(), LogStart: end, At: time.Now(), Boot: e.boot}
 	if err := e.writeAttempt(s.ID, a); err != nil {
 		return out, err
 	}
@@ -196,7 +197,7 @@ func (e *Engine) startAttempt(ctx context.Context, s prepared, ctr containers.Co
 		return out, err
 	}
 	timed("containerd start", began)
-	out = task.Attempt{Number: n, Pid: int(started.Pid), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
+	out = task.Attempt{Life: l, Pid: int(started.Pid), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
 	place(&out, sandbox)
 	if more, err := shimapi.ReadTimings(e.o.recordFile(s.ID, a)); err == nil {
 		for _, m := range more {
@@ -251,7 +252,7 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 // stdio tells a task's shim what to do with its streams; none of them are in this
 // process.
 func (e *Engine) stdio(s task.Spec, a attempt) string {
-	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.recordFile(s.ID, a), Life: life.First(a.Number)}
+	x := shimapi.Stdio{LogDir: e.o.logDir(s.ID), ExitFile: e.o.recordFile(s.ID, a), Life: a.life()}
 	if c := s.Create.Config; c != nil {
 		x.TTY, x.Stdin, x.StdinOnce = c.Tty, c.OpenStdin, c.StdinOnce && !c.Tty
 	}
@@ -268,7 +269,7 @@ func (e *Engine) undoStart(ctx context.Context, id string, a, before attempt) er
 		return err
 	}
 	err := errors.Join(e.forgetTry(id, a), e.o.Network.Detach(ctx, id))
-	if before.Number < a.Number {
+	if before.life().Before(a.life()) {
 		err = errors.Join(err, e.writeAttempt(id, before))
 	}
 	return err
@@ -329,7 +330,7 @@ func (e *Engine) Signal(ctx context.Context, id, name string) error {
 	if err != nil {
 		return err
 	}
-	x, err := e.readExit(id, a.Number)
+	x, err := e.readExit(id, a.life())
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/life"
 )
 
 // lines splits records into docker's lines; each stream has its own.
@@ -71,12 +72,15 @@ func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.Log
 	}
 	var from mark
 	l := &lines{o: o}
-	// A followed log ends with the attempt, even if there is more after it; one that isn't
+	// A followed log ends with the life, even if there is more after it; one that isn't
 	// followed ends where it is now.
-	n := max(1, a.Number)
+	of := a.life()
+	if a.Number == 0 {
+		of = life.First(1)
+	}
 	switch {
 	case o.From != nil:
-		n, from = o.From.Attempt, mark{off: o.From.Offset, at: int(o.From.At)}
+		of, from = o.From.Life, mark{off: o.From.Offset, at: int(o.From.At)}
 		l.restore(o.From.Lines)
 	case o.Tail >= 0:
 		if from, err = e.lastLines(id, o); err != nil {
@@ -84,7 +88,7 @@ func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.Log
 		}
 		l.open, l.skip = from.open, [3]bool{true, true, true}
 	}
-	t, err := e.newTail(id, task.LogPosition{Attempt: n, Offset: from.off, At: uint32(from.at), Lines: l.state()}, o.Follow)
+	t, err := e.newTail(id, task.LogPosition{Life: of, Offset: from.off, At: uint32(from.at), Lines: l.state()}, o.Follow)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -16,6 +18,7 @@ import (
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/life"
 )
 
 // specFile and attemptFile are the engine's own records of a task; with the labels in
@@ -25,15 +28,18 @@ const (
 	attemptFile = "attempt.json"
 )
 
-// attempt is written before an attempt's process is created.
+// attempt is the newest life of a task, written before its process is created.
 type attempt struct {
 	Version  int       `json:"version"`
 	Number   int32     `json:"number"`
-	Try      string    `json:"try,omitempty"` // new for each try of the attempt
+	Restarts int32     `json:"restarts,omitempty"` // agents of earlier builds recorded first lives only
+	Try      string    `json:"try,omitempty"`      // new for each try of the life
 	LogStart uint64    `json:"logStart"`
 	At       time.Time `json:"at"`
 	Boot     string    `json:"boot"`
 }
+
+func (a attempt) life() life.Life { return life.Life{Attempt: a.Number, Restarts: a.Restarts} }
 
 // prepared is kept from a task's preparation on. Later attempts are planned with the
 // image's configuration, although the image may be gone by then.
@@ -63,8 +69,8 @@ func (e *Engine) readSpec(id string) (prepared, error) {
 // mistaken for it.
 func (e *Engine) writeAttempt(id string, a attempt) error {
 	if a.Try != "" {
-		if err := pointTo(e.o.exitFile(id, a.Number), filepath.Base(e.o.recordFile(id, a))); err != nil {
-			return fmt.Errorf("recording attempt %d of %s: %w", a.Number, short(id), err)
+		if err := pointTo(e.o.exitFile(id, a.life()), filepath.Base(e.o.recordFile(id, a))); err != nil {
+			return fmt.Errorf("recording attempt %s of %s: %w", a.life(), short(id), err)
 		}
 	}
 	a.Version = 1
@@ -90,7 +96,7 @@ func pointTo(path, name string) error {
 // forgetTry removes the traces of a try that failed.
 func (e *Engine) forgetTry(id string, a attempt) error {
 	var errs []error
-	for _, f := range []string{e.o.exitFile(id, a.Number), e.o.recordFile(id, a), e.begunFile(id, a), shimapi.TimingsFile(e.o.recordFile(id, a))} {
+	for _, f := range []string{e.o.exitFile(id, a.life()), e.o.recordFile(id, a), e.begunFile(id, a), shimapi.TimingsFile(e.o.recordFile(id, a))} {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -110,16 +116,16 @@ func (e *Engine) readAttempt(id string) (attempt, error) {
 	return a, err
 }
 
-// readExit returns nil while attempt n runs. A record that can't be decoded proves that
-// the attempt ended, not how.
-func (e *Engine) readExit(id string, n int32) (*dv1.Exit, error) {
-	x, err := shimapi.ReadExit(e.o.exitFile(id, n))
+// readExit returns nil until life l has ended. A record that can't be decoded proves
+// that it ended, not how.
+func (e *Engine) readExit(id string, l life.Life) (*dv1.Exit, error) {
+	x, err := shimapi.ReadExit(e.o.exitFile(id, l))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if errors.Is(err, shimapi.ErrDamaged) {
-		out := &dv1.Exit{Attempt: n, Code: lostCode, Reason: err.Error()}
-		i, serr := os.Stat(e.o.exitFile(id, n))
+		out := &dv1.Exit{Attempt: l.Attempt, Restarts: l.Restarts, Code: lostCode, Reason: err.Error()}
+		i, serr := os.Stat(e.o.exitFile(id, l))
 		if serr == nil {
 			out.At = nano(i.ModTime())
 		}
@@ -128,7 +134,29 @@ func (e *Engine) readExit(id string, n int32) (*dv1.Exit, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &dv1.Exit{Attempt: n, Code: x.Code, At: x.At.UnixNano(), Oom: x.OOM, Started: nano(x.Started), LogEnd: x.LogEnd}, nil
+	return &dv1.Exit{Attempt: l.Attempt, Restarts: l.Restarts, Code: x.Code, At: x.At.UnixNano(), Oom: x.OOM, Started: nano(x.Started), LogEnd: x.LogEnd}, nil
+}
+
+// endedBefore returns how the last life before l that ended did, nil if none did.
+func (e *Engine) endedBefore(id string, l life.Life) (*dv1.Exit, error) {
+	files, err := os.ReadDir(e.o.dir(id))
+	if err != nil {
+		return nil, fmt.Errorf("looking for the exits of %s: %w", short(id), err)
+	}
+	var earlier []life.Life
+	for _, f := range files {
+		name, ok := strings.CutPrefix(f.Name(), exitPrefix)
+		if x, err := life.Parse(name); ok && err == nil && x.Before(l) {
+			earlier = append(earlier, x)
+		}
+	}
+	slices.SortFunc(earlier, life.Life.Compare)
+	for _, x := range slices.Backward(earlier) {
+		if exit, err := e.readExit(id, x); exit != nil || err != nil {
+			return exit, err
+		}
+	}
+	return nil, nil
 }
 
 func readJSON(path string, to any) error {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
+
+	"github.com/drover/drover/pkg/life"
 )
 
 // Each attempt is planned of what is there then: the container's users as they are
@@ -27,7 +29,7 @@ func TestEachAttemptIsPlannedAnew(t *testing.T) {
 	run := func(n int32, change string) {
 		t.Helper()
 		change = "until pidof sleep > /dev/null; do :; done; " + change
-		if _, err := e.Start(t.Context(), id, n, nil); err != nil {
+		if _, err := e.Start(t.Context(), id, life.First(n), nil); err != nil {
 			t.Fatal(err)
 		}
 		exec := strings.Repeat(string(rune('a'+n)), 64)
@@ -45,7 +47,7 @@ func TestEachAttemptIsPlannedAnew(t *testing.T) {
 		if err := e.Signal(t.Context(), id, "SIGKILL"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := e.Wait(t.Context(), id, n); err != nil {
+		if _, err := e.Wait(t.Context(), id, life.First(n)); err != nil {
 			t.Fatal(err)
 		}
 		if err := e.Release(t.Context(), id); err != nil {

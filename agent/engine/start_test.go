@@ -26,6 +26,7 @@ import (
 
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 )
 
 const (
@@ -91,7 +92,7 @@ func ends(t *testing.T, e *node, id string) {
 	if err := e.Signal(t.Context(), id, "SIGTERM"); err != nil {
 		t.Fatal(err)
 	}
-	if x, err := e.Wait(t.Context(), id, 1); err != nil || x.Code != 7 || x.Attempt != 1 {
+	if x, err := e.Wait(t.Context(), id, life.First(1)); err != nil || x.Code != 7 || x.Attempt != 1 {
 		t.Fatalf("exit %v (%v), want the process's own 7", x, err)
 	}
 	if _, p, err := fr.Next(); err == nil {
@@ -118,10 +119,10 @@ func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
 	w.pulled(t, second)
 	id := w.prepared(t, second, waits)
 	over := make(chan struct{})
-	go func() { _, _ = first.Start(t.Context(), id, 1, nil); close(over) }()
+	go func() { _, _ = first.Start(t.Context(), id, life.First(1), nil); close(over) }()
 	defer func() { close(dead); <-over }()
 	<-reached
-	if a, err := second.Start(t.Context(), id, 1, nil); err != nil || a.Exit != nil || a.Pid == 0 {
+	if a, err := second.Start(t.Context(), id, life.First(1), nil); err != nil || a.Exit != nil || a.Pid == 0 {
 		t.Fatalf("started: %+v, %v", a, err)
 	}
 	ends(t, second, id)
@@ -157,10 +158,10 @@ func TestAStartThatArrivesLateRunsOnce(t *testing.T) {
 	w.pulled(t, second)
 	id := w.prepared(t, second, waits)
 	over := make(chan struct{})
-	go func() { _, _ = first.Start(t.Context(), id, 1, nil); close(over) }()
+	go func() { _, _ = first.Start(t.Context(), id, life.First(1), nil); close(over) }()
 	defer func() { <-over }()
 	<-reached
-	if a, err := second.Start(t.Context(), id, 1, nil); err != nil || a.Exit != nil || a.Pid == 0 {
+	if a, err := second.Start(t.Context(), id, life.First(1), nil); err != nil || a.Exit != nil || a.Pid == 0 {
 		t.Fatalf("started: %+v, %v", a, err)
 	}
 	ends(t, second, id)
@@ -211,7 +212,7 @@ func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 			at.Store(&kill)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			a, err := e.Start(ctx, id, 1, nil)
+			a, err := e.Start(ctx, id, life.First(1), nil)
 			if err == nil || !killed.Load() {
 				t.Fatalf("the start was not disturbed: %+v", a)
 			}
@@ -222,7 +223,7 @@ func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 				if errors.As(err, new(*task.StartError)) {
 					t.Fatalf("the user is told of it: %v", err)
 				}
-				a, err = e.Start(ctx, id, 1, nil)
+				a, err = e.Start(ctx, id, life.First(1), nil)
 			}
 			if err != nil || a.Exit != nil {
 				t.Fatalf("started: %+v, %v", a, err)
@@ -241,7 +242,7 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	w.pulled(t, e)
 	started := func() string {
 		id := w.prepared(t, e, waits)
-		if _, err := e.Start(t.Context(), id, 1, nil); err != nil {
+		if _, err := e.Start(t.Context(), id, life.First(1), nil); err != nil {
 			t.Fatal(err)
 		}
 		return id
@@ -249,7 +250,7 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	whole, unknown, ended, hung := started(), started(), started(), started()
 	s := w.spec(waits)
 	w.prepare(t, e, s)
-	if _, err := e.Start(t.Context(), s.ID, 1, nil); err != nil {
+	if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil {
 		t.Fatal(err)
 	}
 	damage := func(id, file string) {
@@ -282,17 +283,17 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	for _, f := range all {
 		got[f.Spec.ID] = f
 	}
-	if f := got[whole]; !f.Running || f.Attempt.Number != 1 {
+	if f := got[whole]; !f.Running || f.Attempt.Life != life.First(1) {
 		t.Errorf("the one with nothing wrong: %+v", f)
 	}
 	if f := got[ended]; f.Running || f.Attempt.Exit.GetCode() != 255 || f.Attempt.Exit.GetReason() == "" {
 		t.Errorf("the one whose end is unreadable: %+v", f.Attempt.Exit)
 	}
 	// Nothing is known of its process: it is waited on, and not started anew.
-	if f := got[hung]; f.Running || f.Attempt.Number != 1 || f.Attempt.Exit != nil {
+	if f := got[hung]; f.Running || f.Attempt.Life != life.First(1) || f.Attempt.Exit != nil {
 		t.Errorf("the one whose shim hangs: %+v", f)
 	}
-	if a, err := e.Start(t.Context(), hung, 1, nil); err == nil {
+	if a, err := e.Start(t.Context(), hung, life.First(1), nil); err == nil {
 		t.Errorf("started while its shim hangs: %+v", a)
 	}
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
@@ -303,11 +304,11 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	if err := e.Prepare(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	if a, err := e.Start(t.Context(), s.ID, 1, nil); err != nil || a.Exit != nil {
+	if a, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil || a.Exit != nil {
 		t.Fatalf("started: %+v, %v", a, err)
 	}
 	ends(t, e, s.ID)
-	if _, err := e.Start(t.Context(), unknown, 1, nil); err == nil {
+	if _, err := e.Start(t.Context(), unknown, life.First(1), nil); err == nil {
 		t.Error("an attempt of which nothing is known was started")
 	}
 }
@@ -321,8 +322,8 @@ func TestADeletionThatWasCutShortIsEnded(t *testing.T) {
 	w.pulled(t, e)
 	for what, then := range map[string]func(id string) error{
 		"started again": func(id string) error {
-			a, err := e.Start(t.Context(), id, 2, nil)
-			if err == nil && a.Number != 2 {
+			a, err := e.Start(t.Context(), id, life.First(2), nil)
+			if err == nil && a.Life != life.First(2) {
 				err = fmt.Errorf("started %+v", a)
 			}
 			return err
@@ -332,10 +333,10 @@ func TestADeletionThatWasCutShortIsEnded(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			id := w.prepared(t, e, "exit 3")
-			if _, err := e.Start(t.Context(), id, 1, nil); err != nil {
+			if _, err := e.Start(t.Context(), id, life.First(1), nil); err != nil {
 				t.Fatal(err)
 			}
-			if x, err := e.Wait(t.Context(), id, 1); err != nil || x.Code != 3 {
+			if x, err := e.Wait(t.Context(), id, life.First(1)); err != nil || x.Code != 3 {
 				t.Fatalf("exit %v, %v", x, err)
 			}
 			w.deleteInShim(t, id)

@@ -17,13 +17,14 @@ import (
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 )
 
-// tail reads a task's log and follows it to the end of an attempt.
+// tail reads a task's log and follows it to the end of a life.
 type tail struct {
 	e      *Engine
 	id     string
-	n      int32 // the attempt at whose end the stream ends
+	of     life.Life // at whose end the stream ends
 	follow bool
 	r      *logs.Reader
 	render func(logs.Record) []byte // nil bytes: skipped
@@ -36,7 +37,7 @@ type tail struct {
 	stop   func()
 	buf    []byte
 	since  int    // bytes returned since the last position
-	began  bool   // its attempt has begun
+	began  bool   // the life has begun
 	whole  bool   // a gap is an error
 	next   uint64 // where the next record must begin, 0 if anywhere
 	over   bool
@@ -48,9 +49,9 @@ type tail struct {
 // break.
 const posEvery = 64 << 10
 
-// newTail reads from p on, whose attempt is followed.
+// newTail reads from p on, whose life is followed.
 func (e *Engine) newTail(id string, p task.LogPosition, follow bool) (*tail, error) {
-	t := &tail{e: e, id: id, n: p.Attempt, follow: follow, r: logs.NewReader(e.o.logDir(id), p.Offset), buf: frame(bulk.FramePos, p.Encode())}
+	t := &tail{e: e, id: id, of: p.Life, follow: follow, r: logs.NewReader(e.o.logDir(id), p.Offset), buf: frame(bulk.FramePos, p.Encode())}
 	var err error
 	if t.change, t.stop, err = e.follow.listen(e.o.dir(id), e.o.logDir(id)); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -85,20 +86,20 @@ func (t *tail) fill() error {
 	}
 	// The exit is checked before the log: a log that has no more output after the exit
 	// never will.
-	x, err := t.e.readExit(t.id, t.n)
+	x, err := t.e.readExit(t.id, t.of)
 	if err != nil {
 		return err
 	}
 	rec, err := t.r.Next()
 	if err == nil {
 		if x != nil && x.LogEnd > 0 && rec.Offset >= x.LogEnd {
-			return t.end(x) // of a later attempt
+			return t.end(x) // of a later life
 		}
 		if t.whole && t.next > 0 && rec.Offset > t.next {
 			return fmt.Errorf("%d bytes of the output of %s were rotated away before they were read", rec.Offset-t.next, short(t.id))
 		}
 		t.next = rec.Next
-		p := task.LogPosition{Attempt: t.n, Offset: rec.Offset}
+		p := task.LogPosition{Life: t.of, Offset: rec.Offset}
 		if t.lines != nil {
 			p.Lines = t.lines()
 		}
@@ -127,9 +128,14 @@ func (t *tail) fill() error {
 		return nil
 	}
 	if a, err := t.e.readAttempt(t.id); err == nil {
-		t.began = t.began || a.Number == t.n
-		if a.Number > t.n {
-			t.over = true // its attempt failed, and another one began
+		switch now := a.life(); {
+		case now == t.of:
+			t.began = true
+		case !t.began && now == life.First(t.of.Attempt+1) && t.of.Restarts > 0:
+			t.of = now // what followed was not the agent's doing, but a user's start
+			return nil
+		case t.of.Before(now):
+			t.over = true // its life failed to begin, and another one began
 			return nil
 		}
 	}
@@ -181,8 +187,8 @@ type attached struct {
 	in *input // nil: none
 }
 
-// Attach implements task.Streams. For a task that isn't running it waits for the next
-// attempt, unless the log of the last one is requested.
+// Attach implements task.Streams. For a task that isn't running it waits for the life
+// that follows, whoever begins that one, unless the log of the last one is requested.
 func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (task.Stream, error) {
 	s, err := e.readSpec(id)
 	if err != nil {
@@ -192,18 +198,18 @@ func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (tas
 	if err != nil {
 		return nil, err
 	}
-	n := a.Number
-	if n == 0 {
-		n = 1
-	} else if x, err := e.readExit(id, n); err != nil {
+	of := a.life()
+	if a.Number == 0 {
+		of = life.First(1)
+	} else if x, err := e.readExit(id, of); err != nil {
 		return nil, err
 	} else if x != nil && !o.FromStart {
-		n++
+		of = of.Anew()
 	}
-	from := task.LogPosition{Attempt: n, Offset: a.LogStart}
+	from := task.LogPosition{Life: of, Offset: a.LogStart}
 	switch {
 	case o.From != nil:
-		from, n = *o.From, o.From.Attempt
+		from = *o.From
 	case !o.FromStart:
 		if from.Offset, err = logs.End(e.o.logDir(id)); err != nil {
 			return nil, err
@@ -226,7 +232,7 @@ func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (tas
 	}
 	st := &attached{tail: t}
 	if c := s.Create.Config; o.Stdin && c != nil && c.OpenStdin {
-		st.in = &input{ctx: t.ctx, e: e, id: id, n: n, once: c.StdinOnce && !c.Tty}
+		st.in = &input{ctx: t.ctx, e: e, id: id, of: from.Life, once: c.StdinOnce && !c.Tty}
 	}
 	return st, nil
 }
@@ -258,7 +264,7 @@ type input struct {
 	ctx  context.Context
 	e    *Engine
 	id   string
-	n    int32
+	of   life.Life // or, if its agent does not begin that one, the life that follows
 	once bool
 
 	busy sync.Mutex // orders frames: held while one is written
@@ -271,18 +277,18 @@ type input struct {
 
 const dialEvery = 10 * time.Millisecond
 
-// conn must be called with busy held. It blocks until the attempt begins.
+// conn must be called with busy held. It blocks until the life begins.
 func (i *input) conn() (net.Conn, error) {
 	for {
 		if c, err := i.made(nil); c != nil || err != nil {
 			return c, err
 		}
-		if x, err := i.e.readExit(i.id, i.n); x != nil || err != nil {
+		if x, err := i.e.readExit(i.id, i.of); x != nil || err != nil {
 			return nil, task.ErrNotRunning
 		}
 		if a, err := i.e.readAttempt(i.id); err != nil {
 			return nil, err
-		} else if a.Number >= i.n {
+		} else if !a.life().Before(i.of) {
 			if c, err := (&net.Dialer{}).DialContext(i.ctx, "unix", i.e.o.stdinSocket(i.id)); err == nil {
 				return i.made(c)
 			}

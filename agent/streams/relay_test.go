@@ -13,6 +13,7 @@ import (
 
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -100,7 +101,7 @@ func (said) Close() error                { return nil }
 // leaving is told how a reader left.
 type leaving chan bool
 
-func (leaving) Of(int32)        {}
+func (leaving) Of(life.Life)    {}
 func (l leaving) Left(end bool) { l <- end }
 
 // A log counts as read once the reader's end says that it has it: not when it was

@@ -21,6 +21,7 @@ import (
 	"github.com/drover/drover/agent/task/faketask"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 )
 
 // calls remembers calls in memory.
@@ -87,7 +88,7 @@ func (n *node) prepared(letter string, cmd ...string) (id string) {
 func (n *node) started(letter string, cmd ...string) (id string) {
 	n.t.Helper()
 	id = n.prepared(letter, cmd...)
-	if _, err := n.e.Start(n.t.Context(), id, 1, nil); err != nil {
+	if _, err := n.e.Start(n.t.Context(), id, life.First(1), nil); err != nil {
 		n.t.Fatal(err)
 	}
 	return id
@@ -151,7 +152,8 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"POST", "/v1/tasks/" + runs + "/attach?stdout=1", "", 426, "Upgrade"},
 		{"GET", "/v1/tasks/" + runs + "/wait", "", 400, "attempt:"},
 		{"GET", "/v1/tasks/" + runs + "/wait?attempt=9999999999", "", 400, "attempt:"},
-		{"GET", "/v1/tasks/" + runs + "/wait?attempt=2", "", 404, "not found"},
+		{"GET", "/v1/tasks/" + runs + "/wait?attempt=0", "", 404, "not found"},
+		{"GET", "/v1/tasks/" + runs + "/wait?attempt=1&restarts=x", "", 400, "restarts:"},
 		{"POST", "/v1/tasks/" + none + "/kill?signal=TERM", "", 404, "not found"},
 		{"POST", "/v1/tasks/" + ready + "/kill?signal=TERM", "", 409, "not running"},
 		{"POST", "/v1/tasks/" + runs + "/resize?w=x&h=1", "", 400, "w:"},
@@ -209,6 +211,17 @@ func TestAWaitReportsTheExit(t *testing.T) {
 	if err := protojson.Unmarshal([]byte(body), &x); code != 200 || err != nil || x.Code != 3 || x.Attempt != 1 {
 		t.Fatalf("%d %s (%v)", code, body, err)
 	}
+	again := life.First(1).Anew()
+	if _, err := n.e.Start(t.Context(), id, again, nil); err != nil {
+		t.Fatal(err)
+	}
+	for query, want := range map[string]life.Life{"attempt=1": life.First(1), "attempt=1&restarts=0": life.First(1), "attempt=1&restarts=1": again} {
+		code, body := n.ask("GET", "/v1/tasks/"+id+"/wait?"+query, "")
+		var x dv1.Exit
+		if err := protojson.Unmarshal([]byte(body), &x); code != 200 || err != nil || life.Of(&x) != want {
+			t.Errorf("%s: %d %s (%v), want attempt %s", query, code, body, err, want)
+		}
+	}
 }
 
 // A signal that is asked for again, since its answer was lost, is sent once; one that
@@ -255,7 +268,7 @@ func TestASignalIsSentOnce(t *testing.T) {
 func TestLogsAsTheyAreAskedFor(t *testing.T) {
 	n := newNode(t)
 	id := n.started("a", "echo", "one")
-	if _, err := n.e.Wait(t.Context(), id, 1); err != nil {
+	if _, err := n.e.Wait(t.Context(), id, life.First(1)); err != nil {
 		t.Fatal(err)
 	}
 	later := fmt.Sprint(time.Now().Add(time.Hour).UnixNano())

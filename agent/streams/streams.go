@@ -23,6 +23,7 @@ import (
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 )
@@ -53,10 +54,10 @@ type Images interface {
 	Manifest(ctx context.Context, digest string) ([]byte, error)
 }
 
-// Reader is notified about a reader of a task's output: which attempt it reads, and when
-// it left, with the output to its end or without.
+// Reader is notified about a reader of a task's output: which life's output it reads,
+// and when it left, with the output to its end or without.
 type Reader interface {
-	Of(attempt int32)
+	Of(l life.Life)
 	Left(end bool)
 }
 
@@ -208,7 +209,7 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, st task.Stream, r
 			return false
 		}
 		if p, err := task.DecodeLogPosition(p); kind == bulk.FramePos && err == nil {
-			reader.Of(p.Attempt)
+			reader.Of(p.Life)
 		}
 		if c.WriteFrame(kind, p) != nil {
 			return false
@@ -266,13 +267,13 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) wait(w http.ResponseWriter, r *http.Request) {
-	n, err := strconv.ParseInt(r.URL.Query().Get("attempt"), 10, 32)
+	l, err := lifeOf(r)
 	if err != nil {
-		refuse(w, badRequest("attempt: %v", err))
+		refuse(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	x, err := s.tasks.Wait(r.Context(), r.PathValue("id"), int32(n))
+	x, err := s.tasks.Wait(r.Context(), r.PathValue("id"), l)
 	if err != nil {
 		refuse(w, err)
 		return
@@ -283,6 +284,24 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, _ = w.Write(b)
+}
+
+// lifeOf returns the life that a request names. Controllers that do not count restarts
+// ask for the first one.
+func lifeOf(r *http.Request) (life.Life, error) {
+	q := r.URL.Query()
+	n, err := strconv.ParseInt(q.Get("attempt"), 10, 32)
+	if err != nil {
+		return life.Life{}, badRequest("attempt: %v", err)
+	}
+	l := life.First(int32(n))
+	if v := q.Get("restarts"); v != "" {
+		if n, err = strconv.ParseInt(v, 10, 32); err != nil {
+			return l, badRequest("restarts: %v", err)
+		}
+		l.Restarts = int32(n)
+	}
+	return l, nil
 }
 
 func (s *server) kill(w http.ResponseWriter, r *http.Request) {

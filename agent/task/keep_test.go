@@ -7,6 +7,7 @@ import (
 	"time"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // The output of a task that removed itself stays until a reader has all of it:
@@ -51,7 +52,7 @@ func TestOutputIsKeptUntilItIsRead(t *testing.T) {
 		}},
 		{"waited for by who wants the next attempt", false, false, func(n *node, kept func(bool)) {
 			r := n.Reading(hexID('a'))
-			r.Of(2)
+			r.Of(life.First(2))
 			time.Sleep(31 * time.Second)
 			kept(false)
 			r.Left(false)

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Reporter receives what the reconciler reports. It must not block.
@@ -158,12 +159,12 @@ func (r *Reconciler) Reading(taskID string) *Reader {
 	w := r.workers[string(id)]
 	r.mu.Unlock()
 	k := &Reader{w}
-	k.Of(0)
+	k.Of(life.Life{})
 	return k
 }
 
 func (r *Reconciler) spawn(id []byte, wanted want, f *Found) {
-	w := &worker{r: r, id: hex.EncodeToString(id), raw: id, want: wanted, readers: map[*Reader]int32{}, wake: make(chan struct{}, 1),
+	w := &worker{r: r, id: hex.EncodeToString(id), raw: id, want: wanted, readers: map[*Reader]life.Life{}, wake: make(chan struct{}, 1),
 		log: r.o.Log.With("task", hex.EncodeToString(id)[:min(12, 2*len(id))])}
 	r.mu.Lock()
 	r.workers[string(id)] = w
@@ -182,7 +183,7 @@ func (r *Reconciler) publish(s *dv1.TaskStatus) {
 	}
 	r.mu.Unlock()
 	if !ok {
-		r.o.Log.Warn("ignored a status that is a step back", "task", hex.EncodeToString(s.Id), "attempt", s.Attempt, "phase", s.Phase)
+		r.o.Log.Warn("ignored a status that is a step back", "task", hex.EncodeToString(s.Id), "life", life.Of(s), "phase", s.Phase)
 		return
 	}
 	r.o.Reporter.Status(s)

@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/agent/task/faketask"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // box keeps what the reconciler reports.
@@ -341,6 +342,46 @@ func TestTheNextAttemptIsTheSameTask(t *testing.T) {
 	}
 	if k := n.did("prepare"); k != 1 {
 		t.Fatalf("prepared %d times: %v", k, n.engine.Calls())
+	}
+}
+
+// A restarted agent finds the life that its engine has, and reports all of it: its
+// count of restarts, also along with the exit. A later attempt begins without any.
+func TestALifeIsReportedWithItsCountOfRestarts(t *testing.T) {
+	n, path := begin(t)
+	a := assigned('a', dv1.Desired_RUNNING, 1, `"sleep","1000"`)
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 1, Tasks: []*dv1.Assignment{a}})
+	n.phase('a', 1, dv1.Phase_ACTIVE)
+	n.stop()
+	if err := n.engine.Signal(t.Context(), hexID('a'), "SIGKILL"); err != nil {
+		t.Fatal(err)
+	}
+	l := life.Life{Attempt: 1, Restarts: 2}
+	if _, err := n.engine.Wait(t.Context(), hexID('a'), life.First(1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.engine.Start(t.Context(), hexID('a'), l, nil); err != nil {
+		t.Fatal(err)
+	}
+	again := open(t, n.engine, path)
+	again.phase('a', 1, dv1.Phase_ACTIVE)
+	reported := func() *dv1.TaskStatus {
+		again.mu.Lock()
+		defer again.mu.Unlock()
+		return again.last[string(id('a'))]
+	}
+	if s := reported(); life.Of(s) != l || s.Exit != nil {
+		t.Errorf("it runs, and is reported as %v", s)
+	}
+	again.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 2, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_STOPPED, 1, `"sleep","1000"`)}})
+	again.phase('a', 1, dv1.Phase_EXITED)
+	if s := reported(); life.Of(s) != l || life.Of(s.Exit) != l {
+		t.Errorf("it ended, and is reported as %v", s)
+	}
+	again.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 3, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 2, `"sleep","1000"`)}})
+	again.phase('a', 2, dv1.Phase_ACTIVE)
+	if s := reported(); life.Of(s) != life.First(2) || s.Exit != nil {
+		t.Errorf("the next attempt is reported as %v", s)
 	}
 }
 

@@ -11,11 +11,11 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Spec is all that a Runtime needs to know about a task. Labels of the container in the
-// engine hold cluster, task, attempt and spec hash, so that a lost agent store can be
-// rebuilt.
+// engine hold cluster, task and spec hash, so that a lost agent store can be rebuilt.
 type Spec struct {
 	ID         string // 64 hex characters
 	Name       string
@@ -28,7 +28,7 @@ type Spec struct {
 
 // Attempt is one life of a task's process, as seen by the engine.
 type Attempt struct {
-	Number    int32
+	Life      life.Life
 	Pid       int
 	Started   time.Time
 	IP        string
@@ -51,7 +51,7 @@ type Timing struct {
 // Found is a task that the engine holds.
 type Found struct {
 	Spec    Spec
-	Attempt Attempt // Number 0: never started
+	Attempt Attempt // the zero Life: never started
 	Running bool
 	Paused  bool
 }
@@ -66,15 +66,17 @@ type Runtime interface {
 	// Prepare creates snapshot and container for s, but not its network. Its image must be
 	// in the store (ErrNoImage otherwise).
 	Prepare(ctx context.Context, s Spec) error
-	// Start connects the task to its network, binds ports (host 0: any) and starts attempt
-	// n. If attempt n is running or has ended already, Start returns it as it is. The
-	// error is a *StartError if the user's request is at fault.
-	Start(ctx context.Context, id string, n int32, ports []*dv1.Port) (Attempt, error)
-	// Wait blocks until attempt n has ended and returns its durable exit record.
-	Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error)
-	// Signal sends sig ("SIGTERM", "15") to the running attempt's process.
+	// Start connects the task to its network, binds ports (host 0: any) and begins life l.
+	// If that is running or has ended already, Start returns it as it is; if a later one
+	// has begun, the error is ErrNotFound. It is a *StartError if the user's request is at
+	// fault.
+	Start(ctx context.Context, id string, l life.Life, ports []*dv1.Port) (Attempt, error)
+	// Wait blocks until life l has ended and returns its durable exit record, never that
+	// of another life. If l never was and a later one has begun, the error is ErrNotFound.
+	Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, error)
+	// Signal sends sig ("SIGTERM", "15") to the running process.
 	Signal(ctx context.Context, id string, sig string) error
-	// Release frees what an ended attempt holds: shim, network, ports. The writable layer,
+	// Release frees what an ended life holds: shim, network, ports. The writable layer,
 	// logs and exit record are kept.
 	Release(ctx context.Context, id string) error
 	// Remove frees everything, including logs. A missing task is no error.

@@ -2,6 +2,7 @@ package task
 
 import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // step is what a worker does next.
@@ -12,9 +13,9 @@ const (
 	prepare step = "prepare" // snapshot and container
 	start   step = "start"   // the wanted attempt
 	never   step = "never"   // the wanted attempt was stopped before it ran
-	stop    step = "stop"    // signal the running attempt
+	stop    step = "stop"    // signal the running process
 	await   step = "await"   // its exit
-	release step = "release" // what an ended attempt holds
+	release step = "release" // what an ended life holds
 	hold    step = "hold"    // keep the logs for a reader
 	remove  step = "remove"  // everything
 )
@@ -22,14 +23,14 @@ const (
 // have is what a worker knows about the engine's state.
 type have struct {
 	prepared bool
-	tried    bool  // prepare failed, and is retried only along with an attempt
-	attempt  int32 // the last one that ran or failed
+	tried    bool      // prepare failed, and is retried only along with an attempt
+	life     life.Life // the last one that ran or failed
 	running  bool
-	held     bool // the network and shim of an ended attempt aren't released yet
-	failed   bool // the last attempt never ran
+	held     bool // the network and shim of an ended life aren't released yet
+	failed   bool // the last life never began
 	stopping stopping
-	reading  bool // somebody reads the log of an attempt up to the last
-	read     bool // a reader has the end of the last attempt's log, and nobody is reading
+	reading  bool // somebody reads the log of a life up to the last
+	read     bool // a reader has the end of the last life's log, and nobody is reading
 	waited   bool // the time for readers has passed
 }
 
@@ -56,11 +57,11 @@ func next(w want, h have) step {
 		return release
 	case w.task == nil || w.orphan:
 		return idle
-	case w.task.Attempt > h.attempt && w.task.Desired == dv1.Desired_RUNNING:
+	case w.task.Attempt > h.life.Attempt && w.task.Desired == dv1.Desired_RUNNING:
 		return start
-	case w.task.Attempt > h.attempt && w.task.Desired == dv1.Desired_STOPPED:
+	case w.task.Attempt > h.life.Attempt && w.task.Desired == dv1.Desired_STOPPED:
 		return never
-	case !h.prepared && !h.tried && h.attempt == 0:
+	case !h.prepared && !h.tried && h.life.Attempt == 0:
 		return prepare
 	}
 	return idle
@@ -72,7 +73,7 @@ func nextOfRemoved(w want, h have) step {
 		return stop
 	case h.running:
 		return await
-	case h.attempt == 0 || h.failed || h.waited || !h.reading && (!w.task.GetAutoRemove() || w.tomb.Force || h.read):
+	case h.life.Attempt == 0 || h.failed || h.waited || !h.reading && (!w.task.GetAutoRemove() || w.tomb.Force || h.read):
 		return remove // which releases too
 	case h.held:
 		return release
@@ -95,20 +96,20 @@ func order(w want, h have) stopping {
 	if w.tomb != nil {
 		return stopping{ordered: true, killing: true}
 	}
-	if w.task == nil || w.orphan || w.task.Attempt < h.attempt {
+	if w.task == nil || w.orphan || w.task.Attempt < h.life.Attempt {
 		return stopping{}
 	}
-	if w.task.Desired == dv1.Desired_STOPPED || w.task.Attempt > h.attempt {
+	if w.task.Desired == dv1.Desired_STOPPED || w.task.Attempt > h.life.Attempt {
 		return stopping{ordered: true, killing: w.task.StopTimeout == 0, revision: w.task.Revision}
 	}
 	return stopping{}
 }
 
-// forward reports whether a status may follow another: attempts and, within one,
-// phases only grow.
+// forward reports whether a status may follow another: lives and, within one, phases
+// only grow.
 func forward(old, s *dv1.TaskStatus) bool {
-	if old == nil || s.Attempt != old.Attempt {
-		return s.GetAttempt() >= old.GetAttempt()
+	if c := life.Of(s).Compare(life.Of(old)); old == nil || c != 0 {
+		return c >= 0
 	}
 	return s.Phase >= old.Phase
 }

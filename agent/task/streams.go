@@ -8,23 +8,24 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Streams is what users do with a task while the reconciler drives it: read its output,
 // write to it, signal it, run something beside it. Every call may be made at any time,
 // also concurrently on one task; implementations are those of Runtime, and pass
 // enginetest.Streams. For a missing task, calls return ErrNotFound; where they need a
-// running attempt, ErrNotRunning.
+// running process, ErrNotRunning.
 type Streams interface {
 	// Wait and Signal are Runtime's.
-	Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error)
+	Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, error)
 	Signal(ctx context.Context, id string, sig string) error
-	// Resize sets the size of the running attempt's terminal, in characters.
+	// Resize sets the size of the running process's terminal, in characters.
 	Resize(ctx context.Context, id string, width, height uint32) error
-	// Attach connects to the running attempt's streams. For a task that isn't running, it
-	// waits for the next attempt, unless the log of the last one is requested.
+	// Attach connects to the running process's streams. For a task that isn't running, it
+	// waits for the life that follows, unless the log of the last one is requested.
 	Attach(ctx context.Context, id string, o AttachOptions) (Stream, error)
-	// Logs reads the output of all attempts.
+	// Logs reads the output of all lives.
 	Logs(ctx context.Context, id string, o LogOptions) (LogReader, error)
 
 	// ExecCreate prepares a process in a running task; nothing runs before ExecStart.
@@ -36,13 +37,13 @@ type Streams interface {
 	ExecInspect(ctx context.Context, id, execID string) (ExecState, error)
 }
 
-// AttachOptions are those of Attach. FromStart replays the log from the attempt's first
+// AttachOptions are those of Attach. FromStart replays the log from the life's first
 // byte; otherwise only output after the call is returned. Before the first start both
 // are the same.
 type AttachOptions struct {
 	Stdin, Stdout, Stderr bool
 	FromStart             bool         // logs=1
-	Stream                bool         // stream=1: follow until the attempt ends
+	Stream                bool         // stream=1: follow until the life ends
 	From                  *LogPosition // resume here, whatever FromStart says
 }
 

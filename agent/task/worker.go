@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 const (
@@ -39,15 +40,15 @@ type worker struct {
 
 	mu      sync.Mutex // guards the fields below
 	want    want
-	pull    *pull             // in progress, else nil
-	readers map[*Reader]int32 // the attempt that each reads, 0 if unknown
+	pull    *pull                 // in progress, else nil
+	readers map[*Reader]life.Life // whose output each reads, zero if unknown
 	read    bool
 
 	wake chan struct{} // one of the above changed
 
 	// Only used by the goroutine.
 	have   have
-	exit   chan *dv1.Exit // of the running attempt
+	exit   chan *dv1.Exit // of the running process
 	timer  *time.Timer    // until SIGKILL, or until logs are no longer kept
 	signal string         // the image's stop signal
 }
@@ -71,9 +72,9 @@ func (w *worker) set(x want) {
 // Reader is a reader of a task's output.
 type Reader struct{ w *worker }
 
-// Of sets which attempt's end the reader waits for.
-func (r *Reader) Of(attempt int32) {
-	r.note(func(w *worker) { w.readers[r] = attempt })
+// Of sets which life's end the reader waits for.
+func (r *Reader) Of(l life.Life) {
+	r.note(func(w *worker) { w.readers[r] = l })
 }
 
 // Left records that the reader left, and whether it has read the output to its end.
@@ -105,8 +106,8 @@ func (w *worker) look() want {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.have.reading = false
-	for _, of := range w.readers { // a reader of an attempt that will never run blocks nothing
-		w.have.reading = w.have.reading || of <= w.have.attempt
+	for _, of := range w.readers { // a reader of a life that will never begin blocks nothing
+		w.have.reading = w.have.reading || !w.have.life.Before(of)
 	}
 	w.have.read = w.read && !w.have.reading
 	return w.want
@@ -118,25 +119,26 @@ func (w *worker) adopt(f *Found) {
 	if f != nil {
 		a := f.Attempt
 		w.signal = a.StopSignal
-		// An attempt without a record of its end is waited on: the engine knows more.
-		w.have = have{prepared: true, attempt: a.Number, running: a.Number > 0 && (f.Running || a.Exit == nil)}
-		w.have.held = a.Number > 0 && !w.have.running
+		started := a.Life != life.Life{}
+		// A life without a record of its end is waited on: the engine knows more.
+		w.have = have{prepared: true, life: a.Life, running: started && (f.Running || a.Exit == nil)}
+		w.have.held = started && !w.have.running
 		s.Phase = dv1.Phase_READY
-		if a.Number > 0 {
+		if started {
 			s = w.seen(a)
 		}
 		s.Paused = f.Paused
 	}
-	if x := w.want.failed; x != nil && x.Attempt >= w.have.attempt && !w.have.running {
-		w.have.attempt, w.have.held, w.have.failed = x.Attempt, true, true
+	if x := w.want.failed; x != nil && !life.Of(x).Before(w.have.life) && !w.have.running {
+		w.have.life, w.have.held, w.have.failed = life.Of(x), true, true
 		s = x
 	}
 	w.report(s, w.want)
 }
 
-// seen returns the status of an attempt as found in the engine.
+// seen returns the status of a life as found in the engine.
 func (w *worker) seen(a Attempt) *dv1.TaskStatus {
-	s := &dv1.TaskStatus{Id: w.raw, Attempt: a.Number, Phase: dv1.Phase_ACTIVE, Pid: int32(a.Pid), Ip: a.IP,
+	s := &dv1.TaskStatus{Id: w.raw, Attempt: a.Life.Attempt, Restarts: a.Life.Restarts, Phase: dv1.Phase_ACTIVE, Pid: int32(a.Pid), Ip: a.IP,
 		Gateway: a.Gateway, Mac: a.MAC, PrefixLen: int32(a.PrefixLen), Ports: a.Ports}
 	if !a.Started.IsZero() {
 		s.Started = a.Started.UnixNano()
@@ -149,7 +151,7 @@ func (w *worker) seen(a Attempt) *dv1.TaskStatus {
 
 func ended(s *dv1.TaskStatus, x *dv1.Exit) {
 	s.Phase, s.Exit, s.Pid, s.Paused = dv1.Phase_EXITED, proto.CloneOf(x), 0, false
-	s.Exit.Attempt = s.Attempt
+	s.Exit.Attempt, s.Exit.Restarts = s.Attempt, s.Restarts
 	if s.Started == 0 {
 		s.Started = x.Started
 	}
@@ -167,7 +169,7 @@ func (w *worker) run(ctx context.Context, f *Found) {
 	defer w.timer.Stop()
 	w.timer.Stop()
 	if w.have.running {
-		w.watch(ctx, f.Attempt.Number)
+		w.watch(ctx, f.Attempt.Life)
 	}
 	for ctx.Err() == nil {
 		x := w.look()
@@ -319,7 +321,7 @@ func specOf(id string, x want) (Spec, error) {
 	return s, nil
 }
 
-// release releases what an ended attempt holds, and retries while nothing else is
+// release releases what an ended life holds, and retries while nothing else is
 // wanted: a shim that can't record its exit on a full disk keeps everything, yet a task
 // that was removed meanwhile must go, since that frees space. The logs of such an
 // attempt are kept for a reader no longer than others.
@@ -385,11 +387,10 @@ func (w *worker) start(ctx context.Context, x want) {
 		_, s := w.r.o.Tracer.Start(ctx, t.Name, trace.WithTimestamp(t.Start))
 		s.End(trace.WithTimestamp(t.End))
 	}
-	a.Number = n
 	w.signal = a.StopSignal
-	w.have.attempt, w.have.running, w.have.held = n, a.Exit == nil, a.Exit != nil
+	w.have.life, w.have.running, w.have.held = a.Life, a.Exit == nil, a.Exit != nil
 	if w.have.running {
-		w.watch(ctx, n)
+		w.watch(ctx, a.Life)
 	}
 	w.report(w.seen(a), x)
 }
@@ -411,7 +412,7 @@ func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
 	if !w.wants(n) {
 		return Attempt{}, errUnwanted
 	}
-	return w.r.o.Runtime.Start(ctx, w.id, n, x.task.Ports)
+	return w.r.o.Runtime.Start(ctx, w.id, life.First(n), x.task.Ports)
 }
 
 // fail records that the wanted attempt never ran.
@@ -420,22 +421,22 @@ func (w *worker) fail(x want, err error) {
 	if err := w.r.o.Store.fail(s); err != nil {
 		w.log.Error("a failed start can't be stored, and would be retried if this agent restarted", "err", err)
 	}
-	w.have.attempt, w.have.running, w.have.held, w.have.failed = x.task.Attempt, false, true, true
+	w.have.life, w.have.running, w.have.held, w.have.failed = life.Of(s), false, true, true
 	w.report(s, x)
 }
 
-// watch waits in the background for the running attempt's exit.
-func (w *worker) watch(ctx context.Context, n int32) {
+// watch waits in the background for the exit of the running process.
+func (w *worker) watch(ctx context.Context, l life.Life) {
 	ch := make(chan *dv1.Exit, 1)
 	w.exit = ch
 	w.r.wg.Go(func() {
 		var x *dv1.Exit
-		err := again(ctx, func() (err error) { x, err = w.r.o.Runtime.Wait(ctx, w.id, n); return err }, ErrNotFound, ErrNotRunning)
+		err := again(ctx, func() (err error) { x, err = w.r.o.Runtime.Wait(ctx, w.id, l); return err }, ErrNotFound, ErrNotRunning)
 		if ctx.Err() != nil {
 			return
 		}
 		if err != nil {
-			x = &dv1.Exit{Attempt: n, Code: lostCode, At: time.Now().UnixNano(), Reason: "its end was not observed: " + err.Error()}
+			x = &dv1.Exit{Attempt: l.Attempt, Restarts: l.Restarts, Code: lostCode, At: time.Now().UnixNano(), Reason: "its end was not observed: " + err.Error()}
 		}
 		ch <- x
 	})
@@ -446,14 +447,14 @@ func (w *worker) exited(e *dv1.Exit, x want) {
 	w.exit = nil
 	w.have.running, w.have.held, w.have.stopping = false, true, stopping{}
 	s := proto.CloneOf(w.r.status(w.raw))
-	if s == nil || s.Attempt != w.have.attempt {
-		s = &dv1.TaskStatus{Id: w.raw, Attempt: w.have.attempt}
+	if s == nil || life.Of(s) != w.have.life {
+		s = &dv1.TaskStatus{Id: w.raw, Attempt: w.have.life.Attempt, Restarts: w.have.life.Restarts}
 	}
 	ended(s, e)
 	w.report(s, x)
 }
 
-// stop signals the running attempt, and arms the timer for SIGKILL.
+// stop signals the running process, and arms the timer for SIGKILL.
 func (w *worker) stop(ctx context.Context, x want) {
 	w.have.stopping = order(x, w.have)
 	if w.have.stopping.killing {

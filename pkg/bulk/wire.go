@@ -13,7 +13,7 @@ import (
 //
 //	POST   /v1/tasks/{id}/attach?stdin&stdout&stderr&logs&stream&from=P   101, frames both ways
 //	GET    /v1/tasks/{id}/logs?stdout&stderr&follow&timestamps&since&until&tail&from=P   200, frames
-//	GET    /v1/tasks/{id}/wait?attempt=N     200, JSON of dv1.Exit (protojson) when attempt N has ended
+//	GET    /v1/tasks/{id}/wait?attempt=N&restarts=M   200, JSON of dv1.Exit (protojson) when that life of attempt N has ended
 //	POST   /v1/tasks/{id}/kill?signal=S&key=K   204; 409 when not running
 //	POST   /v1/tasks/{id}/resize?w=&h=       204
 //	POST   /v1/tasks/{id}/exec               body container.ExecCreateRequest; 201 {"Id"}

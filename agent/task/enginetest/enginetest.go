@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Subject is the engine under test, in parts.
@@ -90,22 +91,26 @@ func (s *suite) make(change func(*container.CreateRequest), cmd ...string) strin
 	return p.ID
 }
 
-func (s *suite) start(id string, n int32) task.Attempt {
+func (s *suite) start(id string, n int32) task.Attempt { return s.begin(id, life.First(n)) }
+
+func (s *suite) begin(id string, l life.Life) task.Attempt {
 	s.Helper()
-	a, err := s.e.Start(s.ctx, id, n, nil)
+	a, err := s.e.Start(s.ctx, id, l, nil)
 	s.ok(err)
-	if a.Number != n || a.Started.IsZero() {
-		s.Fatalf("attempt %d started at %v, want %d", a.Number, a.Started, n)
+	if a.Life != l || a.Started.IsZero() {
+		s.Fatalf("attempt %s started at %v, want %s", a.Life, a.Started, l)
 	}
 	return a
 }
 
-func (s *suite) exit(id string, n, code int32) {
+func (s *suite) exit(id string, n, code int32) { s.end(id, life.First(n), code) }
+
+func (s *suite) end(id string, l life.Life, code int32) {
 	s.Helper()
-	x, err := s.e.Wait(s.ctx, id, n)
+	x, err := s.e.Wait(s.ctx, id, l)
 	s.ok(err)
-	if x.Attempt != n || x.Code != code || x.At == 0 {
-		s.Fatalf("exit %v, want code %d of attempt %d", x, code, n)
+	if life.Of(x) != l || x.Code != code || x.At == 0 {
+		s.Fatalf("exit %v, want code %d of attempt %s", x, code, l)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/drover/drover/agent/task"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Runtime runs the suite of task.Runtime; each test gets a subject of its own from open.
@@ -19,6 +21,8 @@ func Runtime(t *testing.T, open func(t *testing.T) Subject) {
 		{"a command that is not there is docker's 127", (*suite).notThere},
 		{"a killed attempt ends with 137", (*suite).killed},
 		{"a second attempt has its own exit", (*suite).attempts},
+		{"an attempt begun anew has its own exit, and waits for either tell them apart", (*suite).anew},
+		{"a life that its agent did not begin anew is followed by the next attempt", (*suite).notAnew},
 		{"a running task is found again by a restarted agent", (*suite).adopted},
 		{"what was removed is gone, and removing it again is no error", (*suite).removed},
 		{"a wait ends with its context, not with the task", (*suite).waitEnds},
@@ -28,7 +32,7 @@ func Runtime(t *testing.T, open func(t *testing.T) Subject) {
 func (s *suite) prepared() {
 	id := s.make(nil, "true")
 	f := s.found(id)
-	if f == nil || f.Running || f.Attempt.Number != 0 || f.Spec.SpecHash != "spec" {
+	if f == nil || f.Running || f.Attempt.Life.Attempt != 0 || f.Spec.SpecHash != "spec" {
 		s.Fatalf("found %+v", f)
 	}
 }
@@ -68,7 +72,7 @@ func (s *suite) startedOnce() {
 	s.start(id, 1)
 	s.exit(id, 1, 0)
 	if a := s.start(id, 1); a.Exit == nil || a.Exit.Attempt != 1 {
-		s.Fatalf("a repeated start gave %+v", a)
+		s.Fatalf("a repeated start returned %+v", a)
 	}
 	r, err := s.Streams.Logs(s.ctx, id, task.LogOptions{Stdout: true, Tail: -1})
 	s.ok(err)
@@ -80,13 +84,13 @@ func (s *suite) startedOnce() {
 
 func (s *suite) notThere() {
 	id := s.make(nil, "no-such-program")
-	_, err := s.e.Start(s.ctx, id, 1, nil)
+	_, err := s.e.Start(s.ctx, id, life.First(1), nil)
 	var se *task.StartError
 	if !errors.As(err, &se) || se.Code != 127 {
 		s.Fatalf("got %v", err)
 	}
 	s.ok(s.e.Release(s.ctx, id))
-	if f := s.found(id); f == nil || f.Running || f.Attempt.Number != 0 {
+	if f := s.found(id); f == nil || f.Running || f.Attempt.Life.Attempt != 0 {
 		s.Fatalf("after a start that failed: %+v", f)
 	}
 }
@@ -106,8 +110,68 @@ func (s *suite) attempts() {
 		s.exit(id, n+1, 137)
 		s.ok(s.e.Release(s.ctx, id))
 	}
-	if f := s.found(id); f == nil || f.Running || f.Attempt.Number != 3 || f.Attempt.Exit.GetAttempt() != 3 {
+	if f := s.found(id); f == nil || f.Running || f.Attempt.Life != life.First(3) || f.Attempt.Exit.GetAttempt() != 3 {
 		s.Fatalf("found %+v", f)
+	}
+}
+
+// anew also checks that an exit of an earlier life never ends a wait for a later one.
+func (s *suite) anew() {
+	id := s.make(nil, "sleep", "1000")
+	first := life.First(2)
+	second := first.Anew()
+	s.begin(id, first)
+	waiting := make(chan *dv1.Exit, 1)
+	go func() {
+		x, err := s.e.Wait(s.ctx, id, second)
+		if err != nil {
+			s.Error(err)
+		}
+		waiting <- x
+	}()
+	s.ok(s.e.Signal(s.ctx, id, "SIGKILL"))
+	s.end(id, first, 137)
+	s.ok(s.e.Release(s.ctx, id))
+	a := s.begin(id, second)
+	if b := s.begin(id, second); b.Pid != a.Pid {
+		s.Fatalf("started twice: pids %d and %d", a.Pid, b.Pid)
+	}
+	if _, err := s.e.Start(s.ctx, id, first, nil); !errors.Is(err, task.ErrNotFound) {
+		s.Fatalf("an earlier life is started: %v", err)
+	}
+	if f := s.found(id); f == nil || !f.Running || f.Attempt.Life != second {
+		s.Fatalf("found %+v", f)
+	}
+	s.end(id, first, 137) // is known as before
+	select {
+	case x := <-waiting:
+		s.Fatalf("a wait for attempt %s ended with %v while it runs", second, x)
+	default:
+	}
+	s.ok(s.e.Signal(s.ctx, id, "SIGKILL"))
+	if x := <-waiting; life.Of(x) != second {
+		s.Fatalf("a wait for attempt %s ended with %v", second, x)
+	}
+	if f := s.found(id); f == nil || f.Running || life.Of(f.Attempt.Exit) != second {
+		s.Fatalf("found %+v", f)
+	}
+	s.ok(s.e.Release(s.ctx, id))
+}
+
+func (s *suite) notAnew() {
+	id := s.make(nil, "echo", "out")
+	s.start(id, 1)
+	s.exit(id, 1, 0)
+	s.ok(s.e.Release(s.ctx, id))
+	st, err := s.Streams.Attach(s.ctx, id, task.AttachOptions{Stream: true, Stdout: true})
+	s.ok(err)
+	defer func() { _ = st.Close() }()
+	s.start(id, 2)
+	if out, _, x := s.all(st); out != "out\n" || life.Of(x) != life.First(2) {
+		s.Fatalf("it wrote %q and ended with %v", out, x)
+	}
+	if _, err := s.e.Wait(s.ctx, id, life.First(1).Anew()); !errors.Is(err, task.ErrNotFound) {
+		s.Fatalf("a wait for a life that never was: %v", err)
 	}
 }
 
@@ -118,7 +182,7 @@ func (s *suite) adopted() {
 		s.e = s.Reopen()
 	}
 	f := s.found(id)
-	if f == nil || !f.Running || f.Attempt.Number != 1 || f.Attempt.Pid != a.Pid || f.Attempt.IP != a.IP {
+	if f == nil || !f.Running || f.Attempt.Life != life.First(1) || f.Attempt.Pid != a.Pid || f.Attempt.IP != a.IP {
 		s.Fatalf("found %+v, was %+v", f, a)
 	}
 	if b := s.start(id, 1); b.Pid != a.Pid {
@@ -149,7 +213,7 @@ func (s *suite) waitEnds() {
 	s.start(id, 1)
 	ctx, cancel := context.WithCancel(s.ctx)
 	cancel()
-	if _, err := s.e.Wait(ctx, id, 1); !errors.Is(err, context.Canceled) {
+	if _, err := s.e.Wait(ctx, id, life.First(1)); !errors.Is(err, context.Canceled) {
 		s.Fatalf("got %v", err)
 	}
 	if f := s.found(id); f == nil || !f.Running {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Engine holds tasks in memory. Its programs, by the first word of the command:
@@ -45,6 +46,7 @@ var (
 type container_ struct {
 	spec    task.Spec
 	attempt task.Attempt
+	exits   []*dv1.Exit // of all lives
 	p       *process
 	first   int      // index in log where the last attempt begins
 	log     []record // of every attempt
@@ -90,7 +92,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	return nil
 }
 
-func (e *Engine) Start(ctx context.Context, id string, n int32, _ []*dv1.Port) (task.Attempt, error) {
+func (e *Engine) Start(ctx context.Context, id string, l life.Life, _ []*dv1.Port) (task.Attempt, error) {
 	if err := e.steps.take(ctx, "start", id); err != nil {
 		return task.Attempt{}, err
 	}
@@ -100,10 +102,12 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, _ []*dv1.Port) (
 	switch {
 	case t == nil:
 		return task.Attempt{}, notFound(id)
-	case t.attempt.Number == n:
+	case t.attempt.Life == l:
 		return t.view(), nil
+	case l.Before(t.attempt.Life):
+		return task.Attempt{}, notFound(id)
 	case t.p != nil:
-		return task.Attempt{}, fmt.Errorf("starting attempt %d of %s: attempt %d runs", n, id, t.attempt.Number)
+		return task.Attempt{}, fmt.Errorf("starting attempt %s of %s: attempt %s runs", l, id, t.attempt.Life)
 	}
 	prog, err := program(command(t.spec.Create))
 	if err != nil {
@@ -114,7 +118,7 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, _ []*dv1.Port) (
 		return task.Attempt{}, err
 	}
 	e.nextIP++
-	t.attempt = task.Attempt{Number: n, Pid: 1000 + int(n), Started: time.Now(), IP: fmt.Sprintf("10.0.0.%d", e.nextIP),
+	t.attempt = task.Attempt{Life: l, Pid: 1000 + int(e.nextIP), Started: time.Now(), IP: fmt.Sprintf("10.0.0.%d", e.nextIP),
 		Gateway: "10.0.0.1", MAC: "02:00:00:00:00:01", PrefixLen: 24, Ports: ports}
 	t.first = len(t.log)
 	p := newProcess(t.spec.Create.Config != nil && t.spec.Create.OpenStdin)
@@ -124,8 +128,9 @@ func (e *Engine) Start(ctx context.Context, id string, n int32, _ []*dv1.Port) (
 		code := prog(p, func(kind byte, b []byte) { e.write(t, kind, b) })
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		t.attempt.Exit = &dv1.Exit{Attempt: n, Code: int32(p.ended(code)), At: time.Now().UnixNano(),
+		x := &dv1.Exit{Attempt: l.Attempt, Restarts: l.Restarts, Code: int32(p.ended(code)), At: time.Now().UnixNano(),
 			Started: t.attempt.Started.UnixNano(), LogEnd: uint64(len(t.log))}
+		t.attempt.Exit, t.exits = x, append(t.exits, x)
 		t.p = nil
 		t.change()
 	})
@@ -172,18 +177,26 @@ func (e *Engine) unbind(id string) {
 	maps.DeleteFunc(e.ports, func(_, o string) bool { return o == id })
 }
 
-func (e *Engine) Wait(ctx context.Context, id string, n int32) (*dv1.Exit, error) {
+func (e *Engine) Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, error) {
 	for {
 		e.mu.Lock()
 		t := e.tasks[id]
-		if t == nil || t.attempt.Number != n {
+		if t == nil {
 			e.mu.Unlock()
 			return nil, notFound(id)
 		}
-		x, changed := t.view().Exit, t.changed
+		i := slices.IndexFunc(t.exits, func(x *dv1.Exit) bool { return life.Of(x) == l })
+		var x *dv1.Exit
+		if i >= 0 {
+			x = proto.CloneOf(t.exits[i])
+		}
+		later, changed := l.Before(t.attempt.Life), t.changed
 		e.mu.Unlock()
 		if x != nil {
 			return x, nil
+		}
+		if later {
+			return nil, notFound(id)
 		}
 		select {
 		case <-changed:

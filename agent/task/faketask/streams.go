@@ -14,6 +14,7 @@ import (
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/life"
 )
 
 type record struct {
@@ -85,10 +86,11 @@ func exitFrame(x *dv1.Exit) ([]byte, error) {
 }
 
 // follow returns the records from pos on, through f (nil bytes: skipped), each after its
-// position; after the last one of attempt n comes end, then io.EOF.
-func (e *Engine) follow(t *container_, pos int, live bool, n int32, f func(record) []byte, end func(*dv1.Exit) ([]byte, error)) func(context.Context) ([]byte, error) {
+// position; after the last one of life l, or of the one that was begun instead, comes
+// end, then io.EOF.
+func (e *Engine) follow(t *container_, pos int, live bool, l life.Life, f func(record) []byte, end func(*dv1.Exit) ([]byte, error)) func(context.Context) ([]byte, error) {
 	over := false
-	at := func() []byte { return frame(bulk.FramePos, task.LogPosition{Attempt: n, Offset: uint64(pos)}.Encode()) }
+	at := func() []byte { return frame(bulk.FramePos, task.LogPosition{Life: l, Offset: uint64(pos)}.Encode()) }
 	first := at()
 	return func(ctx context.Context) ([]byte, error) {
 		if b := first; b != nil {
@@ -110,7 +112,7 @@ func (e *Engine) follow(t *container_, pos int, live bool, n int32, f func(recor
 				}
 				continue
 			}
-			ended := a.Exit != nil && a.Number >= n
+			ended := a.Exit != nil && !a.Life.Before(l)
 			if !live || ended || gone {
 				over = true
 				if ended && end != nil {
@@ -127,8 +129,8 @@ func (e *Engine) follow(t *container_, pos int, live bool, n int32, f func(recor
 	}
 }
 
-// Attach implements task.Streams. For a task that isn't running it waits for the next
-// attempt, unless the log of the last one is requested.
+// Attach implements task.Streams. For a task that isn't running it waits for the life
+// that follows, unless the log of the last one is requested.
 func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (task.Stream, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -136,15 +138,18 @@ func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (tas
 	if t == nil {
 		return nil, notFound(id)
 	}
-	pos, n := len(t.log), t.attempt.Number
+	pos, l := len(t.log), t.attempt.Life
 	if o.FromStart {
 		pos = t.first
 	}
-	if t.p == nil && (!o.FromStart || n == 0) {
-		n++
+	switch {
+	case l.Attempt == 0:
+		l = life.First(1)
+	case t.p == nil && !o.FromStart:
+		l = l.Anew()
 	}
 	if o.From != nil {
-		pos, n = int(o.From.Offset), o.From.Attempt
+		pos, l = int(o.From.Offset), o.From.Life
 	}
 	pick := func(r record) []byte {
 		if (r.kind == bulk.FrameStdout && !o.Stdout) || (r.kind == bulk.FrameStderr && !o.Stderr) {
@@ -152,14 +157,14 @@ func (e *Engine) Attach(_ context.Context, id string, o task.AttachOptions) (tas
 		}
 		return frame(r.kind, r.b)
 	}
-	s := newStream(e.follow(t, pos, o.Stream, n, pick, exitFrame), nil)
+	s := newStream(e.follow(t, pos, o.Stream, l, pick, exitFrame), nil)
 	if o.Stdin {
 		s.stdin = &lateStdin{ctx: s.ctx, e: e, t: t}
 	}
 	return s, nil
 }
 
-// lateStdin writes to whichever attempt runs, and waits for one if none does.
+// lateStdin writes to whichever process runs, and waits for one if none does.
 type lateStdin struct {
 	ctx context.Context
 	e   *Engine
@@ -169,7 +174,7 @@ type lateStdin struct {
 func (l *lateStdin) pipe() *io.PipeWriter {
 	for {
 		l.e.mu.Lock()
-		p, changed, started, gone := l.t.p, l.t.changed, l.t.attempt.Number > 0, l.t.gone
+		p, changed, started, gone := l.t.p, l.t.changed, l.t.attempt.Life.Attempt > 0, l.t.gone
 		l.e.mu.Unlock()
 		if p != nil {
 			return p.in
@@ -227,11 +232,11 @@ func (e *Engine) Logs(_ context.Context, id string, o task.LogOptions) (task.Log
 			}
 		}
 	}
-	live, n := o.Follow && t.p != nil, t.attempt.Number
+	live, l := o.Follow && t.p != nil, t.attempt.Life
 	if o.From != nil {
-		pos, n = int(o.From.Offset), o.From.Attempt
+		pos, l = int(o.From.Offset), o.From.Life
 	}
-	return newStream(e.follow(t, pos, live, n, pick, nil), nil), nil
+	return newStream(e.follow(t, pos, live, l, pick, nil), nil), nil
 }
 
 func (e *Engine) Resize(_ context.Context, id string, _, _ uint32) error {
@@ -280,7 +285,7 @@ func (e *Engine) ExecStart(_ context.Context, id, execID string, attach bool, _,
 	if err != nil {
 		return nil, err
 	}
-	if x.attempt.Number > 0 {
+	if x.attempt.Life.Attempt > 0 {
 		return nil, fmt.Errorf("exec %s has run already", execID)
 	}
 	prog, err := program(x.o.Cmd)
@@ -288,7 +293,7 @@ func (e *Engine) ExecStart(_ context.Context, id, execID string, attach bool, _,
 		return nil, err
 	}
 	p := newProcess(attach && x.o.AttachStdin)
-	x.p, x.attempt = p, task.Attempt{Number: 1, Pid: 2000, Started: time.Now()}
+	x.p, x.attempt = p, task.Attempt{Life: life.First(1), Pid: 2000, Started: time.Now()}
 	e.wg.Go(func() {
 		code := prog(p, func(kind byte, b []byte) { e.write(x.container_, kind, b) })
 		e.mu.Lock()
@@ -301,7 +306,7 @@ func (e *Engine) ExecStart(_ context.Context, id, execID string, attach bool, _,
 		return nil, nil
 	}
 	all := func(r record) []byte { return frame(r.kind, r.b) }
-	return newStream(e.follow(x.container_, 0, true, 1, all, exitFrame), p.in), nil
+	return newStream(e.follow(x.container_, 0, true, life.First(1), all, exitFrame), p.in), nil
 }
 
 func (e *Engine) ExecResize(_ context.Context, id, execID string, _, _ uint32) error {
@@ -319,7 +324,7 @@ func (e *Engine) ExecInspect(_ context.Context, id, execID string) (task.ExecSta
 		return task.ExecState{}, err
 	}
 	s := task.ExecState{ID: execID, TaskID: x.of, Running: x.p != nil, Options: x.o}
-	if a := x.attempt; a.Number > 0 {
+	if a := x.attempt; a.Life.Attempt > 0 {
 		s.Pid = a.Pid
 	}
 	if a := x.attempt; a.Exit != nil {
