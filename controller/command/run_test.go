@@ -3,6 +3,7 @@ package command
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // each is a run named so on every node that fits.
@@ -322,6 +324,37 @@ func TestLivesThatAnAgentBeganAnew(t *testing.T) {
 		f.ok(start(name)) // the next attempt begins without lives
 		if got := f.store.Snapshot().Task(id(name)); got.Attempt != 2 || got.Restarts != 0 || !state.Live(got) {
 			t.Errorf("%s: started, it is %v", what, got)
+		}
+	}
+}
+
+// In whatever order reports come, a task's life and its exit only go forward, and an
+// exit of an earlier life never ends a later one.
+func TestLivesOnlyGoForward(t *testing.T) {
+	const node, name = "n0", "web"
+	for seed := range uint64(50) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		f := newFleet(t, "10.210.0.0/16", "a")
+		f.ok(create(name, `{"Image":"alpine"}`))
+		f.ok(start(name))
+		for range 40 {
+			was := f.store.Snapshot().Task(id(name))
+			if !state.Live(was) {
+				f.ok(start(name))
+				was = f.store.Snapshot().Task(id(name))
+			}
+			r := &dv1.TaskReport{TaskId: id(name), Attempt: 1 + rnd.Int32N(was.Attempt), Restarts: rnd.Int32N(5), Started: rnd.Int64N(2)}
+			if rnd.IntN(2) == 0 {
+				r.Exit = &dv1.Exit{Attempt: r.Attempt, Restarts: max(0, r.Restarts-rnd.Int32N(2))}
+			}
+			f.report(node, r)
+			is := f.store.Snapshot().Task(id(name))
+			if life.Of(is).Before(life.Of(was)) || life.Of(is.Exit).Before(life.Of(was.Exit)) {
+				t.Fatalf("seed %d: %v made %v into %v", seed, r, was, is)
+			}
+			if ended := !state.Live(is); ended != (r.Exit != nil && !life.Of(r.Exit).Before(life.Of(is))) {
+				t.Fatalf("seed %d: %v made %v into %v, ended: %v", seed, r, was, is, ended)
+			}
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/fields"
+	"github.com/drover/drover/pkg/life"
 )
 
 // validName is docker's rule, ^[a-zA-Z0-9][a-zA-Z0-9_.-]*$.
@@ -374,7 +375,7 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 			}
 		}
 	}
-	if r.Exit != nil && later(r.Attempt, r.Exit.Restarts, t.Exit) {
+	if ended := (life.Life{Attempt: r.Attempt, Restarts: r.Exit.GetRestarts()}); r.Exit != nil && (t.Exit == nil || life.Of(t.Exit).Before(ended)) {
 		n.Exit = proto.CloneOf(r.Exit)
 		n.Exit.Attempt, n.Exit.Reason = r.Attempt, clip(r.Exit.Reason)
 		if current && n.Started == 0 && state.LastExit(n) != nil {
@@ -396,12 +397,6 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	if !proto.Equal(t, n) {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: n}})
 	}
-}
-
-// later reports whether a restart of an attempt is after the one whose exit is
-// known.
-func later(attempt, restarts int32, known *dv1.Exit) bool {
-	return known == nil || attempt > known.Attempt || attempt == known.Attempt && restarts > known.Restarts
 }
 
 func clip(s string) string {

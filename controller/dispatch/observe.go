@@ -8,6 +8,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Limits on what is kept of a node's reports, far above what an agent has to report:
@@ -233,7 +234,7 @@ func unrecorded(t *dv1.Task, st *dv1.TaskStatus) *dv1.TaskReport {
 	if st.Started != 0 && (t.Started == 0 || anew) {
 		r.Started, r.Ports, found = st.Started, st.Ports, true
 	}
-	if e := st.Exit; e != nil && e.Attempt == st.Attempt && (t.Exit.GetAttempt() < e.Attempt || t.Exit.GetRestarts() < e.Restarts) {
+	if e := st.Exit; e != nil && e.Attempt == st.Attempt && life.Of(t.Exit).Before(life.Of(e)) {
 		r.Exit, found = e, true
 	}
 	if st.Phase == dv1.Phase_FAILED && t.Failed == "" && st.Started == 0 {

@@ -216,6 +216,8 @@ func TestWhatTheLogLacksOfAStatus(t *testing.T) {
 		"it begins anew":              {&dv1.Task{Attempt: 1, Started: 5}, &dv1.TaskStatus{Attempt: 1, Restarts: 1, Exit: exit(1, 0)}, &dv1.TaskReport{Attempt: 1, Restarts: 1, Exit: exit(1, 0)}},
 		"it runs anew":                {&dv1.Task{Attempt: 1, Restarts: 1, Exit: exit(1, 0)}, &dv1.TaskStatus{Attempt: 1, Restarts: 1, Started: 9, Exit: exit(1, 0)}, &dv1.TaskReport{Attempt: 1, Restarts: 1, Started: 9}},
 		"several lives later":         {&dv1.Task{Attempt: 1, Started: 5}, &dv1.TaskStatus{Attempt: 1, Restarts: 4, Started: 9, Exit: exit(1, 3)}, &dv1.TaskReport{Attempt: 1, Restarts: 4, Started: 9, Exit: exit(1, 3)}},
+		"a later life's end":          {&dv1.Task{Attempt: 1, Restarts: 2, Started: 9, Exit: exit(1, 1)}, &dv1.TaskStatus{Attempt: 1, Restarts: 2, Started: 9, Exit: exit(1, 2)}, &dv1.TaskReport{Attempt: 1, Restarts: 2, Exit: exit(1, 2)}},
+		"after many lives":            {&dv1.Task{Attempt: 2, Started: 5, Exit: exit(1, 7)}, &dv1.TaskStatus{Attempt: 2, Started: 5, Exit: exit(2, 0)}, &dv1.TaskReport{Attempt: 2, Exit: exit(2, 0)}},
 		"a life before":               {&dv1.Task{Attempt: 1, Restarts: 4, Exit: exit(1, 3)}, &dv1.TaskStatus{Attempt: 1, Restarts: 2, Started: 9, Exit: exit(1, 1)}, nil},
 	} {
 		if got := unrecorded(c.task, c.st); !proto.Equal(got, c.want) {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -118,8 +119,16 @@ func (a *api) agent(node string) http.Handler {
 	mux.HandleFunc("POST /v1/exec/{id}/resize", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("POST /v1/tasks/{id}/resize", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /v1/tasks/{id}/logs", func(w http.ResponseWriter, _ *http.Request) { said(w) })
-	mux.HandleFunc("GET /v1/tasks/{id}/wait", func(w http.ResponseWriter, _ *http.Request) {
-		b, _ := protojson.Marshal(&dv1.Exit{Attempt: 1, Code: 9})
+	mux.HandleFunc("GET /v1/tasks/{id}/wait", func(w http.ResponseWriter, r *http.Request) {
+		x := &dv1.Exit{Code: 9}
+		for name, to := range map[string]*int32{"attempt": &x.Attempt, "restarts": &x.Restarts} {
+			n, err := strconv.ParseInt(r.URL.Query().Get(name), 10, 32)
+			if err != nil {
+				a.t.Errorf("%s of a wait: %v", name, err)
+			}
+			*to = int32(n)
+		}
+		b, _ := protojson.Marshal(x)
 		_, _ = w.Write(b)
 	})
 	mux.HandleFunc("DELETE /v1/images/{digest}", func(http.ResponseWriter, *http.Request) {})

@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/life"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -72,8 +73,22 @@ func (s *server) start(w http.ResponseWriter, r *http.Request) error {
 
 // started waits until the attempt is running, has run, or has failed to start.
 func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Snapshot, t *dv1.Task, attempt int32, verb string) error {
+	first := life.First(attempt)
+	begun := func(t *dv1.Task) bool {
+		return t.Started != 0 || first.Before(life.Of(t)) || !life.Of(t.Exit).Before(first)
+	}
+	// A later life that does not begin is no failure of this start.
+	failed := func(t *dv1.Task, st *dv1.TaskStatus) string {
+		switch {
+		case life.Of(t) == first && t.Failed != "":
+			return t.Failed
+		case life.Of(st) == first && st.GetPhase() == dv1.Phase_FAILED:
+			return st.Why
+		}
+		return ""
+	}
 	// An earlier request may have started it: then there is nothing to wait for.
-	if t.Attempt < attempt || t.Started == 0 && t.Exit.GetAttempt() < attempt && t.Failed == "" {
+	if t.Attempt < attempt || !begun(t) && t.Failed == "" {
 		if err := s.answering(r.Context(), snap, t, verb); err != nil {
 			return err
 		}
@@ -83,17 +98,14 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Sna
 		if t == nil || t.Attempt > attempt {
 			return true
 		}
-		why = t.Failed
-		if why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
-			why = st.Why
-		}
-		return why != "" || t.Started != 0 || t.Exit.GetAttempt() >= attempt
+		why = failed(t, st)
+		return why != "" || t.Attempt == attempt && begun(t)
 	})
 	if err != nil {
 		return fmt.Errorf("waiting for container %s: %w", t.Name, err)
 	}
-	if st := s.observed(r.Context(), t); why == "" && st != nil && st.Attempt == attempt && st.Phase == dv1.Phase_FAILED {
-		why = st.Why // an auto-removed task may be removed before its failure was seen
+	if why == "" { // an auto-removed task may be removed before its failure was seen
+		why = failed(nil, s.observed(r.Context(), t))
 	}
 	if why != "" {
 		code := http.StatusInternalServerError
@@ -151,17 +163,18 @@ func (s *server) stop(w http.ResponseWriter, r *http.Request) error {
 	if err := s.answering(r.Context(), snap, t, "stop"); err != nil {
 		return err
 	}
-	if err := s.ended(r, t, max(res.Attempt, t.Attempt)); err != nil {
+	attempt := max(res.Attempt, t.Attempt)
+	over := func(t *dv1.Task) bool { return t.Attempt > attempt || t.Attempt == attempt && !state.Live(t) }
+	if err := s.until(r, t, over); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
-func (s *server) ended(r *http.Request, t *dv1.Task, attempt int32) error {
-	err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, _ *dv1.TaskStatus) bool {
-		return t == nil || t.Attempt > attempt || t.Exit.GetAttempt() >= attempt || t.Failed != ""
-	})
+// until blocks until a task has ended, as over has it, or is removed.
+func (s *server) until(r *http.Request, t *dv1.Task, over func(*dv1.Task) bool) error {
+	err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, _ *dv1.TaskStatus) bool { return t == nil || over(t) })
 	if err != nil {
 		return fmt.Errorf("waiting for the end of container %s: %w", t.Name, err)
 	}
@@ -230,7 +243,11 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if known, _ := s.Fleet.Leader(); deadly && known {
-		if err := s.ended(r, t, t.Attempt); err != nil {
+		killed := life.Of(t)
+		over := func(t *dv1.Task) bool {
+			return t.Attempt > killed.Attempt || t.Failed != "" || !life.Of(t.Exit).Before(killed)
+		}
+		if err := s.until(r, t, over); err != nil {
 			return err
 		}
 	}

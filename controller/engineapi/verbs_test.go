@@ -31,7 +31,10 @@ func TestAStartEndsWithWhatItsNodeReports(t *testing.T) {
 		"no such folder":   {report: &dv1.TaskReport{Attempt: 1, Failed: "chdir: no such file or directory"}, code: 400, words: "no such file"},
 		"not a program":    {report: &dv1.TaskReport{Attempt: 1, Failed: "exec: permission denied"}, code: 400, words: "permission denied"},
 		"the node's fault": {report: &dv1.TaskReport{Attempt: 1, Failed: "no space left on device"}, code: 500, words: "no space left on device"},
-		"seen failed":      {status: &dv1.TaskStatus{Attempt: 1, Phase: dv1.Phase_FAILED, Why: "no room"}, code: 500, words: "no room"},
+		"it ran, and its agent can't begin it anew": {report: &dv1.TaskReport{Attempt: 1, Restarts: 1, Exit: &dv1.Exit{Attempt: 1, Code: 3}, Failed: "no such file or directory"}, code: 204},
+		"its agent has begun it anew":               {report: &dv1.TaskReport{Attempt: 1, Restarts: 2}, code: 204},
+
+		"seen failed": {status: &dv1.TaskStatus{Attempt: 1, Phase: dv1.Phase_FAILED, Why: "no room"}, code: 500, words: "no room"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			a := newAPI(t)
@@ -78,6 +81,41 @@ func TestAStopBlocksUntilTheEnd(t *testing.T) {
 	node.Wait()
 	a.is(a.do("POST", "/containers/web/stop", ""), "once more", 304, "")
 	a.is(a.do("POST", "/containers/web/kill", ""), "a kill of what ended", 409, "cannot kill container: web: container "+hexID(task)+" is not running")
+}
+
+// A stop blocks until the last life of the attempt ended, whichever was known when it
+// came; a kill blocks until the life that it killed did.
+func TestWhatAStopAndAKillOfAnAttemptBegunAnewWaitFor(t *testing.T) {
+	exit := func(restarts int32) *dv1.Exit { return &dv1.Exit{Attempt: 1, Restarts: restarts, Code: 137} }
+	for what, c := range map[string]struct {
+		path    string
+		earlier *dv1.TaskReport // does not end it
+		last    *dv1.TaskReport // does
+	}{
+		"stop": {"/stop", &dv1.TaskReport{Restarts: 3, Started: 9, Exit: exit(2)}, &dv1.TaskReport{Restarts: 3, Exit: exit(3)}},
+		"kill": {"/kill", &dv1.TaskReport{Restarts: 2, Exit: exit(1)}, &dv1.TaskReport{Restarts: 3, Exit: exit(2)}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			a := newAPI(t)
+			task := a.run("web")
+			report := func(r *dv1.TaskReport) {
+				r.TaskId, r.Attempt = task.Id, 1
+				a.f.Report(r)
+			}
+			report(&dv1.TaskReport{Restarts: 2, Started: 7})
+			answered := make(chan reply, 1)
+			go func() { answered <- a.do("POST", "/containers/web"+c.path, "") }()
+			a.await(task, func(t *dv1.Task) bool { return t.StoppedByHand })
+			report(c.earlier)
+			select {
+			case got := <-answered:
+				t.Fatalf("an earlier life's end answered it: %d %s", got.code, got.body)
+			case <-time.After(50 * time.Millisecond):
+			}
+			report(c.last)
+			a.is(<-answered, what, 204, "")
+		})
+	}
 }
 
 // A request that is asked again with its key was done once, also where what it was
@@ -155,6 +193,15 @@ func TestWaitConditions(t *testing.T) {
 			w.a.f.Report(&dv1.TaskReport{TaskId: w.task.Id, Attempt: attempt, Failed: `exec: "x": executable file not found in $PATH`})
 		}
 	}
+	exited := func(restarts, code int32) *dv1.Exit {
+		return &dv1.Exit{Attempt: 1, Restarts: restarts, Code: code}
+	}
+	// anew reports how a life ended, and the newest one that the agent has begun.
+	anew := func(restarts, ended, code int32) func(w world) {
+		return func(w world) {
+			w.a.f.Report(&dv1.TaskReport{TaskId: w.task.Id, Attempt: 1, Restarts: restarts, Exit: exited(ended, code)})
+		}
+	}
 	for what, c := range map[string]struct {
 		before, then func(world) // the wait begins between them
 		condition    string
@@ -181,6 +228,21 @@ func TestWaitConditions(t *testing.T) {
 		}, want: `{"StatusCode":6}`},
 		"the next start that failed": {before: fail(2), condition: "next-exit", then: fail(3), want: `{"StatusCode":127}`},
 		"failed":                     {before: fail(2), want: `{"StatusCode":127}`},
+		// As with docker, the end of a life ends a wait, although its agent begins it anew.
+		"begun anew":           {then: anew(1, 0, 3), want: `{"StatusCode":3}`},
+		"begun anew, the next": {then: anew(1, 0, 3), condition: "next-exit", want: `{"StatusCode":3}`},
+		"in a later life": {before: anew(4, 3, 3), then: func(w world) {
+			anew(4, 2, 5)(w) // comes late
+			w.a.f.Observed(&dv1.TaskStatus{Id: w.task.Id, Attempt: 1, Restarts: 4, Phase: dv1.Phase_ACTIVE, Exit: exited(3, 3)})
+			anew(4, 4, 6)(w)
+		}, want: `{"StatusCode":6}`},
+		"in a later life, the next": {before: anew(4, 3, 3), condition: "next-exit", then: func(w world) {
+			anew(4, 3, 3)(w)
+			anew(5, 4, 6)(w)
+		}, want: `{"StatusCode":6}`},
+		"a later life that did not begin": {before: anew(1, 0, 3), then: func(w world) {
+			w.a.f.Report(&dv1.TaskReport{TaskId: w.task.Id, Attempt: 1, Restarts: 1, Failed: "permission denied"})
+		}, want: `{"StatusCode":126}`},
 	} {
 		t.Run(what, func(t *testing.T) {
 			a := newAPI(t)
@@ -229,6 +291,40 @@ func TestAWaitWithoutALeader(t *testing.T) {
 	if d := time.Since(began); d < withoutLeader {
 		t.Errorf("it took the node's word after %s", d)
 	}
+}
+
+// It is that of the life which is waited for, and no earlier one's.
+func TestAWaitForALaterLifeWithoutALeader(t *testing.T) {
+	a := newAPI(t)
+	task := a.run("web")
+	a.f.Report(&dv1.TaskReport{TaskId: task.Id, Attempt: 1, Restarts: 2, Started: 7, Exit: &dv1.Exit{Attempt: 1, Restarts: 1, Code: 3}})
+	a.f.SetLeader(false)
+	a.is(a.do("POST", "/containers/web/wait?condition=next-exit", ""), "a wait", 200, `{"StatusCode":9,"Warning":"`+unrecorded+`"}`)
+	a.mu.Lock()
+	asked := strings.Join(a.asked, "\n")
+	a.mu.Unlock()
+	if want := "n0 GET /v1/tasks/" + hexID(task) + "/wait?attempt=1&restarts=2"; asked != want {
+		t.Errorf("the node was asked %q, want %q", asked, want)
+	}
+}
+
+// Nobody starts what ended while there is no leader: how it ended is no next exit.
+func TestAWaitForTheNextExitOutlastsALeader(t *testing.T) {
+	a := newAPI(t)
+	task := a.run("web")
+	a.f.Exit(task.Id, 4)
+	a.f.SetLeader(false)
+	answered := make(chan reply, 1)
+	go func() { answered <- a.do("POST", "/containers/web/wait?condition=next-exit", "") }()
+	select {
+	case got := <-answered:
+		t.Fatalf("it ended with the exit before it: %d %s", got.code, got.body)
+	case <-time.After(withoutLeader + uncommitted + 500*time.Millisecond):
+	}
+	a.f.SetLeader(true)
+	a.f.Run(task.Id)
+	a.f.Exit(task.Id, 6)
+	a.is(<-answered, "a wait", 200, `{"StatusCode":6}`)
 }
 
 func TestAWaitThatIsTakenUpAgain(t *testing.T) {

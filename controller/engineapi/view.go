@@ -18,13 +18,14 @@ import (
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // view is a container as clients see it: what raft has, what its agent observed
 // last, and its request merged with its image.
 type view struct {
 	t  *dv1.Task
-	st *dv1.TaskStatus // of the current attempt, nil if none
+	st *dv1.TaskStatus // of the current life, or one that the log does not have yet; nil if none
 	*shape
 	image *dv1.Image
 	ref   string // the image as the user wrote it
@@ -32,9 +33,10 @@ type view struct {
 	quiet string // how long its node has been silent, "" if it isn't
 }
 
-// current returns the status of a task's current attempt, nil if none was reported.
+// current returns the status of a task's current attempt, nil if none was reported but
+// those of earlier lives.
 func current(seen *fleet.Observations, t *dv1.Task) *dv1.TaskStatus {
-	if st := seen.Status(hexID(t)); st.GetAttempt() == t.Attempt {
+	if st := seen.Status(hexID(t)); st.GetAttempt() == t.Attempt && !life.Of(st).Before(life.Of(t)) {
 		return st
 	}
 	return nil
@@ -81,12 +83,16 @@ func (v *view) labels(l map[string]string) map[string]string {
 	return out
 }
 
-// exit returns how the current attempt ended, nil if it has not.
+// exit returns how the current attempt ended, nil if it has not: a status may have the
+// exit of a life that its agent began anew after.
 func (v *view) exit() *dv1.Exit {
-	if e := v.t.Exit; e != nil && e.Attempt >= v.t.Attempt {
+	if e := state.LastExit(v.t); e != nil {
 		return e
 	}
-	return v.st.GetExit()
+	if e := v.st.GetExit(); e != nil && !life.Of(e).Before(life.Of(v.st)) {
+		return e
+	}
+	return nil
 }
 
 func (v *view) state() container.ContainerState {

@@ -14,6 +14,7 @@ import (
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Timing of a wait without a leader: after the first, the node itself is asked, and
@@ -51,7 +52,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(w).Flush()
-	alone, direct := s.alone(r, t, x.current)
+	alone, direct := s.alone(r, t, x.pending)
 	err = s.Fleet.WaitTask(alone, hexID(t), x.over)
 	if e := direct(); e != nil && err != nil && r.Context().Err() == nil {
 		return encode(w, warned{container.WaitResponse{StatusCode: int64(e.Code)}, unrecorded})
@@ -63,16 +64,18 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) error {
 // waiting is what a wait knows about its task's exit.
 type waiting struct {
 	cond   container.WaitCondition
-	before int32     // the last attempt that had ended, or failed to start, when the wait began
-	last   *dv1.Exit // of the newest attempt that is known to have ended
-	failed string    // why the newest attempt did not start, "" if it did
+	first  life.Life // the newest when the wait began
+	before life.Life // the last one that had ended by then, or failed to start
+	last   *dv1.Exit // of the newest life that is known to have ended
+	failed string    // why the newest life did not begin, "" if it did
 
-	mu      sync.Mutex // guards attempt
-	attempt int32      // the newest
+	mu     sync.Mutex // guards newest
+	newest life.Life
 }
 
 func newWaiting(r *http.Request, t *dv1.Task) (*waiting, error) {
-	x := &waiting{cond: container.WaitCondition(r.URL.Query().Get("condition")), before: t.Exit.GetAttempt(), last: t.Exit, attempt: t.Attempt}
+	now := life.Of(t)
+	x := &waiting{cond: container.WaitCondition(r.URL.Query().Get("condition")), first: now, before: life.Of(t.Exit), last: t.Exit, newest: now}
 	switch x.cond {
 	case "":
 		x.cond = container.WaitConditionNotRunning
@@ -81,20 +84,20 @@ func newWaiting(r *http.Request, t *dv1.Task) (*waiting, error) {
 		return nil, refuse(http.StatusBadRequest, "invalid condition: %q", x.cond)
 	}
 	if t.Failed != "" {
-		x.before = t.Attempt
+		x.before = now
 	}
 	after, err := strconv.ParseUint(r.Header.Get(wire.HeaderAfter), 10, 64)
-	if err == nil && t.Revision > after && t.Attempt > 0 && x.before >= t.Attempt {
+	if err == nil && t.Revision > after && t.Attempt > 0 && !x.before.Before(now) {
 		x.cond = container.WaitConditionNotRunning // the awaited exit has already happened
 	}
 	return x, nil
 }
 
-// current returns the newest attempt.
-func (x *waiting) current() int32 {
+// pending returns the life whose end would end the wait, false if none has begun.
+func (x *waiting) pending() (life.Life, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.attempt
+	return x.newest, x.before.Before(x.newest)
 }
 
 // over records what is known of the task (nil: it is removed), and reports whether
@@ -107,19 +110,20 @@ func (x *waiting) over(t *dv1.Task, st *dv1.TaskStatus) bool {
 	x.exited(t.Exit)
 	x.failed = t.Failed
 	x.mu.Lock()
-	x.attempt = t.Attempt
+	x.newest = life.Of(t)
 	x.mu.Unlock()
 	switch x.cond {
 	case container.WaitConditionRemoved:
 		return false
 	case container.WaitConditionNextExit:
-		return t.Exit.GetAttempt() > x.before || x.failed != "" && t.Attempt > x.before
+		return x.before.Before(life.Of(t.Exit)) || x.failed != "" && x.before.Before(life.Of(t))
 	}
-	return t.Exit.GetAttempt() >= t.Attempt || x.failed != "" || t.Desired == dv1.Desired_CREATED
+	// As with docker, it is over at the end of what ran, also if that is begun anew.
+	return !life.Of(t.Exit).Before(x.first) || x.failed != ""
 }
 
 func (x *waiting) exited(e *dv1.Exit) {
-	if e != nil && e.Attempt >= x.last.GetAttempt() {
+	if e != nil && !life.Of(e).Before(life.Of(x.last)) {
 		x.last = e
 	}
 }
@@ -128,7 +132,7 @@ func (x *waiting) exited(e *dv1.Exit) {
 // exit.
 func (x *waiting) observed(st *dv1.TaskStatus) {
 	x.exited(st.GetExit())
-	if x.failed == "" && st.GetPhase() == dv1.Phase_FAILED && st.Attempt > x.last.GetAttempt() {
+	if x.failed == "" && st.GetPhase() == dv1.Phase_FAILED && life.Of(x.last).Before(life.Of(st)) {
 		x.failed = st.Why
 	}
 }
@@ -141,15 +145,16 @@ func (x *waiting) response(err error) container.WaitResponse {
 		res.Error = &container.WaitExitError{Message: err.Error()}
 	case x.last == nil && x.failed == "" && x.cond != container.WaitConditionNotRunning:
 		return container.WaitResponse{StatusCode: 125, Error: &container.WaitExitError{Message: "the container is gone, and how it ended is not known here"}}
-	case x.failed != "" && x.last.GetAttempt() <= x.before:
+	case x.failed != "" && !x.before.Before(life.Of(x.last)):
 		res.StatusCode = int64(failedCode(x.failed))
 	}
 	return res
 }
 
-// alone returns a context that ends once the task's node has reported an exit that
-// no leader recorded in time. exit returns that exit, and stops asking.
-func (s *server) alone(r *http.Request, t *dv1.Task, attempt func() int32) (ctx context.Context, exit func() *dv1.Exit) {
+// alone returns a context that ends once the task's node has reported the exit of the
+// pending life, and no leader recorded it in time. exit returns that exit, and stops
+// asking.
+func (s *server) alone(r *http.Request, t *dv1.Task, pending func() (life.Life, bool)) (ctx context.Context, exit func() *dv1.Exit) {
 	ctx, cancel := context.WithCancel(r.Context())
 	asking, stop := context.WithCancel(r.Context())
 	var x *dv1.Exit
@@ -157,12 +162,12 @@ func (s *server) alone(r *http.Request, t *dv1.Task, attempt func() int32) (ctx 
 	go func() {
 		defer close(done)
 		for s.leaderless(asking, withoutLeader) == nil {
-			n := attempt()
-			if n == 0 { // nobody starts it without a leader
+			l, ok := pending()
+			if !ok { // nobody starts it without a leader
 				s.leader(asking)
 				continue
 			}
-			e := s.askExit(asking, t, n)
+			e := s.askExit(asking, t, l)
 			if e == nil {
 				select { // a node that does not answer is retried
 				case <-time.After(reachEvery):
@@ -218,15 +223,15 @@ func (s *server) leader(ctx context.Context) {
 	}
 }
 
-// askExit waits for a while for the node's own record of an attempt's exit.
-func (s *server) askExit(ctx context.Context, t *dv1.Task, attempt int32) *dv1.Exit {
+// askExit waits for a while for the node's own record of a life's exit.
+func (s *server) askExit(ctx context.Context, t *dv1.Task, l life.Life) *dv1.Exit {
 	c, err := s.Fleet.Agent(t.NodeId)
 	if err != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://agent/v1/tasks/%s/wait?attempt=%d", hexID(t), attempt), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://agent/v1/tasks/%s/wait?attempt=%d&restarts=%d", hexID(t), l.Attempt, l.Restarts), nil)
 	if err != nil {
 		return nil
 	}
@@ -237,7 +242,7 @@ func (s *server) askExit(ctx context.Context, t *dv1.Task, attempt int32) *dv1.E
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	x := &dv1.Exit{}
-	if err != nil || resp.StatusCode != http.StatusOK || protojson.Unmarshal(b, x) != nil {
+	if err != nil || resp.StatusCode != http.StatusOK || protojson.Unmarshal(b, x) != nil || life.Of(x) != l {
 		return nil
 	}
 	return x

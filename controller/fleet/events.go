@@ -9,6 +9,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Limits on the stored events, which are kept for readers that ask for past ones.
@@ -161,10 +162,10 @@ func (l *Local) changed(t *dv1.Task, at int64) {
 	if old.Name != t.Name {
 		l.taskEvent(t, "rename", at, "oldName", "/"+old.Name)
 	}
-	if t.Started != 0 && (old.Started == 0 || old.Attempt != t.Attempt || old.Restarts != t.Restarts) {
+	if t.Started != 0 && (old.Started == 0 || life.Of(old) != life.Of(t)) {
 		l.taskEvent(t, "start", at)
 	}
-	if t.Exit != nil && (old.Exit.GetAttempt() < t.Exit.Attempt || old.Exit.GetRestarts() < t.Exit.Restarts) {
+	if life.Of(old.Exit).Before(life.Of(t.Exit)) {
 		l.taskEvent(t, "die", at, "exitCode", strconv.Itoa(int(t.Exit.Code)))
 	}
 }

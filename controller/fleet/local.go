@@ -12,6 +12,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // Limits on what is kept of removed tasks, for those that wait for their exit.
@@ -79,7 +80,7 @@ func (l *Local) retire(id string, t *dv1.Task) {
 	st := l.o.Reports.Observed(id)
 	if st == nil {
 		st = &dv1.TaskStatus{Id: t.Id, Attempt: t.Attempt, Started: t.Started, Exit: t.Exit}
-	} else if t.Exit != nil && st.Exit.GetAttempt() < t.Exit.Attempt {
+	} else if life.Of(st.Exit).Before(life.Of(t.Exit)) {
 		st = proto.CloneOf(st)
 		st.Exit = t.Exit
 	}
@@ -108,7 +109,7 @@ func (l *Local) StatusChanged(taskID string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if b := l.removed.byID[taskID]; b != nil && st != nil {
-		if x := st.Exit; x != nil && b.status.Exit.GetAttempt() < x.Attempt && b.task.Exit.GetAttempt() < x.Attempt {
+		if x := st.Exit; life.Of(b.status.Exit).Before(life.Of(x)) && life.Of(b.task.Exit).Before(life.Of(x)) {
 			l.taskEvent(b.task, "die", x.At, "exitCode", strconv.Itoa(int(x.Code))) // removed by force: no entry records it
 		}
 		l.removed.put(taskID, b.task, st)

@@ -107,6 +107,65 @@ func TestEventsAreWhatCommitsChange(t *testing.T) {
 	}
 }
 
+// Each life has its events, and the exit of an earlier one that comes late has none.
+func TestLivesHaveTheirEvents(t *testing.T) {
+	s := newScripted()
+	l := newLocal(s)
+	for _, v := range []*dv1.Task{
+		{Attempt: 1, Started: 5},
+		{Attempt: 1, Restarts: 3, Started: 7, Exit: &dv1.Exit{Attempt: 1, Restarts: 2, Code: 1}},
+		{Attempt: 1, Restarts: 3, Started: 7, Exit: &dv1.Exit{Attempt: 1, Restarts: 3, Code: 2}},
+		{Attempt: 2, Started: 9, Exit: &dv1.Exit{Attempt: 1, Restarts: 3, Code: 2}},
+		{Attempt: 2, Started: 9, Exit: &dv1.Exit{Attempt: 2, Code: 4}},
+		{Attempt: 2, Started: 9, Exit: &dv1.Exit{Attempt: 1, Restarts: 9, Code: 5}},
+	} {
+		s.commit(t, l, put(web(func(t *dv1.Task) { t.Attempt, t.Restarts, t.Started, t.Exit = v.Attempt, v.Restarts, v.Started, v.Exit })))
+	}
+	want := "create web |start web |start web |die web 1|die web 2|start web |die web 4"
+	if got := strings.Join(kept(t, l), "|"); got != want {
+		t.Errorf("events are\n%s\nnot\n%s", got, want)
+	}
+}
+
+// The last exit of a task that is removed is that of its newest life, whether the log or
+// its agent knows that one.
+func TestTheEndOfARemovedTaskIsThatOfItsNewestLife(t *testing.T) {
+	exit := func(restarts, code int32) *dv1.Exit {
+		return &dv1.Exit{Attempt: 1, Restarts: restarts, Code: code, At: 9}
+	}
+	for what, c := range map[string]struct {
+		log, agent, late *dv1.Exit // late is reported after the removal
+		want             int32
+		events           string // after the removal
+	}{
+		"the log knows it":             {log: exit(2, 7), agent: exit(1, 3), want: 7},
+		"its agent knows it":           {log: exit(1, 3), agent: exit(2, 7), want: 7},
+		"it ends after its removal":    {log: exit(1, 3), agent: exit(1, 3), late: exit(2, 137), want: 137, events: "die web 137"},
+		"it is reported once more":     {log: exit(2, 7), agent: exit(2, 7), late: exit(2, 7), want: 7},
+		"its agent knows nothing more": {log: exit(2, 7), want: 7},
+	} {
+		s := newScripted()
+		l := newLocal(s)
+		s.tasks[hexOf(1)] = &dv1.TaskStatus{Id: taskID(1), Attempt: 1, Restarts: 2, Exit: c.agent}
+		s.commit(t, l, put(web(func(t *dv1.Task) { t.Attempt, t.Restarts, t.Started, t.Exit = 1, 2, 5, c.log })))
+		s.commit(t, l, drop(1))
+		before := len(kept(t, l))
+		if c.late != nil {
+			s.do(func() {
+				s.tasks[hexOf(1)] = &dv1.TaskStatus{Id: taskID(1), Attempt: 1, Restarts: 2, Phase: dv1.Phase_EXITED, Exit: c.late}
+			})
+			l.StatusChanged(hexOf(1))
+		}
+		s.do(func() { delete(s.tasks, hexOf(1)) })
+		if st := l.status(hexOf(1)); st.GetExit().GetCode() != c.want {
+			t.Errorf("%s: it is known to have ended with %v", what, st.GetExit())
+		}
+		if got := strings.Join(kept(t, l)[before:], "|"); got != c.events {
+			t.Errorf("%s: events %q, want %q", what, got, c.events)
+		}
+	}
+}
+
 // A snapshot that takes the place of entries makes no events, and wakes who waits.
 func TestASeedMakesNoEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 var tasks = &kind[*dv1.Task]{
@@ -50,7 +51,7 @@ func Running(t *dv1.Task) bool { return Live(t) && t.Started != 0 }
 // LastExit returns how a task's current attempt ended, nil if it has not: exits of
 // earlier attempts, and exits that the agent has restarted after, don't count.
 func LastExit(t *dv1.Task) *dv1.Exit {
-	if e := t.Exit; e != nil && (e.Attempt > t.Attempt || e.Attempt == t.Attempt && e.Restarts >= t.Restarts) {
+	if e := t.Exit; e != nil && !life.Of(e).Before(life.Of(t)) {
 		return e
 	}
 	return nil
