@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -370,6 +371,11 @@ func (ps *Peers) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResul
 	if err != nil {
 		return nil, fmt.Errorf("encoding a command: %w", err)
 	}
+	if len(b) > maxCommand {
+		return &dv1.CommandResult{Error: &dv1.Error{
+			Kind: dv1.Error_INVALID, Message: fmt.Sprintf("the request has %d bytes, more than the %d that a command may have", len(b), maxCommand),
+		}}, nil
+	}
 	res := &dv1.CommandResult{}
 	err = p.message(ctx, http.MethodPost, ProposePath, b, res)
 	var no *refusal
@@ -380,8 +386,8 @@ func (ps *Peers) propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResul
 		return nil, fmt.Errorf("%w: %s", consensus.ErrNotLeader, no.msg)
 	case errors.As(err, &no) && no.code == http.StatusConflict:
 		return nil, consensus.ErrKeyReused
-	case errors.As(err, &no) && no.code == http.StatusInternalServerError:
-		return nil, errors.New(no.msg)
+	case errors.As(err, &no) && (no.code/100 == 4 || no.code == http.StatusInternalServerError):
+		return nil, errors.New(strings.TrimSpace(no.msg)) // refused, not lost
 	}
 	return nil, fmt.Errorf("%w: %w", consensus.ErrRetry, err) // it may have been decided
 }
