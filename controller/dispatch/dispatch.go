@@ -6,6 +6,7 @@ package dispatch
 import (
 	"context"
 	"encoding/hex"
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -179,6 +180,10 @@ func (h *Hub) Observed(taskID string) *dv1.TaskStatus {
 
 // Paused returns the number of paused tasks.
 func (h *Hub) Paused() int { return h.View().Paused() }
+
+// Ended yields the statuses of attempts that ended or failed to start, whether the log
+// knows or not.
+func (h *Hub) Ended() iter.Seq[*dv1.TaskStatus] { return h.View().Ended() }
 
 // Holders returns the nodes that reported an image's content.
 func (h *Hub) Holders(digest string) []string { return slices.Collect(h.View().Holders(digest)) }

@@ -27,6 +27,7 @@ type inventory struct {
 	images btree.Set[string]                  // digests
 	size   int
 	paused int // how many tasks are paused
+	ended  int // how many tasks have ended or failed to start
 }
 
 func (i *inventory) status(task []byte) *dv1.TaskStatus {
@@ -43,7 +44,7 @@ func (i *inventory) holds(digest string) bool { return i != nil && i.images.Cont
 // edit begins the next inventory. Calls for one node must be serialized: copying
 // marks nodes of the tree as shared.
 func (i *inventory) edit() *draft {
-	return &draft{inventory: &inventory{tasks: *i.tasks.Copy(), images: *i.images.Copy(), size: i.size, paused: i.paused}, gained: map[string]bool{}, lost: map[string]bool{}}
+	return &draft{inventory: &inventory{tasks: *i.tasks.Copy(), images: *i.images.Copy(), size: i.size, paused: i.paused, ended: i.ended}, gained: map[string]bool{}, lost: map[string]bool{}}
 }
 
 // draft is an unpublished inventory, with how its images differ from the previous
@@ -71,20 +72,28 @@ func (d *draft) put(st *dv1.TaskStatus) bool {
 	}
 	d.size += size
 	d.tasks.Set(string(st.Id), st)
-	if st.Paused {
-		d.paused++
-	}
+	d.count(st, 1)
 	return true
 }
 
 func (d *draft) delete(task []byte) {
 	if st, ok := d.tasks.Delete(string(task)); ok {
 		d.size -= statusSize(st)
-		if st.Paused {
-			d.paused--
-		}
+		d.count(st, -1)
 	}
 }
+
+func (d *draft) count(st *dv1.TaskStatus, by int) {
+	if st.Paused {
+		d.paused += by
+	}
+	if ended(st) {
+		d.ended += by
+	}
+}
+
+// ended reports whether a status is of an attempt that ended or failed to start.
+func ended(st *dv1.TaskStatus) bool { return st.Exit != nil || st.Phase == dv1.Phase_FAILED }
 
 func statusSize(st *dv1.TaskStatus) int { return proto.Size(st) + perItem }
 

@@ -29,6 +29,22 @@ func (v *View) Status(node string, task []byte) *dv1.TaskStatus {
 // Paused returns the number of paused tasks.
 func (v *View) Paused() int { return v.paused }
 
+// Ended yields the statuses of attempts that ended or failed to start.
+func (v *View) Ended() iter.Seq[*dv1.TaskStatus] {
+	return func(yield func(*dv1.TaskStatus) bool) {
+		v.nodes.Scan(func(_ string, i *inventory) (more bool) {
+			more = true
+			if i.ended > 0 {
+				i.tasks.Scan(func(_ string, st *dv1.TaskStatus) bool {
+					more = !ended(st) || yield(st)
+					return more
+				})
+			}
+			return more
+		})
+	}
+}
+
 // Holds reports whether a node reported having an image's content.
 func (v *View) Holds(node, digest string) bool {
 	return v.holders.Contains(holder(digest, node))

@@ -148,3 +148,45 @@ func TestPausedTasksAreCounted(t *testing.T) {
 		}
 	}
 }
+
+// What ended is found without a walk over nodes where nothing has, and counted as reports
+// come, change and go.
+func TestEndedTasksAreFound(t *testing.T) {
+	f, sessions := crowd(t, 3)
+	exited := func(n int) *dv1.TaskStatus {
+		return &dv1.TaskStatus{Id: tid(n), Attempt: 1, Exit: &dv1.Exit{Attempt: 1}}
+	}
+	for _, step := range []struct {
+		what string
+		do   func()
+		want []int // tasks
+	}{
+		{"at first", func() {}, nil},
+		{"one exited", func() { observe(f.hub, sessions[0], &dv1.Observation{Tasks: []*dv1.TaskStatus{exited(1)}}) }, []int{1}},
+		{"again", func() { observe(f.hub, sessions[0], &dv1.Observation{Tasks: []*dv1.TaskStatus{exited(1)}}) }, []int{1}},
+		{"one failed", func() {
+			observe(f.hub, sessions[2], &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(2 * tasksPerNode), Attempt: 1, Phase: dv1.Phase_FAILED}}})
+		}, []int{1, 2 * tasksPerNode}},
+		{"one began anew", func() {
+			observe(f.hub, sessions[0], &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(1), Attempt: 2}}})
+		}, []int{2 * tasksPerNode}},
+		{"a whole inventory", func() {
+			observe(f.hub, sessions[2], &dv1.Observation{Full: true, Tasks: []*dv1.TaskStatus{exited(2*tasksPerNode + 3)}})
+		}, []int{2*tasksPerNode + 3}},
+		{"it is gone", func() {
+			observe(f.hub, sessions[2], &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(2*tasksPerNode + 3), Gone: true}}})
+		}, nil},
+	} {
+		step.do()
+		var got, want []string
+		for st := range f.hub.Ended() {
+			got = append(got, string(st.Id))
+		}
+		for _, n := range step.want {
+			want = append(want, string(tid(n)))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", step.what, got, want)
+		}
+	}
+}

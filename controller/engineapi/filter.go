@@ -78,6 +78,7 @@ type sieve struct {
 	ancestors     map[string]bool
 	before, since *dv1.Task
 	codes         map[int]bool
+	ended         map[string]bool // ids of tasks whose end only agents know yet; nil: not only those that ended pass
 	specs         map[string]bool // results by spec
 	nodes         map[string]bool // results by node
 }
@@ -149,10 +150,47 @@ func (k *sieve) candidates() iter.Seq[*dv1.Task] {
 			}, k.recorded)
 		}
 	}
-	if k.running {
+	switch {
+	case k.running:
 		return k.snap.LiveTasksByAge()
+	case k.ended != nil:
+		return k.endedByAge()
 	}
 	return k.snap.TasksByAge()
+}
+
+// endedByAge yields the tasks that have ended, by the log or by their agents, newest first.
+func (k *sieve) endedByAge() iter.Seq[*dv1.Task] {
+	return func(yield func(*dv1.Task) bool) {
+		var late []*dv1.Task // their end is not in the log yet
+		for id := range k.ended {
+			if t := k.snap.Task([]byte(id)); t != nil && state.Live(t) {
+				late = append(late, t)
+			}
+		}
+		slices.SortFunc(late, byAge)
+		for t := range k.snap.EndedTasksByAge() {
+			for len(late) > 0 && byAge(late[0], t) < 0 {
+				if !yield(late[0]) {
+					return
+				}
+				late = late[1:]
+			}
+			if !yield(t) {
+				return
+			}
+		}
+		for _, t := range late {
+			if !yield(t) {
+				return
+			}
+		}
+	}
+}
+
+// byAge orders tasks as lists do: the newest first.
+func byAge(a, b *dv1.Task) int {
+	return cmp.Or(cmp.Compare(b.Created, a.Created), bytes.Compare(a.Id, b.Id))
 }
 
 func (k *sieve) has(keys ...string) bool {
@@ -167,15 +205,19 @@ func newestFirst(tasks iter.Seq[*dv1.Task], pass func(*dv1.Task) bool) iter.Seq[
 			out = append(out, t)
 		}
 	}
-	slices.SortFunc(out, func(a, b *dv1.Task) int {
-		return cmp.Or(cmp.Compare(b.Created, a.Created), bytes.Compare(a.Id, b.Id))
-	})
+	slices.SortFunc(out, byAge)
 	return slices.Values(out)
 }
 
 // observes reports whether the result also depends on agents' reports.
 func (k *sieve) observes() bool {
 	return k.running || k.has("status", "exited", "publish", "expose")
+}
+
+// endedOnly reports whether only containers pass that have ended.
+func (k *sieve) endedOnly() bool {
+	exited := func(state string) bool { return state == string(container.StateExited) }
+	return len(k.codes) > 0 || k.has("status") && k.all("status", exited)
 }
 
 // recorded reports whether a task passes as far as the log can tell.
@@ -189,7 +231,12 @@ func (k *sieve) recorded(t *dv1.Task) bool {
 		!k.any("id", func(p string) bool { return strings.HasPrefix(hexID(t), p) }):
 		return false
 	}
-	if !state.Live(t) && !k.inState(&view{t: t}) { // agents know no more about it
+	switch {
+	case state.Live(t):
+		if k.ended != nil && !k.ended[string(t.Id)] {
+			return false
+		}
+	case !k.inState(&view{t: t}): // agents know no more about it
 		return false
 	}
 	return remember(k.nodes, t.NodeId, func() bool { return k.onNode(t.NodeId) }) &&

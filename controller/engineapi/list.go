@@ -47,6 +47,12 @@ func (s *server) listContainers(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	keep.running = !boolean(q, "all") && limit <= 0 && len(f["status"]) == 0
+	if keep.endedOnly() { // few of the tasks that are live in the log
+		keep.ended = map[string]bool{}
+		for _, st := range s.Fleet.Observe(r.Context(), fleet.Query{Ended: true}).Tasks {
+			keep.ended[string(st.Id)] = true
+		}
+	}
 	views, seen := s.listed(r.Context(), snap, keep, limit)
 	missing(w, seen)
 	now := time.Now()

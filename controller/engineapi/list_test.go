@@ -79,6 +79,26 @@ func TestListFilters(t *testing.T) {
 	}
 }
 
+// A list of what has ended has what only an agent knows of yet, and leaves out what its
+// report is too old for.
+func TestAListOfWhatEndedIsAsNewAsTheReports(t *testing.T) {
+	a := shop(t)
+	db, web := a.f.Snapshot().TaskByName("db"), a.f.Snapshot().TaskByName("web")
+	a.f.Observed(&dv1.TaskStatus{Id: db.Id, Attempt: 1, Phase: dv1.Phase_EXITED, Exit: &dv1.Exit{Attempt: 1, Code: 7}})
+	a.f.Observed(&dv1.TaskStatus{Id: web.Id, Attempt: 0, Phase: dv1.Phase_EXITED, Exit: &dv1.Exit{}})
+	for filter, want := range map[string]string{
+		`{"status":["exited"]}`: "old db", `{"exited":["7"]}`: "db", `{"exited":["3","7"],"status":["exited"]}`: "old db", `{"exited":["0"]}`: "",
+		`{"status":["exited","running"]}`: "old db web", `{"status":["running"]}`: "web", `{"status":["exited"],"name":["d"]}`: "old db",
+	} {
+		if got := a.names("all=1&filters=" + url.QueryEscape(filter)); got != want {
+			t.Errorf("%s: %q, want %q", filter, got, want)
+		}
+	}
+	if got := a.names("limit=1&filters=" + url.QueryEscape(`{"status":["exited"]}`)); got != "old" {
+		t.Errorf("the newest is %q", got)
+	}
+}
+
 func TestListLimits(t *testing.T) {
 	a := shop(t)
 	for query, want := range map[string]string{

@@ -130,10 +130,10 @@ func (f *Fleet) Observe(ctx context.Context, q Query) *Observations {
 	f.mu.Lock()
 	last, at := f.last, f.at
 	f.mu.Unlock()
-	fresh := last != nil && time.Since(at) < freshFor && len(q.Tasks)+len(q.Images) == 0
+	fresh := last != nil && time.Since(at) < freshFor && len(q.Tasks)+len(q.Images) == 0 && !q.Ended
 	for tasks := q.Tasks; !fresh; {
 		n := min(len(tasks), maxAsked)
-		d := f.ask(ctx, &dv1.Query{Tasks: tasks[:n], Images: q.Images})
+		d := f.ask(ctx, &dv1.Query{Tasks: tasks[:n], Images: q.Images, Ended: q.Ended})
 		if d == nil {
 			break
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"net/http"
 	"strconv"
 	"sync"
@@ -29,6 +30,7 @@ type Log interface {
 // Reports is what agents reported to this controller: dispatch.Hub.
 type Reports interface {
 	Observed(taskID string) *dv1.TaskStatus // nil if none
+	Ended() iter.Seq[*dv1.TaskStatus]       // of attempts that ended or failed to start
 	Holders(digest string) []string
 	Silent() map[string]int64 // since when, Unix ns; the map is the caller's
 	Paused() int              // how many tasks are paused
@@ -137,6 +139,14 @@ func (l *Local) Observe(_ context.Context, q Query) *Observations {
 	for _, id := range q.Tasks {
 		if st := l.status(id); st != nil {
 			o.Tasks[id] = st
+		}
+	}
+	if q.Ended {
+		snap := l.o.Log.Snapshot()
+		for st := range l.o.Reports.Ended() {
+			if t := snap.Task(st.Id); t != nil && t.Attempt == st.Attempt && state.Live(t) {
+				o.Tasks[hex.EncodeToString(st.Id)] = st
+			}
 		}
 	}
 	for _, digest := range q.Images {

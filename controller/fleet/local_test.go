@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"iter"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +43,17 @@ func (s *scripted) Holders(d string) (nodes []string) {
 }
 func (s *scripted) Silent() (m map[string]int64) { s.do(func() { m = s.silent }); return m }
 func (s *scripted) Paused() int                  { return 0 }
+func (s *scripted) Ended() iter.Seq[*dv1.TaskStatus] {
+	var out []*dv1.TaskStatus
+	s.do(func() {
+		for _, st := range s.tasks {
+			if st.Exit != nil {
+				out = append(out, st)
+			}
+		}
+	})
+	return slices.Values(out)
+}
 
 // commit applies effects and tells l of them.
 func (s *scripted) commit(t *testing.T, l *Local, effects ...*dv1.Effect) {
@@ -283,6 +297,27 @@ func TestAnAutoRemovedTasksEndIsInTheLog(t *testing.T) {
 	}
 	if st := l.status("no hex"); st != nil {
 		t.Errorf("what is no id has the status %v", st)
+	}
+}
+
+// What ended is asked for without naming tasks: the log knows of the others.
+func TestOnlyWhoseEndTheLogLacksIsObservedAsEnded(t *testing.T) {
+	s := newScripted()
+	l := newLocal(s)
+	exit := &dv1.Exit{Attempt: 2}
+	for n, task := range []*dv1.Task{{Attempt: 2}, {Attempt: 2, Exit: exit}, {Attempt: 3}, {Attempt: 2}} {
+		task.Id, task.Name = taskID(n), fmt.Sprint(n)
+		s.commit(t, l, &dv1.Effect{Of: &dv1.Effect_Task{Task: task}})
+	}
+	s.do(func() {
+		for n := range 5 { // the last of which is removed
+			s.tasks[hexOf(n)] = &dv1.TaskStatus{Id: taskID(n), Attempt: 2, Exit: exit}
+		}
+		s.tasks[hexOf(3)].Exit = nil
+	})
+	got := slices.Sorted(maps.Keys(l.Observe(t.Context(), Query{Ended: true}).Tasks))
+	if !slices.Equal(got, []string{hexOf(0)}) {
+		t.Errorf("ended are %v", got)
 	}
 }
 

@@ -24,6 +24,7 @@ var ErrUndecided = errors.New("whether this was done is not known: the last lead
 type Query struct {
 	Tasks  []string // hex ids of tasks whose latest statuses are needed
 	Images []string // digests whose holders are needed
+	Ended  bool     // statuses of those tasks are needed whose end the log does not know yet
 }
 
 // Observations is what agents reported, as of one moment. It is immutable, and nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"iter"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -46,6 +47,17 @@ func (r *reports) Silent() (m map[string]int64) {
 	return m
 }
 func (r *reports) Paused() int { return 0 }
+func (r *reports) Ended() iter.Seq[*dv1.TaskStatus] {
+	var out []*dv1.TaskStatus
+	r.do(func() {
+		for _, st := range r.tasks {
+			if st.Exit != nil {
+				out = append(out, st)
+			}
+		}
+	})
+	return slices.Values(out)
+}
 
 // leader is a controller that leads, served over HTTP/2.
 type leader struct {
@@ -108,6 +120,11 @@ func TestAFollowerObservesWhatItsLeaderHeard(t *testing.T) {
 	if o.Status(id).GetAttempt() != 1 || o.Status("nothing") != nil || !slices.Equal(o.SilentNodes(), []string{"n2"}) ||
 		!slices.Equal(o.Holders("sha256:a"), []string{"n1", "n3"}) || len(o.Holders("sha256:b")) > 0 {
 		t.Errorf("with a leader: %+v", o)
+	}
+	one.hears(&dv1.TaskStatus{Id: webID, Attempt: 3, Exit: &dv1.Exit{Attempt: 3}})
+	one.m.apply(&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: webID, NodeId: "n1", Name: "web", Attempt: 3, Started: 1}}})
+	if o := f.Observe(t.Context(), fleet.Query{Ended: true}); o.Status(id).GetExit() == nil {
+		t.Errorf("of an end that the log lacks: %+v", o)
 	}
 	many := slices.Repeat([]string{"nothing"}, 5000) // more than one question holds
 	if o := f.Observe(t.Context(), fleet.Query{Tasks: append(many, id)}); o.Status(id) == nil {

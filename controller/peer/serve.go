@@ -225,7 +225,7 @@ func (s *service) observe(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
 		return
 	}
-	o := s.view.Observe(r.Context(), fleet.Query{Tasks: q.Tasks, Images: q.Images})
+	o := s.view.Observe(r.Context(), fleet.Query{Tasks: q.Tasks, Images: q.Images, Ended: q.Ended})
 	d := &dv1.Digest{Index: i, Silent: o.Silence, Tasks: o.Tasks, Images: map[string]*dv1.Holders{}}
 	for digest, nodes := range o.Images {
 		d.Images[digest] = &dv1.Holders{Nodes: nodes}

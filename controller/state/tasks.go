@@ -13,7 +13,7 @@ import (
 var tasks = &kind[*dv1.Task]{
 	name:    "task",
 	key:     func(m *dv1.Task) string { return string(m.Id) },
-	indexes: []*index[*dv1.Task]{tasksByName, tasksByNode, tasksByRun, tasksBySpec, tasksByAge, liveTasksByAge},
+	indexes: []*index[*dv1.Task]{tasksByName, tasksByNode, tasksByRun, tasksBySpec, tasksByAge, liveTasksByAge, endedTasksByAge},
 	stamp:   func(m *dv1.Task, index uint64) { m.Revision = index },
 	total:   newUsage,
 }
@@ -32,6 +32,12 @@ var (
 	tasksByAge     = &index[*dv1.Task]{width: 8, key: age}
 	liveTasksByAge = &index[*dv1.Task]{width: 8, key: func(m *dv1.Task) string {
 		if !Live(m) {
+			return ""
+		}
+		return age(m)
+	}}
+	endedTasksByAge = &index[*dv1.Task]{width: 8, key: func(m *dv1.Task) string {
+		if m.Attempt == 0 || Live(m) {
 			return ""
 		}
 		return age(m)
@@ -123,3 +129,7 @@ func (s *Snapshot) TasksOfSpec(spec []byte) iter.Seq[*dv1.Task] {
 
 // LiveTasksByAge yields the tasks that are Live, in the order of TasksByAge.
 func (s *Snapshot) LiveTasksByAge() iter.Seq[*dv1.Task] { return tasks.by(s, liveTasksByAge, "") }
+
+// EndedTasksByAge yields the tasks whose current attempt has ended or failed to start, in
+// the order of TasksByAge.
+func (s *Snapshot) EndedTasksByAge() iter.Seq[*dv1.Task] { return tasks.by(s, endedTasksByAge, "") }

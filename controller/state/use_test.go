@@ -90,6 +90,41 @@ func TestTasksByAge(t *testing.T) {
 	}
 }
 
+func TestEndedTasksByAge(t *testing.T) {
+	x := NewTxn(NewStore().Snapshot())
+	put := func(n int, task *dv1.Task) {
+		t.Helper()
+		task.Id, task.Name, task.Created = bytes32("task", n), string(rune('a'+n)), int64(n)
+		if err := x.Apply(&dv1.Effect{Of: &dv1.Effect_Task{Task: task}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(names string) {
+		t.Helper()
+		got := ""
+		for task := range x.EndedTasksByAge() {
+			got += task.Name
+		}
+		if got != names {
+			t.Errorf("ended are %q, want %q", got, names)
+		}
+	}
+	put(0, &dv1.Task{}) // created
+	put(1, &dv1.Task{Attempt: 1, Started: 1})
+	put(2, &dv1.Task{Attempt: 2, Exit: &dv1.Exit{Attempt: 2}})
+	put(3, &dv1.Task{Attempt: 2, Exit: &dv1.Exit{Attempt: 1}})
+	put(4, &dv1.Task{Attempt: 1, Failed: "no such file"})
+	put(5, &dv1.Task{Attempt: 1, Restarts: 1, Exit: &dv1.Exit{Attempt: 1}})
+	want("ec")
+	put(2, &dv1.Task{Attempt: 3, Exit: &dv1.Exit{Attempt: 2}})
+	put(1, &dv1.Task{Attempt: 1, Started: 1, Exit: &dv1.Exit{Attempt: 1}})
+	want("eb")
+	if err := x.Apply(&dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: bytes32("task", 4)}}); err != nil {
+		t.Fatal(err)
+	}
+	want("b")
+}
+
 func TestNodesOfAnImage(t *testing.T) {
 	x := NewTxn(NewStore().Snapshot())
 	spec := func(digest string) *dv1.Effect {

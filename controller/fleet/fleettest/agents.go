@@ -3,6 +3,7 @@ package fleettest
 import (
 	"context"
 	"encoding/hex"
+	"iter"
 	"maps"
 	"net"
 	"net/http"
@@ -46,6 +47,19 @@ func (r *reports) Silent() map[string]int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return maps.Clone(r.silent)
+}
+
+// Ended implements fleet.Reports.
+func (r *reports) Ended() iter.Seq[*dv1.TaskStatus] {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*dv1.TaskStatus
+	for _, st := range r.tasks {
+		if st.Exit != nil || st.Phase == dv1.Phase_FAILED {
+			out = append(out, st)
+		}
+	}
+	return slices.Values(out)
 }
 
 // Paused implements fleet.Reports.

@@ -1640,6 +1640,7 @@ type Query struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tasks         []string               `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`   // hex ids
 	Images        []string               `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"` // digests
+	Ended         bool                   `protobuf:"varint,3,opt,name=ended,proto3" json:"ended,omitempty"`  // also the tasks whose end the log does not know yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1686,6 +1687,13 @@ func (x *Query) GetImages() []string {
 		return x.Images
 	}
 	return nil
+}
+
+func (x *Query) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
 }
 
 // Digest is the leader's answer to a Query.
@@ -1937,10 +1945,11 @@ const file_session_proto_rawDesc = "" +
 	"\bTaskView\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12-\n" +
 	"\x06status\x18\x02 \x01(\v2\x15.drover.v1.TaskStatusR\x06status\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"5\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"K\n" +
 	"\x05Query\x12\x14\n" +
 	"\x05tasks\x18\x01 \x03(\tR\x05tasks\x12\x16\n" +
-	"\x06images\x18\x02 \x03(\tR\x06images\"\xa1\x03\n" +
+	"\x06images\x18\x02 \x03(\tR\x06images\x12\x14\n" +
+	"\x05ended\x18\x03 \x01(\bR\x05ended\"\xa1\x03\n" +
 	"\x06Digest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x125\n" +
 	"\x06silent\x18\x02 \x03(\v2\x1d.drover.v1.Digest.SilentEntryR\x06silent\x122\n" +
