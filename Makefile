@@ -33,8 +33,9 @@ unit: ## what needs no root, no containers and no payloads, in a minute
 race:
 	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /agent/engine)
 
+# Fleets wait more than they compute: several run beside each other.
 integration:
-	$(GO) test -count=1 -timeout 15m ./agent/engine/... ./e2e/...
+	$(GO) test -count=1 -timeout 15m -parallel 4 ./agent/engine/... ./e2e/...
 
 PKG ?= ./...
 test-one: ## one test, with its output: make test-one NAME=TestX [PKG=./controller]

@@ -16,6 +16,7 @@ import (
 )
 
 func TestFleet(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -31,6 +32,7 @@ func TestFleet(t *testing.T) {
 
 // Every run ends with its output and code, exactly once, although the leader dies.
 func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -66,6 +68,7 @@ func TestLeaderDiesInTheMiddleOfRuns(t *testing.T) {
 
 // What users do on a fleet, from any host.
 func TestWalkThroughOfAFleet(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
 	a, b, c, d := f.Hosts[0], f.Hosts[1], f.Hosts[2], f.Hosts[3]
@@ -196,6 +199,7 @@ func TestWalkThroughOfAFleet(t *testing.T) {
 
 // A host that is cut off for a while becomes silent, then returns with nothing lost.
 func TestAHostIsCutOff(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
 	a, d := f.Hosts[0], f.Hosts[3]
@@ -242,6 +246,7 @@ func TestAHostIsCutOff(t *testing.T) {
 // With all controllers cut off from each other, reads are stale, writes fail with the
 // reason, and a foreground run ends with its code.
 func TestTheQuorumIsLost(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -279,6 +284,7 @@ func TestTheQuorumIsLost(t *testing.T) {
 
 // Everything is killed everywhere at once, and restarted in some order.
 func TestAllHostsDieAtOnce(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -329,6 +335,7 @@ func TestAllHostsDieAtOnce(t *testing.T) {
 // Controllers are started one after another, as by a person: the first one has no leader
 // until there is a majority, and must still be running then.
 func TestControllersAreStartedOneAfterAnother(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	for _, h := range f.Hosts {
@@ -349,6 +356,7 @@ func TestControllersAreStartedOneAfterAnother(t *testing.T) {
 // A frozen leader is no leader: the others continue without it, and it rejoins when it
 // thaws.
 func TestTheLeaderIsFrozen(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	f.Hosts[0].Must("pull", "alpine")
@@ -395,6 +403,7 @@ func TestTheLeaderIsFrozen(t *testing.T) {
 
 // A host that may not join is told why, and nothing changes.
 func TestJoinsThatAreRefused(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c")
 	a, b, c := f.Hosts[0], f.Hosts[1], f.Hosts[2]
 	a.Up()
@@ -447,6 +456,7 @@ func TestJoinsThatAreRefused(t *testing.T) {
 // When a follower that relays an attach dies, the output continues without a gap at
 // another controller, and so does the container.
 func TestARelayingControllerDies(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c")
 	f.Quorum()
 	a := f.Hosts[0]
@@ -482,6 +492,7 @@ func TestARelayingControllerDies(t *testing.T) {
 // The host of a removed controller continues as an agent and says so; a spare controller
 // votes in its place.
 func TestAControllerIsRemoved(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c", "d")
 	a := f.Hosts[0]
 	a.Up()

@@ -23,6 +23,7 @@ import (
 )
 
 func TestOneHost(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a")
 	h := f.Hosts[0]
 	h.Up()
@@ -34,7 +35,6 @@ func TestOneHost(t *testing.T) {
 	t.Run("events", func(t *testing.T) { eventsTell(t, h) })
 	t.Run("exit codes and bad input", func(t *testing.T) { badInput(t, f, h) })
 	t.Run("docker's own client", func(t *testing.T) { dockersClient(t, h) })
-	t.Run("a hundred runs in a row", func(t *testing.T) { hundredRuns(t, h) })
 	t.Run("exits beside the look of every two seconds", func(t *testing.T) {
 		var all sync.WaitGroup
 		for range 12 {
@@ -46,8 +46,6 @@ func TestOneHost(t *testing.T) {
 		}
 		all.Wait()
 	})
-	t.Run("kills", func(t *testing.T) { kills(t, f, h) })
-	t.Run("frozen", func(t *testing.T) { frozen(t, f, h) })
 	t.Run("nothing is left", func(t *testing.T) { nothingLeft(t, f, h) })
 }
 
@@ -239,18 +237,26 @@ func dockersClient(t *testing.T, h *fleet.Host) {
 	removeAll(t, h)
 }
 
-func hundredRuns(t *testing.T, h *fleet.Host) {
+func TestAHundredRunsInARow(t *testing.T) {
+	t.Parallel()
+	f := fleet.New(t, "a")
+	h := f.Hosts[0]
+	h.Up()
 	for i := range 100 {
 		text := fmt.Sprintf("run %d %s", i, strings.Repeat("x", 3000))
 		if r := h.Drover("run", "--rm", "--name", "x", "alpine", "echo", text); r.Code != 0 || r.Out != text+"\n" {
 			t.Fatalf("run %d: %v", i, r)
 		}
 	}
+	nothingLeft(t, f, h)
 }
 
-// frozen checks that a process that stops responding for a while costs no container and
-// no answered request.
-func frozen(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
+// A process that stops responding for a while costs no container and no answered request.
+func TestAProcessIsFrozen(t *testing.T) {
+	t.Parallel()
+	f := fleet.New(t, "a")
+	h := f.Hosts[0]
+	h.Up()
 	for _, victim := range []string{"controller", "agent", "drover-containerd"} {
 		t.Run(victim, func(t *testing.T) {
 			name := "fz-" + strings.TrimPrefix(victim, "drover-")
@@ -280,11 +286,16 @@ func frozen(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 			h.Must("rm", name)
 		})
 	}
+	nothingLeft(t, f, h)
 }
 
-// kills checks that containers keep running, no line is lost or duplicated, and every
-// command works afterwards.
-func kills(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
+// When processes of drover are killed, containers keep running, no line is lost or
+// duplicated, and every command works afterwards.
+func TestKills(t *testing.T) {
+	t.Parallel()
+	f := fleet.New(t, "a")
+	h := f.Hosts[0]
+	h.Up()
 	const lines = 1_000_000
 	for _, victim := range [][]string{{"agent"}, {"drover-containerd"}, {"controller"}} {
 		t.Run(victim[0], func(t *testing.T) {
@@ -305,6 +316,7 @@ func kills(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 		h.Up()
 		verbsWork(t, f, h, "w-all", lines)
 	})
+	nothingLeft(t, f, h)
 }
 
 func verbsWork(t *testing.T, f *fleet.Fleet, h *fleet.Host, name string, lines int) {

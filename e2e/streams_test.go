@@ -31,6 +31,7 @@ func begun(f *fleet.Fleet, h *fleet.Host, name string) {
 // A follower's link is down for a while, and there is a majority without it: no run
 // loses output, neither those that it relayed nor those that start after it is back.
 func TestAFollowerIsCutOffUnderRuns(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
 	a, d := f.Hosts[0], f.Hosts[3]
@@ -73,6 +74,7 @@ func TestAFollowerIsCutOffUnderRuns(t *testing.T) {
 // When an agent dies under attached runs and restarts, they continue where they were,
 // also with docker's client, and so do followed logs.
 func TestAnAgentDiesUnderAttachedRuns(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
 	a, d := f.Hosts[0], f.Hosts[3]
@@ -120,6 +122,7 @@ func TestAnAgentDiesUnderAttachedRuns(t *testing.T) {
 // Each controller dies in turn while logs are followed: none of them ends early, and
 // none has a gap or a duplicate line.
 func TestControllersDieUnderFollowedLogs(t *testing.T) {
+	t.Parallel()
 	f := fleet.New(t, "a", "b", "c", "d")
 	f.Quorum()
 	a, d := f.Hosts[0], f.Hosts[3]

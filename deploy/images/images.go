@@ -9,11 +9,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -29,36 +31,35 @@ import (
 // Module is the import path of the Go programs in this directory.
 const module = "github.com/drover/drover/deploy/images/"
 
-// Push builds all images and pushes them to registry (host:port, plain HTTP), below
-// library/ as on docker.io.
-func Push(ctx context.Context, registry string) error {
+// Set is all images by their references, which are below library/ as on docker.io.
+type Set map[string]v1.Image
+
+// Build builds all images. It needs a Go toolchain.
+func Build(ctx context.Context) (Set, error) {
 	dir, err := os.MkdirTemp("", "drover-images-")
 	if err != nil {
-		return fmt.Errorf("building images: %w", err)
+		return nil, fmt.Errorf("building images: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	all, err := build(ctx, dir)
-	if err != nil {
-		return err
-	}
-	refs := make([]string, 0, len(all))
-	for ref := range all {
-		refs = append(refs, ref)
-	}
-	sort.Strings(refs)
-	for _, ref := range refs {
+	return build(ctx, dir)
+}
+
+// Push pushes the images to registry (host:port, plain HTTP). It is safe for concurrent
+// use.
+func (s Set) Push(ctx context.Context, registry string) error {
+	for _, ref := range slices.Sorted(maps.Keys(s)) {
 		tag, err := name.NewTag(registry+"/library/"+ref, name.Insecure)
 		if err != nil {
 			return fmt.Errorf("pushing %s: %w", ref, err)
 		}
-		if err := remote.Write(tag, all[ref], remote.WithContext(ctx)); err != nil {
+		if err := remote.Write(tag, s[ref], remote.WithContext(ctx)); err != nil {
 			return fmt.Errorf("pushing %s to %s: %w", ref, registry, err)
 		}
 	}
 	return nil
 }
 
-func build(ctx context.Context, dir string) (map[string]v1.Image, error) {
+func build(ctx context.Context, dir string) (Set, error) {
 	hello, err := program(ctx, dir, "hello")
 	if err != nil {
 		return nil, err
@@ -73,7 +74,7 @@ func build(ctx context.Context, dir string) (map[string]v1.Image, error) {
 	}
 	system := func(os, version string) files { return userland(box, names, os, version) }
 	shell := v1.Config{Cmd: []string{"/bin/sh"}, Env: env}
-	images := map[string]v1.Image{}
+	images := Set{}
 	for _, m := range []struct {
 		refs  []string
 		files []files
@@ -158,7 +159,7 @@ func image(sets []files, cfg v1.Config) (v1.Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
+		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }, tarball.WithCompressedCaching)
 		if err != nil {
 			return nil, err
 		}

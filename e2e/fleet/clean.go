@@ -4,9 +4,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -68,16 +70,26 @@ func (f *Fleet) Mounts() []string {
 	return m
 }
 
-// Cgroups returns the control groups of the host's containers, in all hierarchies. The
-// machine has others, of other hosts and other tests.
+// cgroupTops are drover's control groups on this machine, one for each hierarchy. Hosts
+// and other tests share them.
+func cgroupTops() []string {
+	var all []string
+	for _, p := range []string{"/sys/fs/cgroup/*/drover", "/sys/fs/cgroup/drover"} {
+		m, _ := filepath.Glob(p)
+		all = append(all, m...)
+	}
+	return all
+}
+
+// Cgroups returns the control groups of the host's containers, in all hierarchies.
 func (h *Host) Cgroups() []string {
 	id, err := identity.Load(h.Dir + "/data")
 	if err != nil {
 		return []string{"unknown: " + err.Error()}
 	}
 	var all []string
-	for _, p := range []string{"/sys/fs/cgroup/*/drover/", "/sys/fs/cgroup/drover/"} {
-		m, _ := filepath.Glob(p + id.Node + "/*")
+	for _, top := range cgroupTops() {
+		m, _ := filepath.Glob(filepath.Join(top, id.Node, "*"))
 		for _, d := range m {
 			if st, err := os.Stat(d); err == nil && st.IsDir() {
 				all = append(all, d)
@@ -87,10 +99,24 @@ func (h *Host) Cgroups() []string {
 	return all
 }
 
+// removeCgroups removes the host's control groups, whose processes are dead.
+func (h *Host) removeCgroups() {
+	id, err := identity.Load(h.Dir + "/data")
+	if err != nil {
+		return // drover never was up here
+	}
+	for _, top := range cgroupTops() {
+		_ = exec.Command("find", filepath.Join(top, id.Node), "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").Run()
+	}
+}
+
 func (f *Fleet) destroy() {
 	if f.t.Failed() {
 		for _, h := range f.Hosts {
 			f.t.Logf("logs of %s:\n%s", h.Name, h.Logs())
+		}
+		if b, err := os.ReadFile(f.registryLog()); err == nil {
+			f.t.Logf("log of the registry:\n%s", b[max(0, len(b)-4000):])
 		}
 	}
 	for _, h := range f.Hosts {
@@ -106,29 +132,57 @@ func (f *Fleet) destroy() {
 			break
 		}
 	}
-	for _, h := range append(f.Hosts, &Host{Name: "reg", Netns: f.prefix + "-reg"}) {
+	var nets []*Host
+	if f.prefix != "" {
+		nets = slices.Concat(f.Hosts, []*Host{{Name: "reg", Netns: f.prefix + "-reg"}})
+	}
+	for _, h := range nets {
 		out, _ := exec.Command("ip", "netns", "pids", h.Netns).Output()
 		for _, w := range strings.Fields(string(out)) {
 			if pid, err := strconv.Atoi(w); err == nil {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
-		if h.Name != "" {
-			_ = exec.Command("ip", "link", "del", f.prefix+h.Name).Run()
-		}
+		_ = exec.Command("ip", "link", "del", f.prefix+h.Name).Run()
 		_ = exec.Command("ip", "netns", "del", h.Netns).Run()
 	}
-	_ = exec.Command("ip", "link", "del", f.prefix).Run()
+	if f.prefix != "" {
+		_ = exec.Command("ip", "link", "del", f.prefix).Run()
+	}
 	for _, m := range f.Mounts() {
 		_ = syscall.Unmount(m, syscall.MNT_DETACH)
 	}
-	for _, c := range []string{"/sys/fs/cgroup/*/drover", "/sys/fs/cgroup/drover"} {
-		tops, _ := filepath.Glob(c)
-		for _, top := range tops {
-			_ = exec.Command("find", top, "-depth", "-type", "d", "-empty", "-o", "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").Run()
-		}
+	for _, h := range f.Hosts {
+		h.removeCgroups()
 	}
 	_ = os.RemoveAll(f.Dir)
+	alive.done()
+}
+
+// alive counts the process's fleets: the last one removes the control groups that all
+// share. Earlier, another fleet could be about to make its own in them.
+var alive census
+
+type census struct {
+	mu sync.Mutex
+	n  int // guarded by mu
+}
+
+func (c *census) add() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+}
+
+func (c *census) done() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n--; c.n > 0 {
+		return
+	}
+	for _, top := range cgroupTops() {
+		_ = syscall.Rmdir(top) // unless another process's are in it
+	}
 }
 
 // removeContainers removes them through the API; what is left is killed.

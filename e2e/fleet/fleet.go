@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -39,11 +40,15 @@ type Host struct {
 	f                      *Fleet
 }
 
-// made counts fleets, so that each has unique names.
-var made atomic.Int32
+// subnets counts the subnets that fleets of this process have claimed or found taken.
+var subnets atomic.Int32
+
+// builtImages builds the images once for all fleets of the process.
+var builtImages = sync.OnceValues(func() (images.Set, error) { return images.Build(context.Background()) }) // all fleets share it: no one test may cancel it
 
 // New creates a fleet with the named hosts, without starting drover. If the machine
-// can't run it, the test fails rather than being skipped.
+// can't run it, the test fails rather than being skipped. Fleets share nothing, so that
+// tests on different fleets may run in parallel.
 func New(t testing.TB, hosts ...string) *Fleet {
 	t.Helper()
 	testenv.Root(t)
@@ -58,12 +63,10 @@ func New(t testing.TB, hosts ...string) *Fleet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &Fleet{Dir: dir, Bin: bin, t: t, prefix: fmt.Sprintf("dv%d", os.Getpid()%100000), net: fmt.Sprintf("10.89.%d", os.Getpid()%250+1)}
-	if n := made.Add(1); n > 1 { // the kernel removes the links of the previous one asynchronously
-		f.prefix, f.net = fmt.Sprintf("dv%d%c", os.Getpid()%100000, 'a'+rune(n%26)), fmt.Sprintf("10.89.%d", (os.Getpid()+int(n))%250+1)
-	}
+	f := &Fleet{Dir: dir, Bin: bin, t: t}
+	alive.add()
 	t.Cleanup(f.destroy)
-	f.must("ip", "link", "add", f.prefix, "type", "bridge")
+	f.claim()
 	f.must("ip", "addr", "add", f.net+".1/24", "dev", f.prefix)
 	f.must("ip", "link", "set", f.prefix, "up")
 	f.addHost("reg", f.net+".2")
@@ -72,6 +75,27 @@ func New(t testing.TB, hosts ...string) *Fleet {
 	}
 	f.startRegistry()
 	return f
+}
+
+// claim creates the fleet's bridge. It is named after its subnet, so that the kernel
+// refuses a subnet that any other fleet on the machine is on.
+func (f *Fleet) claim() {
+	f.t.Helper()
+	const most = 250
+	for range most {
+		// Never the one just left: the kernel removes its links asynchronously.
+		n := (os.Getpid()+int(subnets.Add(1)))%most + 1
+		name := fmt.Sprintf("dv%d", n)
+		out, err := exec.Command("ip", "link", "add", name, "type", "bridge").CombinedOutput()
+		if err == nil {
+			f.prefix, f.net = name, fmt.Sprintf("10.89.%d", n)
+			return
+		}
+		if !strings.Contains(string(out), "File exists") {
+			f.t.Fatalf("creating the bridge %s: %v: %s", name, err, out)
+		}
+	}
+	f.t.Fatalf("all of 10.89.1.0 to 10.89.%d.0 are taken", most)
 }
 
 func (f *Fleet) addHost(name, addr string) *Host {
@@ -98,7 +122,11 @@ func (f *Fleet) startRegistry() {
 		f.t.Fatal(err)
 	}
 	f.StartRegistry()
-	if err := images.Push(f.t.Context(), f.Registry); err != nil {
+	all, err := builtImages()
+	if err == nil {
+		err = all.Push(f.t.Context(), f.Registry)
+	}
+	if err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -106,7 +134,13 @@ func (f *Fleet) startRegistry() {
 // StartRegistry starts the registry host's registry and waits until it answers.
 func (f *Fleet) StartRegistry() {
 	f.t.Helper()
+	log, err := os.OpenFile(f.registryLog(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
 	f.reg = exec.Command("nsenter", "--net=/var/run/netns/"+f.prefix+"-reg", "docker-registry", "serve", filepath.Join(f.Dir, "registry.yml"))
+	f.reg.Stdout, f.reg.Stderr = log, log
 	if err := f.reg.Start(); err != nil {
 		f.t.Fatal(err)
 	}
@@ -119,6 +153,8 @@ func (f *Fleet) StartRegistry() {
 		return r.StatusCode == http.StatusOK
 	})
 }
+
+func (f *Fleet) registryLog() string { return filepath.Join(f.Dir, "registry.log") }
 
 // StopRegistry kills the registry.
 func (f *Fleet) StopRegistry() {

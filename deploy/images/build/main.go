@@ -20,7 +20,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := images.Push(ctx, *registry); err != nil {
+	all, err := images.Build(ctx)
+	if err == nil {
+		err = all.Push(ctx, *registry)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "build:", err)
 		os.Exit(1)
 	}
