@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"text/tabwriter"
 	"time"
 
@@ -102,6 +103,9 @@ func controllerCommand(version string) *cobra.Command {
 		store := &trace.Store{}
 		tp := trace.Provider("controller", c.NodeName, store)
 		defer func() { _ = tp.Shutdown(context.WithoutCancel(cmd.Context())) }()
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(controller.GCPercent)
+		}
 		return controller.Run(cmd.Context(), controller.Config{
 			DataDir: c.DataDir, RunDir: c.RunDir, Listen: c.ControllerListen, Advertise: c.Advertise, Version: version,
 			Registries: c.Mirrors(), Logger: logger(c, "controller"), Tracer: tp.Tracer("drover"), Traces: store, Stdout: io.Discard,

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,6 +27,9 @@ func (p controllerPart) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(controller.GCPercent)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return serve(ctx, p.Debug, debugging()) })
 	g.Go(func() error {

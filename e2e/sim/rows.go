@@ -214,6 +214,9 @@ func place(ctx context.Context, f *fleet, s settings) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := pause(ctx, s.span/4); err != nil { // let the load of the start settle
+		return nil, err
+	}
 	rate, err := f.rate(ctx, s.span/4)
 	if err != nil {
 		return nil, err
