@@ -1518,7 +1518,7 @@ func (*GetTimingRequest) Descriptor() ([]byte, []int) {
 type GetTimingResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Profile       string                 `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"` // lan, wan, or "" for other numbers
-	Timing        string                 `protobuf:"bytes,2,opt,name=timing,proto3" json:"timing,omitempty"`   // HEARTBEAT/ELECTION/LEASE: 150ms/150ms/100ms
+	Timing        string                 `protobuf:"bytes,2,opt,name=timing,proto3" json:"timing,omitempty"`   // HEARTBEAT/ELECTION/LEASE: 150ms/150ms/140ms
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
