@@ -236,7 +236,7 @@ func (c *controller) run(ctx context.Context) error {
 	defer c.start(ctx, "the proposer", node.Run)()
 	place := membership.NewPlace(membership.PlaceOptions{Files: c.files, DataDir: c.DataDir, Addr: gw.Advertise(), Log: node,
 		NotRevoked: c.identities.NotRevoked, Logger: c.Logger})
-	defer c.start(ctx, "its address", place.KeepAddress)()
+	defer c.start(ctx, "announcing itself", place.Announce)()
 	defer c.start(ctx, "its place in the quorum", place.Run)()
 	if err := c.serve(ctx, gw, node, place, stopRequests); err != nil && ctx.Err() == nil {
 		return err

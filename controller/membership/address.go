@@ -13,16 +13,16 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// addressEvery is the interval at which a new address is announced until it is
-// recorded.
-const addressEvery = time.Second
+// announceEvery is the interval at which this controller announces what is not
+// recorded yet.
+const announceEvery = time.Second
 
-// KeepAddress records this controller's address, if it differs from raft's
-// configuration, and its feature level. The leader dials the old address, so this
-// controller may never hear from it: it asks every known controller, and whichever
-// leads decides.
-func (p *Place) KeepAddress(ctx context.Context) error {
-	t := time.NewTicker(addressEvery)
+// Announce has the fleet record this controller's address, if it differs from raft's
+// configuration, and its feature level, until ctx ends. The leader dials the old
+// address, so this controller may never hear from it: it asks every known controller,
+// and whichever leads decides.
+func (p *Place) Announce(ctx context.Context) error {
+	t := time.NewTicker(announceEvery)
 	defer t.Stop()
 	for warned := false; ; {
 		if m := p.news(ctx); m != nil {

@@ -47,7 +47,7 @@ type Place struct {
 	every   time.Duration // placeEvery; shorter in tests
 }
 
-// NewPlace returns a Place. The caller must run its Run and KeepAddress.
+// NewPlace returns a Place. The caller must run its Run and Announce.
 func NewPlace(o PlaceOptions) *Place {
 	return &Place{o: o, removed: make(chan struct{}), every: placeEvery}
 }

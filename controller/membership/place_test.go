@@ -222,7 +222,7 @@ func TestANewAddressIsRecordedByWhoeverLeads(t *testing.T) {
 	first := func() string {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- p.KeepAddress(ctx) }()
+		go func() { done <- p.Announce(ctx) }()
 		got := <-recorded
 		cancel()
 		if err := <-done; err != nil {
