@@ -27,7 +27,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Hash returns a hash of the whole state, equal on members that agree.
+// Hash returns a hash of the whole state, equal on members that agree: of the head and,
+// for each kind, its section's name and its records.
 func (s *Snapshot) Hash() [32]byte {
 	h := sha256.New()
 	h.Write(s.head())
@@ -67,13 +68,18 @@ func (s *Snapshot) Write(w io.Writer) error {
 	if err := writeSection(w, "head", 1, s.head()); err != nil {
 		return err
 	}
+	hash := sha256.New() // as Hash has it
+	hash.Write(s.head())
+	var buf []byte
 	for _, k := range table {
-		var buf []byte
+		hash.Write([]byte(k.section()))
+		buf = buf[:0]
 		n := uint32(0)
 		for m := range k.records(s) {
 			buf = appendRecord(buf, m)
 			n++
 			if len(buf) >= sectionSize {
+				hash.Write(buf)
 				if err := writeSection(w, k.section(), n, buf); err != nil {
 					return err
 				}
@@ -81,13 +87,13 @@ func (s *Snapshot) Write(w io.Writer) error {
 			}
 		}
 		if n > 0 {
+			hash.Write(buf)
 			if err := writeSection(w, k.section(), n, buf); err != nil {
 				return err
 			}
 		}
 	}
-	hash := s.Hash()
-	return writeSection(w, "end", 1, hash[:])
+	return writeSection(w, "end", 1, hash.Sum(nil))
 }
 
 func writeSection(w io.Writer, name string, count uint32, payload []byte) error {
