@@ -195,7 +195,7 @@ func (c *routed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	ctx, span := c.Tracer.Start(ctx, "engineapi "+r.Method+" "+spanName(c.path), trace.WithSpanKind(trace.SpanKindServer))
+	ctx, span := c.Tracer.Start(ctx, "engineapi "+r.Method+" "+c.Pattern, trace.WithSpanKind(trace.SpanKindServer))
 	span.SetAttributes(attribute.String("principal", p.URI))
 	defer span.End()
 	if sc := span.SpanContext(); sc.IsValid() {
@@ -219,17 +219,6 @@ func (c *routed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		c.fail(w, r, err)
 	}
-}
-
-// spanName keeps ids out of span names.
-func spanName(path string) string {
-	parts := strings.Split(path, "/")
-	if len(parts) > 3 && parts[1] != "images" {
-		parts[2] = "{id}"
-	} else if len(parts) > 3 {
-		parts = []string{"", "images", "{name}", parts[len(parts)-1]}
-	}
-	return strings.Join(parts, "/")
 }
 
 // contact returns the node that the client believes it talks to, or "".
