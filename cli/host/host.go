@@ -87,6 +87,17 @@ func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{upCommand(), joinCommand(), controllerCommand(version), agentCommand(version), configCommand()}
 }
 
+// named returns run with the program's name in front of its errors, as commands about
+// the fleet have it.
+func named(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := run(cmd, args); err != nil {
+			return fmt.Errorf("drover: %w", err)
+		}
+		return nil
+	}
+}
+
 func controllerCommand(version string) *cobra.Command {
 	cmd := &cobra.Command{Use: "controller", Short: "Manage the fleet's controllers; alone, run this host's in the foreground", Args: cli.NoArgs}
 	f := addFlags(cmd)

@@ -34,20 +34,20 @@ Never run it while a majority still works somewhere: that would make two fleets.
 	}
 	f := addFlags(cmd)
 	yes := cmd.Flags().Bool("yes", false, "The other controllers are lost for good")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = named(func(cmd *cobra.Command, _ []string) error {
 		c, err := f.load(cmd)
 		if err != nil {
 			return err
 		}
 		if os.Geteuid() != 0 {
-			return errors.New("drover controller recover needs root: it changes this host's controller")
+			return errors.New("controller recover needs root: it changes this host's controller")
 		}
 		if !*yes {
 			return errors.New("this takes all other controllers out of the fleet, and what only they have is lost: run it with --yes, on one host, if they are lost for good")
 		}
 		unlock, err := durable.Lock(filepath.Join(c.DataDir, "up"))
 		if err != nil {
-			return fmt.Errorf("drover is up on this host: stop it first: %w", err)
+			return fmt.Errorf("this host is up: stop it first: %w", err)
 		}
 		defer unlock()
 		r, err := membership.Recover(c.DataDir, net.JoinHostPort(c.Advertise, fmt.Sprint(agent.Port(c.ControllerListen))), logger(c, "recover"))
@@ -59,6 +59,6 @@ Never run it while a majority still works somewhere: that would make two fleets.
 			_, _ = fmt.Fprintf(cmd.OutOrStdout(), "removed: %s\n", strings.Join(r.Removed, ", "))
 		}
 		return nil
-	}
+	})
 	return cmd
 }

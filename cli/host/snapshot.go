@@ -27,7 +27,7 @@ With --json, each record is a line.`,
 	}
 	kind := cmd.Flags().String("kind", "", "Only records of this kind: task, node, tag, ...")
 	lines := cmd.Flags().Bool("json", false, "Print each record as a line of JSON")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+	cmd.RunE = named(func(cmd *cobra.Command, args []string) error {
 		f, err := os.Open(args[0])
 		if err != nil {
 			return fmt.Errorf("opening the snapshot: %w", err)
@@ -38,7 +38,7 @@ With --json, each record is a line.`,
 			return fmt.Errorf("reading %s: %w", args[0], err)
 		}
 		return showSnapshot(cmd.OutOrStdout(), snap, *kind, *lines)
-	}
+	})
 	return cmd
 }
 

@@ -42,8 +42,8 @@ func TestASnapshotIsShown(t *testing.T) {
 	}{
 		{[]string{file}, []string{"index 0, time 1970-01-01T00:00:00Z, hash ", "node 2, ", "task 0, "}, ""},
 		{[]string{"--json", "--kind", "node", file}, []string{`"name":"a"`, `"name":"b"`}, ""},
-		{[]string{"--kind", "nodes", file}, nil, `no kind is called "nodes": there are cluster, `},
-		{[]string{file + ".not"}, nil, "no such file"},
+		{[]string{"--kind", "nodes", file}, nil, `drover: no kind is called "nodes": there are cluster, `},
+		{[]string{file + ".not"}, nil, "drover: opening the snapshot: open " + file + ".not: no such file"},
 	} {
 		out, err := show(tc.args...)
 		out = strings.ReplaceAll(out, `": "`, `":"`) // protojson's spaces are not stable
@@ -59,7 +59,7 @@ func TestASnapshotIsShown(t *testing.T) {
 	if err := os.WriteFile(file, b.Bytes()[:b.Len()-1], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := show(file); err == nil || !strings.Contains(err.Error(), "truncated") {
+	if _, err := show(file); err == nil || !strings.Contains(err.Error(), "drover: reading "+file+": ") || !strings.Contains(err.Error(), "truncated") {
 		t.Errorf("a file that is cut off: %v", err)
 	}
 }
