@@ -1,7 +1,6 @@
 package token
 
 import (
-	"fmt"
 	"time"
 
 	"connectrpc.com/connect"
@@ -12,6 +11,7 @@ import (
 	"github.com/drover/drover/cli/client"
 	"github.com/drover/drover/cli/output"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/plural"
 )
 
 func lsCommand(s *client.Session) *cobra.Command {
@@ -28,7 +28,7 @@ func lsCommand(s *client.Session) *cobra.Command {
 				return "", err
 			}
 			for _, t := range resp.Msg.Tokens {
-				rows = append(rows, output.Row(t.Id, t.Role, output.Ago(s.Now(), t.Created), good(t, s.Now()), fmt.Sprintf("%d times", t.Used)))
+				rows = append(rows, output.Row(t.Id, t.Role, output.Ago(s.Now(), t.Created), good(t, s.Now()), plural.Of(int(t.Used), "time")))
 			}
 			return resp.Msg.NextPageToken, nil
 		})

@@ -43,7 +43,7 @@ func (l listed) List(_ context.Context, r *connect.Request[dv1.ListTokensRequest
 	}
 	return connect.NewResponse(&dv1.ListTokensResponse{Tokens: []*dv1.TokenInfo{
 		{Id: "0c", Role: "agent", Created: clitest.At(time.Minute), Expires: clitest.At(-time.Hour), Revoked: true},
-		{Id: "0d", Role: "agent", Created: clitest.At(time.Second)},
+		{Id: "0d", Role: "agent", Created: clitest.At(time.Second), Used: 1},
 	}}), nil
 }
 

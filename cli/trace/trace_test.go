@@ -45,6 +45,8 @@ func (f *traces) Get(_ context.Context, r *connect.Request[dv1.GetTraceRequest])
 	switch {
 	case r.Msg.Id == "empty":
 		t.Spans = nil
+	case r.Msg.Id == "one":
+		t.Spans = t.Spans[:1]
 	case r.Msg.Id != "last" && r.Msg.Id != t.Id:
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such trace: "+r.Msg.Id+" (controllers keep the last 2000)"))
 	}
@@ -53,7 +55,7 @@ func (f *traces) Get(_ context.Context, r *connect.Request[dv1.GetTraceRequest])
 
 func TestWhatPeopleRead(t *testing.T) {
 	for name, args := range map[string]string{
-		"list.txt": "", "list-one.txt": "-n 1", "last.txt": "last", "last.json": "last --json", "missing.txt": "ffff", "empty.txt": "empty",
+		"list.txt": "", "list-one.txt": "-n 1", "last.txt": "last", "last.json": "last --json", "missing.txt": "ffff", "empty.txt": "empty", "one.txt": "one",
 	} {
 		f := &traces{}
 		mux := http.NewServeMux()

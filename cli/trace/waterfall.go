@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/drover/drover/pkg/plural"
 	"github.com/drover/drover/pkg/trace"
 )
 
@@ -43,7 +44,7 @@ func waterfall(out io.Writer, t *trace.Trace) error {
 		children[parent] = append(children[parent], s)
 	}
 	total := time.Duration(last - first)
-	_, _ = fmt.Fprintf(out, "trace %s, %s, %d spans\n\n", t.ID, ms(total), len(t.Spans))
+	_, _ = fmt.Fprintf(out, "trace %s, %s, %s\n\n", t.ID, ms(total), plural.Of(len(t.Spans), "span"))
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	var draw func(parent string, depth int)
 	draw = func(parent string, depth int) {

@@ -11,6 +11,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/plural"
 	"github.com/drover/drover/pkg/route"
 )
 
@@ -179,7 +180,7 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 			return refuse(dv1.Error_CONFLICT, "node %s is up: stop drover there first, or force it", n.Name)
 		}
 		if len(tasks) > 0 {
-			return refuse(dv1.Error_CONFLICT, "node %s has %d containers, which would be forgotten: remove them first, or force it", n.Name, len(tasks))
+			return refuse(dv1.Error_CONFLICT, "node %s has %s, which would be forgotten: remove what is there first, or force it", n.Name, plural.Of(len(tasks), "container"))
 		}
 	}
 	d.add(revoke(d.Snapshot, pki.KindNode, n.Id)...)

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -50,5 +51,26 @@ func TestWhichCandidateIsTaken(t *testing.T) {
 		if res := created(99, name); res.Error.GetKind() != want {
 			t.Errorf("asking for %q is answered with %v, want %v", name, res.Error, want)
 		}
+	}
+}
+
+func TestANodeIsNotRemovedAlongWithItsContainersUnlessThatIsMeant(t *testing.T) {
+	f := newFleet(t, "10.210.0.0/16", "a", "b")
+	b := f.store.Snapshot().NodeByName("b").Id
+	turn := func(l dv1.Node_Liveness) {
+		t.Helper()
+		f.ok(&dv1.Command{Of: &dv1.Command_SetLiveness{SetLiveness: &dv1.SetLiveness{Nodes: []*dv1.Verdict{{NodeId: b, Liveness: l}}}}})
+	}
+	rm := &dv1.Command{Of: &dv1.Command_RemoveNode{RemoveNode: &dv1.RemoveNode{NodeId: "b"}}}
+	for i, want := range []string{"node b has 1 container, which would be forgotten", "node b has 2 containers, which would be forgotten"} {
+		turn(dv1.Node_READY)
+		f.ok(create(fmt.Sprint("t-", i), `{"Image":"alpine"}`, "node==b"))
+		turn(dv1.Node_SUSPECT)
+		f.no(rm, dv1.Error_CONFLICT, want)
+	}
+	rm.GetRemoveNode().Force = true
+	f.ok(rm)
+	if n := f.store.Snapshot().Node(b); n != nil {
+		t.Errorf("it is still there: %v", n)
 	}
 }

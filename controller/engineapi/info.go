@@ -19,6 +19,7 @@ import (
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/plural"
 )
 
 // drain is how long stored events are read if until is already over.
@@ -96,7 +97,7 @@ func nodes(snap *state.Snapshot, seen *fleet.Observations, i *system.Info) {
 			state = "silent for " + since
 			i.Warnings = append(i.Warnings, fmt.Sprintf("WARNING: node %s has not answered for %s", n.Name, since))
 		}
-		i.SystemStatus = append(i.SystemStatus, [2]string{" " + n.Name, fmt.Sprintf("%s, %d running, %d CPUs, %s", state, snap.Use(n.Id).Running, c.NanoCpus/1e9, units.BytesSize(float64(c.Memory)))})
+		i.SystemStatus = append(i.SystemStatus, [2]string{" " + n.Name, fmt.Sprintf("%s, %d running, %s, %s", state, snap.Use(n.Id).Running, plural.Of(int(c.NanoCpus/1e9), "CPU"), units.BytesSize(float64(c.Memory)))})
 	}
 }
 
