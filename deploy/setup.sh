@@ -6,13 +6,14 @@ set -euo pipefail
 declare -A need=(
   [gcc]=gcc [runc]=runc [ip]=iproute2 [nsenter]=util-linux [nft]=nftables
   [busybox]=busybox-static [docker-registry]=docker-registry [protoc]=protobuf-compiler
-  [curl]=curl [jq]=jq [git]=git [script]=bsdutils
+  [curl]=curl [jq]=jq [git]=git [script]=bsdutils [pkg-config]=pkg-config
 )
 missing=()
 for cmd in "${!need[@]}"; do
   command -v "$cmd" >/dev/null || missing+=("${need[$cmd]}")
 done
 [ -f /usr/include/stdlib.h ] || missing+=(libc6-dev)
+[ -f /usr/include/seccomp.h ] || missing+=(libseccomp-dev) # the shim is linked with it
 
 if ! command -v go >/dev/null; then
   echo "drover: Go 1.26 or newer is missing: install it and run this again" >&2

@@ -42,7 +42,8 @@ type world struct {
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-var seq = 200
+// seq numbers the worlds' bridges, apart from those of tests that run beside these.
+var seq = 100 + os.Getpid()%150
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
@@ -53,7 +54,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.run = run
-	testenv.Build(t, w.dir+"/drover-shim", "../shim/drover-shim", "-tags", "no_grpc")
+	testenv.BuildShim(t, w.dir+"/drover-shim")
 	testenv.Build(t, w.dir+"/drover-containerd", "../containerd/drover-containerd")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -1,7 +1,8 @@
-// Package shim is drover's runc shim: containerd's task service, except that the shim
-// itself reads the container's output into a log, takes stdin over a socket, and durably
-// records an exit before it reports it. It outlives agent and containerd, which start
-// and call it.
+// Package shim is drover's shim: a task service which itself reads the container's output
+// into a log, takes stdin over a socket, and durably records an exit before it reports
+// it. It outlives agent and containerd, which start and call it. The container is run by
+// agent/shim/native in this process or, where another OCI runtime was asked for, by
+// containerd's own task service with that.
 package shim
 
 import (
@@ -22,6 +23,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/drover/drover/agent/shim/native"
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/pkg/durable"
 )
@@ -40,24 +42,55 @@ const (
 	maxPause = 5 * time.Second
 )
 
-// service wraps containerd's task service.
+// service wraps a task service.
 type service struct {
 	taskAPI.TTRPCTaskService
+	name string // of the runtime, in timings
+	ends func(dir string, input, tty bool) (ends, error)
 
 	mu    sync.Mutex // guards the fields below
 	tasks map[string]*taskIO
 	execs map[string]*execIO // by task id / exec id
 }
 
-// New wraps containerd's task service.
+// New returns the task service of the shim whose bundle is the current directory.
 func New(ctx context.Context, p shim.Publisher, sd shutdown.Service) (taskAPI.TTRPCTaskService, error) {
 	s := &service{tasks: map[string]*taskIO{}, execs: map[string]*execIO{}}
-	inner, err := task.NewTaskService(ctx, &publisher{Publisher: p, s: s}, sd)
+	watched := &publisher{Publisher: p, s: s}
+	c, err := readChoice(".")
 	if err != nil {
 		return nil, err
 	}
-	s.TTRPCTaskService = inner
+	if c.Native() {
+		s.name = "container"
+		s.ends = func(_ string, input, tty bool) (ends, error) { return newPipes(input, tty) }
+		s.TTRPCTaskService, err = native.New(ctx, native.Options{Publisher: watched, Shutdown: sd, Stdio: s.stdio, Filters: c.Filters})
+	} else {
+		s.name = "runc"
+		s.ends = func(dir string, input, tty bool) (ends, error) { return newFifos(dir, input, tty) }
+		s.TTRPCTaskService, err = task.NewTaskService(ctx, watched, sd)
+	}
+	if err != nil {
+		return nil, err
+	}
 	return s, nil
+}
+
+// stdio returns what a process inherits.
+func (s *service) stdio(id, exec string) (native.Stdio, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var e ends
+	if t := s.tasks[id]; t != nil && exec == "" {
+		e = t.ends
+	} else if x := s.execs[id+"/"+exec]; x != nil {
+		e = x.ends
+	}
+	p, ok := e.(*pipes)
+	if !ok {
+		return native.Stdio{}, fmt.Errorf("the streams of %s %s are not this shim's", id, exec)
+	}
+	return p.process, nil
 }
 
 // RegisterTTRPC registers the service with containerd's shim server.
@@ -74,8 +107,13 @@ func (s *service) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*ta
 	if !ours {
 		return s.TTRPCTaskService.Create(ctx, r)
 	}
-	t, err := newTaskIO(addr, r.Bundle, func() { s.closeStdin(r.ID, "") })
+	e, err := s.ends(filepath.Join(r.Bundle, "drover"), addr.Stdin, addr.TTY)
 	if err != nil {
+		return nil, fmt.Errorf("preparing the streams of %s: %w", r.ID, err)
+	}
+	t, err := newTaskIO(addr, r.Bundle, e, func() { s.closeStdin(r.ID, "") })
+	if err != nil {
+		e.release()
 		return nil, fmt.Errorf("preparing the streams of %s: %w", r.ID, err)
 	}
 	s.mu.Lock()
@@ -84,7 +122,7 @@ func (s *service) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*ta
 	r.Stdin, r.Stdout, r.Stderr = t.paths()
 	began := time.Now()
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
-	t.note("runc create", began)
+	t.note(s.name+" create", began)
 	if err != nil {
 		s.mu.Lock()
 		delete(s.tasks, r.ID)
@@ -108,7 +146,7 @@ func (s *service) Start(ctx context.Context, r *taskAPI.StartRequest) (*taskAPI.
 	resp, err := s.TTRPCTaskService.Start(context.WithoutCancel(ctx), r)
 	switch {
 	case r.ExecID == "" && t != nil:
-		t.note("runc start", began)
+		t.note(s.name+" start", began)
 		t.writeTimings(ctx)
 	case e != nil && err != nil:
 		e.close()
@@ -132,8 +170,13 @@ func (s *service) Exec(ctx context.Context, r *taskAPI.ExecProcessRequest) (*emp
 	if t == nil {
 		return nil, fmt.Errorf("exec in %s: this shim does not hold its streams", r.ID)
 	}
-	e, err := newExecIO(addr, filepath.Join(t.bundle, "exec-"+r.ExecID), func() { s.closeStdin(r.ID, r.ExecID) })
+	x, err := s.ends(filepath.Join(t.bundle, "exec-"+r.ExecID), addr.Stdin, addr.TTY)
 	if err != nil {
+		return nil, fmt.Errorf("preparing the streams of exec %s: %w", r.ExecID, err)
+	}
+	e, err := newExecIO(addr, x, func() { s.closeStdin(r.ID, r.ExecID) })
+	if err != nil {
+		x.release()
 		return nil, fmt.Errorf("preparing the streams of exec %s: %w", r.ExecID, err)
 	}
 	s.mu.Lock()

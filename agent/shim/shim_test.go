@@ -51,7 +51,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.run, w.shim = run, filepath.Join(w.dir, "drover-shim")
 	daemon := filepath.Join(w.dir, "drover-containerd")
-	testenv.Build(t, w.shim, "./drover-shim", "-tags", "no_grpc")
+	testenv.BuildShim(t, w.shim)
 	testenv.Build(t, daemon, "../containerd/drover-containerd")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/containerd/log"
@@ -22,60 +21,9 @@ import (
 	"github.com/drover/drover/pkg/bulk"
 )
 
-// fifos are a process's ends, in a directory; the shim itself is at the other ends.
-type fifos struct {
-	dir        string
-	stdin, tty bool
-}
-
-func (f fifos) paths() (in, out, err string) {
-	if f.stdin {
-		in = filepath.Join(f.dir, "stdin")
-	}
-	if !f.tty {
-		err = filepath.Join(f.dir, "stderr")
-	}
-	return in, filepath.Join(f.dir, "stdout"), err
-}
-
-func (f fifos) make() error {
-	if err := os.MkdirAll(f.dir, 0o700); err != nil {
-		return err
-	}
-	in, out, errp := f.paths()
-	for _, p := range []string{in, out, errp} {
-		if p == "" {
-			continue
-		}
-		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		if err := syscall.Mkfifo(p, 0o600); err != nil {
-			return fmt.Errorf("making fifo %s: %w", p, err)
-		}
-	}
-	return nil
-}
-
-// release unblocks whoever waits for the other end of a fifo that will never be opened,
-// and removes the fifos, so that whoever comes later does not wait either.
-func (f fifos) release() {
-	in, out, errp := f.paths()
-	for _, p := range []string{in, out, errp} {
-		if p == "" {
-			continue
-		}
-		fd, err := syscall.Open(p, syscall.O_RDWR|syscall.O_NONBLOCK, 0)
-		_ = os.Remove(p)
-		if err == nil {
-			_ = syscall.Close(fd)
-		}
-	}
-}
-
-// drain reads a fifo to its end and passes on the data.
-func drain(path string, to func([]byte)) {
-	f, err := os.OpenFile(path, os.O_RDONLY, 0) // blocks until the writer has opened it
+// drain opens an end, reads it to its end and passes on the data.
+func drain(open func() (io.ReadCloser, error), to func([]byte)) {
+	f, err := open()
 	if err != nil {
 		return
 	}
@@ -92,15 +40,16 @@ func drain(path string, to func([]byte)) {
 	}
 }
 
-// stdin writes the clients' input into a fifo.
+// stdin writes the clients' input to a process.
 type stdin struct {
-	path    string
-	closeIO func()        // closes containerd's own end
-	open    chan struct{} // closed when containerd has opened its own end
+	open    func() (io.WriteCloser, error)
+	closeIO func()        // closes the task service's own end
+	opened  chan struct{} // closed when the task service has opened its own end
 	gone    chan struct{} // closed when it never will
-	mu      sync.Mutex
-	f       *os.File
-	closed  bool
+
+	mu     sync.Mutex // guards the fields below
+	f      io.WriteCloser
+	closed bool
 }
 
 func (s *stdin) write(p []byte) error {
@@ -110,7 +59,7 @@ func (s *stdin) write(p []byte) error {
 		return os.ErrClosed
 	}
 	if s.f == nil {
-		f, err := os.OpenFile(s.path, os.O_WRONLY, 0)
+		f, err := s.open()
 		if err != nil {
 			return err
 		}
@@ -128,13 +77,15 @@ func (s *stdin) end() {
 	}
 	s.closed = true
 	if s.f == nil { // the process must still get an EOF
-		s.f, _ = os.OpenFile(s.path, os.O_WRONLY, 0)
+		if f, err := s.open(); err == nil {
+			s.f = f
+		}
 	}
 	if s.f != nil {
 		_ = s.f.Close()
 	}
 	select { // an early end would find nothing to close, and never come again
-	case <-s.open:
+	case <-s.opened:
 		s.closeIO()
 	case <-s.gone:
 	}
@@ -169,7 +120,7 @@ func (s *stdin) feed(c io.Reader, once bool) {
 
 // taskIO is the output and input of one life of a task.
 type taskIO struct {
-	fifos
+	ends
 	addr   shimapi.Stdio
 	bundle string
 	log    *logs.Writer
@@ -186,11 +137,8 @@ type taskIO struct {
 	began   time.Time
 }
 
-func newTaskIO(a shimapi.Stdio, bundle string, closeIO func()) (*taskIO, error) {
-	t := &taskIO{fifos: fifos{dir: filepath.Join(bundle, "drover"), stdin: a.Stdin, tty: a.TTY}, addr: a, bundle: bundle, made: make(chan struct{}), gone: make(chan struct{})}
-	if err := t.make(); err != nil {
-		return nil, err
-	}
+func newTaskIO(a shimapi.Stdio, bundle string, e ends, closeIO func()) (*taskIO, error) {
+	t := &taskIO{ends: e, addr: a, bundle: bundle, made: make(chan struct{}), gone: make(chan struct{})}
 	w, err := logs.OpenWriter(a.LogDir, logs.Limits{SegmentBytes: a.SegmentBytes, Segments: a.Segments})
 	if err != nil {
 		return nil, err
@@ -201,14 +149,12 @@ func newTaskIO(a shimapi.Stdio, bundle string, closeIO func()) (*taskIO, error) 
 			_ = w.Close()
 			return nil, err
 		}
-		in, _, _ := t.paths()
-		t.in = &stdin{path: in, closeIO: closeIO, open: t.made, gone: t.gone}
+		t.in = &stdin{open: e.stdin, closeIO: closeIO, opened: t.made, gone: t.gone}
 		go serve(t.l, func(c net.Conn) { t.in.feed(c, a.StdinOnce) })
 	}
-	_, out, errp := t.paths()
-	t.out.Go(func() { drain(out, func(p []byte) { t.append(logs.Stdout, p) }) })
-	if errp != "" {
-		t.out.Go(func() { drain(errp, func(p []byte) { t.append(logs.Stderr, p) }) })
+	t.out.Go(func() { drain(e.stdout, func(p []byte) { t.append(logs.Stdout, p) }) })
+	if !a.TTY {
+		t.out.Go(func() { drain(e.stderr, func(p []byte) { t.append(logs.Stderr, p) }) })
 	}
 	return t, nil
 }
@@ -286,7 +232,7 @@ func (t *taskIO) close() {
 // execIO is the streams of one exec: no log, live frames to the first client, followed
 // by its exit.
 type execIO struct {
-	fifos
+	ends
 	l     net.Listener
 	in    *stdin
 	out   sync.WaitGroup
@@ -309,37 +255,33 @@ type execIO struct {
 	client net.Conn
 }
 
-func newExecIO(a shimapi.ExecIO, dir string, closeIO func()) (*execIO, error) {
-	e := &execIO{fifos: fifos{dir: dir, stdin: a.Stdin, tty: a.TTY}, first: make(chan struct{}), gone: make(chan struct{}), full: make(chan struct{}),
+func newExecIO(a shimapi.ExecIO, x ends, closeIO func()) (*execIO, error) {
+	e := &execIO{ends: x, first: make(chan struct{}), gone: make(chan struct{}), full: make(chan struct{}),
 		begun: make(chan struct{}), over: make(chan struct{}), exited: make(chan struct{})}
-	if err := e.make(); err != nil {
-		return nil, err
-	}
-	in, out, errp := e.paths()
 	if a.Stdin {
-		e.in = &stdin{path: in, closeIO: closeIO, open: e.begun, gone: e.gone}
+		e.in = &stdin{open: x.stdin, closeIO: closeIO, opened: e.begun, gone: e.gone}
 	}
 	var err error
 	if e.l, err = listen(a.Socket); err != nil {
 		return nil, err
 	}
 	go serve(e.l, e.take)
-	pump := func(path string, kind byte) {
+	pump := func(open func() (io.ReadCloser, error), kind byte) {
 		e.out.Go(func() {
 			if !a.Attach {
-				drain(path, func([]byte) {})
+				drain(open, func([]byte) {})
 				return
 			}
 			select {
 			case <-e.first:
 			case <-e.gone:
 			}
-			drain(path, func(p []byte) { e.send(kind, p) })
+			drain(open, func(p []byte) { e.send(kind, p) })
 		})
 	}
-	pump(out, bulk.FrameStdout)
-	if errp != "" {
-		pump(errp, bulk.FrameStderr)
+	pump(x.stdout, bulk.FrameStdout)
+	if !a.TTY {
+		pump(x.stderr, bulk.FrameStderr)
 	}
 	go e.finish()
 	return e, nil

@@ -72,7 +72,11 @@ func running(t *testing.T, change func(*shimapi.Stdio)) (io *taskIO, a shimapi.S
 		change(&a)
 	}
 	closed = make(chan struct{}, 8)
-	io, err := newTaskIO(a, dir, func() { closed <- struct{}{} })
+	f, err := newFifos(filepath.Join(dir, "drover"), a.Stdin, a.TTY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io, err = newTaskIO(a, dir, f, func() { closed <- struct{}{} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +194,7 @@ func TestStdinOfATask(t *testing.T) {
 // breaks off takes no input away from the next one.
 func TestInputThatIsNoInputEndsItsClientOnly(t *testing.T) {
 	var b bytes.Buffer
-	s := &stdin{path: filepath.Join(t.TempDir(), "none")}
+	s := &stdin{open: func() (io.WriteCloser, error) { return nil, os.ErrNotExist }}
 	for what, raw := range map[string][]byte{
 		"too long":           binary.BigEndian.AppendUint32(nil, bulk.MaxFrame+1),
 		"a head cut off":     {0, 0},
@@ -212,7 +216,11 @@ func TestInputThatIsNoInputEndsItsClientOnly(t *testing.T) {
 func executing(t *testing.T, a shimapi.ExecIO) (*execIO, chan struct{}) {
 	t.Helper()
 	closed := make(chan struct{}, 8)
-	e, err := newExecIO(a, filepath.Join(short(t), "exec"), func() { closed <- struct{}{} })
+	f, err := newFifos(filepath.Join(short(t), "exec"), a.Stdin, a.TTY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := newExecIO(a, f, func() { closed <- struct{}{} })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 )
@@ -28,13 +27,25 @@ func Root(t testing.TB) {
 var built struct {
 	mu  sync.Mutex // guards the fields below
 	dir string
-	all map[string]string // paths of what was built, by build arguments
+	all map[string]string // paths of what was built, by package
 }
 
 // Build builds the main package in dir to out, with the flags of the payload's daemons:
 // with the race detector's environment, cgo would make it a separate build of all of
 // containerd. Each build happens once per process; Main removes its result.
-func Build(t testing.TB, out, dir string, flags ...string) {
+func Build(t testing.TB, out, dir string) {
+	t.Helper()
+	build(t, out, dir, "CGO_ENABLED=0", "-ldflags", "-s -w")
+}
+
+// BuildShim builds the shim to out, as `make payload` does.
+func BuildShim(t testing.TB, out string) {
+	t.Helper()
+	build(t, out, "github.com/drover/drover/agent/shim/drover-shim", "CGO_ENABLED=1",
+		"-tags", "seccomp,netgo,osusergo,no_grpc", "-ldflags", "-s -w -linkmode external -extldflags -static")
+}
+
+func build(t testing.TB, out, pkg, env string, flags ...string) {
 	t.Helper()
 	built.mu.Lock()
 	defer built.mu.Unlock()
@@ -45,16 +56,15 @@ func Build(t testing.TB, out, dir string, flags ...string) {
 		}
 		built.dir, built.all = d, map[string]string{}
 	}
-	key := strings.Join(append([]string{dir}, flags...), " ")
-	bin := built.all[key]
+	bin := built.all[pkg]
 	if bin == "" {
-		bin = filepath.Join(built.dir, filepath.Base(dir))
-		c := exec.CommandContext(t.Context(), "go", slices.Concat([]string{"build", "-trimpath", "-ldflags", "-s -w"}, flags, []string{"-o", bin, dir})...)
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		bin = filepath.Join(built.dir, filepath.Base(pkg))
+		c := exec.CommandContext(t.Context(), "go", slices.Concat([]string{"build", "-trimpath"}, flags, []string{"-o", bin, pkg})...)
+		c.Env = append(os.Environ(), env)
 		if said, err := c.CombinedOutput(); err != nil {
-			t.Fatalf("building %s: %v\n%s", dir, err, said)
+			t.Fatalf("building %s: %v\n%s", pkg, err, said)
 		}
-		built.all[key] = bin
+		built.all[pkg] = bin
 	}
 	if err := os.Link(bin, out); err != nil {
 		t.Fatal(err)

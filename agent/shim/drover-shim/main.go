@@ -1,5 +1,6 @@
-// Command drover-shim stands between containerd and one container. It is built
-// small (-tags no_grpc), since three of it start for every container.
+// Command drover-shim stands between containerd and one container. It is built small
+// (-tags no_grpc), since three of it start for every container, and with cgo, since it is
+// also each container's init: `make payload` has the flags.
 package main
 
 import (
@@ -13,9 +14,11 @@ import (
 	"github.com/containerd/plugin/registry"
 
 	"github.com/drover/drover/agent/shim"
+	"github.com/drover/drover/agent/shim/native"
 )
 
 func main() {
+	native.Init()
 	registry.Register(&plugin.Registration{
 		Type: plugins.TTRPCPlugin, ID: "task",
 		Requires: []plugin.Type{plugins.EventPlugin, plugins.InternalPlugin},
@@ -31,5 +34,7 @@ func main() {
 			return shim.New(ic.Context, p.(cshim.Publisher), sd.(shutdown.Service))
 		},
 	})
-	cshim.RunShim(context.Background(), shim.Manager{Shim: manager.NewShimManager("io.drover.runc.v1")})
+	cshim.RunShim(context.Background(), shim.Manager{Shim: manager.NewShimManager("io.drover.runc.v1")}, func(c *cshim.Config) {
+		c.NoReaper = !shim.Reaps()
+	})
 }

@@ -18,6 +18,9 @@ import (
 	"github.com/drover/drover/pkg/life"
 )
 
+// RuncVersion is that of runc's library in this build's shim.
+const RuncVersion = "1.5.3"
+
 // Schemes of a stdio address.
 const (
 	TaskScheme = "drover"
