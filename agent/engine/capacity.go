@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover/drover/agent/images"
+	"github.com/drover/drover/agent/shim/shimapi"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
@@ -22,7 +22,7 @@ import (
 func Host(ctx context.Context, drover string) *dv1.Capacity {
 	c := &dv1.Capacity{
 		NanoCpus: int64(runtime.NumCPU()) * 1e9, Memory: memTotal(), Arch: runtime.GOARCH, Os: runtime.GOOS,
-		OsName: osName(), CgroupDriver: "cgroupfs", CgroupVersion: "1", Drover: drover, Runc: runcVersion(ctx), Storage: images.Snapshotter,
+		OsName: osName(), CgroupDriver: "cgroupfs", CgroupVersion: "1", Drover: drover, Runc: shimapi.RuncVersion, Runtimes: runtimesHere(ctx), Storage: images.Snapshotter,
 		Containerd: version.Version,
 	}
 	var u unix.Utsname
@@ -66,13 +66,4 @@ func osName() string {
 		}
 	}
 	return "Linux"
-}
-
-func runcVersion(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, "runc", "--version").Output()
-	if err != nil {
-		return ""
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	return strings.TrimPrefix(line, "runc version ")
 }

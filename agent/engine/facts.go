@@ -2,12 +2,9 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"slices"
 
 	"github.com/containerd/containerd/v2/core/containers"
 	hostapparmor "github.com/containerd/containerd/v2/pkg/apparmor"
@@ -38,7 +35,7 @@ func readNode(ctx context.Context, o Options) (spec.Node, error) {
 	}
 	_, err = os.Stat("/sys/fs/selinux/enforce")
 	return spec.Node{
-		Name: o.HostName, CgroupParent: o.cgroup(), CgroupV2: unified(), RecursiveReadOnly: kernelHasSetattr() && runcHas(ctx, "rro"),
+		Name: o.HostName, CgroupParent: o.cgroup(), CgroupV2: unified(), RecursiveReadOnly: kernelHasSetattr(),
 		AppArmor: hostapparmor.HostSupports(), SELinux: err == nil, Seccomp: kernelHasSeccomp(),
 		Capabilities: caps, MaskedPaths: usual.Linux.MaskedPaths,
 	}, nil
@@ -53,6 +50,11 @@ func (e *Engine) facts(ctx context.Context, p *prepared, user func(name string, 
 		return f, err
 	}
 	if h := p.Create.HostConfig; h != nil {
+		binary, err := runtimeBinary(h.Runtime)
+		if err != nil {
+			return f, err
+		}
+		f.Node.RecursiveReadOnly = f.Node.RecursiveReadOnly && (binary == "" || mountsWith(ctx, binary, "rro"))
 		if err := readyBinds(h); err != nil {
 			return f, err
 		}
@@ -100,15 +102,6 @@ func kernelHasSeccomp() bool {
 func kernelHasSetattr() bool {
 	err := unix.MountSetattr(-1, "/proc/self/missing", unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	return !errors.Is(err, unix.ENOSYS)
-}
-
-// runcHas reports whether the node's runc supports a mount option.
-func runcHas(ctx context.Context, option string) bool {
-	var features struct {
-		MountOptions []string `json:"mountOptions"`
-	}
-	b, err := exec.CommandContext(ctx, "runc", "features").Output()
-	return err == nil && json.Unmarshal(b, &features) == nil && slices.Contains(features.MountOptions, option)
 }
 
 // loadProfile ensures that AppArmor's default profile is loaded: it does not survive a

@@ -16,7 +16,6 @@ import (
 
 	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
-	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
@@ -44,6 +43,10 @@ const (
 // Prepare implements task.Runtime.
 func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	ctx = e.ctx(ctx)
+	o, err := e.runtimeOptions(s.Create.HostConfig)
+	if err != nil {
+		return err
+	}
 	img, err := e.o.Images.Image(ctx, s.Digest)
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
@@ -57,7 +60,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	}
 	_, err = e.c.NewContainer(ctx, s.ID,
 		client.WithSnapshotter(images.Snapshotter), client.WithNewSnapshot(s.ID, img.Image),
-		client.WithRuntime(e.o.ShimPath, &options.Options{Root: filepath.Join(e.o.RunDir, "runc")}),
+		client.WithRuntime(e.o.ShimPath, o),
 		client.WithContainerLabels(map[string]string{labelCluster: e.o.ClusterID, labelTask: s.ID, labelName: s.Name, labelSpec: s.SpecHash}),
 		e.withPlan(&p))
 	if errdefs.IsAlreadyExists(err) {

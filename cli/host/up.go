@@ -60,23 +60,12 @@ func upCommand() *cobra.Command {
 		if os.Geteuid() != 0 {
 			return errors.New("drover up needs root: it runs containers")
 		}
-		if err := missing(); err != nil {
-			return err
-		}
 		if *detach {
 			return up(cmd, c, f.file)
 		}
 		return supervise(cmd, c, f.file)
 	}
 	return cmd
-}
-
-// missing checks for programs that a host must have.
-func missing() error {
-	if _, err := exec.LookPath("runc"); err != nil {
-		return errors.New("runc is missing on this host: install it (package runc) and try again")
-	}
-	return nil
 }
 
 // up starts a detached supervisor, and returns when the host is ready.

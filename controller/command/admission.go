@@ -5,6 +5,8 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
+
+	"github.com/drover/drover/pkg/runtimes"
 )
 
 // guarded are the fields of a create by which a container's root becomes root on its
@@ -44,7 +46,7 @@ var guarded = map[string]func(*container.HostConfig) bool{
 	"Cgroup":            func(h *container.HostConfig) bool { return h.Cgroup != "" },
 	"CgroupParent":      func(h *container.HostConfig) bool { return h.CgroupParent != "" },
 	"OomScoreAdj":       func(h *container.HostConfig) bool { return h.OomScoreAdj < 0 },
-	"Runtime":           func(h *container.HostConfig) bool { return h.Runtime != "" && h.Runtime != "runc" },
+	"Runtime":           func(h *container.HostConfig) bool { return h.Runtime != "" && !runtimes.Named(h.Runtime) },
 	"Annotations":       func(h *container.HostConfig) bool { return len(h.Annotations) > 0 },
 	"MaskedPaths":       func(h *container.HostConfig) bool { return h.MaskedPaths != nil },
 	"ReadonlyPaths":     func(h *container.HostConfig) bool { return h.ReadonlyPaths != nil },

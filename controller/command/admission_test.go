@@ -58,7 +58,7 @@ func TestARoleThatMayNotBeRootIsNotRootByACreate(t *testing.T) {
 		"Devices": {`"Devices":[{"PathOnHost":"/dev/sda"}]`}, "DeviceCgroupRules": {`"DeviceCgroupRules":["a *:* rwm"]`}, "DeviceRequests": {`"DeviceRequests":[{"Count":-1}]`},
 		"NetworkMode": {`"NetworkMode":"host"`, `"NetworkMode":"container:x"`}, "PidMode": {`"PidMode":"host"`, `"PidMode":"container:x"`}, "IpcMode": {`"IpcMode":"host"`},
 		"UTSMode": {`"UTSMode":"host"`}, "UsernsMode": {`"UsernsMode":"host"`}, "CgroupnsMode": {`"CgroupnsMode":"host"`}, "Cgroup": {`"Cgroup":"x"`}, "CgroupParent": {`"CgroupParent":"/x"`},
-		"OomScoreAdj": {`"OomScoreAdj":-1`}, "Runtime": {`"Runtime":"kata"`}, "Annotations": {`"Annotations":{"io.containerd.runc.v2.group":"x"}`}, "MaskedPaths": {`"MaskedPaths":[]`}, "ReadonlyPaths": {`"ReadonlyPaths":[]`},
+		"OomScoreAdj": {`"OomScoreAdj":-1`}, "Runtime": {`"Runtime":"kata"`, `"Runtime":"/bin/kata"`}, "Annotations": {`"Annotations":{"io.containerd.runc.v2.group":"x"}`}, "MaskedPaths": {`"MaskedPaths":[]`}, "ReadonlyPaths": {`"ReadonlyPaths":[]`},
 		"SecurityOpt": {`"SecurityOpt":["seccomp=unconfined"]`, `"SecurityOpt":["no-new-privileges","apparmor=unconfined"]`, `"SecurityOpt":["no-new-privileges=false"]`},
 	} {
 		if guarded[field] == nil {
@@ -78,7 +78,7 @@ func TestARoleThatMayNotBeRootIsNotRootByACreate(t *testing.T) {
 		}
 	}
 	for _, use := range []string{``, `"Binds":["v:/v"]`, `"Mounts":[{"Type":"tmpfs","Target":"/x"},{"Type":"volume","Source":"v","Target":"/y"}]`, `"SecurityOpt":["no-new-privileges"]`,
-		`"NetworkMode":"bridge","PidMode":"","IpcMode":"private","CapDrop":["ALL"],"Memory":10000000,"PortBindings":{"80/tcp":[{"HostPort":"8080"}]},"Runtime":"runc"`} {
+		`"NetworkMode":"bridge","PidMode":"","IpcMode":"private","CapDrop":["ALL"],"Memory":10000000,"PortBindings":{"80/tcp":[{"HostPort":"8080"}]},"Runtime":"runc"`, `"Runtime":"drover"`} {
 		for _, who := range users {
 			if e := try(who, use); e != nil {
 				t.Errorf("%s with %s: %v", who, use, e)

@@ -20,6 +20,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/plural"
+	"github.com/drover/drover/pkg/runtimes"
 )
 
 // drain is how long stored events are read if until is already over.
@@ -39,7 +40,7 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		IPv4Forwarding: true, SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file", OSType: "linux",
 		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: &regtypes.ServiceConfig{}, ServerVersion: EngineVersion,
-		Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}}, DefaultRuntime: "runc",
+		Runtimes: map[string]system.RuntimeWithStatus{runtimes.Default: {Runtime: system.Runtime{Path: "drover-shim"}}}, DefaultRuntime: runtimes.Default,
 		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}, LiveRestoreEnabled: true, SecurityOptions: []string{"name=seccomp,profile=builtin"},
 		Labels: []string{}, Warnings: []string{}, Containerd: &system.ContainerdInfo{Namespaces: system.ContainerdNamespaces{Containers: "drover"}},
 	}
@@ -73,6 +74,9 @@ func nodes(snap *state.Snapshot, seen *fleet.Observations, i *system.Info) {
 		i.CgroupVersion = shared(i.CgroupVersion, c.CgroupVersion)
 		i.ContainerdCommit.ID = shared(i.ContainerdCommit.ID, c.Containerd)
 		i.RuncCommit.ID = shared(i.RuncCommit.ID, c.Runc)
+		for name := range c.Runtimes {
+			i.Runtimes[name] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: name}}
+		}
 	}
 	slices.SortFunc(nodes, func(a, b *dv1.Node) int {
 		_, qa := seen.Silent(a.Id)

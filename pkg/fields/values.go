@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/sys/signal"
 
+	"github.com/drover/drover/pkg/runtimes"
 	"github.com/drover/drover/pkg/securityopt"
 )
 
@@ -85,7 +87,7 @@ func checkHost(h *container.HostConfig) error {
 	default:
 		return invalid("HostConfig.LogConfig.Type", "logger: no log driver named '%s' is registered", t)
 	}
-	if h.Runtime != "" && h.Runtime != "runc" {
+	if h.Runtime != "" && !runtimes.Named(h.Runtime) && !filepath.IsAbs(h.Runtime) {
 		return invalid("HostConfig.Runtime", "unknown or invalid runtime name: %s", h.Runtime)
 	}
 	if !h.Isolation.IsDefault() {

@@ -26,6 +26,8 @@ type Subject struct {
 	Image, Digest string
 	// Reopen returns the runtime as a restarted agent would find it; nil: unchanged.
 	Reopen func() task.Runtime
+	// Change changes the request of each task; nil: none.
+	Change func(*container.CreateRequest)
 }
 
 // limit bounds each test, so that an engine that hangs fails.
@@ -69,8 +71,10 @@ func (s *suite) spec(change func(*container.CreateRequest), cmd ...string) task.
 	_, _ = rand.Read(b)
 	id := hex.EncodeToString(b)
 	c := container.CreateRequest{Config: &container.Config{Image: s.Image, Cmd: cmd}, HostConfig: &container.HostConfig{}}
-	if change != nil {
-		change(&c)
+	for _, f := range []func(*container.CreateRequest){s.Change, change} {
+		if f != nil {
+			f(&c)
+		}
 	}
 	return task.Spec{ID: id, Name: "t" + id[:8], Image: s.Image, Digest: s.Digest, SpecHash: "spec", Create: c}
 }

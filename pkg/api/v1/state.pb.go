@@ -1323,8 +1323,9 @@ type Capacity struct {
 	CgroupVersion string                 `protobuf:"bytes,8,opt,name=cgroup_version,json=cgroupVersion,proto3" json:"cgroup_version,omitempty"`
 	Drover        string                 `protobuf:"bytes,9,opt,name=drover,proto3" json:"drover,omitempty"` // versions
 	Containerd    string                 `protobuf:"bytes,10,opt,name=containerd,proto3" json:"containerd,omitempty"`
-	Runc          string                 `protobuf:"bytes,11,opt,name=runc,proto3" json:"runc,omitempty"`
+	Runc          string                 `protobuf:"bytes,11,opt,name=runc,proto3" json:"runc,omitempty"` // runc's library, by which the default runtime runs containers
 	Storage       string                 `protobuf:"bytes,12,opt,name=storage,proto3" json:"storage,omitempty"`
+	Runtimes      map[string]string      `protobuf:"bytes,13,rep,name=runtimes,proto3" json:"runtimes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // versions of other OCI runtimes on the host, by name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1441,6 +1442,13 @@ func (x *Capacity) GetStorage() string {
 		return x.Storage
 	}
 	return ""
+}
+
+func (x *Capacity) GetRuntimes() map[string]string {
+	if x != nil {
+		return x.Runtimes
+	}
+	return nil
 }
 
 // Image is what a digest that some tag names is, so that lists, inspects and
@@ -2054,7 +2062,7 @@ const file_state_proto_rawDesc = "" +
 	"\vsocket_role\x18\a \x01(\tR\n" +
 	"socketRole\x12\x12\n" +
 	"\x04used\x18\b \x01(\rR\x04used\x12\x1a\n" +
-	"\brevision\x18\t \x01(\x04R\brevision\"\xc6\x02\n" +
+	"\brevision\x18\t \x01(\x04R\brevision\"\xc2\x03\n" +
 	"\bCapacity\x12\x1b\n" +
 	"\tnano_cpus\x18\x01 \x01(\x03R\bnanoCpus\x12\x16\n" +
 	"\x06memory\x18\x02 \x01(\x03R\x06memory\x12\x12\n" +
@@ -2070,7 +2078,11 @@ const file_state_proto_rawDesc = "" +
 	" \x01(\tR\n" +
 	"containerd\x12\x12\n" +
 	"\x04runc\x18\v \x01(\tR\x04runc\x12\x18\n" +
-	"\astorage\x18\f \x01(\tR\astorage\"\xf7\x01\n" +
+	"\astorage\x18\f \x01(\tR\astorage\x12=\n" +
+	"\bruntimes\x18\r \x03(\v2!.drover.v1.Capacity.RuntimesEntryR\bruntimes\x1a;\n" +
+	"\rRuntimesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf7\x01\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
 	"\bmanifest\x18\x02 \x01(\tR\bmanifest\x12#\n" +
@@ -2143,7 +2155,7 @@ func file_state_proto_rawDescGZIP() []byte {
 }
 
 var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_state_proto_goTypes = []any{
 	(Desired)(0),           // 0: drover.v1.Desired
 	(Phase)(0),             // 1: drover.v1.Phase
@@ -2169,6 +2181,7 @@ var file_state_proto_goTypes = []any{
 	nil,                    // 21: drover.v1.Node.LabelsEntry
 	nil,                    // 22: drover.v1.Node.SetLabelsEntry
 	nil,                    // 23: drover.v1.Node.RolesEntry
+	nil,                    // 24: drover.v1.Capacity.RuntimesEntry
 }
 var file_state_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Run.mode:type_name -> drover.v1.Run.Mode
@@ -2181,12 +2194,13 @@ var file_state_proto_depIdxs = []int32{
 	4,  // 7: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
 	22, // 8: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
 	23, // 9: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
-	20, // 10: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	24, // 10: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
+	20, // 11: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -2200,7 +2214,7 @@ func file_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,362 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/agent/task/enginetest"
+	"github.com/drover/drover/pkg/life"
+)
+
+// runc is the path of the peer that tests compare our runtime with.
+func runc(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("runc")
+	if err != nil {
+		t.Fatalf("package runc is needed: %v", err)
+	}
+	return path
+}
+
+// by is a task whose containers a runtime runs.
+func (w *world) by(runtime, script string) task.Spec {
+	s := w.spec(script)
+	s.Create.HostConfig.Runtime = runtime
+	return s
+}
+
+func (w *world) bundle(id string) string {
+	return filepath.Join(w.run, "st/io.containerd.runtime.v2.task/drover", id)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// Our runtime is the default, any other one that the host has is chosen by name or path,
+// and what it does not have is refused in docker's words.
+func TestARuntimeIsChosen(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	for runtime, native := range map[string]bool{"": true, "drover": true, "runc": false, runc(t): false} {
+		s := w.by(runtime, waits)
+		w.prepare(t, e, s)
+		if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil {
+			t.Fatalf("runtime %q: %v", runtime, err)
+		}
+		if own, other := exists(filepath.Join(w.bundle(s.ID), "native", s.ID)), exists(filepath.Join(w.run, "runc/drover", s.ID)); own != native || other == native {
+			t.Errorf("runtime %q: our state %v, runc's %v", runtime, own, other)
+		}
+		ends(t, e, s.ID)
+	}
+	for _, runtime := range []string{"kata", "/no/such/runtime", "bin/runc", "/etc/passwd"} {
+		err := e.Prepare(t.Context(), w.by(runtime, "true"))
+		if err == nil || !strings.Contains(err.Error(), "unknown or invalid runtime name: "+runtime) {
+			t.Errorf("runtime %q: %v", runtime, err)
+		}
+	}
+}
+
+// Containers that another OCI runtime runs do all that ours do.
+func TestConformanceWithRunc(t *testing.T) {
+	path := runc(t)
+	w := newWorld(t)
+	w.pulled(t, w.open(t))
+	subject := func(t *testing.T) enginetest.Subject {
+		e := w.open(t)
+		return enginetest.Subject{Runtime: e, Streams: e, Images: e.images, Image: w.ref, Digest: w.dgst, Reopen: func() task.Runtime { return w.open(t) },
+			Change: func(c *container.CreateRequest) { c.HostConfig.Runtime = path }}
+	}
+	enginetest.Runtime(t, subject)
+	enginetest.Streams(t, subject)
+}
+
+// shims returns the pids of a task's shims.
+func shims(t *testing.T, id string) (pids []int) {
+	t.Helper()
+	out, _ := exec.Command("pgrep", "-f", "drover-shim.* -id "+id).Output()
+	for _, f := range strings.Fields(string(out)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// traces returns what is left of a task on its host.
+func (w *world) traces(t *testing.T, id string) (left []string) {
+	t.Helper()
+	for _, p := range []string{"/sys/fs/cgroup/*/drover/" + w.o.NodeID + "/" + id, "/sys/fs/cgroup/drover/" + w.o.NodeID + "/" + id, w.bundle(id), filepath.Join(w.run, "runc/drover", id)} {
+		found, err := filepath.Glob(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, found...)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, id) {
+			left = append(left, line)
+		}
+	}
+	for _, pid := range shims(t, id) { // it ends behind the answer
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
+		}
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); n == 0 {
+			left = append(left, fmt.Sprintf("shim %d (%v)", pid, err))
+		}
+		_ = unix.Close(fd)
+	}
+	return left
+}
+
+func alive(pid int) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err == nil && !strings.Contains(string(b), ") Z ")
+}
+
+// A shim is killed at any time: its container's processes die, its exit is known, and
+// nothing of it stays.
+func TestAKilledShimLeavesNothing(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	for name, pids := range map[string]container.PidMode{"own pid namespace": "", "the host's pid namespace": "host"} {
+		t.Run(name, func(t *testing.T) {
+			s := w.spec("sleep 1000 & echo $!; wait")
+			s.Create.HostConfig.PidMode = pids
+			w.prepare(t, e, s)
+			a, err := e.Start(t.Context(), s.ID, life.First(1), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			killed := shims(t, s.ID)
+			if len(killed) != 1 {
+				t.Fatalf("shims %v", killed)
+			}
+			if err := syscall.Kill(killed[0], syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if x, err := e.Wait(ctx, s.ID, life.First(1)); err != nil || x.Code != 137 {
+				t.Fatalf("exit %v (%v)", x, err)
+			}
+			if err := e.Release(t.Context(), s.ID); err != nil {
+				t.Fatal(err)
+			}
+			if left := w.traces(t, s.ID); len(left) > 0 || alive(a.Pid) {
+				t.Errorf("left: %s, alive %v", left, alive(a.Pid))
+			}
+			if _, err := e.Start(t.Context(), s.ID, life.First(2), nil); err != nil {
+				t.Errorf("starting again: %v", err)
+			}
+			if err := e.Remove(t.Context(), s.ID); err != nil {
+				t.Fatal(err)
+			}
+			if left := w.traces(t, s.ID); len(left) > 0 {
+				t.Errorf("left: %s", left)
+			}
+		})
+	}
+}
+
+// It is killed before the process was let go: the start fails, or begins anew.
+func TestAShimKilledBetweenCreateAndStart(t *testing.T) {
+	w := newWorld(t)
+	var killed atomic.Bool
+	var id atomic.Value
+	w.socket = w.between(t, func(m moment) error {
+		if m == (moment{startTask, false}) && !killed.Swap(true) {
+			for _, pid := range shims(t, id.Load().(string)) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		return nil
+	})
+	e := w.open(t)
+	w.pulled(t, e)
+	s := w.spec(waits)
+	id.Store(s.ID)
+	w.prepare(t, e, s)
+	if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err == nil {
+		t.Fatal("a container without a shim was started")
+	}
+	// containerd takes a moment to notice, as it says; the reconciler tries again.
+	_, err := e.Start(t.Context(), s.ID, life.First(2), nil)
+	for end := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		_, err = e.Start(t.Context(), s.ID, life.First(2), nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Signal(t.Context(), s.ID, "SIGKILL"); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := e.Wait(t.Context(), s.ID, life.First(2)); err != nil || x.Code != 137 {
+		t.Fatalf("exit %v (%v)", x, err)
+	}
+	if err := e.Remove(t.Context(), s.ID); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.traces(t, s.ID); len(left) > 0 {
+		t.Errorf("left: %s", left)
+	}
+}
+
+// What can't be started is reported in docker's words and codes, whatever runs it, and
+// leaves nothing.
+func TestTheRuntimesWords(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	prefix := "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
+	for _, runtime := range []string{"drover", "runc"} {
+		for _, c := range []struct {
+			change func(*container.CreateRequest)
+			code   int
+			words  string
+		}{
+			{func(r *container.CreateRequest) { r.Cmd = []string{"nothing"} }, 127, `exec: "nothing": executable file not found in $PATH`},
+			{func(r *container.CreateRequest) { r.Cmd = []string{"/bin/nothing"} }, 127, `exec: "/bin/nothing": stat /bin/nothing: no such file or directory`},
+			{func(r *container.CreateRequest) { r.Cmd = []string{"/etc"} }, 126, `exec: "/etc": `},
+			{func(r *container.CreateRequest) { r.Cmd = []string{"/etc/hosts"} }, 126, `exec: "/etc/hosts": permission denied`},
+			{func(r *container.CreateRequest) { r.WorkingDir = "/bin/sh" }, 127, "not a directory"},
+			{func(r *container.CreateRequest) {
+				r.Cmd, r.HostConfig.Sysctls = []string{"/bin/true"}, map[string]string{"net.no.such": "1"}
+			}, 125, "no such file or directory"},
+		} {
+			s := w.by(runtime, "true")
+			c.change(&s.Create)
+			if err := e.Prepare(t.Context(), s); err != nil {
+				t.Errorf("%s: %s: preparing: %v", runtime, c.words, err)
+				continue
+			}
+			_, err := e.Start(t.Context(), s.ID, life.First(1), nil)
+			var se *task.StartError
+			if !errors.As(err, &se) || se.Code != c.code || !strings.HasPrefix(se.Message, prefix) || !strings.Contains(se.Message, c.words) {
+				t.Errorf("%s: %s: %v", runtime, c.words, err)
+			}
+			if err := e.Remove(t.Context(), s.ID); err != nil {
+				t.Error(err)
+			}
+			if left := w.traces(t, s.ID); len(left) > 0 {
+				t.Errorf("%s: %s: left: %s", runtime, c.words, left)
+			}
+		}
+		s := w.by(runtime, waits)
+		w.prepare(t, e, s)
+		if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			cmd   string
+			code  int
+			words string
+		}{
+			{"nothing", 127, `OCI runtime exec failed: exec failed: unable to start container process: exec: "nothing": executable file not found in $PATH`},
+			{"/etc/hosts", 126, `OCI runtime exec failed: exec failed: unable to start container process: exec: "/etc/hosts": permission denied`},
+		} {
+			id := "exec" + strconv.Itoa(c.code) + runtime
+			if err := e.ExecCreate(t.Context(), s.ID, id, container.ExecCreateRequest{Cmd: []string{c.cmd}}); err != nil {
+				t.Fatal(err)
+			}
+			_, err := e.ExecStart(t.Context(), s.ID, id, true, 0, 0)
+			var se *task.StartError
+			if !errors.As(err, &se) || se.Code != c.code || se.Message != c.words {
+				t.Errorf("%s: exec %s: %v", runtime, c.cmd, err)
+			}
+		}
+	}
+}
+
+// A container that runs out of memory says so, whatever runs it, and docker's smallest
+// limit suffices for a container to start.
+func TestLittleMemory(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	for _, runtime := range []string{"drover", "runc"} {
+		for script, want := range map[string]struct {
+			code int32
+			oom  bool
+		}{"exit 3": {3, false}, "exec tail /dev/zero": {137, true}} {
+			s := w.by(runtime, script)
+			s.Create.HostConfig.Memory, s.Create.HostConfig.MemorySwap = 6<<20, 6<<20
+			w.prepare(t, e, s)
+			if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil {
+				t.Errorf("%s: %s: %v", runtime, script, err)
+				continue
+			}
+			if x, err := e.Wait(t.Context(), s.ID, life.First(1)); err != nil || x.Code != want.code || x.Oom != want.oom {
+				t.Errorf("%s: %s: exit %v (%v)", runtime, script, x, err)
+			}
+		}
+	}
+}
+
+// What a container leaves in the host's pid namespace dies with its first process, and
+// is reaped.
+func TestNothingOutlivesTheFirstProcess(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	for _, runtime := range []string{"drover", "runc"} {
+		s := w.by(runtime, "(sleep 1000 & sleep 1000 & echo $!) ; true & exec sleep 0.2")
+		s.Create.HostConfig.PidMode = "host"
+		w.prepare(t, e, s)
+		if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil {
+			t.Fatal(err)
+		}
+		shim := shims(t, s.ID)[0]
+		if x, err := e.Wait(t.Context(), s.ID, life.First(1)); err != nil || x.Code != 0 {
+			t.Fatalf("%s: exit %v (%v)", runtime, x, err)
+		}
+		out, err := w.output(t.Context(), e, s.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(out))
+		if err != nil {
+			t.Fatalf("%s: %q: %v", runtime, out, err)
+		}
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", shim, shim))
+			all, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", shim))
+			for _, c := range all {
+				b, _ := os.ReadFile(c)
+				children = append(children, b...)
+			}
+			if strings.TrimSpace(string(children)) == "" && !alive(pid) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Errorf("%s: the shim's children are %q (%v), %d is alive: %v", runtime, children, err, pid, alive(pid))
+				break
+			}
+		}
+	}
+}
