@@ -1,4 +1,4 @@
-// Package mux shares one TLS port among protocols that are told apart by ALPN. What is
+// Package mux shares one TLS port among protocols, selected by ALPN. What is
 // spoken over them is up to their users.
 package mux
 
@@ -19,9 +19,10 @@ import (
 // Limits of the port. A source is a host, as far as addresses can tell (limit.Source).
 const (
 	HandshakeTimeout = 5 * time.Second
-	// MaxUnknown is how many connections without a client certificate (or without one yet)
-	// a source may have at a time: enough for everything that needs no identity, and too
-	// few to exhaust the file descriptors that raft needs.
+	// MaxUnknown is how many connections without a client certificate (or without one yet,
+	// unless certificates have been shown from there) a source may have at a time: enough
+	// for everything that needs no identity, and too few to exhaust the file descriptors
+	// that raft needs.
 	MaxUnknown = 64
 	maxUnknown = 1024 // of all sources together
 )
@@ -45,7 +46,7 @@ type route struct {
 // New shares l. Call Handle before Run. Clients that offer only unknown protocols are
 // refused with no_application_protocol, by the configuration of the first route.
 func New(l net.Listener, log *slog.Logger) *Mux {
-	return &Mux{l: l, log: log, unknown: &strangers{each: MaxUnknown, all: maxUnknown, of: map[string][]*stranger{}}, cut: limit.NewThrottle(time.Minute)}
+	return &Mux{l: l, log: log, unknown: newStrangers(MaxUnknown, maxShaking, maxUnknown), cut: limit.NewThrottle(time.Minute)}
 }
 
 // Handle returns a listener for the given ALPN names ("" for none offered), whose
@@ -93,13 +94,19 @@ func (m *Mux) Run(ctx context.Context) error {
 			return fmt.Errorf("accepting on %s: %w", m.l.Addr(), err)
 		}
 		in, out := m.unknown.enter(c, limit.Source(c.RemoteAddr()))
-		if out != nil {
-			_ = out.Conn.Close()
-			if held, say := m.cut.Allow(out.source); say {
-				m.log.Warn("cut a connection: there were too many without a certificate, most of them of its host", "peer", out.RemoteAddr().String(), "most", MaxUnknown, "cut before", held)
-			}
-		}
+		m.evict(out)
 		wg.Go(func() { m.handshake(ctx, tls.Server(in, front), in) })
+	}
+}
+
+// evict closes a connection that another one took the place of; nil: there is none.
+func (m *Mux) evict(c *stranger) {
+	if c == nil {
+		return
+	}
+	_ = c.Conn.Close()
+	if held, say := m.cut.Allow(c.place.source); say {
+		m.log.Warn("cut a connection: there were too many without a certificate, most of them of its host", "peer", c.RemoteAddr().String(), "cut before", held)
 	}
 }
 
@@ -137,7 +144,9 @@ func (m *Mux) handshake(ctx context.Context, c *tls.Conn, from *stranger) {
 		return
 	}
 	if len(c.ConnectionState().PeerCertificates) > 0 {
-		m.unknown.leave(from) // the configurations verify every certificate that is presented
+		m.unknown.shown(from) // the configurations verify every certificate that is presented
+	} else {
+		m.evict(m.unknown.stay(from))
 	}
 	p := c.ConnectionState().NegotiatedProtocol
 	for _, r := range m.routes {

@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -272,36 +275,197 @@ func TestConnectionsWithoutACertificateAreLimitedPerSource(t *testing.T) {
 
 // Where all hosts together have too many, the one with the most gives way.
 func TestStrangersOfManySourcesAreLimitedTogether(t *testing.T) {
-	s := &strangers{each: 3, all: 6, of: map[string][]*stranger{}}
+	s := newStrangers(3, 9, 6)
 	a1, _ := s.enter(nil, "a")
 	for i, c := range []struct{ source, gives string }{{"a", ""}, {"a", ""}, {"a", "a"}, {"b", ""}, {"c", ""}, {"c", ""}, {"d", "a"}} {
 		_, out := s.enter(nil, c.source)
-		if out == nil && c.gives != "" || out != nil && out.source != c.gives {
+		if out == nil && c.gives != "" || out != nil && out.place.source != c.gives {
 			t.Fatalf("%d: %s came, and %+v went", i, c.source, out)
 		}
 	}
 	s.leave(a1) // wherever it is by now
 	s.leave(a1)
-	n := 0
-	for source, of := range s.of {
-		for i, c := range of {
-			if c.at != i || c.source != source {
-				t.Fatalf("%s has %+v at %d", source, c, i)
-			}
-			n++
-		}
-	}
-	if n != s.n || n > 6 {
-		t.Fatalf("%d are counted as %d", n, s.n)
-	}
-	for source := range s.of {
-		for len(s.of[source]) > 0 {
-			s.leave(s.of[source][0])
+	consistent(t, s)
+	for p := range s.of {
+		for len(s.of[p]) > 0 {
+			s.leave(s.of[p][0])
 		}
 	}
 	if s.n != 0 || len(s.of) != 0 {
 		t.Fatalf("%d are left: %v", s.n, s.of)
 	}
+}
+
+// consistent checks that each connection is counted once, where it says that it is.
+func consistent(t *testing.T, s *strangers) {
+	t.Helper()
+	n := 0
+	for p, of := range s.of {
+		for i, c := range of {
+			if c.at != i || c.place != p {
+				t.Fatalf("%v has %+v at %d", p, c, i)
+			}
+			n++
+		}
+	}
+	if n != s.n || n > s.all {
+		t.Fatalf("%d are counted as %d, of %d at most", n, s.n, s.all)
+	}
+}
+
+// Hosts behind one address reconnect all at once: once one of them has shown a
+// certificate, they are not in each other's way. That is forgotten a while after the last
+// of them left, and what shows no certificate has no more places there than elsewhere.
+func TestASourceOfCertificatesHasMoreHandshakesAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStrangers(MaxUnknown, maxShaking, maxUnknown)
+		burst := func(what string, n, cut int) {
+			t.Helper()
+			var in []*stranger
+			evicted := 0
+			for range n {
+				c, out := s.enter(nil, "nat")
+				in = append(in, c)
+				if out != nil {
+					evicted++
+				}
+			}
+			if evicted != cut {
+				t.Errorf("%s: %d of %d were cut, want %d", what, evicted, n, cut)
+			}
+			consistent(t, s)
+			for _, c := range in {
+				s.leave(c)
+			}
+		}
+		burst("unknown", 200, 200-MaxUnknown)
+		host, _ := s.enter(nil, "nat")
+		s.shown(host)
+		burst("a host is connected", 200, 0)
+		burst("a flood", 2000, 2000-maxShaking)
+		time.Sleep(48 * time.Hour) // a session is long
+		burst("it is connected still", 200, 0)
+		s.leave(host)
+		s.leave(host)
+		time.Sleep(knownFor - time.Second)
+		burst("it has just left", 200, 0)
+		for range 200 {
+			c, _ := s.enter(nil, "nat")
+			s.stay(c)
+		}
+		if n := len(s.of[place{"nat", true}]); n != MaxUnknown || s.n != n {
+			t.Errorf("%d stay without a certificate, %d in all", n, s.n)
+		}
+		for _, c := range slices.Clone(s.of[place{"nat", true}]) {
+			s.leave(c)
+		}
+		time.Sleep(time.Second)
+		burst("it left long ago", 200, 200-MaxUnknown)
+	})
+}
+
+// Whatever connections do, a source is bounded, all together are, and so is what is
+// remembered of sources.
+func TestStrangersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const each, shaking, all = 4, 12, 40
+		s := newStrangers(each, shaking, all)
+		var conns []*stranger
+		for range 20_000 {
+			source := fmt.Sprint(rand.N(6))
+			if rand.N(10) == 0 {
+				source = fmt.Sprint(rand.N(3 * maxKnown))
+			}
+			switch rand.N(4) {
+			case 0, 1:
+				c, _ := s.enter(nil, source)
+				conns = append(conns, c)
+			case 2:
+				if c := anyOf(append(conns, &stranger{at: -1})); rand.N(2) == 0 {
+					s.stay(c)
+				} else {
+					s.shown(c)
+				}
+			case 3:
+				if len(conns) > 0 {
+					i := rand.N(len(conns))
+					s.leave(conns[i])
+					conns = slices.Delete(conns, i, i+1)
+				}
+			}
+			consistent(t, s)
+			for p, of := range s.of {
+				if most := map[bool]int{true: each, false: shaking}[p.done]; len(of) > most {
+					t.Fatalf("%v has %d, of %d at most", p, len(of), most)
+				}
+			}
+		}
+		if len(s.known) > maxKnown {
+			t.Errorf("%d sources are remembered", len(s.known))
+		}
+		for _, c := range conns {
+			s.leave(c)
+		}
+		for source, k := range s.known {
+			if k.open != 0 {
+				t.Errorf("%d connections of %s are counted, and none is open", k.open, source)
+			}
+		}
+	})
+}
+
+func TestSourcesThatAreRememberedAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStrangers(4, 12, 40)
+		visit := func(source string) *stranger {
+			c, _ := s.enter(nil, source)
+			s.shown(c)
+			return c
+		}
+		stays := visit("stays")
+		for i := range maxKnown + 100 {
+			s.leave(visit(fmt.Sprint(i)))
+		}
+		if len(s.known) != maxKnown || !s.isKnown("stays") {
+			t.Errorf("%d are remembered, who stays among them: %v", len(s.known), s.isKnown("stays"))
+		}
+		time.Sleep(knownFor)
+		s.leave(visit("late"))
+		if len(s.known) != 2 {
+			t.Errorf("%d are remembered after their time", len(s.known))
+		}
+		s.leave(stays)
+	})
+}
+
+// The same over TLS: many hosts behind one address have their connections open before
+// the first of them has shown its certificate.
+func TestHostsBehindOneAddressReconnectTogether(t *testing.T) {
+	w := newWorld(t, "c", time.Now())
+	addr, node := hold(t, w)
+	first, err := tls.Dial("tcp", addr, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = first.Close() }()
+	conns := make([]net.Conn, 3*MaxUnknown)
+	for i := range conns {
+		if conns[i], err = net.Dial("tcp", addr); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conns[i].Close() }()
+	}
+	config := node.Clone()
+	config.ServerName = "127.0.0.1"
+	var all sync.WaitGroup
+	for _, c := range conns {
+		all.Go(func() {
+			if err := tls.Client(c, config).HandshakeContext(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // Connections that say nothing at all count too, and one that showed its
@@ -316,8 +480,8 @@ func TestWhoShowedACertificateIsNotCounted(t *testing.T) {
 		}
 		defer func() { _ = c.Close() }()
 	}
-	cut := make(chan struct{}, MaxUnknown+1)
-	for range MaxUnknown + 1 {
+	cut := make(chan struct{}, maxShaking+1)
+	for range maxShaking + 1 {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
