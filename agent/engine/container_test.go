@@ -135,7 +135,7 @@ func frames(r io.Reader) (string, error) {
 	}
 }
 
-// An image whose /etc/passwd is a FIFO holds up neither its start nor anything after.
+// An image whose /etc/passwd is a FIFO blocks neither its start nor anything after it.
 func TestAFIFOForUsersHoldsNothingUp(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)
@@ -164,7 +164,7 @@ func TestAFIFOForUsersHoldsNothingUp(t *testing.T) {
 			t.Errorf("as %q: %v", user, err)
 		}
 	}
-	// A container can make one for itself.
+	// A container can create one itself.
 	ref, digest = w.layered(e, "users:1", text("etc/passwd", "web:x:12:7::/:/bin/sh\n"), text("etc/group", "web:x:7:\n"))
 	id, err := w.made(ctx, e, ref, digest, nil, "sleep", "300")
 	if err != nil {
@@ -201,7 +201,7 @@ func TestAFIFOForUsersHoldsNothingUp(t *testing.T) {
 	}
 }
 
-// Nor does one that a container left for its next attempt.
+// Nor does a FIFO that a container left for its next attempt.
 func TestAFIFOOfTheLastAttemptIsRefused(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)

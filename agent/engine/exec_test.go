@@ -87,7 +87,7 @@ func dies(t *testing.T, died chan map[string]string, execID, code string) {
 	}
 }
 
-// Execs go on while containerd is started anew, and their exits are their own.
+// Execs outlive a restart of containerd, and report their own exits.
 func TestExecsOutliveContainerd(t *testing.T) {
 	w, e, id, died := withExecs(t)
 	attached, st := execIn(t, e, id, "read x; echo $x; exit 9", true)
@@ -129,8 +129,8 @@ func TestExecsOutliveContainerd(t *testing.T) {
 	}
 }
 
-// What an exec leaves running in the background may write on: the exec has ended all
-// the same, as with docker, with all that its own process said.
+// A process that an exec leaves in the background may continue to write: as with docker,
+// the exec has ended, with all of its own process's output.
 func TestAnExecEndsBeforeWhatItLeftBehind(t *testing.T) {
 	_, e, id, died := withExecs(t)
 	for what, script := range map[string]string{
@@ -148,8 +148,8 @@ func TestAnExecEndsBeforeWhatItLeftBehind(t *testing.T) {
 	}
 }
 
-// A client that leaves ends its exec's stdin, also while the process does not
-// read it, and the exit is still told.
+// A client that leaves ends its exec's stdin, also while the process does not read it,
+// and the exit is still reported.
 func TestAnExecWhoseClientLeftSeesTheEndOfItsInput(t *testing.T) {
 	_, e, id, died := withExecs(t)
 	idle, st := execIn(t, e, id, "cat; exit 6", true)

@@ -12,9 +12,9 @@ import (
 	"github.com/drover/drover/pkg/life"
 )
 
-// Each attempt is planned of what is there then: the container's users as they are
-// now, and folders that -v names. It needs no image, nor what an agent kept of one
-// that prepared a container before that was kept.
+// Each attempt is planned with what is there at its time: the container's current users,
+// and the folders that -v names. It needs neither the image nor, for containers that an
+// agent of an earlier build prepared, its recorded configuration.
 func TestEachAttemptIsPlannedAnew(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)
@@ -70,7 +70,7 @@ func TestEachAttemptIsPlannedAnew(t *testing.T) {
 	}
 }
 
-// forget takes a field out of a file, as if an older agent had written it.
+// forget removes a field from a file, as if an older agent had written it.
 func forget(t *testing.T, file, field string) {
 	t.Helper()
 	b, err := os.ReadFile(file)

@@ -35,7 +35,7 @@ const (
 	killTask   = "/containerd.services.tasks.v1.Tasks/Kill"
 )
 
-// waits says that it began, and ends with 7 when it is told to.
+// waits prints that it began, and exits with 7 when it is signalled to.
 const waits = "trap 'exit 7' TERM; echo began; sleep 1000 & wait"
 
 func (w *world) pulled(t *testing.T, e *node) {
@@ -100,8 +100,8 @@ func ends(t *testing.T, e *node, id string) {
 	}
 }
 
-// An agent dies when the container is created and its process not started. The
-// next agent starts the attempt, and what became of the first try is not told of
+// An agent dies between the creation of a container and the start of its process. The
+// next agent starts the attempt, and the end of the first try is not reported as that of
 // the second.
 func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
 	w := newWorld(t)
@@ -128,8 +128,8 @@ func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
 	ends(t, second, id)
 }
 
-// An agent dies when the start of the process was on its way. It arrives just when
-// the next agent has seen that the process is not started.
+// An agent dies while the start of the process is in flight: it arrives just after the
+// next agent has found the process not started.
 func TestAStartThatArrivesLateRunsOnce(t *testing.T) {
 	w := newWorld(t)
 	reached, late, arrived := make(chan struct{}), make(chan struct{}), make(chan struct{})
@@ -167,9 +167,8 @@ func TestAStartThatArrivesLateRunsOnce(t *testing.T) {
 	ends(t, second, id)
 }
 
-// containerd is killed at each point of a start, and the engine hears of it
-// before or after the next containerd is up. It tries again until it is told
-// that the attempt runs, as its caller does.
+// containerd is killed at each point of a start, and the engine notices before or after
+// the next containerd is up. Like its caller, the test retries until the attempt runs.
 func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 	w := newWorld(t)
 	var at atomic.Pointer[func(moment) error]
@@ -221,7 +220,7 @@ func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 			}
 			for err != nil && ctx.Err() == nil {
 				if errors.As(err, new(*task.StartError)) {
-					t.Fatalf("the user is told of it: %v", err)
+					t.Fatalf("the user gets an error: %v", err)
 				}
 				a, err = e.Start(ctx, id, life.First(1), nil)
 			}
@@ -300,7 +299,7 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	ends(t, e, hung)
-	// What is assigned is prepared and started again, and so is found.
+	// An assigned task is prepared and started again, and is found then.
 	if err := e.Prepare(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
@@ -313,8 +312,8 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	}
 }
 
-// An agent dies while containerd deletes a process that ended: the shim has none
-// any more, and containerd has the shim. The task starts again, and it goes
+// An agent dies while containerd deletes a process that ended: the shim has lost the
+// process, and containerd still has the shim. The task can be started again, and removed
 // without a trace.
 func TestADeletionThatWasCutShortIsEnded(t *testing.T) {
 	w := newWorld(t)

@@ -17,7 +17,7 @@ import (
 	"github.com/drover/drover/pkg/pki"
 )
 
-// attachable has one stream for who attaches.
+// attachable returns the same stream for every attach.
 type attachable struct {
 	task.Streams
 	st func() task.Stream
@@ -47,7 +47,7 @@ func serve(t *testing.T, tasks task.Streams, images Images, o Options) *http.Cli
 	}}}
 }
 
-// stuck is an attach whose stdin nobody reads and whose container says nothing.
+// stuck is an attach whose stdin nobody reads and whose container writes nothing.
 type stuck struct {
 	writing chan struct{}
 	gone    chan struct{}
@@ -65,8 +65,8 @@ func (s *stuck) Write([]byte) (int, error) {
 func (s *stuck) CloseWrite() error { return nil }
 func (s *stuck) Close() error      { s.once.Do(func() { close(s.gone) }); return nil }
 
-// A client that is killed leaves nothing behind, though the container reads none
-// of what it had sent.
+// A client that is killed leaves nothing behind, even if the container reads none of what
+// it has sent.
 func TestAKilledClientLeavesNothingBehindUnreadStdin(t *testing.T) {
 	closed := make(chan *stuck, 1)
 	hc := serve(t, attachable{st: func() task.Stream {
@@ -98,14 +98,14 @@ func (said) Write(p []byte) (int, error) { return len(p), nil }
 func (said) CloseWrite() error           { return nil }
 func (said) Close() error                { return nil }
 
-// leaving is told how a reader left.
+// leaving receives how a reader left.
 type leaving chan bool
 
 func (leaving) Of(life.Life)    {}
 func (l leaving) Left(end bool) { l <- end }
 
-// A log counts as read once the reader's end says that it has it: not when it was
-// written to a connection, from which it may never come out.
+// A log counts as read once the reader acknowledges its end: what is written to a
+// connection may never arrive.
 func TestOutputIsReadWhenItsReaderSaysSo(t *testing.T) {
 	left := make(chan bool, 1)
 	hc := serve(t, attachable{st: func() task.Stream {

@@ -113,7 +113,7 @@ func (n *node) ask(method, path, body string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// output is what a stream of frames has of stdout, and its last other frame.
+// output returns the stdout of a stream of frames, and its last frame of another kind.
 func output(t *testing.T, next func() (byte, []byte, error)) (out string, last byte, body string) {
 	t.Helper()
 	for {
@@ -133,7 +133,7 @@ func output(t *testing.T, next func() (byte, []byte, error)) (out string, last b
 	}
 }
 
-// What is wrong with a request is said in its answer, and nothing is done.
+// The response says what is wrong with a request, and nothing is done.
 func TestBadRequestsAreRefused(t *testing.T) {
 	n := newNode(t)
 	runs, ready, none := n.started("a", "sleep", "1000"), n.prepared("b", "true"), strings.Repeat("0", 64)
@@ -224,8 +224,8 @@ func TestAWaitReportsTheExit(t *testing.T) {
 	}
 }
 
-// A signal that is asked for again, since its answer was lost, is sent once; one that
-// came to nothing may be asked for again.
+// A retried signal, whose first response was lost, is sent once; one that failed may be
+// retried.
 func TestASignalIsSentOnce(t *testing.T) {
 	n := newNode(t)
 	id := n.started("a", "sleep", "1000")
@@ -378,7 +378,7 @@ func TestAnExec(t *testing.T) {
 	}
 }
 
-// talkative says of a layer what is new, old, and new too soon.
+// talkative reports a layer's progress: new, old, and new but too soon.
 type talkative struct{ *faketask.Images }
 
 func (i talkative) Pull(ctx context.Context, ref, digest string, auth *task.Credentials, progress func(task.Progress)) (*dv1.Image, error) {

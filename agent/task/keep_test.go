@@ -10,9 +10,9 @@ import (
 	"github.com/drover/drover/pkg/life"
 )
 
-// The output of a task that removed itself stays until a reader has all of it:
-// one that reads slowly has its time, one that was cut off some to come again.
-// Who waits for what will never come holds nothing up.
+// The output of an auto-removed task is kept until a reader has all of it: a slow one may
+// take its time, one whose connection broke may return within a while. A reader that waits
+// for a life that never begins delays nothing.
 func TestOutputIsKeptUntilItIsRead(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -33,7 +33,7 @@ func TestOutputIsKeptUntilItIsRead(t *testing.T) {
 			r.Left(true)
 			kept(false)
 		}},
-		{"cut off, and read by who comes again", false, false, func(n *node, kept func(bool)) {
+		{"cut off, and read when the reader returns", false, false, func(n *node, kept func(bool)) {
 			r := n.Reading(hexID('a'))
 			time.Sleep(time.Minute)
 			r.Left(false)
@@ -45,12 +45,12 @@ func TestOutputIsKeptUntilItIsRead(t *testing.T) {
 			r.Left(true)
 			kept(false)
 		}},
-		{"cut off, and nobody comes", false, false, func(n *node, kept func(bool)) {
+		{"cut off, and nobody returns", false, false, func(n *node, kept func(bool)) {
 			n.Reading(hexID('a')).Left(false)
 			time.Sleep(31 * time.Second)
 			kept(false)
 		}},
-		{"waited for by who wants the next attempt", false, false, func(n *node, kept func(bool)) {
+		{"a reader of the next attempt", false, false, func(n *node, kept func(bool)) {
 			r := n.Reading(hexID('a'))
 			r.Of(life.First(2))
 			time.Sleep(31 * time.Second)

@@ -142,7 +142,7 @@ func TestAbsenceRemovesNothing(t *testing.T) {
 	if k := again.did("remove") + again.did("signal"); k != 0 {
 		t.Fatalf("an orphan was touched: %v", again.engine.Calls())
 	}
-	// A tombstone is what removes, and only once it is done it is acknowledged.
+	// A tombstone removes it, and is acknowledged only once that is done.
 	again.must(&dv1.Sync{Epoch: 1, Term: 2, Index: 7, Tombstones: []*dv1.Tombstone{{TaskId: id('a'), Force: true}}})
 	again.until("removed", func(b *box) bool { return slices.Contains(b.removed, string(id('a'))) })
 	if found, err := again.engine.List(context.Background()); err != nil || len(found) != 0 {
@@ -174,8 +174,8 @@ func TestAnOlderSyncIsRefused(t *testing.T) {
 	}
 }
 
-// Rule 9: a restarted agent goes on from its store with no controller there: it
-// adopts what runs, starts what should, and does not run again what ended.
+// Rule 9: a restarted agent continues from its store without a controller: it adopts what
+// runs, starts what should run, and does not run again what ended.
 func TestAStartNeedsNobody(t *testing.T) {
 	n, path := begin(t)
 	blocked, entered := make(chan struct{}), make(chan struct{}, 9)
@@ -211,7 +211,7 @@ func TestAStartNeedsNobody(t *testing.T) {
 	}
 }
 
-// A stop asks first and kills after the container's patience.
+// A stop sends the stop signal first, and kills after the container's timeout.
 func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	n, _ := begin(t)
 	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"sleep","100"`), assigned('b', dv1.Desired_RUNNING, 1, `"trap","7"`)}})
@@ -225,8 +225,8 @@ func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	}
 }
 
-// What is removed or stopped while its image is pulled is not started, and the
-// pull does not go on for nobody.
+// A task that is removed or stopped while its image is pulled is not started, and its
+// pull ends.
 func TestWhatIsNotWantedAnyMoreIsNotStartedAfterItsPull(t *testing.T) {
 	gone := &dv1.Sync{Epoch: 1, Term: 1, Index: 6, Tombstones: []*dv1.Tombstone{{TaskId: id('a'), Force: true}}}
 	for name, c := range map[string]struct {
@@ -273,8 +273,8 @@ func (n *node) removedA() {
 	n.until("a is removed", func(b *box) bool { return slices.Contains(b.removed, string(id('a'))) })
 }
 
-// An engine that was silent for long before it failed, or whose start came after
-// a long pull, is given as much time to come back as any.
+// An engine that failed only after a long silence, or after a long pull, has as much time
+// to come back as any.
 func TestAStartIsTriedAgainHoweverLongTheFirstTryTook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, _ := begin(t)
@@ -294,8 +294,8 @@ func TestAStartIsTriedAgainHoweverLongTheFirstTryTook(t *testing.T) {
 	})
 }
 
-// A container that filled the disk has an exit that its shim can't record, and so
-// is not released. Removing it is what makes room.
+// The exit of a container that filled the disk can't be recorded by its shim, so the
+// container is not released. Removing it frees the space.
 func TestWhatCannotBeReleasedCanBeRemoved(t *testing.T) {
 	for name, c := range map[string]struct{ autoRemove, force bool }{
 		"docker rm":                  {false, false},
@@ -385,8 +385,8 @@ func TestALifeIsReportedWithItsCountOfRestarts(t *testing.T) {
 	}
 }
 
-// Rule 8: a signal that is asked for again is told from a new one, also by a
-// restarted agent, and what is remembered is bounded.
+// Rule 8: a retried signal is distinguished from a new one, also by a restarted agent, and
+// the number of calls remembered is bounded.
 func TestCallsAreRememberedOnDisk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tasks.db")
 	store, err := task.OpenStore(path)

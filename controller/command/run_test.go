@@ -280,7 +280,7 @@ func TestTheLevelIsTheLeastOfAll(t *testing.T) {
 	f.no(putLevel("c3", 1), dv1.Error_CONFLICT, "install the version that the other controllers have")
 }
 
-// Which of an attempt's lives the log hears of it need not be told one by one.
+// An attempt's lives need not be reported one by one.
 func TestLivesThatAnAgentBeganAnew(t *testing.T) {
 	const node, name = "n0", "web"
 	exit := func(restarts, code int32) *dv1.Exit {

@@ -195,7 +195,7 @@ func TestANodeFillsNoControllersMemory(t *testing.T) {
 	}
 }
 
-// What is reported of an attempt and of the lives that its agent began anew.
+// What is reported of an attempt, and of lives that its agent has begun anew.
 func TestWhatTheLogLacksOfAStatus(t *testing.T) {
 	exit := func(attempt, restarts int32) *dv1.Exit { return &dv1.Exit{Attempt: attempt, Restarts: restarts} }
 	for what, c := range map[string]struct {

@@ -72,7 +72,7 @@ func newAPI(t *testing.T) *api {
 	return a
 }
 
-// agent answers a node's port as agents do.
+// agent serves a node's port as agents do.
 func (a *api) agent(node string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/tasks/{id}/kill", func(w http.ResponseWriter, r *http.Request) {
@@ -145,7 +145,7 @@ func (a *api) agent(node string) http.Handler {
 	})
 }
 
-// streamed says what a process does on both its outputs, after what it reads.
+// streamed writes a process's output on both streams, after the stdin that it read.
 func streamed(t *testing.T, w http.ResponseWriter, r *http.Request) {
 	c, err := bulk.Hijack(w, r)
 	if err != nil {
@@ -166,7 +166,7 @@ func streamed(t *testing.T, w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// reply is an answer that was read.
+// reply is a response that was read.
 type reply struct {
 	code   int
 	header http.Header
@@ -180,7 +180,7 @@ func (r reply) message() string {
 	return m.Message
 }
 
-// do asks for a path; header is pairs of names and values.
+// do sends a request; header is pairs of names and values.
 func (a *api) do(method, path, body string, header ...string) reply {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), method, a.url+path, strings.NewReader(body))
@@ -332,7 +332,7 @@ func TestEveryRoute(t *testing.T) {
 			a := newAPI(t)
 			task := a.run("web")
 			var node sync.WaitGroup
-			switch { // what waits for the node's word hears it
+			switch { // some wait for the node's report
 			case strings.Contains(c.path, "/stop"):
 				node.Go(func() {
 					a.await(task, func(t *dv1.Task) bool { return t.Desired == dv1.Desired_STOPPED })
@@ -355,13 +355,13 @@ func TestEveryRoute(t *testing.T) {
 				t.Errorf("its Api-Version is %q", v)
 			}
 			if got.header.Get(wire.HeaderStale) != "" {
-				t.Error("an answer with a leader is called stale")
+				t.Error("a response with a leader is marked as stale")
 			}
 		})
 	}
 }
 
-// await blocks until a task is so.
+// await blocks until so holds for a task.
 func (a *api) await(t *dv1.Task, so func(*dv1.Task) bool) {
 	err := a.f.WaitTask(a.t.Context(), hexID(t), func(t *dv1.Task, _ *dv1.TaskStatus) bool { return t == nil || so(t) })
 	if err != nil {
@@ -387,8 +387,8 @@ func TestWhatIsNotThere(t *testing.T) {
 	}
 }
 
-// A request to a silent node is answered at once, with the node's name; so is one to a
-// node that refuses connections, after its agent had the time to start again.
+// A request to a silent node is refused at once, with the node's name; so is one to a node
+// that refuses connections, once its agent had the time to restart.
 func TestNodesThatDoNotAnswer(t *testing.T) {
 	silent := func() (a *api, exec string) {
 		a = newAPI(t)
@@ -401,7 +401,7 @@ func TestNodesThatDoNotAnswer(t *testing.T) {
 		if !c.agent {
 			continue
 		}
-		a, exec := silent() // a stop is recorded, and changes what comes after it
+		a, exec := silent() // one each: a stop is recorded, and would change later ones
 		method, _, _ := strings.Cut(route, " ")
 		got := a.do(method, strings.NewReplacer("$ID", "web", "$EXEC", exec).Replace(c.path), c.body)
 		if got.code != http.StatusServiceUnavailable || !strings.Contains(got.message(), "1m") || !strings.Contains(got.message(), "n0") && !strings.Contains(got.message(), "web-1") {
@@ -421,8 +421,8 @@ func TestNodesThatDoNotAnswer(t *testing.T) {
 	a.is(a.do("POST", "/containers/web/kill", ""), "a kill of a node that is gone", http.StatusServiceUnavailable, "node web-1 does not answer")
 }
 
-// Without a leader reads are answered from what is known, and say so; writes are
-// refused for now.
+// Without a leader, reads return what is known, marked as stale; writes are refused for
+// now.
 func TestWithoutALeader(t *testing.T) {
 	a := newAPI(t)
 	a.run("web")
@@ -528,7 +528,7 @@ func TestBadRequests(t *testing.T) {
 	}
 }
 
-// Every field that the table refuses is refused over the API, and nothing is made.
+// Every field that the table refuses is refused by the API, and nothing is created.
 func TestRefusedFieldsOfACreate(t *testing.T) {
 	a := newAPI(t)
 	for _, c := range []struct{ body, words string }{
@@ -544,7 +544,7 @@ func TestRefusedFieldsOfACreate(t *testing.T) {
 	}
 }
 
-// What becomes of a query's parameters is said of routes that there are.
+// The treatment of query parameters is listed for existing routes only.
 func TestQueriesAreOfRoutes(t *testing.T) {
 	for listed := range fields.Queries {
 		if !slices.ContainsFunc(Routes, func(r route.Route) bool { return strings.Replace(r.String(), "...}", "}", 1) == listed }) {

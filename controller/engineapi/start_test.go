@@ -25,13 +25,13 @@ func (quiet) Observe(context.Context, fleet.Query) *fleet.Observations {
 }
 func (q quiet) WaitTask(_ context.Context, _ string, done func(*dv1.Task, *dv1.TaskStatus) bool) error {
 	if !done(q.t, nil) {
-		return errors.New("it would be waited for")
+		return errors.New("it would wait")
 	}
 	return nil
 }
 
-// A start that is asked again, because its first answer was lost, is answered with what
-// became of it, whether its node answers now or not.
+// A retried start, whose first response was lost, reports the result of the first one,
+// whether the node answers by now or not.
 func TestAStartThatWasMadeNeedsNoNode(t *testing.T) {
 	snap := state.NewStore().Snapshot()
 	txn := state.NewTxn(snap)

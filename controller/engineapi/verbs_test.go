@@ -13,7 +13,7 @@ import (
 	"github.com/drover/drover/pkg/api/wire"
 )
 
-// created is a container that was not started.
+// created creates a container without starting it.
 func (a *api) created(name, body string) *dv1.Task {
 	return a.f.Create(name, "docker.io/library/busybox:latest", body)
 }
@@ -73,7 +73,7 @@ func TestAStopBlocksUntilTheEnd(t *testing.T) {
 	node.Go(func() {
 		a.await(task, func(t *dv1.Task) bool { return t.Desired == dv1.Desired_STOPPED })
 		if got := a.f.Snapshot().Task(task.Id); got.StopTimeout != 3 || got.StopSignal != "SIGINT" {
-			t.Errorf("the node is told %d s and %s", got.StopTimeout, got.StopSignal)
+			t.Errorf("the node is to stop it within %d s by %s", got.StopTimeout, got.StopSignal)
 		}
 		a.f.Exit(task.Id, 0)
 	})
@@ -118,8 +118,8 @@ func TestWhatAStopAndAKillOfAnAttemptBegunAnewWaitFor(t *testing.T) {
 	}
 }
 
-// A request that is asked again with its key was done once, also where what it was
-// about is gone.
+// A request that is retried with its key is done once, also if its object is gone by
+// then.
 func TestKeysAreAnsweredOnce(t *testing.T) {
 	a := newAPI(t)
 	const body = `{"Image":"busybox"}`
@@ -270,7 +270,7 @@ func TestWaitConditions(t *testing.T) {
 	}
 }
 
-// What removed itself is asked for a while by who waited for it.
+// The exit of an auto-removed container can still be waited for, by its id.
 func TestAWaitForWhatRemovedItself(t *testing.T) {
 	a := newAPI(t)
 	r := a.do("POST", "/containers/create?name=rm", `{"Image":"busybox","HostConfig":{"AutoRemove":true}}`)
@@ -281,7 +281,7 @@ func TestAWaitForWhatRemovedItself(t *testing.T) {
 	a.is(a.do("POST", "/containers/rm/wait", ""), "by its name", 404, "No such container: rm")
 }
 
-// Where nobody leads, the node's own word ends a wait after a while.
+// Without a leader, the exit that the node itself reports ends a wait after a while.
 func TestAWaitWithoutALeader(t *testing.T) {
 	a := newAPI(t)
 	a.run("web")
@@ -289,11 +289,11 @@ func TestAWaitWithoutALeader(t *testing.T) {
 	began := time.Now()
 	a.is(a.do("POST", "/containers/web/wait", ""), "a wait", 200, `{"StatusCode":9,"Warning":"`+unrecorded+`"}`)
 	if d := time.Since(began); d < withoutLeader {
-		t.Errorf("it took the node's word after %s", d)
+		t.Errorf("it returned the node's exit after %s", d)
 	}
 }
 
-// It is that of the life which is waited for, and no earlier one's.
+// The node is asked for the exit of the awaited life, not of an earlier one.
 func TestAWaitForALaterLifeWithoutALeader(t *testing.T) {
 	a := newAPI(t)
 	task := a.run("web")

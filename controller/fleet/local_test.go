@@ -86,7 +86,7 @@ func web(change func(*dv1.Task)) *dv1.Task {
 	return t
 }
 
-// kept are the events that l has, as people would write them.
+// kept returns the events that l holds, as people would write them.
 func kept(t *testing.T, l *Local) (out []string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -180,7 +180,7 @@ func TestTheEndOfARemovedTaskIsThatOfItsNewestLife(t *testing.T) {
 	}
 }
 
-// A snapshot that takes the place of entries makes no events, and wakes who waits.
+// A snapshot that replaces entries creates no events, and wakes waiters.
 func TestASeedMakesNoEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScripted()
@@ -258,7 +258,7 @@ func TestASlowReaderMissesTheOldest(t *testing.T) {
 	})
 }
 
-// What a removed task ended with is known for a while, whoever tells of it last.
+// The exit of a removed task is known for a while, whoever reports it last.
 func TestTheEndOfARemovedTaskIsKept(t *testing.T) {
 	s := newScripted()
 	l := newLocal(s)

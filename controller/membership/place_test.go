@@ -205,8 +205,8 @@ func TestAnAddressThatIsStillOnesOwnStays(t *testing.T) {
 	}
 }
 
-// A controller that comes back at another address has whoever leads record it: itself,
-// or the first of the others that can.
+// A controller that comes back at another address has the leader record it: itself, or
+// the first of the others that leads.
 func TestANewAddressIsRecordedByWhoeverLeads(t *testing.T) {
 	log := &cut{}
 	p, ca := newPlace(t, log)

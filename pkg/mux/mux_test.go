@@ -230,9 +230,9 @@ func hold(t *testing.T, w *world) (addr string, config *tls.Config) {
 	return l.Addr().String(), pki.PeerClientTLS(w.files(pki.URI("c", pki.KindNode, "1"), time.Now()), "peer/1", pki.Kinds(pki.KindController))
 }
 
-// A host gets its share of connections without a certificate and no more: a newcomer
-// takes the place of another. So nobody who shares a host's address, as its
-// containers do, keeps that host out. Other hosts are not concerned.
+// A host has its share of connections without a certificate and no more: a newcomer
+// evicts another. So nobody who shares a host's address, as its containers do, locks that
+// host out. Other hosts are not affected.
 func TestConnectionsWithoutACertificateAreLimitedPerSource(t *testing.T) {
 	w := newWorld(t, "c", time.Now())
 	addr, node := hold(t, w)
@@ -273,7 +273,7 @@ func TestConnectionsWithoutACertificateAreLimitedPerSource(t *testing.T) {
 	dial(elsewhere, node)
 }
 
-// Where all hosts together have too many, the one with the most gives way.
+// When all hosts together have too many, the one with the most loses one.
 func TestStrangersOfManySourcesAreLimitedTogether(t *testing.T) {
 	s := newStrangers(3, 9, 6)
 	a1, _ := s.enter(nil, "a")
@@ -468,8 +468,8 @@ func TestHostsBehindOneAddressReconnectTogether(t *testing.T) {
 	all.Wait()
 }
 
-// Connections that say nothing at all count too, and one that showed its
-// certificate doesn't.
+// Connections that send nothing at all count too; one that has shown its certificate
+// doesn't.
 func TestWhoShowedACertificateIsNotCounted(t *testing.T) {
 	w := newWorld(t, "c", time.Now())
 	addr, node := hold(t, w)
