@@ -1,10 +1,12 @@
 package trace
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,8 +17,10 @@ import (
 
 // Bounds of a store.
 const (
-	MaxTraces = 2000
-	MaxSpans  = 1000 // of one trace
+	MaxTraces     = 2000
+	MaxSpans      = 1000     // of one trace
+	maxTraceBytes = 4 << 20  // of one trace
+	maxBytes      = 64 << 20 // of all
 )
 
 // Span is one step of an operation, as clients receive it. Times are Unix ns.
@@ -54,10 +58,12 @@ type Store struct {
 	mu     sync.Mutex // guards the fields below
 	traces map[string]*kept
 	order  []string // oldest first
+	bytes  int      // of all traces
 }
 
 type kept struct {
 	spans map[string]Span
+	bytes int
 }
 
 // Add implements Sink.
@@ -72,7 +78,7 @@ func (s *Store) Add(_ context.Context, rs []*tracepb.ResourceSpans) error {
 		host := find(r.GetResource().GetAttributes(), "host.name")
 		for _, sc := range r.GetScopeSpans() {
 			for _, p := range sc.GetSpans() {
-				if len(p.GetTraceId()) == 16 && len(p.GetSpanId()) == 8 {
+				if valid(p.GetTraceId(), 16) && valid(p.GetSpanId(), 8) {
 					s.put(hex.EncodeToString(p.TraceId), span(p, service, host))
 				}
 			}
@@ -81,21 +87,53 @@ func (s *Store) Add(_ context.Context, rs []*tracepb.ResourceSpans) error {
 	return nil
 }
 
-// put must be called with mu held.
+// valid reports whether an id is one: of this length, and not all zeros.
+func valid(id []byte, length int) bool {
+	return len(id) == length && slices.ContainsFunc(id, func(b byte) bool { return b != 0 })
+}
+
+// put must be called with mu held. What doesn't fit its trace is dropped, and so are the
+// oldest traces if all don't fit.
 func (s *Store) put(id string, sp Span) {
 	k := s.traces[id]
 	if k == nil {
 		k = &kept{spans: map[string]Span{}}
+	}
+	old, again := k.spans[sp.ID]
+	more := sp.size()
+	if again {
+		more -= old.size()
+	}
+	if !again && len(k.spans) == MaxSpans || k.bytes+more > maxTraceBytes {
+		return
+	}
+	if s.traces[id] == nil {
 		s.traces[id] = k
 		s.order = append(s.order, id)
-		if len(s.order) > MaxTraces {
-			delete(s.traces, s.order[0])
-			s.order = s.order[1:]
-		}
 	}
-	if len(k.spans) < MaxSpans {
-		k.spans[sp.ID] = sp
+	k.spans[sp.ID] = sp
+	k.bytes += more
+	s.bytes += more
+	for len(s.order) > MaxTraces || s.bytes > maxBytes {
+		s.bytes -= s.traces[s.order[0]].bytes
+		delete(s.traces, s.order[0])
+		s.order = s.order[1:]
 	}
+}
+
+// spanOverhead is about what a span takes besides its texts, and an attribute besides its
+// own.
+const (
+	spanOverhead      = 256
+	attributeOverhead = 48
+)
+
+func (s *Span) size() int {
+	n := spanOverhead + len(s.ID) + len(s.Parent) + len(s.Name) + len(s.Service) + len(s.Host) + len(s.Error)
+	for k, v := range s.Attributes {
+		n += attributeOverhead + len(k) + len(v)
+	}
+	return n
 }
 
 func span(p *tracepb.Span, service, host string) Span {
@@ -123,8 +161,17 @@ func find(as []*commonpb.KeyValue, key string) string {
 }
 
 func text(v *commonpb.AnyValue) string {
-	if s, ok := v.GetValue().(*commonpb.AnyValue_StringValue); ok {
-		return s.StringValue
+	switch of := v.GetValue().(type) {
+	case nil:
+		return ""
+	case *commonpb.AnyValue_StringValue:
+		return of.StringValue
+	case *commonpb.AnyValue_IntValue:
+		return strconv.FormatInt(of.IntValue, 10)
+	case *commonpb.AnyValue_BoolValue:
+		return strconv.FormatBool(of.BoolValue)
+	case *commonpb.AnyValue_DoubleValue:
+		return strconv.FormatFloat(of.DoubleValue, 'g', -1, 64)
 	}
 	return strings.TrimSpace(v.String())
 }
@@ -170,26 +217,24 @@ func (s *Store) List(n int, operations bool) []Summary {
 			out = append(out, summarize(t))
 		}
 	}
-	slices.SortFunc(out, func(a, b Summary) int { return int(min(1, max(-1, b.Start-a.Start))) })
-	return out[:min(n, len(out))]
+	slices.SortFunc(out, newestFirst)
+	return out[:max(0, min(n, len(out)))]
 }
 
 func summarize(t *Trace) Summary {
 	sum := Summary{ID: t.ID, Spans: len(t.Spans)}
-	var end int64
+	end := t.Spans[0].End
+	sum.Start = t.Spans[0].Start // the earliest
 	for i, sp := range t.Spans {
 		if i == 0 || sp.Parent == "" {
 			sum.Name = sp.Name
-		}
-		if sum.Start == 0 || sp.Start < sum.Start {
-			sum.Start = sp.Start
 		}
 		end = max(end, sp.End)
 		if sp.Error != "" && sum.Error == "" {
 			sum.Error = sp.Error
 		}
 	}
-	sum.Duration = time.Duration(end - sum.Start)
+	sum.Duration = time.Duration(max(0, end-sum.Start))
 	return sum
 }
 
@@ -222,10 +267,11 @@ func (t *Trace) Merge(o *Trace) {
 }
 
 func byStart(a, b Span) int {
-	if a.Start != b.Start {
-		return int(min(1, max(-1, a.Start-b.Start)))
-	}
-	return int(min(1, max(-1, b.End-a.End)))
+	return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(b.End, a.End), cmp.Compare(a.ID, b.ID))
+}
+
+func newestFirst(a, b Summary) int {
+	return cmp.Or(cmp.Compare(b.Start, a.Start), cmp.Compare(a.ID, b.ID))
 }
 
 // Newest merges lists of several stores, keeping the fullest summary of each trace.
@@ -239,6 +285,6 @@ func Newest(n int, lists ...[]Summary) []Summary {
 		}
 	}
 	out := slices.Collect(maps.Values(best))
-	slices.SortFunc(out, func(a, b Summary) int { return int(min(1, max(-1, b.Start-a.Start))) })
-	return out[:min(n, len(out))]
+	slices.SortFunc(out, newestFirst)
+	return out[:max(0, min(n, len(out)))]
 }
