@@ -34,7 +34,7 @@ func TestASmallFleetIsMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s%s", err, &out, &talk)
 	}
-	for _, want := range []string{"idle leader", "idle follower", "idle agent", "list, limit=200", "list, a label", "list, status=exited", "images", "info", "come and go", "commit with 4 sessions", "creates, 4 callers", "hellos of 4 nodes"} {
+	for _, want := range []string{"idle leader", "idle follower", "idle agent", "list, limit=200", "list, a label", "list, status=exited", "images", "info", "creates and removes", "commit with 4 sessions", "creates, 4 callers", "hellos of 4 nodes"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the table has no row %q:\n%s", want, &out)
 		}
