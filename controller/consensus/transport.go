@@ -115,8 +115,28 @@ func (n *Node) transport() raft.Transport {
 	return t
 }
 
-// verifyLeader asks a majority to confirm that this member still leads.
+// verifyLeader asks a majority to confirm that this member, which knows of nobody else
+// that leads, still does.
 func (n *Node) verifyLeader() error {
+	if n.alone() {
+		return nil
+	}
 	defer n.heartbeats.verify()()
 	return n.Raft().VerifyLeader().Error()
+}
+
+// alone reports whether this member is the only voter: nobody else can lead before an entry
+// of its own says so. Raft would answer the same, but not while it writes to the disk.
+func (n *Node) alone() bool {
+	f := n.Raft().GetConfiguration()
+	if f.Error() != nil {
+		return false
+	}
+	var voters []raft.ServerID
+	for _, s := range f.Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			voters = append(voters, s.ID)
+		}
+	}
+	return len(voters) == 1 && voters[0] == raft.ServerID(n.o.ID)
 }
