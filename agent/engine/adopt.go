@@ -42,6 +42,9 @@ func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.
 	place(&f.Attempt, e.o.Network.Get(s.ID))
 	f.Attempt.Started = a.At
 	x, err := e.readExit(s.ID, a.life())
+	if err == nil {
+		f.Attempt.Before, err = e.exitBefore(s.ID, a.life())
+	}
 	if err != nil {
 		return f, err
 	}

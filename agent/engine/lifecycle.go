@@ -155,6 +155,10 @@ func (e *Engine) begin(ctx context.Context, s prepared, ctr containers.Container
 	if err != nil {
 		return out, err
 	}
+	last, err := e.exitBefore(s.ID, l)
+	if err != nil {
+		return out, err
+	}
 	a := attempt{Number: l.Attempt, Restarts: l.Restarts, Try: rand.Text(), LogStart: end, At: time.Now(), Boot: e.boot}
 	if err := e.writeAttempt(s.ID, a); err != nil {
 		return out, err
@@ -200,7 +204,7 @@ func (e *Engine) begin(ctx context.Context, s prepared, ctr containers.Container
 		return out, err
 	}
 	timed("containerd start", began)
-	out = task.Attempt{Life: l, Pid: int(started.Pid), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
+	out = task.Attempt{Life: l, Before: last, Pid: int(started.Pid), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
 	place(&out, sandbox)
 	if more, err := shimapi.ReadTimings(e.o.recordFile(s.ID, a)); err == nil {
 		for _, m := range more {

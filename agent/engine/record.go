@@ -159,6 +159,19 @@ func (e *Engine) endedBefore(id string, l life.Life) (*dv1.Exit, error) {
 	return nil, nil
 }
 
+// exitBefore returns how the last life before l of the same attempt ended, nil if there
+// was none.
+func (e *Engine) exitBefore(id string, l life.Life) (*dv1.Exit, error) {
+	if l.Restarts == 0 {
+		return nil, nil
+	}
+	x, err := e.endedBefore(id, l)
+	if x.GetAttempt() != l.Attempt {
+		return nil, err
+	}
+	return x, err
+}
+
 func readJSON(path string, to any) error {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

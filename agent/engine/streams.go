@@ -131,8 +131,8 @@ func (t *tail) fill() error {
 		switch now := a.life(); {
 		case now == t.of:
 			t.began = true
-		case !t.began && now == life.First(t.of.Attempt+1) && t.of.Restarts > 0:
-			t.of = now // what followed was not the agent's doing, but a user's start
+		case !t.began && t.of.Restarts > 0 && !now.Before(life.First(t.of.Attempt+1)):
+			t.of = life.First(t.of.Attempt + 1) // what followed was not the agent's doing, but a user's start
 			return nil
 		case t.of.Before(now):
 			t.over = true // its life failed to begin, and another one began

@@ -370,7 +370,7 @@ func TestALifeIsReportedWithItsCountOfRestarts(t *testing.T) {
 		defer again.mu.Unlock()
 		return again.last[string(id('a'))]
 	}
-	if s := reported(); life.Of(s) != l || s.Exit != nil {
+	if s := reported(); life.Of(s) != l || life.Of(s.Exit) != life.First(1) || s.Exit.Code != 137 {
 		t.Errorf("it runs, and is reported as %v", s)
 	}
 	again.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 2, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_STOPPED, 1, `"sleep","1000"`)}})

@@ -37,6 +37,7 @@ type Attempt struct {
 	PrefixLen int
 	Ports     []*dv1.Port
 	Exit      *dv1.Exit // nil while it runs
+	Before    *dv1.Exit // of the last life that ended before, in the same attempt; nil: none
 	// StopSignal is the image's stop signal, "" if it names none.
 	StopSignal string
 	Timings    []Timing // of this start, for traces

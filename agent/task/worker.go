@@ -143,8 +143,11 @@ func (w *worker) seen(a Attempt) *dv1.TaskStatus {
 	if !a.Started.IsZero() {
 		s.Started = a.Started.UnixNano()
 	}
-	if a.Exit != nil {
+	switch {
+	case a.Exit != nil:
 		ended(s, a.Exit)
+	case a.Before != nil: // its own status may never have been reported
+		s.Exit = proto.CloneOf(a.Before)
 	}
 	return s
 }

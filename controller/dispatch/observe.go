@@ -92,8 +92,11 @@ func (d *draft) count(st *dv1.TaskStatus, by int) {
 	}
 }
 
-// ended reports whether a status is of an attempt that ended or failed to start.
-func ended(st *dv1.TaskStatus) bool { return st.Exit != nil || st.Phase == dv1.Phase_FAILED }
+// ended reports whether a status is of a life that ended or failed to begin: the exit of
+// an earlier one doesn't count.
+func ended(st *dv1.TaskStatus) bool {
+	return st.Exit != nil && !life.Of(st.Exit).Before(life.Of(st)) || st.Phase == dv1.Phase_FAILED
+}
 
 func statusSize(st *dv1.TaskStatus) int { return proto.Size(st) + perItem }
 

@@ -167,6 +167,11 @@ func TestEndedTasksAreFound(t *testing.T) {
 		{"one failed", func() {
 			observe(f.hub, sessions[2], &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(2 * tasksPerNode), Attempt: 1, Phase: dv1.Phase_FAILED}}})
 		}, []int{1, 2 * tasksPerNode}},
+		{"its agent began it anew", func() {
+			st := exited(1)
+			st.Restarts, st.Phase = 1, dv1.Phase_ACTIVE
+			observe(f.hub, sessions[0], &dv1.Observation{Tasks: []*dv1.TaskStatus{st}})
+		}, []int{2 * tasksPerNode}},
 		{"one began anew", func() {
 			observe(f.hub, sessions[0], &dv1.Observation{Tasks: []*dv1.TaskStatus{{Id: tid(1), Attempt: 2}}})
 		}, []int{2 * tasksPerNode}},

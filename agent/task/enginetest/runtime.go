@@ -139,8 +139,8 @@ func (s *suite) anew() {
 	if _, err := s.e.Start(s.ctx, id, first, nil); !errors.Is(err, task.ErrNotFound) {
 		s.Fatalf("an earlier life is started: %v", err)
 	}
-	if f := s.found(id); f == nil || !f.Running || f.Attempt.Life != second {
-		s.Fatalf("found %+v", f)
+	if f := s.found(id); f == nil || !f.Running || f.Attempt.Life != second || life.Of(f.Attempt.Before) != first || life.Of(a.Before) != first {
+		s.Fatalf("found %+v, started %+v", f, a)
 	}
 	s.end(id, first, 137) // is known as before
 	select {

@@ -118,7 +118,11 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, _ []*dv1.Por
 		return task.Attempt{}, err
 	}
 	e.nextIP++
-	t.attempt = task.Attempt{Life: l, Pid: 1000 + int(e.nextIP), Started: time.Now(), IP: fmt.Sprintf("10.0.0.%d", e.nextIP),
+	var last *dv1.Exit
+	if k := len(t.exits); k > 0 && t.exits[k-1].Attempt == l.Attempt {
+		last = t.exits[k-1]
+	}
+	t.attempt = task.Attempt{Life: l, Before: last, Pid: 1000 + int(e.nextIP), Started: time.Now(), IP: fmt.Sprintf("10.0.0.%d", e.nextIP),
 		Gateway: "10.0.0.1", MAC: "02:00:00:00:00:01", PrefixLen: 24, Ports: ports}
 	t.first = len(t.log)
 	p := newProcess(t.spec.Create.Config != nil && t.spec.Create.OpenStdin)

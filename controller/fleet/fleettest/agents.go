@@ -14,6 +14,7 @@ import (
 	"time"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/life"
 )
 
 // reports is the scripted reports of agents.
@@ -55,7 +56,7 @@ func (r *reports) Ended() iter.Seq[*dv1.TaskStatus] {
 	defer r.mu.Unlock()
 	var out []*dv1.TaskStatus
 	for _, st := range r.tasks {
-		if st.Exit != nil || st.Phase == dv1.Phase_FAILED {
+		if st.Exit != nil && !life.Of(st.Exit).Before(life.Of(st)) || st.Phase == dv1.Phase_FAILED {
 			out = append(out, st)
 		}
 	}

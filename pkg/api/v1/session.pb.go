@@ -1118,7 +1118,7 @@ type TaskStatus struct {
 	At            int64                  `protobuf:"varint,6,opt,name=at,proto3" json:"at,omitempty"`
 	Started       int64                  `protobuf:"varint,7,opt,name=started,proto3" json:"started,omitempty"`
 	Pid           int32                  `protobuf:"varint,8,opt,name=pid,proto3" json:"pid,omitempty"`
-	Exit          *Exit                  `protobuf:"bytes,9,opt,name=exit,proto3" json:"exit,omitempty"`
+	Exit          *Exit                  `protobuf:"bytes,9,opt,name=exit,proto3" json:"exit,omitempty"` // of this life, or of one before it in the attempt: it names its own
 	Ip            string                 `protobuf:"bytes,10,opt,name=ip,proto3" json:"ip,omitempty"`
 	Gateway       string                 `protobuf:"bytes,11,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Mac           string                 `protobuf:"bytes,12,opt,name=mac,proto3" json:"mac,omitempty"`
