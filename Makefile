@@ -4,8 +4,10 @@ GO ?= go
 export CGO_ENABLED ?= 0
 LDFLAGS := -s -w -X main.version=$(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
-# The shim is each container's init, too: static, with libseccomp (pkg/testenv builds it alike).
-SHIM_FLAGS := -tags seccomp,netgo,osusergo,no_grpc -ldflags '-s -w -linkmode external -extldflags -static'
+# The shim is each container's init, too: static, with libseccomp and a runc of which one file is
+# ours (pkg/testenv builds it alike). For arm64: GOARCH=arm64 CC=aarch64-linux-gnu-gcc, and
+# PKG_CONFIG_PATH of that architecture's libseccomp-dev.
+SHIM_FLAGS := -tags seccomp,netgo,osusergo,no_grpc,seccompcache -ldflags '-s -w -linkmode external -extldflags -static'
 PAYLOADS := agent/payload/bin/drover-containerd.gz agent/payload/bin/drover-shim.gz
 
 .PHONY: help setup build payload binary test unit race integration test-one cover fuzz lint bench bench-scale generate check-generated demo demo-env demo-down clean
@@ -18,7 +20,8 @@ setup: ## install the packages that building and testing need
 
 payload: ## the embedded daemons: containerd and the shim, compressed
 	@$(GO) build -trimpath -ldflags '-s -w' -o agent/payload/bin/ ./agent/containerd/drover-containerd
-	@CGO_ENABLED=1 $(GO) build -trimpath $(SHIM_FLAGS) -o agent/payload/bin/ ./agent/shim/drover-shim
+	@modfile=$$(agent/shim/native/filters/runc/modfile.sh) && \
+	  CGO_ENABLED=1 $(GO) build -trimpath -modfile=$$modfile $(SHIM_FLAGS) -o agent/payload/bin/ ./agent/shim/drover-shim
 	@cd agent/payload/bin && for f in drover-containerd drover-shim; do \
 	  gzip -9nc $$f > $$f.gz.new && rm $$f && { cmp -s $$f.gz.new $$f.gz && rm $$f.gz.new || mv $$f.gz.new $$f.gz; }; done
 

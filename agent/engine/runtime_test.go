@@ -360,3 +360,53 @@ func TestNothingOutlivesTheFirstProcess(t *testing.T) {
 		}
 	}
 }
+
+// A profile is compiled once, and holds for every process: when its filter is compiled,
+// when it was kept, and when what was kept is damaged.
+func TestSeccompFiltersAreKept(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	profile := `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":38}]}`
+	kept := func() (files []string) {
+		files, _ = filepath.Glob(filepath.Join(w.run, "seccomp", "*"))
+		return files
+	}
+	for n, c := range []struct {
+		options []string
+		script  string
+		want    string
+		files   int
+	}{
+		{nil, "grep -w Seccomp /proc/self/status; unshare -U true", "Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted\n", 1},
+		{nil, "grep -w Seccomp /proc/self/status; unshare -U true", "Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted\n", 1},
+		{[]string{"seccomp=" + profile}, "mkdir /tmp/x", "mkdir: can't create directory '/tmp/x': Function not implemented\n", 2},
+		{[]string{"seccomp=" + profile}, "mkdir /tmp/x", "mkdir: can't create directory '/tmp/x': Function not implemented\n", 2},
+		{[]string{"seccomp=unconfined"}, "grep -w Seccomp /proc/self/status", "Seccomp:\t0\n", 2},
+	} {
+		for _, damaged := range []bool{false, true} {
+			if damaged {
+				for _, f := range kept() {
+					if err := os.Truncate(f, 50); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			s := w.spec(c.script)
+			s.Create.HostConfig.SecurityOpt = c.options
+			w.prepare(t, e, s)
+			if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := e.Wait(t.Context(), s.ID, life.First(1)); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := w.output(t.Context(), e, s.ID); err != nil || out != c.want {
+				t.Errorf("%d, damaged %v: %q (%v), want %q", n, damaged, out, err, c.want)
+			}
+			if files := kept(); len(files) != c.files {
+				t.Errorf("%d: kept %v", n, files)
+			}
+		}
+	}
+}

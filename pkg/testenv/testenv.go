@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -41,8 +42,28 @@ func Build(t testing.TB, out, dir string) {
 // BuildShim builds the shim to out, as `make payload` does.
 func BuildShim(t testing.TB, out string) {
 	t.Helper()
-	build(t, out, "github.com/drover/drover/agent/shim/drover-shim", "CGO_ENABLED=1",
-		"-tags", "seccomp,netgo,osusergo,no_grpc", "-ldflags", "-s -w -linkmode external -extldflags -static")
+	BuildInit(t, out, "github.com/drover/drover/agent/shim/drover-shim")
+}
+
+// BuildInit builds a package that uses runc's library to out, as the shim is built.
+func BuildInit(t testing.TB, out, pkg string) {
+	t.Helper()
+	build(t, out, pkg, "CGO_ENABLED=1", "-modfile", modfile(t),
+		"-tags", "seccomp,netgo,osusergo,no_grpc,seccompcache", "-ldflags", "-s -w -linkmode external -extldflags -static")
+}
+
+// modfile returns the go.mod with our changes to runc's library.
+func modfile(t testing.TB) string {
+	t.Helper()
+	root, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/drover/drover").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), filepath.Join(strings.TrimSpace(string(root)), "agent/shim/native/filters/runc/modfile.sh")).Output()
+	if err != nil {
+		t.Fatalf("changing runc's library: %v", err)
+	}
+	return strings.TrimSpace(string(out))
 }
 
 func build(t testing.TB, out, pkg, env string, flags ...string) {
