@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -71,6 +73,16 @@ func (h *host) identityOf(ca *pki.Authority, kind, id string, at time.Time) *pki
 	der, err := ca.Issue(pki.URI(h.cluster(), kind, id), k.Public(), nil, at)
 	if err != nil {
 		h.t.Fatal(err)
+	}
+	if at.Before(ca.Cert.NotBefore) { // Issue would sign for the authority's own life
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		c.NotBefore, c.NotAfter = at, at.Add(pki.LeafLife)
+		if der, err = x509.CreateCertificate(rand.Reader, c, ca.Cert, k.Public(), ca.Key); err != nil {
+			h.t.Fatal(err)
+		}
 	}
 	dir := h.t.TempDir()
 	if err := pki.WriteFiles(dir, [][]byte{ca.Cert.Raw}, der, k, nil); err != nil {
