@@ -18,6 +18,7 @@ import (
 // Who reads nothing for long, as a pager does or a command that is suspended, is
 // there all the same: what waits for it goes on once it reads.
 func TestASlowReaderIsNotTakenForGone(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -52,6 +53,7 @@ func TestASlowReaderIsNotTakenForGone(t *testing.T) {
 
 // Who is cut off while he reads nothing is gone like others.
 func TestASlowReaderThatIsCutOffIsGone(t *testing.T) {
+	t.Parallel()
 	testenv.Root(t)
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test, and the namespace with it
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
