@@ -235,6 +235,27 @@ func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 	}
 }
 
+// freeze stops a process and blocks until it is stopped: on a busy machine its other
+// threads answer for a while after the signal was sent.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(stat), ") T ") {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("process %d is not stopped: %s", pid, stat)
+		}
+	}
+}
+
 func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)
@@ -269,9 +290,7 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, pid)
 	defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
 
 	all, err := w.open(t).List(t.Context())
