@@ -38,9 +38,10 @@ unit: ## what needs no root, no containers and no payloads, in a minute
 race:
 	CGO_ENABLED=1 $(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /e2e -e /agent/engine)
 
-# Fleets wait more than they compute: several run beside each other.
+# Fleets wait more than they compute: four at a time on two processors. The daemons are
+# those that are shipped; the engine, in its test's process, is under the race detector.
 integration:
-	$(GO) test -count=1 -timeout 15m -parallel 4 ./agent/engine/... ./e2e/...
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m -parallel $$((2 * $$(nproc))) ./agent/engine/... ./e2e/...
 
 PKG ?= ./...
 test-one: ## one test, with its output: make test-one NAME=TestX [PKG=./controller]
