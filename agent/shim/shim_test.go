@@ -37,6 +37,7 @@ type world struct {
 	c              *client.Client
 	ctx            context.Context
 	ready          chan struct{}
+	binary         string // the OCI runtime, "" for the shim itself
 }
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -108,7 +109,7 @@ func (w *world) stdio(id string) shimapi.Stdio {
 func (w *world) start(id string, s shimapi.Stdio, script string) client.Task {
 	w.t.Helper()
 	c, err := w.c.NewContainer(w.ctx, id,
-		client.WithRuntime(w.shim, &options.Options{Root: w.run + "/runc"}),
+		client.WithRuntime(w.shim, &options.Options{Root: w.run + "/runc", BinaryName: w.binary}),
 		client.WithNewSpec(oci.WithRootFSPath(w.dir+"/rootfs"), oci.WithProcessArgs("/bin/sh", "-c", script), oci.WithCgroup("/drovertest/"+id)))
 	if err != nil {
 		w.t.Fatal(err)

@@ -33,7 +33,7 @@ type container struct {
 	active             sync.WaitGroup // execs that run
 
 	// freeze is held shared while an exec starts, which can't in a frozen cgroup, and
-	// exclusively to pause.
+	// exclusively to pause and to update.
 	freeze sync.RWMutex
 
 	mu     sync.Mutex // guards the fields below
@@ -210,6 +210,22 @@ func (s *Service) delete(ctx context.Context, c *container) error {
 			return fmt.Errorf("failed rootfs umount: %w", err)
 		}
 	}
+	return nil
+}
+
+// register adds an exec, which is yet to be started.
+func (c *container) register(p *process) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.ended:
+		return errors.New("cannot exec in a stopped state")
+	case c.paused:
+		return errors.New("cannot exec in a paused state")
+	case c.execs[p.id] != nil:
+		return fmt.Errorf("id %s: %w", p.id, errdefs.ErrAlreadyExists)
+	}
+	c.execs[p.id] = p
 	return nil
 }
 

@@ -240,14 +240,17 @@ func (s *Service) Update(_ context.Context, r *taskAPI.UpdateTaskRequest) (*empt
 	if err := json.Unmarshal(r.Resources.GetValue(), &res); err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("reading resources: %w", err))
 	}
+	c.freeze.Lock() // the library starts no exec meanwhile
+	defer c.freeze.Unlock()
 	config := c.lc.Config()
 	group := *config.Cgroups
 	changed := *group.Resources
 	update(&changed, &res)
-	// Devices stay as they are; this is not kept in the container's state.
-	changed.SkipDevices = true
+	changed.SkipDevices = true // devices stay as they are
 	group.Resources, config.Cgroups = &changed, &group
-	if err := c.lc.Set(config); err != nil {
+	err = c.lc.Set(config)
+	changed.SkipDevices = false // else no process can be started any more
+	if err != nil {
 		return nil, errgrpc.ToGRPC(failed("update", err))
 	}
 	return &emptypb.Empty{}, nil

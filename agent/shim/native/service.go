@@ -24,6 +24,9 @@ type Service struct {
 	orphans *orphans
 	events  chan any
 
+	stop      chan struct{} // closed on shutdown
+	forwarded chan struct{} // closed when all events up to then were published
+
 	mu sync.Mutex // guards the fields below
 	c  *container
 	on bool // a container is being created
@@ -35,17 +38,28 @@ var _ taskAPI.TTRPCTaskService = (*Service)(nil)
 // then on, as a shim does that is the subreaper of its container's processes: nothing
 // else here may wait for any child but its own.
 func New(ctx context.Context, o Options) (*Service, error) {
-	s := &Service{o: o, events: make(chan any, 128), orphans: newOrphans()}
+	s := &Service{o: o, events: make(chan any, 128), stop: make(chan struct{}), forwarded: make(chan struct{}), orphans: newOrphans()}
 	go s.orphans.run(o.Shutdown.Done())
 	go s.forward(context.WithoutCancel(ctx))
+	o.Shutdown.RegisterCallback(func(ctx context.Context) error { // this process ends after it
+		close(s.stop)
+		select {
+		case <-s.forwarded:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
 	if address, err := shim.ReadAddress("address"); err == nil {
 		o.Shutdown.RegisterCallback(func(context.Context) error { return shim.RemoveSocket(address) })
 	}
 	return s, nil
 }
 
-// forward publishes events in order, those of a shutdown included.
+// forward publishes events in order, up to a shutdown, which waits for the last ones: an
+// exit is recorded when it is published.
 func (s *Service) forward(ctx context.Context) {
+	defer close(s.forwarded)
 	defer func() { _ = s.o.Publisher.Close() }()
 	publish := func(e any) {
 		if err := s.o.Publisher.Publish(ctx, runtime.GetTopic(e), e); err != nil {
@@ -56,7 +70,7 @@ func (s *Service) forward(ctx context.Context) {
 		select {
 		case e := <-s.events:
 			publish(e)
-		case <-s.o.Shutdown.Done():
+		case <-s.stop:
 			for {
 				select {
 				case e := <-s.events:
@@ -173,14 +187,8 @@ func (s *Service) Exec(_ context.Context, r *taskAPI.ExecProcessRequest) (*empty
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
-	c.mu.Lock()
-	_, taken := c.execs[r.ExecID]
-	if !taken {
-		c.execs[r.ExecID] = p
-	}
-	c.mu.Unlock()
-	if taken {
-		return nil, errgrpc.ToGRPCf(errdefs.ErrAlreadyExists, "id %s", r.ExecID)
+	if err := c.register(p); err != nil {
+		return nil, errgrpc.ToGRPC(err)
 	}
 	s.send(&eventstypes.TaskExecAdded{ContainerID: c.id, ExecID: r.ExecID})
 	return &emptypb.Empty{}, nil
