@@ -1,0 +1,342 @@
+package shims
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/core/mount"
+	cshim "github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+)
+
+// Files of a bundle, beside those of the shim itself.
+const (
+	specFile   = "config.json"
+	recordFile = "shim.json"
+	logFile    = "shim.log"
+	rootfsDir  = "rootfs"
+	workDir    = "work"
+)
+
+const (
+	connectWithin = 5 * time.Second
+	endWithin     = 3 * time.Second  // from a shim's shutdown to its end
+	buryWithin    = 30 * time.Second // for the removal of what a dead shim left
+)
+
+// record is what a later agent has to know of a shim besides its socket.
+type record struct {
+	Version int    `json:"version"`
+	Binary  string `json:"binary"`
+	Pid     int    `json:"pid"`
+	Started string `json:"started"` // in clock ticks since the boot: pids are used again
+}
+
+// shim is the shim of a container, if there is one.
+type shim struct {
+	s  *Shims
+	id string
+
+	users int // who hold this or wait for it
+
+	mu     sync.Mutex // guards the fields below, and the bundle
+	client *ttrpc.Client
+	tasks  taskAPI.TTRPCTaskService // of client
+}
+
+func (x *shim) dir() string { return x.s.bundle(x.id) }
+
+func (x *shim) socket() string {
+	return filepath.Join(x.s.o.SocketDir, x.id[:min(24, len(x.id))]+".sh")
+}
+
+// there reports whether there is a bundle.
+func (x *shim) there() bool {
+	_, err := os.Lstat(x.dir())
+	return err == nil
+}
+
+// start starts the process with a new bundle. x.mu must be held, as for all that follow.
+func (x *shim) start(c Container) (err error) {
+	for _, d := range []string{x.dir(), filepath.Join(x.dir(), rootfsDir), filepath.Join(x.dir(), workDir)} {
+		if err := os.Mkdir(d, 0o711); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(x.dir(), specFile), c.Spec, 0o600); err != nil {
+		return err
+	}
+	log, err := os.OpenFile(filepath.Join(x.dir(), logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	l, err := x.listen()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }()
+	//nolint:noctx // it outlives this process
+	cmd := exec.Command(x.s.o.Binary, "-namespace", x.s.o.Namespace, "-id", x.id, "-address", "")
+	cmd.Dir = x.dir()
+	cmd.Env = environment()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{l}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() { _ = cmd.Wait() }() // leaves no zombie; it ends with the shim
+	if err := x.record(record{Version: 1, Binary: x.s.o.Binary, Pid: cmd.Process.Pid, Started: startOf(cmd.Process.Pid)}); err != nil {
+		return err
+	}
+	if err := cshim.AdjustOOMScore(cmd.Process.Pid); err != nil {
+		return err
+	}
+	return x.connect()
+}
+
+// environment is a shim's: this process's, without what only concerns this process.
+func environment() []string {
+	env := []string{"GOMAXPROCS=4"}
+	for _, v := range os.Environ() {
+		switch name, _, _ := strings.Cut(v, "="); name {
+		case "GOMAXPROCS", "GOGC", "GOMEMLIMIT", "GODEBUG", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "TTRPC_ADDRESS":
+		default:
+			env = append(env, v)
+		}
+	}
+	return env
+}
+
+// listen returns a new socket as the shim inherits it. So it can be connected to before
+// the shim has begun to serve it.
+func (x *shim) listen() (*os.File, error) {
+	if err := os.Remove(x.socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: x.socket(), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	defer func() { _ = l.Close() }()
+	if err := os.Chmod(x.socket(), 0o600); err != nil {
+		return nil, err
+	}
+	return l.File()
+}
+
+func (x *shim) record(r record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(x.dir(), recordFile)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// connect connects to the process.
+func (x *shim) connect() error {
+	c, err := (&net.Dialer{Timeout: connectWithin}).DialContext(x.s.life, "unix", x.socket())
+	if err != nil {
+		return err
+	}
+	closed := make(chan struct{})
+	client := ttrpc.NewClient(c, ttrpc.WithOnClose(func() { close(closed) }))
+	x.client, x.tasks = client, taskAPI.NewTTRPCTaskClient(client)
+	s, id := x.s, x.id
+	s.wg.Go(func() {
+		<-closed
+		s.lost(id, client)
+	})
+	return nil
+}
+
+// lost is called when a connection ended: unless that was this agent's doing, the shim is
+// dead, and its container must not go on without one.
+func (s *Shims) lost(id string, c *ttrpc.Client) {
+	x := s.lock(id)
+	defer x.unlock()
+	if x.client != c || s.life.Err() != nil {
+		return
+	}
+	x.client, x.tasks = nil, nil
+	s.o.Log.Warn("a shim ended before its container was deleted", "task", short(id))
+	if _, err := x.find(s.life); err != nil && s.life.Err() == nil {
+		s.o.Log.Error("what a dead shim left can't be removed", "task", short(id), "err", err)
+	}
+}
+
+// find returns the service of the shim, nil if there is none. What a dead one left is
+// removed.
+func (x *shim) find(ctx context.Context) (taskAPI.TTRPCTaskService, error) {
+	if x.tasks != nil {
+		return x.tasks, nil
+	}
+	if !x.there() {
+		return nil, nil
+	}
+	err := x.connect()
+	switch {
+	case err == nil:
+		return x.tasks, nil
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist): // nobody listens any more
+		return nil, x.bury(context.WithoutCancel(ctx))
+	}
+	return nil, fmt.Errorf("reaching the shim of %s: %w", short(x.id), err)
+}
+
+// create makes the shim create the container's process.
+func (x *shim) create(ctx context.Context, c Container) (uint32, error) {
+	resp, err := x.tasks.Create(ctx, &taskAPI.CreateTaskRequest{ID: x.id, Bundle: x.dir(), Rootfs: c.Rootfs, Stdout: c.Stdout, Terminal: c.Terminal, Options: c.Options})
+	if err != nil {
+		return 0, err
+	}
+	return resp.Pid, nil
+}
+
+// finish ends a shim whose container was deleted.
+func (x *shim) finish(ctx context.Context) error {
+	if x.tasks != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.s.endWithin)
+		defer cancel()
+		_, _ = x.tasks.Shutdown(ctx, &taskAPI.ShutdownRequest{ID: x.id}) // it may end before it answers
+	}
+	x.hangUp()
+	x.kill(x.s.endWithin)
+	return x.clear()
+}
+
+// bury ends a shim, and its container with it, which is not known to be deleted.
+func (x *shim) bury(ctx context.Context) error {
+	x.hangUp()
+	x.kill(0)
+	if !x.there() {
+		return x.clear()
+	}
+	ctx, cancel := context.WithTimeout(ctx, buryWithin)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, x.binary(), "-namespace", x.s.o.Namespace, "-id", x.id, "-address", "", "-bundle", x.dir(), "delete")
+	cmd.Dir, cmd.Env = x.dir(), environment()
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("removing what the shim of %s left: %w: %s", short(x.id), err, strings.TrimSpace(said.String()))
+	}
+	return x.clear()
+}
+
+// hangUp closes the connection, which then counts as this agent's doing.
+func (x *shim) hangUp() {
+	if c := x.client; c != nil {
+		x.client, x.tasks = nil, nil
+		_ = c.Close()
+	}
+}
+
+// binary is the program of the shim, if it is still there: what it left is removed by
+// its own kind.
+func (x *shim) binary() string {
+	if r := x.recorded(); r.Binary != "" {
+		if _, err := os.Stat(r.Binary); err == nil {
+			return r.Binary
+		}
+	}
+	return x.s.o.Binary
+}
+
+func (x *shim) recorded() (r record) {
+	b, err := os.ReadFile(filepath.Join(x.dir(), recordFile))
+	if err != nil || json.Unmarshal(b, &r) != nil {
+		return record{}
+	}
+	return r
+}
+
+// kill ends the process, after a time in which it may end by itself.
+func (x *shim) kill(after time.Duration) {
+	r := x.recorded()
+	if r.Pid <= 1 {
+		return
+	}
+	fd, err := unix.PidfdOpen(r.Pid, 0)
+	if err != nil {
+		return
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if at := startOf(r.Pid); at == "" || at != r.Started { // another process
+		return
+	}
+	if ended(fd, after) {
+		return
+	}
+	if after > 0 {
+		x.s.o.Log.Warn("a shim does not end, and is killed", "task", short(x.id), "pid", r.Pid)
+	}
+	if unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil {
+		ended(fd, x.s.endWithin)
+	}
+}
+
+// ended waits for the end of a process.
+func ended(fd int, within time.Duration) bool {
+	for until := time.Now().Add(within); ; {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, int(max(0, time.Until(until).Milliseconds())))
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0
+		}
+	}
+}
+
+// startOf is when a process was started, in clock ticks since the boot; "" if there is
+// none.
+func startOf(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	const afterName = 19 // fields between the name, which may contain anything, and the time
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) <= afterName {
+		return ""
+	}
+	return fields[afterName]
+}
+
+// clear removes the bundle and the socket.
+func (x *shim) clear() error {
+	root := filepath.Join(x.dir(), rootfsDir)
+	if err := mount.UnmountRecursive(root, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmounting the files of %s: %w", short(x.id), err)
+	}
+	// Not with its contents: those would be a container's files, were they still mounted.
+	if err := os.Remove(root); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the bundle of %s: %w", short(x.id), err)
+	}
+	if err := os.RemoveAll(x.dir()); err != nil {
+		return fmt.Errorf("removing the bundle of %s: %w", short(x.id), err)
+	}
+	if err := os.Remove(x.socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the socket of %s: %w", short(x.id), err)
+	}
+	return nil
+}

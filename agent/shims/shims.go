@@ -1,0 +1,161 @@
+// Package shims starts the shims of containers and calls them: one process per
+// container, which outlives the agent. To their callers they are containerd's task
+// service, which also has the tasks that were started through containerd.
+package shims
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// Options of New.
+type Options struct {
+	// Dir holds one bundle per shim. It is volatile: what is there began in this boot.
+	Dir       string
+	SocketDir string // of the sockets; its path must be short
+	Binary    string // the shim
+	Namespace string // containerd's, under which shims run
+	// Next has the tasks that have no bundle here.
+	Next taskspb.TasksClient
+	Log  *slog.Logger
+}
+
+// Shims are the shims of a host. Safe for concurrent use.
+type Shims struct {
+	o    Options
+	life context.Context // until Close
+	end  context.CancelFunc
+	wg   sync.WaitGroup // goroutines that watch shims, and bury them
+
+	endWithin time.Duration
+
+	mu   sync.Mutex // guards the field below, and the users of each
+	open map[string]*shim
+}
+
+var _ taskspb.TasksClient = (*Shims)(nil)
+
+// New returns the shims of a host, including those that an earlier agent started. Close
+// leaves all of them running.
+func New(o Options) (*Shims, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []string{o.Dir, o.SocketDir} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return nil, fmt.Errorf("preparing for shims: %w", err)
+		}
+	}
+	s := &Shims{o: o, endWithin: endWithin, open: map[string]*shim{}}
+	s.life, s.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
+	return s, nil
+}
+
+// Close closes the connections to the shims, which keep running, and waits for what is
+// being done about dead ones.
+func (s *Shims) Close() error {
+	s.end()
+	s.mu.Lock()
+	var ids []string
+	for id := range s.open {
+		ids = append(ids, id)
+	}
+	s.mu.Unlock()
+	for _, id := range ids {
+		x := s.lock(id)
+		x.hangUp()
+		x.unlock()
+	}
+	s.wg.Wait()
+	return nil
+}
+
+// Container describes a container whose shim is to be started.
+type Container struct {
+	ID       string
+	Spec     []byte         // OCI runtime spec, as JSON
+	Rootfs   []*types.Mount // the container's files
+	Stdout   string         // what the shim does with the streams: shimapi.Stdio's URL
+	Terminal bool
+	Options  *anypb.Any // of the runtime
+}
+
+// Begin starts a container's shim, which creates the container's process, and returns
+// the process's id. If it fails, nothing is left.
+func (s *Shims) Begin(ctx context.Context, c Container) (pid uint32, err error) {
+	x := s.lock(c.ID)
+	defer x.unlock()
+	if x.there() {
+		return 0, fmt.Errorf("starting a shim for %s: %w", short(c.ID), os.ErrExist)
+	}
+	if err = x.start(c); err != nil {
+		err = fmt.Errorf("starting a shim for %s: %w", short(c.ID), err)
+	} else {
+		pid, err = x.create(ctx, c)
+	}
+	if err == nil {
+		return pid, nil
+	}
+	if berr := x.bury(context.WithoutCancel(ctx)); berr != nil {
+		return 0, errors.Join(err, berr)
+	}
+	return 0, err
+}
+
+// Spec returns the OCI runtime spec of a container with a shim, os.ErrNotExist if it has
+// none here.
+func (s *Shims) Spec(id string) ([]byte, error) {
+	return os.ReadFile(filepath.Join(s.bundle(id), specFile))
+}
+
+// lock returns the record of a container's shim, whether it has one or not, for the
+// caller alone until it is unlocked.
+func (s *Shims) lock(id string) *shim {
+	s.mu.Lock()
+	x := s.open[id]
+	if x == nil {
+		x = &shim{s: s, id: id}
+		s.open[id] = x
+	}
+	x.users++
+	s.mu.Unlock()
+	x.mu.Lock()
+	return x
+}
+
+// unlock drops the record if nobody needs it: it has no connection then.
+func (x *shim) unlock() {
+	x.s.mu.Lock()
+	defer x.s.mu.Unlock()
+	if x.users--; x.users == 0 && x.client == nil {
+		delete(x.s.open, x.id)
+	}
+	x.mu.Unlock()
+}
+
+func (s *Shims) bundle(id string) string { return filepath.Join(s.o.Dir, id) }
+
+// ids returns the containers that have a bundle.
+func (s *Shims) ids() ([]string, error) {
+	dirs, err := os.ReadDir(s.o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("listing shims: %w", err)
+	}
+	var out []string
+	for _, d := range dirs {
+		out = append(out, d.Name())
+	}
+	return out, nil
+}
+
+func short(id string) string { return id[:min(12, len(id))] }
