@@ -349,10 +349,7 @@ func nothingLeft(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	if strings.Count(string(out), "veth") > 1 { // its own eth0 is one end of a veth
 		t.Fatalf("links are left:\n%s", out)
 	}
-	if e, _ := os.ReadDir(h.Dir + "/run/netns"); len(e) > 0 {
-		t.Fatalf("namespaces are left: %v", e)
-	}
-	for _, dir := range []string{"/data/tasks", "/data/network", "/run/t"} {
+	for _, dir := range []string{"/run/netns", "/run/shims", "/data/tasks", "/data/network", "/run/t"} {
 		f.Eventually(40*time.Second, dir+" is empty", func() bool { e, _ := os.ReadDir(h.Dir + dir); return len(e) == 0 })
 	}
 	c, err := client.New(h.Dir+"/run/containerd.sock", client.WithDefaultNamespace("drover"))

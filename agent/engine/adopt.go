@@ -16,9 +16,9 @@ import (
 	"github.com/drover/drover/pkg/life"
 )
 
-// process returns a task's process, nil if containerd has none.
+// process returns a task's process, nil if it has none.
 func (e *Engine) process(ctx context.Context, id string) (*tasktypes.Process, error) {
-	r, err := e.c.TaskService().Get(ctx, &taskspb.GetRequest{ContainerID: id})
+	r, err := e.tasks.Get(ctx, &taskspb.GetRequest{ContainerID: id})
 	if err != nil {
 		if notFound(err) {
 			return nil, nil
@@ -108,7 +108,7 @@ func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing tasks: %w", err)
 	}
-	r, err := e.c.TaskService().List(ctx, &taskspb.ListTasksRequest{})
+	r, err := e.tasks.List(ctx, &taskspb.ListTasksRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("listing tasks: %w", err)
 	}

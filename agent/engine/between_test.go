@@ -2,111 +2,60 @@ package engine_test
 
 import (
 	"context"
-	"errors"
-	"io"
-	"net"
-	"path/filepath"
 	"testing"
 
+	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/drover/drover/agent/engine"
+	begin "github.com/drover/drover/agent/shims"
 )
 
-// moment is a point in a call to containerd: before it is passed on, or after
-// containerd answered and before the engine hears it.
+// moment is a point in a call to a shim: before it is made, or after it was answered and
+// before the engine learns of it.
 type moment struct {
-	method string
-	after  bool
+	call  string
+	id    string // of the task; "": of any
+	after bool
 }
 
-// between is a proxy of containerd's socket. at is called at each moment; its
+// between calls at at each moment of the engines that the test opens from now on. Its
 // error is what the engine gets.
-func (w *world) between(t *testing.T, at func(moment) error) (socket string) {
+func between(t *testing.T, at func(moment) error) {
 	t.Helper()
-	socket = filepath.Join(w.run, "p")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	target := "unix:" + w.socket
-	s := grpc.NewServer(grpc.ForceServerCodec(asItIs{}), grpc.UnknownServiceHandler(func(_ any, in grpc.ServerStream) error {
-		method, _ := grpc.MethodFromServerStream(in)
-		return pass(in, target, method, at)
-	}))
-	done := make(chan struct{})
-	go func() { _ = s.Serve(l); close(done) }()
-	t.Cleanup(func() { s.Stop(); <-done })
-	return socket
+	t.Cleanup(engine.Disturb(func(inner engine.Tasks) engine.Tasks { return disturbed{inner, at} }))
 }
 
-// pass hands on one call, over a connection of its own: containerd may have been
-// started anew since the last one.
-func pass(in grpc.ServerStream, target, method string, at func(moment) error) error {
-	ctx, cancel := context.WithCancel(in.Context())
-	defer cancel()
-	var first []byte
-	if err := in.RecvMsg(&first); err != nil {
-		return err
-	}
-	if err := at(moment{method, false}); err != nil {
-		return err
-	}
-	c, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close() }()
-	md, _ := metadata.FromIncomingContext(ctx)
-	out, err := c.NewStream(metadata.NewOutgoingContext(ctx, md), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodec(asItIs{}))
-	if err != nil {
-		return err
-	}
-	if err := out.SendMsg(&first); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	go func() {
-		for {
-			var b []byte
-			if in.RecvMsg(&b) != nil {
-				_ = out.CloseSend()
-				return
-			}
-			if out.SendMsg(&b) != nil {
-				return
-			}
-		}
-	}()
-	for {
-		var b []byte
-		if err := out.RecvMsg(&b); err != nil {
-			in.SetTrailer(out.Trailer())
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-		if err := at(moment{method, true}); err != nil {
-			return err
-		}
-		if err := in.SendMsg(&b); err != nil {
-			return err
-		}
-	}
+type disturbed struct {
+	engine.Tasks
+	at func(moment) error
 }
 
-// asItIs is the codec of messages that nobody looks into.
-type asItIs struct{}
+func disturb[R any](d disturbed, call, id string, f func() (R, error)) (R, error) {
+	var none R
+	if err := d.at(moment{call, id, false}); err != nil {
+		return none, err
+	}
+	r, err := f()
+	if err != nil {
+		return r, err
+	}
+	return r, d.at(moment{call, id, true})
+}
 
-func (asItIs) Name() string { return "proto" }
+func (d disturbed) Begin(ctx context.Context, c begin.Container) (uint32, error) {
+	return disturb(d, createTask, c.ID, func() (uint32, error) { return d.Tasks.Begin(ctx, c) })
+}
 
-func (asItIs) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+func (d disturbed) Start(ctx context.Context, in *taskspb.StartRequest, opts ...grpc.CallOption) (*taskspb.StartResponse, error) {
+	return disturb(d, startTask, in.ContainerID, func() (*taskspb.StartResponse, error) { return d.Tasks.Start(ctx, in, opts...) })
+}
 
-func (asItIs) Unmarshal(b []byte, v any) error {
-	*v.(*[]byte) = append([]byte(nil), b...)
-	return nil
+func (d disturbed) Kill(ctx context.Context, in *taskspb.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	return disturb(d, killTask, in.ContainerID, func() (*emptypb.Empty, error) { return d.Tasks.Kill(ctx, in, opts...) })
 }
 
 var errGone = status.Error(codes.Unavailable, "error reading from server: EOF")

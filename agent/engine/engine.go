@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/network"
+	"github.com/drover/drover/agent/shims"
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/pkg/life"
 )
@@ -51,6 +53,7 @@ type Options struct {
 type Engine struct {
 	o      Options
 	c      *client.Client
+	tasks  tasks
 	follow *follower
 
 	boot         string
@@ -63,6 +66,15 @@ type Engine struct {
 
 	mu    sync.Mutex // guards the fields below
 	execs map[string]*execution
+}
+
+// tasks is the containers' processes, in shims.
+type tasks interface {
+	taskspb.TasksClient
+	Begin(ctx context.Context, c shims.Container) (pid uint32, err error)
+	Has(id string) bool
+	Spec(id string) ([]byte, error)
+	Close() error
 }
 
 var (
@@ -94,8 +106,16 @@ func Open(o Options) (*Engine, error) {
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
+	e.tasks, err = newTasks(shims.Options{Dir: filepath.Join(o.RunDir, "shims"), SocketDir: filepath.Join(o.RunDir, "t"), Binary: o.ShimPath,
+		Namespace: containerd.Namespace, Next: o.Containerd.TaskService(), Gone: func(id string) { f.tell(o.dir(id)) }, Log: o.Log})
+	if err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
 	return e, nil
 }
+
+// newTasks is replaced by tests that disturb calls.
+var newTasks = func(o shims.Options) (tasks, error) { return shims.New(o) }
 
 // sweep removes directories of tasks whose removal or preparation was interrupted.
 func (e *Engine) sweep() error {
@@ -125,7 +145,11 @@ func bootID() string {
 func (e *Engine) Close() error {
 	e.end()
 	e.wg.Wait()
-	return e.follow.Close()
+	var err error
+	if e.tasks != nil {
+		err = e.tasks.Close()
+	}
+	return errors.Join(err, e.follow.Close())
 }
 
 func (e *Engine) ctx(ctx context.Context) context.Context {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,11 +14,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/pkg/cio"
+	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/shim/shimapi"
@@ -38,7 +41,7 @@ type execution struct {
 
 	mu      sync.Mutex // guards the fields below
 	started bool
-	p       client.Process
+	p       *process // nil: not started, or in vain
 	pid     int
 	code    *int
 }
@@ -117,24 +120,24 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 		return nil, fmt.Errorf("exec %s was started before: %w", short(execID), task.ErrNotRunning)
 	}
 	ctx = e.ctx(ctx)
-	ctr, err := e.c.LoadContainer(ctx, x.taskID)
+	own, err := e.process(ctx, x.taskID)
 	if err != nil {
-		return nil, fmt.Errorf("exec in %s: %w", short(x.taskID), task.ErrNotFound)
+		return nil, err
 	}
-	t, err := ctr.Task(ctx, nil)
-	if err != nil {
+	if own == nil {
 		return nil, fmt.Errorf("exec in %s: %w", short(x.taskID), task.ErrNotRunning)
 	}
-	ps, err := e.processSpec(ctx, ctr, t, x, width, height)
+	ps, err := e.processSpec(ctx, int(own.Pid), x, width, height)
 	if err != nil {
 		return nil, err
 	}
 	sock := e.o.execSocket(execID)
 	url := shimapi.ExecIO{Socket: sock, Attach: attach, Stdin: attach && x.o.AttachStdin, TTY: x.o.Tty}.URL()
-	p, err := t.Exec(ctx, execID, ps, func(string) (cio.IO, error) { return stdio{url: url, tty: x.o.Tty}, nil })
+	_, err = e.tasks.Exec(ctx, &taskspb.ExecProcessRequest{ContainerID: x.taskID, ExecID: execID, Terminal: x.o.Tty, Stdout: url, Spec: ps})
 	if err != nil {
-		return nil, startError("exec", x.o.Cmd[0], err)
+		return nil, startError("exec", x.o.Cmd[0], errgrpc.ToNative(err))
 	}
+	p := process{e.tasks, x.taskID, execID}
 	x.started = true
 	st, err := e.run(ctx, x, p, sock, attach)
 	if err != nil {
@@ -145,8 +148,7 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 		}
 		x.code = &code
 		x.ended.Store(time.Now().UnixNano())
-		_, derr := p.Delete(context.WithoutCancel(ctx), client.WithProcessKill)
-		if derr != nil && !notFound(derr) {
+		if derr := p.delete(context.WithoutCancel(ctx), true); derr != nil && !notFound(derr) {
 			err = errors.Join(err, derr)
 		}
 		return nil, err
@@ -155,17 +157,18 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 }
 
 // run starts p with its streams connected. It must be called with x.mu held.
-func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock string, attach bool) (task.Stream, error) {
+func (e *Engine) run(ctx context.Context, x *execution, p process, sock string, attach bool) (task.Stream, error) {
 	defer func() { _ = os.Remove(sock) }()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", sock)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the streams of exec %s: %w", short(x.id), err)
 	}
-	if err := p.Start(ctx); err != nil {
+	pid, err := p.start(ctx)
+	if err != nil {
 		_ = c.Close()
-		return nil, startError("exec", x.o.Cmd[0], err)
+		return nil, startError("exec", x.o.Cmd[0], errgrpc.ToNative(err))
 	}
-	x.p, x.pid = p, int(p.Pid())
+	x.p, x.pid = &p, int(pid)
 	e.o.Event(x.taskID, "exec_start: "+strings.Join(x.o.Cmd, " "), map[string]string{"execID": x.id})
 	r, w := io.Pipe()
 	e.wg.Go(func() { e.accompany(x, p, c, w) })
@@ -177,7 +180,7 @@ func (e *Engine) run(ctx context.Context, x *execution, p client.Process, sock s
 }
 
 // accompany relays what an exec's shim sends until it ends, and then deletes the exec.
-func (e *Engine) accompany(x *execution, p client.Process, c net.Conn, to *io.PipeWriter) {
+func (e *Engine) accompany(x *execution, p process, c net.Conn, to *io.PipeWriter) {
 	stop := context.AfterFunc(e.life, func() { _, _ = c.Close(), to.Close() })
 	defer stop()
 	exit, err := handOn(c, to)
@@ -197,7 +200,7 @@ func (e *Engine) accompany(x *execution, p client.Process, c net.Conn, to *io.Pi
 		_, _ = to.Write(b) // a client that left gets nothing
 	}
 	_, _ = c.Close(), to.Close()
-	e.retry(func() error { _, err := p.Delete(e.ctx(e.life)); return err })
+	e.retry(func() error { return p.delete(e.ctx(e.life), false) })
 }
 
 // handOn relays frames up to the one with the exit. A reader that left does not block
@@ -216,20 +219,15 @@ func handOn(from io.Reader, to io.Writer) (*dv1.Exit, error) {
 	}
 }
 
-// execExit gets an exec's exit from containerd, even across its restarts: the shim keeps
-// it until the exec is deleted.
-func (e *Engine) execExit(p client.Process) *dv1.Exit {
+// execExit asks the shim for an exec's exit: it keeps it until the exec is deleted.
+func (e *Engine) execExit(p process) *dv1.Exit {
 	x := &dv1.Exit{Code: lostCode, At: time.Now().UnixNano()}
 	e.retry(func() error {
-		ended, err := p.Wait(e.ctx(e.life))
-		if err != nil {
-			return err
+		ended, err := p.wait(e.ctx(e.life))
+		if err == nil {
+			x.Code, x.At = int32(ended.ExitStatus), ended.ExitedAt.AsTime().UnixNano()
 		}
-		s := <-ended
-		if s.Error() == nil {
-			x.Code, x.At = int32(s.ExitCode()), s.ExitTime().UnixNano()
-		}
-		return s.Error()
+		return err
 	})
 	return x
 }
@@ -248,22 +246,14 @@ func (e *Engine) retry(f func() error) {
 	}
 }
 
-// stdio passes an exec's streams to its shim; none of them are in this process.
-type stdio struct {
-	url string
-	tty bool
-}
-
-func (s stdio) Config() cio.Config { return cio.Config{Stdout: s.url, Terminal: s.tty} }
-func (stdio) Cancel()              {}
-func (stdio) Wait()                {}
-func (stdio) Close() error         { return nil }
-
 // processSpec is the container's own process with the changes that the exec asks for.
-func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client.Task, x *execution, width, height uint32) (*specs.Process, error) {
-	own, err := ctr.Spec(ctx)
+func (e *Engine) processSpec(ctx context.Context, pid int, x *execution, width, height uint32) (*anypb.Any, error) {
+	own, err := e.runningSpec(ctx, x.taskID)
 	if err != nil {
 		return nil, fmt.Errorf("exec in %s: %w", short(x.taskID), err)
+	}
+	if own.Process == nil {
+		return nil, fmt.Errorf("exec in %s: its spec has no process", short(x.taskID))
 	}
 	p := *own.Process
 	p.Args, p.Terminal = x.o.Cmd, x.o.Tty
@@ -281,7 +271,7 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 	if x.o.Tty && width > 0 && height > 0 {
 		p.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
 	}
-	u, err := userIn(int(t.Pid()), x.o.User) // even without a user: it checks that processes can be started
+	u, err := userIn(pid, x.o.User) // even without a user: it checks that processes can be started
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +281,23 @@ func (e *Engine) processSpec(ctx context.Context, ctr client.Container, t client
 	if x.o.Privileged {
 		p.Capabilities = spec.AllCapabilities()
 	}
-	return &p, nil
+	return typeurl.MarshalAnyToProto(&p)
+}
+
+// runningSpec is the spec of a container's current attempt.
+func (e *Engine) runningSpec(ctx context.Context, id string) (*specs.Spec, error) {
+	b, err := e.tasks.Spec(id)
+	if errors.Is(err, os.ErrNotExist) { // started through containerd, by an earlier agent
+		c, err := e.c.ContainerService().Get(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		b = c.Spec.GetValue()
+	} else if err != nil {
+		return nil, err
+	}
+	s := &specs.Spec{}
+	return s, json.Unmarshal(b, s)
 }
 
 // execStream is an exec's frames and its input.
@@ -325,7 +331,7 @@ func (e *Engine) ExecResize(ctx context.Context, id, execID string, width, heigh
 	if p == nil || ended {
 		return fmt.Errorf("exec %s: %w", short(execID), task.ErrNotRunning)
 	}
-	if err := p.Resize(e.ctx(ctx), width, height); err != nil {
+	if err := p.resize(e.ctx(ctx), width, height); err != nil {
 		return fmt.Errorf("resizing the terminal of exec %s: %w", short(execID), err)
 	}
 	return nil

@@ -16,8 +16,8 @@ import (
 	"github.com/drover/drover/pkg/life"
 )
 
-// Wait implements task.Runtime. The exit file is authoritative; containerd is asked as
-// well, for shims that were killed before they wrote one.
+// Wait implements task.Runtime. The exit file is authoritative; a task whose shim is gone
+// is looked at as well, for shims that were killed before they wrote one.
 func (e *Engine) Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, error) {
 	ch, stop, err := e.follow.listen(e.o.dir(id))
 	if err != nil {
@@ -27,7 +27,7 @@ func (e *Engine) Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, e
 		return nil, err
 	}
 	defer stop()
-	late := time.NewTimer(2 * time.Second)
+	late := time.NewTimer(lookAgain)
 	defer late.Stop()
 	for {
 		if x, err := e.readExit(id, l); x != nil || err != nil {
@@ -43,17 +43,21 @@ func (e *Engine) Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, e
 		select {
 		case <-ch:
 		case <-late.C:
-			if a.life() == l {
-				if x := e.settleWhenDead(ctx, id, a); x != nil {
-					return x, nil
-				}
-			}
-			late.Reset(2 * time.Second)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		if a.life() == l && !e.tasks.Has(id) {
+			if x := e.settleWhenDead(ctx, id, a); x != nil {
+				return x, nil
+			}
+		}
+		late.Reset(lookAgain)
 	}
 }
+
+// lookAgain is how often it is looked whether a task still has its shim, for those that
+// containerd started: the end of all others is told of.
+const lookAgain = 2 * time.Second
 
 // settleWhenDead returns the exit of a process that has stopped although its shim has
 // not recorded an exit; nil if it may still run.

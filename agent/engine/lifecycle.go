@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,10 +17,9 @@ import (
 	"github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
 	"github.com/moby/sys/signal"
 
 	"github.com/drover/drover/agent/engine/spec"
@@ -29,6 +27,7 @@ import (
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/agent/shims"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/life"
@@ -111,19 +110,12 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1
 			return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 		}
 	}
-	ctr, err := e.c.ContainerService().Get(ctx, id)
-	if errdefs.IsNotFound(err) {
-		return task.Attempt{}, fmt.Errorf("%s: %w", short(id), task.ErrNotFound)
-	}
-	if err != nil {
-		return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
-	}
 	if a.Number > 0 { // remains of an earlier try, or of this life
 		if err := e.deleteTask(ctx, id); err != nil {
 			return task.Attempt{}, err
 		}
 	}
-	return e.begin(ctx, s, ctr, a, l, ports)
+	return e.begin(ctx, s, a, l, ports)
 }
 
 // startAgain finishes what a try had reached before its agent died. The shim may be
@@ -139,7 +131,7 @@ func (e *Engine) startAgain(ctx context.Context, s prepared, a attempt) (task.Fo
 	if err != nil || p == nil || p.Status != tasktypes.Status_CREATED {
 		return task.Found{}, err
 	}
-	if _, err := e.c.TaskService().Start(ctx, &taskspb.StartRequest{ContainerID: s.ID}); err != nil {
+	if _, err := e.tasks.Start(ctx, &taskspb.StartRequest{ContainerID: s.ID}); err != nil {
 		e.o.Log.Debug("an interrupted start can't be resumed", "task", short(s.ID), "err", err)
 	}
 	f, err := e.found(ctx, s, a, nil)
@@ -150,7 +142,7 @@ func (e *Engine) startAgain(ctx context.Context, s prepared, a attempt) (task.Fo
 }
 
 // begin begins life l of a task; before is the one that was its newest.
-func (e *Engine) begin(ctx context.Context, s prepared, ctr containers.Container, before attempt, l life.Life, ports []*dv1.Port) (out task.Attempt, err error) {
+func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.Life, ports []*dv1.Port) (out task.Attempt, err error) {
 	end, err := logs.End(e.o.logDir(s.ID))
 	if err != nil {
 		return out, err
@@ -179,7 +171,7 @@ func (e *Engine) begin(ctx context.Context, s prepared, ctr containers.Container
 		made     made
 		refusal  error
 	)
-	planning.Go(func() { made, refusal = e.replan(ctx, s, ctr) })
+	planning.Go(func() { made, refusal = e.replan(ctx, s) })
 	sandbox, err := e.connect(ctx, s.Spec, ports)
 	timed("network", began)
 	planning.Wait()
@@ -187,15 +179,15 @@ func (e *Engine) begin(ctx context.Context, s prepared, ctr containers.Container
 		return out, err
 	}
 	began = time.Now()
-	if err := e.create(ctx, s, a, made.root); err != nil {
+	if err := e.create(ctx, s, a, made); err != nil {
 		return out, startError("create", made.command, err)
 	}
-	timed("containerd create", began)
+	timed("shim create", began)
 	began = time.Now()
 	if err := os.WriteFile(e.begunFile(s.ID, a), nil, 0o600); err != nil {
 		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
 	}
-	started, err := e.c.TaskService().Start(ctx, &taskspb.StartRequest{ContainerID: s.ID})
+	started, err := e.tasks.Start(ctx, &taskspb.StartRequest{ContainerID: s.ID})
 	if err != nil {
 		err = startError("start", made.command, errgrpc.ToNative(err))
 		// Unless the runtime refused explicitly, the process may run: the next call of Start
@@ -203,7 +195,7 @@ func (e *Engine) begin(ctx context.Context, s prepared, ctr containers.Container
 		undo = errors.As(err, new(*task.StartError))
 		return out, err
 	}
-	timed("containerd start", began)
+	timed("shim start", began)
 	out = task.Attempt{Life: l, Before: last, Pid: int(started.Pid), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
 	place(&out, sandbox)
 	if more, err := shimapi.ReadTimings(e.o.recordFile(s.ID, a)); err == nil {
@@ -214,13 +206,22 @@ func (e *Engine) begin(ctx context.Context, s prepared, ctr containers.Container
 	return out, nil
 }
 
-// create makes containerd start a shim, which creates the process of a try.
-func (e *Engine) create(ctx context.Context, s prepared, a attempt, root []mount.Mount) error {
-	r := &taskspb.CreateTaskRequest{ContainerID: s.ID, Stdout: e.stdio(s.Spec, a), Terminal: s.Create.Config != nil && s.Create.Tty}
-	for _, m := range root {
-		r.Rootfs = append(r.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+// create starts a shim, which creates the process of a try.
+func (e *Engine) create(ctx context.Context, s prepared, a attempt, m made) error {
+	o, err := e.runtimeOptions(s.Create.HostConfig)
+	if err != nil {
+		return err
 	}
-	_, err := e.c.TaskService().Create(ctx, r)
+	encoded, err := typeurl.MarshalAnyToProto(o)
+	if err != nil {
+		return fmt.Errorf("encoding the options of a runtime: %w", err)
+	}
+	c := shims.Container{ID: s.ID, Spec: m.spec, Stdout: e.stdio(s.Spec, a), Terminal: s.Create.Config != nil && s.Create.Tty,
+		Runtime: shimapi.ChoiceOf(o), Options: encoded}
+	for _, r := range m.root {
+		c.Rootfs = append(c.Rootfs, &types.Mount{Type: r.Type, Source: r.Source, Target: r.Target, Options: r.Options})
+	}
+	_, err = e.tasks.Begin(ctx, c)
 	return errgrpc.ToNative(err)
 }
 
@@ -284,33 +285,25 @@ func (e *Engine) undoStart(ctx context.Context, id string, a, before attempt) er
 
 // deleteTask kills and deletes a container's process, if there is one.
 func (e *Engine) deleteTask(ctx context.Context, id string) error {
-	ctr, err := e.c.LoadContainer(ctx, id)
-	var t client.Task
-	if err == nil {
-		t, err = ctr.Task(ctx, nil)
-	}
-	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("looking for the process of %s: %w", short(id), err)
-	}
-	if err == nil {
-		_, err = t.Delete(ctx, client.WithProcessKill)
-	}
-	if errdefs.IsNotFound(err) {
-		return e.deleteShim(ctx, id)
-	}
+	p, err := e.process(ctx, id)
 	if err != nil {
-		return fmt.Errorf("deleting the process of %s: %w", short(id), err)
+		return err
 	}
-	return nil
+	if p != nil && p.Status != tasktypes.Status_STOPPED {
+		if err := (process{e.tasks, id, ""}).kill(ctx); err != nil {
+			return fmt.Errorf("killing the process of %s: %w", short(id), err)
+		}
+	}
+	return e.deleteShim(ctx, id)
 }
 
-// deleteShim finishes an interrupted deletion, such as by the death of an agent: the
-// shim has lost the process, so it is not found, but containerd keeps the shim until
-// another deletion, and creates no task beside it.
+// deleteShim deletes a process that has ended, or finishes an interrupted deletion, such
+// as by the death of an agent: the shim has lost the process, so it is not found, but
+// the shim is there until another deletion.
 func (e *Engine) deleteShim(ctx context.Context, id string) error {
-	_, err := e.c.TaskService().Delete(ctx, &taskspb.DeleteTaskRequest{ContainerID: id})
+	_, err := e.tasks.Delete(ctx, &taskspb.DeleteTaskRequest{ContainerID: id})
 	if err != nil && !notFound(err) {
-		return fmt.Errorf("deleting the shim of %s: %w", short(id), err)
+		return fmt.Errorf("deleting the process of %s: %w", short(id), err)
 	}
 	return nil
 }
@@ -350,9 +343,9 @@ func (e *Engine) Signal(ctx context.Context, id, name string) error {
 	}
 	// Without a pid namespace, nothing dies along with the first process.
 	all := sig == syscall.SIGKILL && s.Create.HostConfig != nil && s.Create.HostConfig.PidMode.IsHost()
-	_, err = e.c.TaskService().Kill(ctx, &taskspb.KillRequest{ContainerID: id, Signal: uint32(sig), All: all})
+	_, err = e.tasks.Kill(ctx, &taskspb.KillRequest{ContainerID: id, Signal: uint32(sig), All: all})
 	if err != nil {
-		if notFound(err) || strings.Contains(err.Error(), "process already finished") || strings.Contains(err.Error(), "FailedPrecondition") {
+		if notFound(err) || alreadyEnded(err) {
 			return fmt.Errorf("%s: %w", short(id), task.ErrNotRunning)
 		}
 		return fmt.Errorf("sending %s to %s: %w", name, short(id), err)
@@ -426,7 +419,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 
 // Resize implements task.Streams.
 func (e *Engine) Resize(ctx context.Context, id string, width, height uint32) error {
-	_, err := e.c.TaskService().ResizePty(e.ctx(ctx), &taskspb.ResizePtyRequest{ContainerID: id, Width: width, Height: height})
+	_, err := e.tasks.ResizePty(e.ctx(ctx), &taskspb.ResizePtyRequest{ContainerID: id, Width: width, Height: height})
 	if err != nil {
 		if notFound(err) {
 			if _, err := e.readSpec(id); err != nil {

@@ -1,33 +1,36 @@
 package engine
 
 import (
-	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/typeurl/v2"
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/task"
 )
 
-// made is what containerd needs for one attempt of a container.
+// made is what a shim needs for one attempt of a container.
 type made struct {
 	root    []mount.Mount // its files
-	spec    typeurl.Any
-	command string // the first word of what it runs
+	spec    []byte        // OCI runtime spec, as JSON
+	command string        // the first word of what it runs
 }
 
 // plan computes a container's spec from the current facts.
-func (e *Engine) plan(ctx context.Context, s *prepared, snapshot string) (m made, err error) {
-	if m.root, err = e.c.SnapshotService(images.Snapshotter).Mounts(ctx, snapshot); err != nil {
-		return m, fmt.Errorf("inspecting the files of %s: %w", short(s.ID), err)
+func (e *Engine) plan(ctx context.Context, s *prepared) (m made, err error) {
+	if m.root, err = e.root(ctx, s); err != nil {
+		return m, err
 	}
 	f, err := e.facts(ctx, s, func(name string, groups []string) (u specs.User, err error) {
 		err = mount.WithReadonlyTempMount(ctx, m.root, func(root string) error {
@@ -44,24 +47,71 @@ func (e *Engine) plan(ctx context.Context, s *prepared, snapshot string) (m made
 		return m, err
 	}
 	m.command = planned.Process.Args[0]
-	m.spec, err = typeurl.MarshalAny(planned)
-	return m, err
+	if m.spec, err = json.Marshal(planned); err != nil {
+		return m, fmt.Errorf("encoding the spec of %s: %w", short(s.ID), err)
+	}
+	return m, nil
+}
+
+// root returns the mounts of a container's files. They stay the same from its preparation
+// on, and are asked for only once: a container can be started while containerd is away.
+func (e *Engine) root(ctx context.Context, s *prepared) ([]mount.Mount, error) {
+	if s.Root != nil && present(s.Root) {
+		return s.Root, nil
+	}
+	root, err := e.c.SnapshotService(images.Snapshotter).Mounts(ctx, s.ID)
+	if errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("the files of %s: %w", short(s.ID), task.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inspecting the files of %s: %w", short(s.ID), err)
+	}
+	s.Root = root
+	return root, nil
+}
+
+// present reports whether the folders of an overlay, or what a bind mount is of, exist.
+func present(root []mount.Mount) bool {
+	for _, m := range root {
+		dirs := []string{m.Source}
+		if m.Type == "overlay" {
+			dirs = nil
+			for _, o := range m.Options {
+				name, value, _ := strings.Cut(o, "=")
+				switch name {
+				case "upperdir", "workdir", "lowerdir":
+					dirs = append(dirs, strings.Split(value, ":")...)
+				}
+			}
+		}
+		for _, d := range dirs {
+			if _, err := os.Stat(d); err != nil {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // withPlan makes a new container's first spec, so that what can't be done is refused
 // when the container is prepared.
 func (e *Engine) withPlan(s *prepared) client.NewContainerOpts {
 	return func(ctx context.Context, _ *client.Client, c *containers.Container) error {
-		m, err := e.plan(ctx, s, c.SnapshotKey)
-		c.Spec = m.spec
-		return err
+		m, err := e.plan(ctx, s)
+		if err != nil {
+			return err
+		}
+		c.Spec = &anypb.Any{TypeUrl: specType, Value: m.spec}
+		return nil
 	}
 }
 
-// replan plans an attempt that has no process yet, and updates containerd's spec where
-// it differs from the last one. So containerd always has the spec of the running
-// attempt, and what an interrupted start leaves is replaced by the next one.
-func (e *Engine) replan(ctx context.Context, s prepared, c containers.Container) (made, error) {
+// specType is how containerd names the type of an OCI runtime spec.
+const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+
+// replan plans an attempt that has no process yet. containerd keeps the spec that the
+// container was prepared with.
+func (e *Engine) replan(ctx context.Context, s prepared) (made, error) {
 	n, err := e.node()
 	if err != nil {
 		return made{}, err
@@ -71,22 +121,28 @@ func (e *Engine) replan(ctx context.Context, s prepared, c containers.Container)
 	}
 	if s.ImageConfig == nil { // prepared by an agent that did not keep it
 		img, err := e.o.Images.Image(ctx, s.Digest)
-		if errors.Is(err, task.ErrNoImage) { // then the stored spec is used, which was meant to last
-			root, err := e.c.SnapshotService(images.Snapshotter).Mounts(ctx, c.SnapshotKey)
-			return made{root: root}, err
+		if errors.Is(err, task.ErrNoImage) {
+			return e.firstPlan(ctx, s)
 		}
 		if err != nil {
 			return made{}, fmt.Errorf("starting %s: %w", short(s.ID), err)
 		}
 		s.ImageConfig = &img.Config.Config
 	}
-	m, err := e.plan(ctx, &s, c.SnapshotKey)
-	if err != nil || bytes.Equal(m.spec.GetValue(), c.Spec.GetValue()) {
-		return m, err
+	return e.plan(ctx, &s)
+}
+
+// firstPlan is the spec that a container was prepared with, by an agent that meant it to
+// last.
+func (e *Engine) firstPlan(ctx context.Context, s prepared) (m made, err error) {
+	c, err := e.c.ContainerService().Get(ctx, s.ID)
+	if errdefs.IsNotFound(err) {
+		return m, fmt.Errorf("%s: %w", short(s.ID), task.ErrNotFound)
 	}
-	c.Spec = m.spec
-	if _, err := e.c.ContainerService().Update(ctx, c, "spec"); err != nil {
-		return m, fmt.Errorf("starting %s: changing its spec: %w", short(s.ID), err)
+	if err != nil {
+		return m, fmt.Errorf("starting %s: %w", short(s.ID), err)
 	}
-	return m, nil
+	m.spec = c.Spec.GetValue()
+	m.root, err = e.root(ctx, &s)
+	return m, err
 }

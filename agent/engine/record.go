@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/drover/drover/agent/network"
@@ -46,6 +47,7 @@ func (a attempt) life() life.Life { return life.Life{Attempt: a.Number, Restarts
 type prepared struct {
 	task.Spec
 	ImageConfig *ocispec.ImageConfig `json:"imageConfig,omitempty"` // nil: written by an agent that did not keep it
+	Root        []mount.Mount        `json:"root,omitempty"`        // the container's files; nil: the same
 }
 
 func (e *Engine) writeSpec(s prepared) error {

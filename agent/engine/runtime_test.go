@@ -40,7 +40,7 @@ func (w *world) by(runtime, script string) task.Spec {
 }
 
 func (w *world) bundle(id string) string {
-	return filepath.Join(w.run, "st/io.containerd.runtime.v2.task/drover", id)
+	return filepath.Join(w.run, "shims", id)
 }
 
 func exists(path string) bool {
@@ -189,8 +189,8 @@ func TestAShimKilledBetweenCreateAndStart(t *testing.T) {
 	w := newWorld(t)
 	var killed atomic.Bool
 	var id atomic.Value
-	w.socket = w.between(t, func(m moment) error {
-		if m == (moment{startTask, false}) && !killed.Swap(true) {
+	between(t, func(m moment) error {
+		if m == (moment{startTask, m.id, false}) && !killed.Swap(true) {
 			for _, pid := range shims(t, id.Load().(string)) {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}

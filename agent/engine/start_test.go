@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -30,9 +29,9 @@ import (
 )
 
 const (
-	createTask = "/containerd.services.tasks.v1.Tasks/Create"
-	startTask  = "/containerd.services.tasks.v1.Tasks/Start"
-	killTask   = "/containerd.services.tasks.v1.Tasks/Kill"
+	createTask = "create"
+	startTask  = "start"
+	killTask   = "kill"
 )
 
 // waits prints that it began, and exits with 7 when it is signalled to.
@@ -107,8 +106,8 @@ func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
 	w := newWorld(t)
 	reached, dead := make(chan struct{}), make(chan struct{})
 	var died atomic.Bool
-	w.socket = w.between(t, func(m moment) error {
-		if m != (moment{startTask, false}) || died.Swap(true) {
+	between(t, func(m moment) error {
+		if m.call != startTask || m.after || died.Swap(true) {
 			return nil
 		}
 		close(reached)
@@ -135,18 +134,18 @@ func TestAStartThatArrivesLateRunsOnce(t *testing.T) {
 	reached, late, arrived := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	var asked, answered atomic.Bool
 	arrive := sync.OnceFunc(func() { close(late); <-arrived })
-	w.socket = w.between(t, func(m moment) error {
-		switch m {
-		case moment{startTask, false}:
+	between(t, func(m moment) error {
+		switch m.id = ""; m {
+		case moment{startTask, "", false}:
 			if !asked.Swap(true) {
 				close(reached)
 				<-late
 				return nil
 			}
 			arrive()
-		case moment{killTask, false}:
+		case moment{killTask, "", false}:
 			arrive()
-		case moment{startTask, true}:
+		case moment{startTask, "", true}:
 			if !answered.Swap(true) {
 				close(arrived)
 				return errGone
@@ -167,12 +166,12 @@ func TestAStartThatArrivesLateRunsOnce(t *testing.T) {
 	ends(t, second, id)
 }
 
-// containerd is killed at each point of a start, and the engine notices before or after
-// the next containerd is up. Like its caller, the test retries until the attempt runs.
-func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
+// A shim is killed at each point of a start. The engine tries again until it learns that
+// the attempt runs, or ran, as its caller does.
+func TestAShimThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 	w := newWorld(t)
 	var at atomic.Pointer[func(moment) error]
-	w.socket = w.between(t, func(m moment) error {
+	between(t, func(m moment) error {
 		if f := at.Load(); f != nil {
 			return (*f)(m)
 		}
@@ -183,28 +182,24 @@ func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		at   moment
-		back bool // containerd is up again when the engine hears of its death
+		over bool // the process may have begun: it was the attempt, and is not begun again
 	}{
-		{"before the container is created", moment{createTask, false}, false},
-		{"after the container was created", moment{createTask, true}, false},
-		{"after the container was created, and is back", moment{createTask, true}, true},
-		{"before the process is started", moment{startTask, false}, false},
-		{"before the process is started, and is back", moment{startTask, false}, true},
-		{"after the process was started", moment{startTask, true}, false},
-		{"after the process was started, and is back", moment{startTask, true}, true},
+		{"after the container was created", moment{createTask, "", true}, false},
+		{"before the process is started", moment{startTask, "", false}, true},
+		{"after the process was started", moment{startTask, "", true}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := w.prepared(t, e, waits)
 			var killed atomic.Bool
 			kill := func(m moment) error {
-				if m != c.at || killed.Swap(true) {
+				if c.at.id = id; m != c.at || killed.Swap(true) {
 					return nil
 				}
-				if w.kill("drover-containerd") == 0 {
-					t.Error("no containerd to kill")
+				if m.after && c.over {
+					w.printed(t, e, id, "began\n")
 				}
-				if c.back {
-					w.up()
+				if err := syscall.Kill(shimOf(t, id), syscall.SIGKILL); err != nil {
+					t.Error(err)
 				}
 				return errGone
 			}
@@ -215,17 +210,23 @@ func TestAContainerdThatIsKilledInAStartMakesNothingRunTwice(t *testing.T) {
 			if err == nil || !killed.Load() {
 				t.Fatalf("the start was not disturbed: %+v", a)
 			}
-			if !c.back {
-				w.up()
-			}
 			for err != nil && ctx.Err() == nil {
 				if errors.As(err, new(*task.StartError)) {
 					t.Fatalf("the user gets an error: %v", err)
 				}
 				a, err = e.Start(ctx, id, life.First(1), nil)
 			}
-			if err != nil || a.Exit != nil {
-				t.Fatalf("started: %+v, %v", a, err)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.over {
+				if a.Exit.GetCode() != 137 {
+					t.Errorf("it ended with %v", a.Exit)
+				}
+				return
+			}
+			if a.Exit != nil {
+				t.Fatalf("started: %+v", a)
 			}
 			if n := w.o.Network.Get(id); n == nil || n.Default().IPv4().Addr().String() != a.IP || !strings.HasPrefix(a.IP, "10.199.") {
 				t.Fatalf("it runs with address %q, and the network knows of %+v", a.IP, n)
@@ -256,6 +257,70 @@ func freeze(t *testing.T, pid int) {
 	}
 }
 
+// A container that is prepared starts, runs, and ends without containerd.
+func TestAStartNeedsNoContainerd(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	id := w.prepared(t, e, waits)
+	pid, err := exec.Command("pgrep", "-f", w.dir+"/drover-containerd").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopped, err := strconv.Atoi(strings.TrimSpace(string(pid)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(stopped, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	resume := sync.OnceFunc(func() { _ = syscall.Kill(stopped, syscall.SIGCONT) })
+	defer resume()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if a, err := e.Start(ctx, id, life.First(1), nil); err != nil || a.Exit != nil {
+		t.Fatalf("started: %+v, %v", a, err)
+	}
+	ends(t, e, id)
+	if a, err := e.Start(ctx, id, life.First(2), nil); err != nil || a.Life != life.First(2) {
+		t.Fatalf("started again: %+v, %v", a, err)
+	}
+	resume()
+}
+
+// printed waits until a container has printed this.
+func (w *world) printed(t *testing.T, e *node, id, want string) {
+	t.Helper()
+	r, err := e.Logs(t.Context(), id, task.LogOptions{Stdout: true, Follow: true, Tail: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	for fr := bulk.NewFrameReader(r); ; {
+		kind, p, err := fr.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind != bulk.FramePos && string(p) == want {
+			return
+		}
+	}
+}
+
+// shimOf returns the process of a container's shim.
+func shimOf(t *testing.T, id string) int {
+	t.Helper()
+	out, err := exec.Command("pgrep", "-f", "drover-shim.* -id "+id).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
 func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)
@@ -282,14 +347,7 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	damage(unknown, "attempt.json")
 	ends(t, e, ended)
 	damage(ended, "exit.1")
-	shim, err := exec.Command("pgrep", "-f", "drover-shim.*"+hung).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(shim)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	pid := shimOf(t, hung)
 	freeze(t, pid)
 	defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
 
@@ -331,9 +389,8 @@ func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
 	}
 }
 
-// An agent dies while containerd deletes a process that ended: the shim has lost the
-// process, and containerd still has the shim. The task can be started again, and removed
-// without a trace.
+// An agent dies while a process that ended is deleted: its shim has none any more, and is
+// still there. The task starts again, and it goes without a trace.
 func TestADeletionThatWasCutShortIsEnded(t *testing.T) {
 	w := newWorld(t)
 	e := w.open(t)
@@ -371,19 +428,10 @@ func TestADeletionThatWasCutShortIsEnded(t *testing.T) {
 	}
 }
 
-// deleteInShim does what containerd had told a shim before it was not listened to
-// any more.
+// deleteInShim does what an agent had told a shim before it died.
 func (w *world) deleteInShim(t *testing.T, id string) {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(w.run, "st/io.containerd.runtime.v2.task/drover", id, "bootstrap.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var shim struct{ Address string }
-	if err := json.Unmarshal(b, &shim); err != nil {
-		t.Fatal(err)
-	}
-	c, err := net.Dial("unix", strings.TrimPrefix(shim.Address, "unix://"))
+	c, err := net.Dial("unix", filepath.Join(w.run, "t", id[:24]+".sh"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,9 +3,7 @@ package shim
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -16,47 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover/drover/agent/shim/native"
+	"github.com/drover/drover/agent/shim/shimapi"
 )
 
-// Files in a bundle.
-const (
-	// choiceFile has what runs the container: it must be known before the shim decides
-	// who reaps its children.
-	choiceFile = "drover-runtime"
-	// deletedFile records that Delete succeeded, and its result.
-	deletedFile = "drover-deleted"
-)
-
-// choice is what runs a container.
-type choice struct {
-	Binary  string `json:"binary,omitempty"`  // an OCI runtime; "": this shim itself
-	Filters string `json:"filters,omitempty"` // directory of compiled seccomp filters
-}
-
-// Native reports whether this shim runs the container itself.
-func (c choice) Native() bool { return c.Binary == "" }
-
-// readChoice reads a bundle's choice. A bundle without one is an earlier build's, whose
-// containers are all run by runc.
-func readChoice(bundle string) (choice, error) {
-	var c choice
-	b, err := os.ReadFile(filepath.Join(bundle, choiceFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return choice{Binary: "runc"}, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &c)
-	}
-	if err != nil {
-		return c, fmt.Errorf("reading which runtime is to be used: %w", err)
-	}
-	return c, nil
-}
+// deletedFile in a bundle records that Delete succeeded, and its result.
+const deletedFile = "drover-deleted"
 
 // Reaps reports whether the shim whose bundle is the current directory must be started
 // with containerd's reaper of all children: runc's library does its own waiting.
 func Reaps() bool {
-	c, err := readChoice(".")
+	c, err := shimapi.ReadChoice(".")
 	return err != nil || !c.Native()
 }
 
@@ -77,16 +44,8 @@ func (m Manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootap
 	if _, err := p.FindExtension(&o); err != nil {
 		return nil, fmt.Errorf("reading the runtime options: %w", err)
 	}
-	c := choice{Binary: o.BinaryName}
-	if c.Native() && o.Root != "" {
-		c.Filters = filepath.Join(filepath.Dir(o.Root), "seccomp")
-	}
-	b, err := json.Marshal(c)
-	if err == nil {
-		err = os.WriteFile(choiceFile, b, 0o600)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("recording which runtime is to be used: %w", err)
+	if err := shimapi.WriteChoice(".", shimapi.ChoiceOf(&o)); err != nil {
+		return nil, err
 	}
 	return m.Shim.Start(ctx, p)
 }
@@ -102,7 +61,7 @@ func (m Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if b, err := os.ReadFile(filepath.Join(bundle, deletedFile)); err == nil && json.Unmarshal(b, &d) == nil {
 		return shim.StopStatus{Pid: int(d.Pid), ExitStatus: int(d.Status), ExitedAt: d.At}, nil
 	}
-	c, err := readChoice(bundle)
+	c, err := shimapi.ReadChoice(bundle)
 	if err != nil {
 		return shim.StopStatus{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -57,7 +58,7 @@ type service struct {
 func New(ctx context.Context, p shim.Publisher, sd shutdown.Service) (taskAPI.TTRPCTaskService, error) {
 	s := &service{tasks: map[string]*taskIO{}, execs: map[string]*execIO{}}
 	watched := &publisher{Publisher: p, s: s}
-	c, err := readChoice(".")
+	c, err := shimapi.ReadChoice(".")
 	if err != nil {
 		return nil, err
 	}
@@ -270,5 +271,20 @@ func (p *publisher) Publish(ctx context.Context, topic string, e events.Event) e
 		}
 		p.s.mu.Unlock()
 	}
+	if os.Getenv(containerdEnv) == "" { // the agent started this shim, and reads what it records
+		return nil
+	}
 	return p.Publisher.Publish(ctx, topic, e)
+}
+
+// containerdEnv is the address at which containerd takes the events of shims that it
+// started.
+const containerdEnv = "TTRPC_ADDRESS"
+
+// Configure configures the shim whose bundle is the current directory. One that the agent
+// started logs to its standard error: only containerd reads the pipe that it would open
+// instead.
+func Configure(c *shim.Config) {
+	c.NoSetupLogger = os.Getenv(containerdEnv) == ""
+	c.NoReaper = !Reaps()
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,9 +19,10 @@ import (
 
 	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/core/mount"
-	cshim "github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/agent/shim/shimapi"
 )
 
 // Files of a bundle, beside those of the shim itself.
@@ -53,7 +55,7 @@ type shim struct {
 
 	users int // who hold this or wait for it
 
-	mu     sync.Mutex // guards the fields below, and the bundle
+	mu     sync.Mutex // guards the fields below, and the bundle; held over no call to the shim but its shutdown
 	client *ttrpc.Client
 	tasks  taskAPI.TTRPCTaskService // of client
 }
@@ -64,12 +66,6 @@ func (x *shim) socket() string {
 	return filepath.Join(x.s.o.SocketDir, x.id[:min(24, len(x.id))]+".sh")
 }
 
-// there reports whether there is a bundle.
-func (x *shim) there() bool {
-	_, err := os.Lstat(x.dir())
-	return err == nil
-}
-
 // start starts the process with a new bundle. x.mu must be held, as for all that follow.
 func (x *shim) start(c Container) (err error) {
 	for _, d := range []string{x.dir(), filepath.Join(x.dir(), rootfsDir), filepath.Join(x.dir(), workDir)} {
@@ -78,6 +74,9 @@ func (x *shim) start(c Container) (err error) {
 		}
 	}
 	if err := os.WriteFile(filepath.Join(x.dir(), specFile), c.Spec, 0o600); err != nil {
+		return err
+	}
+	if err := shimapi.WriteChoice(x.dir(), c.Runtime); err != nil {
 		return err
 	}
 	log, err := os.OpenFile(filepath.Join(x.dir(), logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -104,10 +103,24 @@ func (x *shim) start(c Container) (err error) {
 	if err := x.record(record{Version: 1, Binary: x.s.o.Binary, Pid: cmd.Process.Pid, Started: startOf(cmd.Process.Pid)}); err != nil {
 		return err
 	}
-	if err := cshim.AdjustOOMScore(cmd.Process.Pid); err != nil {
+	if err := spare(cmd.Process.Pid); err != nil {
 		return err
 	}
 	return x.connect()
+}
+
+// spare makes the kernel end a shim rather than this agent where memory is short, and
+// what is in containers rather than both.
+func spare(pid int) error {
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return err
+	}
+	own, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(min(own+1, 1000))), 0o600)
 }
 
 // environment is a shim's: this process's, without what only concerns this process.
@@ -180,8 +193,11 @@ func (s *Shims) lost(id string, c *ttrpc.Client) {
 	}
 	x.client, x.tasks = nil, nil
 	s.o.Log.Warn("a shim ended before its container was deleted", "task", short(id))
-	if _, err := x.find(s.life); err != nil && s.life.Err() == nil {
+	switch tasks, err := x.find(s.life); {
+	case err != nil && s.life.Err() == nil:
 		s.o.Log.Error("what a dead shim left can't be removed", "task", short(id), "err", err)
+	case tasks == nil:
+		s.o.Gone(id)
 	}
 }
 
@@ -191,7 +207,7 @@ func (x *shim) find(ctx context.Context) (taskAPI.TTRPCTaskService, error) {
 	if x.tasks != nil {
 		return x.tasks, nil
 	}
-	if !x.there() {
+	if !x.s.Has(x.id) {
 		return nil, nil
 	}
 	err := x.connect()
@@ -204,23 +220,16 @@ func (x *shim) find(ctx context.Context) (taskAPI.TTRPCTaskService, error) {
 	return nil, fmt.Errorf("reaching the shim of %s: %w", short(x.id), err)
 }
 
-// create makes the shim create the container's process.
-func (x *shim) create(ctx context.Context, c Container) (uint32, error) {
-	resp, err := x.tasks.Create(ctx, &taskAPI.CreateTaskRequest{ID: x.id, Bundle: x.dir(), Rootfs: c.Rootfs, Stdout: c.Stdout, Terminal: c.Terminal, Options: c.Options})
-	if err != nil {
-		return 0, err
-	}
-	return resp.Pid, nil
-}
-
 // finish ends a shim whose container was deleted.
 func (x *shim) finish(ctx context.Context) error {
-	if x.tasks != nil {
+	c, tasks := x.client, x.tasks
+	x.client, x.tasks = nil, nil // so that its end does not count as its death
+	if tasks != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.s.endWithin)
 		defer cancel()
-		_, _ = x.tasks.Shutdown(ctx, &taskAPI.ShutdownRequest{ID: x.id}) // it may end before it answers
+		_, _ = tasks.Shutdown(ctx, &taskAPI.ShutdownRequest{ID: x.id}) // it may end before it answers
+		_ = c.Close()
 	}
-	x.hangUp()
 	x.kill(x.s.endWithin)
 	return x.clear()
 }
@@ -229,7 +238,7 @@ func (x *shim) finish(ctx context.Context) error {
 func (x *shim) bury(ctx context.Context) error {
 	x.hangUp()
 	x.kill(0)
-	if !x.there() {
+	if !x.s.Has(x.id) {
 		return x.clear()
 	}
 	ctx, cancel := context.WithTimeout(ctx, buryWithin)

@@ -13,9 +13,12 @@ import (
 	"sync"
 	"time"
 
+	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/drover/drover/agent/shim/shimapi"
 )
 
 // Options of New.
@@ -27,6 +30,7 @@ type Options struct {
 	Namespace string // containerd's, under which shims run
 	// Next has the tasks that have no bundle here.
 	Next taskspb.TasksClient
+	Gone func(id string) // is called after a shim was found dead, and what it left was removed; may be nil
 	Log  *slog.Logger
 }
 
@@ -50,6 +54,9 @@ var _ taskspb.TasksClient = (*Shims)(nil)
 func New(o Options) (*Shims, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Gone == nil {
+		o.Gone = func(string) {}
 	}
 	for _, d := range []string{o.Dir, o.SocketDir} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
@@ -87,29 +94,50 @@ type Container struct {
 	Rootfs   []*types.Mount // the container's files
 	Stdout   string         // what the shim does with the streams: shimapi.Stdio's URL
 	Terminal bool
+	Runtime  shimapi.Choice
 	Options  *anypb.Any // of the runtime
 }
 
 // Begin starts a container's shim, which creates the container's process, and returns
 // the process's id. If it fails, nothing is left.
 func (s *Shims) Begin(ctx context.Context, c Container) (pid uint32, err error) {
+	tasks, err := s.start(c)
+	if err != nil {
+		return 0, err
+	}
+	r, err := tasks.Create(ctx, &taskAPI.CreateTaskRequest{ID: c.ID, Bundle: s.bundle(c.ID), Rootfs: c.Rootfs, Stdout: c.Stdout, Terminal: c.Terminal, Options: c.Options})
+	if err == nil {
+		return r.Pid, nil
+	}
 	x := s.lock(c.ID)
 	defer x.unlock()
-	if x.there() {
-		return 0, fmt.Errorf("starting a shim for %s: %w", short(c.ID), os.ErrExist)
-	}
-	if err = x.start(c); err != nil {
-		err = fmt.Errorf("starting a shim for %s: %w", short(c.ID), err)
-	} else {
-		pid, err = x.create(ctx, c)
-	}
-	if err == nil {
-		return pid, nil
-	}
 	if berr := x.bury(context.WithoutCancel(ctx)); berr != nil {
-		return 0, errors.Join(err, berr)
+		err = errors.Join(err, berr)
 	}
 	return 0, err
+}
+
+// start returns the service of a new shim.
+func (s *Shims) start(c Container) (taskAPI.TTRPCTaskService, error) {
+	x := s.lock(c.ID)
+	defer x.unlock()
+	if s.Has(c.ID) {
+		return nil, fmt.Errorf("starting a shim for %s: %w", short(c.ID), os.ErrExist)
+	}
+	if err := x.start(c); err != nil {
+		err = fmt.Errorf("starting a shim for %s: %w", short(c.ID), err)
+		if berr := x.bury(s.life); berr != nil {
+			err = errors.Join(err, berr)
+		}
+		return nil, err
+	}
+	return x.tasks, nil
+}
+
+// Has reports whether a container has a shim here, alive or not.
+func (s *Shims) Has(id string) bool {
+	_, err := os.Lstat(s.bundle(id))
+	return err == nil
 }
 
 // Spec returns the OCI runtime spec of a container with a shim, os.ErrNotExist if it has

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -329,4 +330,43 @@ func TestAnotherProcessIsNotKilled(t *testing.T) {
 	if at := startOf(1 << 30); at != "" {
 		t.Errorf("no process started at %q", at)
 	}
+}
+
+// A shim that is stopped keeps neither a list nor other calls from their ends.
+func TestAStoppedShimHoldsUpNobody(t *testing.T) {
+	h := newHost(t)
+	s := h.agent()
+	pid, err := h.begin(s, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	stopped := func() bool {
+		threads, _ := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/stat")
+		return !slices.ContainsFunc(threads, func(f string) bool {
+			b, err := os.ReadFile(f)
+			return err == nil && !strings.Contains(string(b), ") T ")
+		})
+	}
+	for !stopped() {
+		time.Sleep(time.Millisecond)
+	}
+	deleted := make(chan error, 1)
+	go func() {
+		_, err := s.Delete(t.Context(), &taskspb.DeleteTaskRequest{ContainerID: id})
+		deleted <- err
+	}()
+	r, err := s.List(t.Context(), &taskspb.ListTasksRequest{})
+	if err != nil || len(r.Tasks) != 2 || r.Tasks[1].Status != tasktypes.Status_UNKNOWN {
+		t.Errorf("listed are %v, %v", r, err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-deleted; err != nil {
+		t.Error(err)
+	}
+	h.nothing(s)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -54,29 +56,21 @@ func (s *Shims) Start(ctx context.Context, in *taskspb.StartRequest, opts ...grp
 
 // Delete implements taskspb.TasksClient. The shim ends with it.
 func (s *Shims) Delete(ctx context.Context, in *taskspb.DeleteTaskRequest, opts ...grpc.CallOption) (*taskspb.DeleteResponse, error) {
+	here := false
+	r, err := call(ctx, s, in.ContainerID, func(t taskAPI.TTRPCTaskService) (*taskspb.DeleteResponse, error) {
+		here = true
+		r, err := t.Delete(ctx, &taskAPI.DeleteRequest{ID: in.ContainerID})
+		if errdefs.IsNotFound(errgrpc.ToNative(err)) { // an earlier call deleted it, and was cut off
+			err = nil
+		}
+		return &taskspb.DeleteResponse{ID: in.ContainerID, Pid: r.GetPid(), ExitStatus: r.GetExitStatus(), ExitedAt: r.GetExitedAt()}, err
+	}, func() (*taskspb.DeleteResponse, error) { return s.o.Next.Delete(ctx, in, opts...) })
+	if !here || err != nil {
+		return r, err
+	}
 	x := s.lock(in.ContainerID)
 	defer x.unlock()
-	tasks, err := x.find(ctx)
-	if err != nil {
-		return nil, status.Error(codes.Unavailable, err.Error())
-	}
-	if tasks == nil {
-		return s.o.Next.Delete(ctx, in, opts...)
-	}
-	r, err := tasks.Delete(ctx, &taskAPI.DeleteRequest{ID: in.ContainerID})
-	switch {
-	case err == nil:
-	case errors.Is(err, ttrpc.ErrClosed): // it died over it
-		err = x.bury(context.WithoutCancel(ctx))
-		return &taskspb.DeleteResponse{ID: in.ContainerID}, err
-	case errdefs.IsNotFound(errgrpc.ToNative(err)): // an earlier call deleted it, and was cut off
-	default:
-		return nil, err
-	}
-	if ferr := x.finish(ctx); ferr != nil {
-		return nil, ferr
-	}
-	return &taskspb.DeleteResponse{ID: in.ContainerID, Pid: r.GetPid(), ExitStatus: r.GetExitStatus(), ExitedAt: r.GetExitedAt()}, nil
+	return r, x.finish(ctx)
 }
 
 // DeleteProcess implements taskspb.TasksClient.
@@ -87,9 +81,11 @@ func (s *Shims) DeleteProcess(ctx context.Context, in *taskspb.DeleteProcessRequ
 	}, func() (*taskspb.DeleteResponse, error) { return s.o.Next.DeleteProcess(ctx, in, opts...) })
 }
 
-// Get implements taskspb.TasksClient.
+// Get implements taskspb.TasksClient. It does not wait for a shim that hangs.
 func (s *Shims) Get(ctx context.Context, in *taskspb.GetRequest, opts ...grpc.CallOption) (*taskspb.GetResponse, error) {
 	get := func() (*taskspb.GetResponse, error) {
+		ctx, cancel := context.WithTimeout(ctx, stateWithin)
+		defer cancel()
 		return call(ctx, s, in.ContainerID, func(t taskAPI.TTRPCTaskService) (*taskspb.GetResponse, error) {
 			p, err := state(ctx, t, in.ContainerID, in.ExecID)
 			return &taskspb.GetResponse{Process: p}, err
@@ -126,19 +122,34 @@ func (s *Shims) List(ctx context.Context, in *taskspb.ListTasksRequest, opts ...
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	for _, id := range ids {
-		r, err := s.Get(ctx, &taskspb.GetRequest{ContainerID: id})
-		switch {
-		case err == nil:
-			all.Tasks = append(all.Tasks, r.Process)
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case !errdefs.IsNotFound(errgrpc.ToNative(err)):
-			all.Tasks = append(all.Tasks, &tasktypes.Process{ID: id, ContainerID: id, Status: tasktypes.Status_UNKNOWN})
+	found := make([]*tasktypes.Process, len(ids))
+	var asking errgroup.Group
+	asking.SetLimit(listAtOnce)
+	for i, id := range ids {
+		asking.Go(func() error {
+			r, err := s.Get(ctx, &taskspb.GetRequest{ContainerID: id})
+			switch {
+			case err == nil:
+				found[i] = r.Process
+			case !errdefs.IsNotFound(errgrpc.ToNative(err)):
+				found[i] = &tasktypes.Process{ID: id, ContainerID: id, Status: tasktypes.Status_UNKNOWN}
+			}
+			return nil
+		})
+	}
+	_ = asking.Wait()
+	for _, p := range found {
+		if p != nil {
+			all.Tasks = append(all.Tasks, p)
 		}
 	}
-	return all, nil
+	return all, ctx.Err()
 }
+
+const (
+	listAtOnce  = 32              // shims that a list asks
+	stateWithin = 2 * time.Second // for the answer of one
+)
 
 // Kill implements taskspb.TasksClient.
 func (s *Shims) Kill(ctx context.Context, in *taskspb.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {

@@ -34,7 +34,5 @@ func main() {
 			return shim.New(ic.Context, p.(cshim.Publisher), sd.(shutdown.Service))
 		},
 	})
-	cshim.RunShim(context.Background(), shim.Manager{Shim: manager.NewShimManager("io.drover.runc.v1")}, func(c *cshim.Config) {
-		c.NoReaper = !shim.Reaps()
-	})
+	cshim.RunShim(context.Background(), shim.Manager{Shim: manager.NewShimManager("io.drover.runc.v1")}, shim.Configure)
 }

@@ -1,0 +1,19 @@
+package engine
+
+import "github.com/drover/drover/agent/shims"
+
+// Tasks are the calls that tests disturb.
+type Tasks = tasks
+
+// Disturb makes engines that are opened from now on call what f returns.
+func Disturb(f func(Tasks) Tasks) (undo func()) {
+	was := newTasks
+	newTasks = func(o shims.Options) (tasks, error) {
+		t, err := was(o)
+		if err != nil {
+			return nil, err
+		}
+		return f(t), nil
+	}
+	return func() { newTasks = was }
+}
