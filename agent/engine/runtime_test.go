@@ -378,8 +378,8 @@ func TestSeccompFiltersAreKept(t *testing.T) {
 		want    string
 		files   int
 	}{
-		{nil, "grep -w Seccomp /proc/self/status; unshare -U true", "Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted\n", 1},
-		{nil, "grep -w Seccomp /proc/self/status; unshare -U true", "Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted\n", 1},
+		{nil, "grep -w Seccomp /proc/self/status; unshare -U true 2>&1", "Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted\n", 1},
+		{nil, "grep -w Seccomp /proc/self/status; unshare -U true 2>&1", "Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted\n", 1},
 		{[]string{"seccomp=" + profile}, "mkdir /tmp/x", "mkdir: can't create directory '/tmp/x': Function not implemented\n", 2},
 		{[]string{"seccomp=" + profile}, "mkdir /tmp/x", "mkdir: can't create directory '/tmp/x': Function not implemented\n", 2},
 		{[]string{"seccomp=unconfined"}, "grep -w Seccomp /proc/self/status", "Seccomp:\t0\n", 2},
