@@ -3,6 +3,7 @@
 # Ubuntu, and says in one line what is missing where it can't.
 set -euo pipefail
 
+# runc is a peer of tests: nothing else needs it.
 declare -A need=(
   [gcc]=gcc [runc]=runc [ip]=iproute2 [nsenter]=util-linux [nft]=nftables
   [busybox]=busybox-static [docker-registry]=docker-registry [protoc]=protobuf-compiler

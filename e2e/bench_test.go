@@ -37,6 +37,7 @@ func BenchmarkOneHost(b *testing.B) {
 	h.Up()
 	h.Must("pull", "busybox")
 	sides := []*side{{name: "drover run --rm busybox true", run: func() fleet.Result { return h.Drover("run", "--rm", "busybox", "true") }}}
+	sides = append(sides, &side{name: "the same by the host's runc", run: func() fleet.Result { return h.Drover("run", "--rm", "--runtime", "runc", "busybox", "true") }})
 	if s := ctr(b, f, h); s != nil {
 		sides = append(sides, s)
 	}
@@ -46,8 +47,12 @@ func BenchmarkOneHost(b *testing.B) {
 	compare(b, sides)
 
 	h.Must("run", "-d", "--name", "idle", "busybox", "sleep", "100000")
-	compare(b, []*side{{name: "drover exec idle true", run: func() fleet.Result { return h.Drover("exec", "idle", "true") }}})
-	h.Must("rm", "-f", "idle")
+	h.Must("run", "-d", "--name", "other", "--runtime", "runc", "busybox", "sleep", "100000")
+	compare(b, []*side{
+		{name: "drover exec idle true", run: func() fleet.Result { return h.Drover("exec", "idle", "true") }},
+		{name: "the same by the host's runc", run: func() fleet.Result { return h.Drover("exec", "other", "true") }},
+	})
+	h.Must("rm", "-f", "idle", "other")
 	st, err := os.Stat(filepath.Join(f.Bin, "drover"))
 	if err != nil {
 		b.Fatal(err)

@@ -4,6 +4,7 @@ package native
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"sync"
 
@@ -38,6 +39,10 @@ var _ taskAPI.TTRPCTaskService = (*Service)(nil)
 // then on, as a shim does that is the subreaper of its container's processes: nothing
 // else here may wait for any child but its own.
 func New(ctx context.Context, o Options) (*Service, error) {
+	// Inits inherit it from the library; they do one thing after the other.
+	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
+		return nil, fmt.Errorf("preparing inits: %w", err)
+	}
 	s := &Service{o: o, events: make(chan any, 128), stop: make(chan struct{}), forwarded: make(chan struct{}), orphans: newOrphans()}
 	go s.orphans.run(o.Shutdown.Done())
 	go s.forward(context.WithoutCancel(ctx))
