@@ -22,6 +22,7 @@ import (
 	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/network"
+	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/shims"
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/pkg/life"
@@ -71,6 +72,7 @@ type Engine struct {
 // tasks is the containers' processes, in shims.
 type tasks interface {
 	taskspb.TasksClient
+	Launch(id string, runtime shimapi.Choice) error
 	Begin(ctx context.Context, c shims.Container) (pid uint32, err error)
 	Has(id string) bool
 	Spec(id string) ([]byte, error)

@@ -15,6 +15,7 @@ import (
 
 	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
@@ -165,21 +166,26 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), s.ID, a, before))
 		}
 	}()
+	runtime, err := e.runtimeOptions(s.Create.HostConfig)
+	if err != nil {
+		return out, err
+	}
 	began := time.Now()
 	var (
-		planning sync.WaitGroup
-		made     made
-		refusal  error
+		meanwhile        sync.WaitGroup
+		made             made
+		refusal, without error
 	)
-	planning.Go(func() { made, refusal = e.replan(ctx, s) })
+	meanwhile.Go(func() { without = e.tasks.Launch(s.ID, shimapi.ChoiceOf(runtime)) })
+	meanwhile.Go(func() { made, refusal = e.replan(ctx, s) })
 	sandbox, err := e.connect(ctx, s.Spec, ports)
 	timed("network", began)
-	planning.Wait()
-	if err = cmp.Or(refusal, err); err != nil {
+	meanwhile.Wait()
+	if err = cmp.Or(refusal, err, without); err != nil {
 		return out, err
 	}
 	began = time.Now()
-	if err := e.create(ctx, s, a, made); err != nil {
+	if err := e.create(ctx, s, a, runtime, made); err != nil {
 		return out, startError("create", made.command, err)
 	}
 	timed("shim create", began)
@@ -206,18 +212,13 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 	return out, nil
 }
 
-// create starts a shim, which creates the process of a try.
-func (e *Engine) create(ctx context.Context, s prepared, a attempt, m made) error {
-	o, err := e.runtimeOptions(s.Create.HostConfig)
-	if err != nil {
-		return err
-	}
-	encoded, err := typeurl.MarshalAnyToProto(o)
+// create has the shim create the process of a try.
+func (e *Engine) create(ctx context.Context, s prepared, a attempt, runtime *options.Options, m made) error {
+	encoded, err := typeurl.MarshalAnyToProto(runtime)
 	if err != nil {
 		return fmt.Errorf("encoding the options of a runtime: %w", err)
 	}
-	c := shims.Container{ID: s.ID, Spec: m.spec, Stdout: e.stdio(s.Spec, a), Terminal: s.Create.Config != nil && s.Create.Tty,
-		Runtime: shimapi.ChoiceOf(o), Options: encoded}
+	c := shims.Container{ID: s.ID, Spec: m.spec, Stdout: e.stdio(s.Spec, a), Terminal: s.Create.Config != nil && s.Create.Tty, Options: encoded}
 	for _, r := range m.root {
 		c.Rootfs = append(c.Rootfs, &types.Mount{Type: r.Type, Source: r.Source, Target: r.Target, Options: r.Options})
 	}

@@ -67,16 +67,13 @@ func (x *shim) socket() string {
 }
 
 // start starts the process with a new bundle. x.mu must be held, as for all that follow.
-func (x *shim) start(c Container) (err error) {
+func (x *shim) start(runtime shimapi.Choice) (err error) {
 	for _, d := range []string{x.dir(), filepath.Join(x.dir(), rootfsDir), filepath.Join(x.dir(), workDir)} {
 		if err := os.Mkdir(d, 0o711); err != nil {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(x.dir(), specFile), c.Spec, 0o600); err != nil {
-		return err
-	}
-	if err := shimapi.WriteChoice(x.dir(), c.Runtime); err != nil {
+	if err := shimapi.WriteChoice(x.dir(), runtime); err != nil {
 		return err
 	}
 	log, err := os.OpenFile(filepath.Join(x.dir(), logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)

@@ -87,27 +87,45 @@ func (s *Shims) Close() error {
 	return nil
 }
 
-// Container describes a container whose shim is to be started.
+// Container describes what a shim is to run.
 type Container struct {
 	ID       string
 	Spec     []byte         // OCI runtime spec, as JSON
 	Rootfs   []*types.Mount // the container's files
 	Stdout   string         // what the shim does with the streams: shimapi.Stdio's URL
 	Terminal bool
-	Runtime  shimapi.Choice
 	Options  *anypb.Any // of the runtime
 }
 
-// Begin starts a container's shim, which creates the container's process, and returns
-// the process's id. If it fails, nothing is left.
-func (s *Shims) Begin(ctx context.Context, c Container) (pid uint32, err error) {
-	tasks, err := s.start(c)
-	if err != nil {
-		return 0, err
+// Launch starts the shim of a container, whose process Begin then has it create; the shim
+// starts meanwhile. If it fails, nothing is left.
+func (s *Shims) Launch(id string, runtime shimapi.Choice) error {
+	x := s.lock(id)
+	defer x.unlock()
+	if s.Has(id) {
+		return fmt.Errorf("starting a shim for %s: %w", short(id), os.ErrExist)
 	}
-	r, err := tasks.Create(ctx, &taskAPI.CreateTaskRequest{ID: c.ID, Bundle: s.bundle(c.ID), Rootfs: c.Rootfs, Stdout: c.Stdout, Terminal: c.Terminal, Options: c.Options})
+	err := x.start(runtime)
 	if err == nil {
-		return r.Pid, nil
+		return nil
+	}
+	err = fmt.Errorf("starting a shim for %s: %w", short(id), err)
+	if berr := x.bury(s.life); berr != nil {
+		err = errors.Join(err, berr)
+	}
+	return err
+}
+
+// Begin has a container's shim create the container's process, and returns the process's
+// id. If it fails, the shim is gone as well, and nothing is left.
+func (s *Shims) Begin(ctx context.Context, c Container) (pid uint32, err error) {
+	tasks, err := s.ready(ctx, c)
+	if err == nil {
+		var r *taskAPI.CreateTaskResponse
+		r, err = tasks.Create(ctx, &taskAPI.CreateTaskRequest{ID: c.ID, Bundle: s.bundle(c.ID), Rootfs: c.Rootfs, Stdout: c.Stdout, Terminal: c.Terminal, Options: c.Options})
+		if err == nil {
+			return r.Pid, nil
+		}
 	}
 	x := s.lock(c.ID)
 	defer x.unlock()
@@ -117,21 +135,21 @@ func (s *Shims) Begin(ctx context.Context, c Container) (pid uint32, err error) 
 	return 0, err
 }
 
-// start returns the service of a new shim.
-func (s *Shims) start(c Container) (taskAPI.TTRPCTaskService, error) {
+// ready returns the service of a shim whose bundle has what it is to begin.
+func (s *Shims) ready(ctx context.Context, c Container) (taskAPI.TTRPCTaskService, error) {
 	x := s.lock(c.ID)
 	defer x.unlock()
-	if s.Has(c.ID) {
-		return nil, fmt.Errorf("starting a shim for %s: %w", short(c.ID), os.ErrExist)
+	tasks, err := x.find(ctx)
+	if err == nil && tasks == nil {
+		err = errors.New("it ended before the container was created")
 	}
-	if err := x.start(c); err != nil {
-		err = fmt.Errorf("starting a shim for %s: %w", short(c.ID), err)
-		if berr := x.bury(s.life); berr != nil {
-			err = errors.Join(err, berr)
-		}
-		return nil, err
+	if err == nil {
+		err = os.WriteFile(filepath.Join(s.bundle(c.ID), specFile), c.Spec, 0o600)
 	}
-	return x.tasks, nil
+	if err != nil {
+		return nil, fmt.Errorf("starting the shim of %s: %w", short(c.ID), err)
+	}
+	return tasks, nil
 }
 
 // Has reports whether a container has a shim here, alive or not.

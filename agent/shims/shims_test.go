@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/drover/drover/agent/shim/shimapi"
 )
 
 const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -51,6 +53,9 @@ func (h *host) agent() *Shims {
 }
 
 func (h *host) begin(s *Shims, how string) (int, error) {
+	if err := s.Launch(id, shimapi.Choice{}); err != nil {
+		return 0, err
+	}
 	pid, err := s.Begin(h.t.Context(), Container{ID: id, Spec: []byte(`{"ociVersion":"1.2.0"}`), Stdout: how})
 	h.t.Cleanup(func() {
 		if pid > 0 {
@@ -176,8 +181,29 @@ func TestAShimThatCannotBeginLeavesNothing(t *testing.T) {
 	s := h.agent()
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
+	if err := s.Launch(id, shimapi.Choice{}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := s.Begin(ctx, Container{ID: id, Stdout: "hangs"}); err == nil {
 		t.Error("a shim that never answers began")
+	}
+	h.nothing(s)
+}
+
+// A shim that was launched for a container that can't be planned goes with it.
+func TestAShimWithoutAContainerIsDeleted(t *testing.T) {
+	h := newHost(t)
+	s := h.agent()
+	if err := s.Launch(id, shimapi.Choice{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Get(t.Context(), &taskspb.GetRequest{ContainerID: id}); status.Code(err) != codes.NotFound {
+		t.Errorf("its process is %v, %v", got, err)
+	}
+	h.delete(s, 0)
+	h.nothing(s)
+	if _, err := s.Begin(t.Context(), Container{ID: id}); err == nil {
+		t.Error("a container began without a shim")
 	}
 	h.nothing(s)
 }
