@@ -45,7 +45,7 @@ func (h *host) on() error {
 	ready := make(chan net.Addr, 1)
 	h.stdout = &buffer{}
 	log := slog.New(slog.NewTextHandler(&testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	cfg := Config{DataDir: h.data, RunDir: h.rundir, Listen: h.addr, Version: "test", Logger: log, Stdout: h.stdout, OnReady: func(a net.Addr) { ready <- a }}
+	cfg := Config{DataDir: h.data, RunDir: h.rundir, Listen: h.addr, Version: "test", Logger: log, Stdout: h.stdout, Registries: noHub, OnReady: func(a net.Addr) { ready <- a }}
 	c, err := load(cfg)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,8 +33,28 @@ import (
 	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/identity"
 	"github.com/drover/drover/pkg/pki"
+	"github.com/drover/drover/pkg/registry"
 	"github.com/drover/drover/pkg/unixsock"
 )
+
+// noHub stands in for Docker Hub, which is what a reference or login without a
+// registry means: it refuses connections.
+var noHub = []registry.Mirror{{Name: "docker.io", Endpoint: "127.0.0.1:1", PlainHTTP: true}}
+
+// TestMain fails if a test asks a name server: all hosts are on loopback.
+func TestMain(m *testing.M) {
+	var asked atomic.Int64
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		asked.Add(1)
+		return nil, errors.New("tests have no name server")
+	}}
+	code := m.Run()
+	if n := asked.Load(); n > 0 {
+		fmt.Fprintf(os.Stderr, "name servers were asked %d times\n", n)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
 
 // host is one machine's folders and the controller that runs on them.
 type host struct {
@@ -115,7 +137,7 @@ func (h *host) up() {
 	ready := make(chan net.Addr, 1)
 	h.stdout = &buffer{}
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(&testWriter{h.t}, &h.log), &slog.HandlerOptions{Level: slog.LevelInfo}))
-	c, err := load(Config{DataDir: h.data, RunDir: h.rundir, Listen: "127.0.0.1:0", Version: "test", Logger: log, Stdout: h.stdout,
+	c, err := load(Config{DataDir: h.data, RunDir: h.rundir, Listen: "127.0.0.1:0", Version: "test", Logger: log, Stdout: h.stdout, Registries: noHub,
 		OnReady: func(a net.Addr) { ready <- a }})
 	if err != nil {
 		h.t.Fatal(err)
