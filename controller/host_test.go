@@ -101,6 +101,31 @@ func newHost(t *testing.T, how ...func(*bootstrap.Options)) *host {
 	return h
 }
 
+// foundedBefore has the fleet be created that long ago: its authority and the host's
+// identities.
+func foundedBefore(ago time.Duration) func(*bootstrap.Options) {
+	return func(o *bootstrap.Options) { o.Now = o.Now.Add(-ago) }
+}
+
+// renew replaces the certificates of the host's identities, and keeps their keys.
+func (h *host) renew() {
+	h.t.Helper()
+	for _, dir := range []string{identity.ControllerPKI(h.data), identity.AgentPKI(h.data), identity.AdminPKI(h.data)} {
+		f := h.files(dir)
+		key, ok := f.Cert.PrivateKey.(crypto.Signer)
+		if !ok {
+			h.t.Fatalf("the key in %s is a %T", dir, f.Cert.PrivateKey)
+		}
+		der, err := h.ca.Issue(f.Principal.URI, key.Public(), []string{"127.0.0.1"}, time.Now())
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		if err := pki.WriteFiles(dir, [][]byte{h.ca.Cert.Raw}, der, key, f.Seal); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
 // authority opens the cluster's own, as it is before the cluster is committed.
 func authority(t *testing.T, data string) *pki.Authority {
 	t.Helper()
@@ -186,16 +211,22 @@ func (w *testWriter) Write(p []byte) (int, error) {
 // identity makes files of an identity that the authority signed.
 func (h *host) identity(kind, id string) *pki.Files {
 	h.t.Helper()
+	return h.identityOf(h.ca, kind, id, time.Now())
+}
+
+// identityOf makes files of an identity that an authority signs at the given time.
+func (h *host) identityOf(ca *pki.Authority, kind, id string, at time.Time) *pki.Files {
+	h.t.Helper()
 	k, err := pki.NewKey()
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	der, err := h.ca.Issue(pki.URI(h.cluster(), kind, id), k.Public(), nil, time.Now())
+	der, err := ca.Issue(pki.URI(h.cluster(), kind, id), k.Public(), nil, at)
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	dir := h.t.TempDir()
-	if err := pki.WriteFiles(dir, [][]byte{h.ca.Cert.Raw}, der, k, nil); err != nil {
+	if err := pki.WriteFiles(dir, [][]byte{ca.Cert.Raw}, der, k, nil); err != nil {
 		h.t.Fatal(err)
 	}
 	return h.files(dir)

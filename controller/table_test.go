@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
-	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -63,34 +61,6 @@ type listener struct {
 	by         map[string]asking
 }
 
-// identityOf makes files of an identity that an authority signed at some time.
-func (h *host) identityOf(ca *pki.Authority, kind, id string, at time.Time) *pki.Files {
-	h.t.Helper()
-	k, err := pki.NewKey()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	der, err := ca.Issue(pki.URI(h.cluster(), kind, id), k.Public(), nil, at)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if at.Before(ca.Cert.NotBefore) { // Issue would sign for the authority's own life
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		c.NotBefore, c.NotAfter = at, at.Add(pki.LeafLife)
-		if der, err = x509.CreateCertificate(rand.Reader, c, ca.Cert, k.Public(), ca.Key); err != nil {
-			h.t.Fatal(err)
-		}
-	}
-	dir := h.t.TempDir()
-	if err := pki.WriteFiles(dir, [][]byte{ca.Cert.Raw}, der, k, nil); err != nil {
-		h.t.Fatal(err)
-	}
-	return h.files(dir)
-}
-
 var segment = regexp.MustCompile(`\{[a-z]+(\.\.\.)?\}`)
 
 // Every route of every listener of a controller is asked by every kind of caller, and
@@ -98,30 +68,41 @@ var segment = regexp.MustCompile(`\{[a-z]+(\.\.\.)?\}`)
 // a new one changes the table, which is to be looked at and written with -update.
 func TestWhoMayDoWhat(t *testing.T) {
 	noLeaks(t)
-	h := newHost(t)
+	now := time.Now()
+	h := newHost(t, foundedBefore(3*pki.LeafLife))
+	h.renew()
 	h.up()
 	foreign, err := pki.NewAuthority(h.cluster(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	now, then := time.Now(), time.Now().Add(-2*pki.LeafLife)
-	who := func(kind, id, role string, revoked bool, at time.Time) *pki.Files {
-		f := h.identityOf(h.ca, kind, id, at)
+	known := func(f *pki.Files, role string, revoked bool) *pki.Files {
 		h.propose(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: f.Principal.URI, Roles: []string{role}, Revoked: revoked}}}})
 		return f
 	}
+	who := func(kind, id, role string, revoked bool) *pki.Files {
+		return known(h.identity(kind, id), role, revoked)
+	}
+	// As the authority issues it; its year is over.
+	expired := func(kind, id string) *pki.Files {
+		f := h.identityOf(h.ca, kind, id, now.Add(-2*pki.LeafLife))
+		if leaf := f.Cert.Leaf; leaf.NotBefore.Before(h.ca.Cert.NotBefore) || !leaf.NotAfter.Before(now) {
+			t.Fatalf("%s was valid from %s to %s, its authority since %s", f.Principal.URI, leaf.NotBefore, leaf.NotAfter, h.ca.Cert.NotBefore)
+		}
+		return f
+	}
 	node, controller := h.files(identity.AgentPKI(h.data)), h.files(identity.ControllerPKI(h.data))
-	people := func(kind string, roles ...string) map[string]asking {
+	people := func(kind, role string) map[string]asking {
 		all := map[string]asking{
 			"none":     {},
 			"wrong CA": {files: h.identityOf(foreign, kind, "mallory", now)},
-			"expired":  {files: who(kind, "expired-"+kind, roles[0], false, then)},
-			"revoked":  {files: who(kind, "revoked-"+kind, roles[0], true, now)},
+			"expired":  {files: known(expired(kind, "expired-"+kind), role, false)},
+			"revoked":  {files: who(kind, "revoked-"+kind, role, true)},
 			"node":     {files: node}, "controller": {files: controller},
 		}
 		return all
 	}
-	user, admin := who(pki.KindUser, "u", pki.KindUser, false, now), who(pki.KindUser, "ad", pki.RoleAdmin, false, now)
+	user, admin := who(pki.KindUser, "u", pki.KindUser, false), who(pki.KindUser, "ad", pki.RoleAdmin, false)
 	h.propose(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: &dv1.Node{Id: node.Principal.ID, Name: "a", Addr: "127.0.0.1:1", Capacity: &dv1.Capacity{NanoCpus: 4e9, Memory: 8 << 30}}}}})
 	h.propose(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: node.Principal.ID, Roles: map[string]string{"7": pki.KindUser, "0": pki.RoleAdmin}}}})
 
@@ -135,6 +116,8 @@ func TestWhoMayDoWhat(t *testing.T) {
 	for k, a := range sockets {
 		sockets[k] = proxied(a.files, 0)
 	}
+	// Expired ones come with all that their listener's callers may do.
+	sockets["expired"] = proxied(expired(pki.KindNode, node.Principal.ID), 0)
 	sockets["node"], sockets["user"], sockets["admin"] = proxied(node, 8), proxied(node, 7), proxied(node, 0)
 	behalf := func(uri string) asking {
 		return asking{files: controller, header: http.Header{"Drover-Principal": {uri}}}
@@ -145,8 +128,9 @@ func TestWhoMayDoWhat(t *testing.T) {
 			passed[k] = behalf(a.files.Principal.URI)
 		}
 	}
-	gone := who(pki.KindUser, "gone", pki.RoleAdmin, true, now)
-	passed["controller"], passed["revoked"] = behalf(who(pki.KindController, "other", pki.KindController, false, now).Principal.URI), behalf(gone.Principal.URI)
+	passed["expired"] = asking{files: passed["expired"].files, header: http.Header{"Drover-Principal": {admin.Principal.URI}}}
+	gone := who(pki.KindUser, "gone", pki.RoleAdmin, true)
+	passed["controller"], passed["revoked"] = behalf(who(pki.KindController, "other", pki.KindController, false).Principal.URI), behalf(gone.Principal.URI)
 	listeners := []listener{
 		{"API", "http/1.1", false, api, with(people(pki.KindUser, pki.RoleAdmin))},
 		{"socket proxy", wire.ALPNSocket, false, api, sockets},
@@ -269,7 +253,7 @@ func (h *host) commandRows(by map[string]*pki.Files) (out []row) {
 			}
 		}
 		cells["none"] = verdict(allowed(snap, "", about(f, "")))
-		cells["wrong CA"], cells["expired"] = never, never // they reach no deciding
+		cells["wrong CA"], cells["expired"] = never, never // a command has its caller's name, no certificate
 		out = append(out, row{string(f.Name()), cells})
 	}
 	return out
