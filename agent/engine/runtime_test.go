@@ -19,6 +19,7 @@ import (
 
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/agent/task/enginetest"
+	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/life"
 )
 
@@ -408,5 +409,88 @@ func TestSeccompFiltersAreKept(t *testing.T) {
 				t.Errorf("%d: kept %v", n, files)
 			}
 		}
+	}
+}
+
+// A container and an exec with a terminal have one: with its size, with what is typed
+// echoed, and with its end when an exec's client leaves.
+func TestTerminals(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	for _, runtime := range []string{"drover", "runc"} {
+		s := w.by(runtime, "tty; read line; stty size; echo got $line; read line; exit 5")
+		s.Create.Tty, s.Create.OpenStdin = true, true
+		s.Create.HostConfig.ConsoleSize = [2]uint{30, 90}
+		w.prepare(t, e, s)
+		if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil {
+			t.Fatal(err)
+		}
+		st, err := e.Attach(t.Context(), s.ID, task.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true, FromStart: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Resize(t.Context(), s.ID, 100, 40); err != nil {
+			t.Errorf("%s: %v", runtime, err)
+		}
+		if _, err := st.Write([]byte("typed\n")); err != nil {
+			t.Fatal(err)
+		}
+		fr := bulk.NewFrameReader(st)
+		var out strings.Builder
+		for !strings.Contains(out.String(), "got typed\r\n") {
+			kind, p, err := fr.Next()
+			if err != nil {
+				t.Fatalf("%s: %q: %v", runtime, out.String(), err)
+			}
+			if kind == bulk.FrameStderr {
+				t.Errorf("%s: stderr of a terminal: %q", runtime, p)
+			}
+			if kind == bulk.FrameStdout {
+				out.Write(p)
+			}
+		}
+		for _, want := range []string{"/dev/pts/0\r\n", "typed\r\n", "40 100\r\n"} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s: %q has no %q", runtime, out.String(), want)
+			}
+		}
+		// An exec of its own terminal ends with its client, in the order of a hang-up.
+		if err := e.ExecCreate(t.Context(), s.ID, "exec"+runtime, container.ExecCreateRequest{Cmd: []string{"sh", "-c", "stty size; sleep 1000"}, Tty: true, AttachStdin: true, AttachStdout: true}); err != nil {
+			t.Fatal(err)
+		}
+		x, err := e.ExecStart(t.Context(), s.ID, "exec"+runtime, true, 77, 22)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind, p, err := bulk.NewFrameReader(x).Next(); err != nil || kind != bulk.FrameStdout || string(p) != "22 77\r\n" {
+			t.Errorf("%s: the exec's first frame is %d %q (%v)", runtime, kind, p, err)
+		}
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			state, err := e.ExecInspect(t.Context(), s.ID, "exec"+runtime)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !state.Running {
+				if state.ExitCode == nil || *state.ExitCode != 129 {
+					t.Errorf("%s: the exec's exit is %v", runtime, *state.ExitCode)
+				}
+				break
+			}
+			if time.Now().After(end) {
+				t.Errorf("%s: the exec outlives its client", runtime)
+				break
+			}
+		}
+		if _, err := st.Write([]byte("\n")); err != nil {
+			t.Fatal(err)
+		}
+		if x, err := e.Wait(t.Context(), s.ID, life.First(1)); err != nil || x.Code != 5 {
+			t.Errorf("%s: exit %v (%v)", runtime, x, err)
+		}
+		_ = st.Close()
 	}
 }
