@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/drover/drover/agent/shim/shimapi"
 )
 
 // deletedEnv names a file to which a fake shim's `delete` appends its id.
@@ -27,6 +29,10 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	if os.Args[len(os.Args)-1] == "delete" {
+		if _, err := shimapi.ReadChoice("."); err != nil { // as the shim does
+			_, _ = fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 		f, err := os.OpenFile(os.Getenv(deletedEnv), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err == nil {
 			_, err = fmt.Fprintln(f, strings.Join(os.Args[1:], " "))

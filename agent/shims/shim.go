@@ -96,7 +96,14 @@ func (x *shim) start(runtime shimapi.Choice) (err error) {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	go func() { _ = cmd.Wait() }() // leaves no zombie; it ends with the shim
+	over := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(over) }() // leaves no zombie; it ends with the shim
+	defer func() {
+		if err != nil { // it may not be recorded
+			_ = cmd.Process.Kill()
+			<-over
+		}
+	}()
 	if err := x.record(record{Version: 1, Binary: x.s.o.Binary, Pid: cmd.Process.Pid, Started: startOf(cmd.Process.Pid)}); err != nil {
 		return err
 	}
@@ -235,7 +242,7 @@ func (x *shim) finish(ctx context.Context) error {
 func (x *shim) bury(ctx context.Context) error {
 	x.hangUp()
 	x.kill(0)
-	if !x.s.Has(x.id) {
+	if !x.begun() {
 		return x.clear()
 	}
 	ctx, cancel := context.WithTimeout(ctx, buryWithin)
@@ -248,6 +255,18 @@ func (x *shim) bury(ctx context.Context) error {
 		return fmt.Errorf("removing what the shim of %s left: %w: %s", short(x.id), err, strings.TrimSpace(said.String()))
 	}
 	return x.clear()
+}
+
+// begun reports whether a shim may have been started with the bundle: one that has
+// neither socket nor record was cut short before, or is all but removed, and may be
+// damaged.
+func (x *shim) begun() bool {
+	for _, path := range []string{x.socket(), filepath.Join(x.dir(), recordFile)} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			return x.s.Has(x.id)
+		}
+	}
+	return false
 }
 
 // hangUp closes the connection, which then counts as this agent's doing.

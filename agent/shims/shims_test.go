@@ -3,6 +3,7 @@ package shims
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/pkg/testenv"
 )
 
 const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -395,4 +397,68 @@ func TestAStoppedShimHoldsUpNobody(t *testing.T) {
 		t.Error(err)
 	}
 	h.nothing(s)
+}
+
+// What can't be written, as where the disk is full, leaves neither a shim nor a bundle.
+func TestAStartOnAFullDiskLeavesNothing(t *testing.T) {
+	testenv.Root(t)
+	full := func(option string, upTo int) {
+		for n := 1; n <= upTo; n++ {
+			h := newHost(t)
+			s := h.agent()
+			if err := syscall.Mount("tmpfs", s.o.Dir, "tmpfs", 0, fmt.Sprintf("%s=%d", option, n)); err != nil {
+				t.Fatal(err)
+			}
+			pid, err := h.begin(s, "")
+			if err == nil {
+				t.Errorf("%s=%d: it began, with pid %d", option, n, pid)
+			}
+			if p := shimOf(id); p != "" {
+				t.Errorf("%s=%d: %s is left", option, n, p)
+			}
+			h.nothing(s)
+			if err := syscall.Unmount(s.o.Dir, syscall.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	full("nr_inodes", 7) // one more is enough
+	full("nr_blocks", 2)
+}
+
+// shimOf returns a process of this program that is a container's shim, "" if there is
+// none.
+func shimOf(id string) string {
+	self, _ := os.Readlink("/proc/self/exe")
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range all {
+		args, _ := os.ReadFile(p + "/cmdline")
+		if exe, _ := os.Readlink(p + "/exe"); exe == self && strings.Contains(string(args), "-id\x00"+id) {
+			return p
+		}
+	}
+	return ""
+}
+
+// An agent may have died at any moment of writing a bundle, or of removing one.
+func TestABundleThatWasNotFinishedIsRemoved(t *testing.T) {
+	for name, files := range map[string][]string{
+		"empty":                {},
+		"with a spec":          {specFile},
+		"with half a choice":   {specFile, "drover-runtime"},
+		"whose record is left": {recordFile},
+	} {
+		h := newHost(t)
+		s := h.agent()
+		if err := os.Mkdir(s.bundle(id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if err := os.WriteFile(filepath.Join(s.bundle(id), f), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Log(name)
+		h.nothing(s)
+	}
 }
