@@ -69,6 +69,12 @@ type fake struct {
 }
 
 func (f *fake) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*taskAPI.CreateTaskResponse, error) {
+	if r.Stdout == "creates" { // for longer than anybody waits
+		if err := os.WriteFile("creating", nil, 0o600); err != nil {
+			return nil, err
+		}
+		select {}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch f.how = r.Stdout; f.how {
@@ -111,6 +117,9 @@ func (f *fake) Delete(context.Context, *taskAPI.DeleteRequest) (*taskAPI.DeleteR
 }
 
 func (f *fake) Shutdown(context.Context, *taskAPI.ShutdownRequest) (*emptypb.Empty, error) {
+	if _, err := os.Stat("creating"); err == nil { // as the shim does
+		return &emptypb.Empty{}, nil
+	}
 	if f.how != "stays" {
 		os.Exit(0)
 	}

@@ -224,8 +224,9 @@ func (x *shim) find(ctx context.Context) (taskAPI.TTRPCTaskService, error) {
 	return nil, fmt.Errorf("reaching the shim of %s: %w", short(x.id), err)
 }
 
-// finish ends a shim whose container was deleted.
-func (x *shim) finish(ctx context.Context) error {
+// finish ends a shim without a container: it was deleted, or is not there. The latter may
+// be about to change, if an agent died while the shim was creating it.
+func (x *shim) finish(ctx context.Context, deleted bool) error {
 	c, tasks := x.client, x.tasks
 	x.client, x.tasks = nil, nil // so that its end does not count as its death
 	if tasks != nil {
@@ -235,6 +236,9 @@ func (x *shim) finish(ctx context.Context) error {
 		_ = c.Close()
 	}
 	x.kill(x.s.endWithin)
+	if !deleted {
+		return x.bury(context.WithoutCancel(ctx))
+	}
 	return x.clear()
 }
 

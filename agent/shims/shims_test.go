@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"google.golang.org/grpc"
@@ -460,5 +461,44 @@ func TestABundleThatWasNotFinishedIsRemoved(t *testing.T) {
 		}
 		t.Log(name)
 		h.nothing(s)
+	}
+}
+
+// An agent may die while a shim creates a container, which then is nobody's until the
+// shim is done. It does not outlive its deletion.
+func TestAContainerThatIsBeingCreatedIsRemovedWithItsShim(t *testing.T) {
+	h := newHost(t)
+	first := h.agent()
+	if err := first.Launch(id, shimapi.Choice{}); err != nil {
+		t.Fatal(err)
+	}
+	x := first.lock(id)
+	tasks := x.tasks
+	x.unlock()
+	created := make(chan error, 1)
+	go func() {
+		_, err := tasks.Create(t.Context(), &taskAPI.CreateTaskRequest{ID: id, Stdout: "creates"})
+		created <- err
+	}()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(first.bundle(id), "creating")); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("no creation began")
+		}
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-created; err == nil {
+		t.Fatal("it was created")
+	}
+	s := h.agent()
+	s.endWithin = 100 * time.Millisecond
+	h.delete(s, 0)
+	h.nothing(s)
+	if h.cleaned() != 1 {
+		t.Errorf("what the shim was creating was removed %d times", h.cleaned())
 	}
 }

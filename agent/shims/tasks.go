@@ -56,12 +56,12 @@ func (s *Shims) Start(ctx context.Context, in *taskspb.StartRequest, opts ...grp
 
 // Delete implements taskspb.TasksClient. The shim ends with it.
 func (s *Shims) Delete(ctx context.Context, in *taskspb.DeleteTaskRequest, opts ...grpc.CallOption) (*taskspb.DeleteResponse, error) {
-	here := false
+	here, deleted := false, true
 	r, err := call(ctx, s, in.ContainerID, func(t taskAPI.TTRPCTaskService) (*taskspb.DeleteResponse, error) {
 		here = true
 		r, err := t.Delete(ctx, &taskAPI.DeleteRequest{ID: in.ContainerID})
-		if errdefs.IsNotFound(errgrpc.ToNative(err)) { // an earlier call deleted it, and was cut off
-			err = nil
+		if errdefs.IsNotFound(errgrpc.ToNative(err)) { // an earlier call deleted it, or did not get to create it
+			deleted, err = false, nil
 		}
 		return &taskspb.DeleteResponse{ID: in.ContainerID, Pid: r.GetPid(), ExitStatus: r.GetExitStatus(), ExitedAt: r.GetExitedAt()}, err
 	}, func() (*taskspb.DeleteResponse, error) { return s.o.Next.Delete(ctx, in, opts...) })
@@ -70,7 +70,7 @@ func (s *Shims) Delete(ctx context.Context, in *taskspb.DeleteTaskRequest, opts 
 	}
 	x := s.lock(in.ContainerID)
 	defer x.unlock()
-	return r, x.finish(ctx)
+	return r, x.finish(ctx, deleted)
 }
 
 // DeleteProcess implements taskspb.TasksClient.
