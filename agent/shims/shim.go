@@ -38,6 +38,7 @@ const (
 	connectWithin = 5 * time.Second
 	endWithin     = 3 * time.Second  // from a shim's shutdown to its end
 	buryWithin    = 30 * time.Second // for the removal of what a dead shim left
+	removeAgain   = 5 * time.Second  // from a removal that failed to the next one
 )
 
 // record is what a later agent has to know of a shim besides its socket.
@@ -197,11 +198,38 @@ func (s *Shims) lost(id string, c *ttrpc.Client) {
 	}
 	x.client, x.tasks = nil, nil
 	s.o.Log.Warn("a shim ended before its container was deleted", "task", short(id))
-	switch tasks, err := x.find(s.life); {
-	case err != nil && s.life.Err() == nil:
-		s.o.Log.Error("what a dead shim left can't be removed", "task", short(id), "err", err)
+	if !x.remove() {
+		s.wg.Go(func() { s.removeLater(id) })
+	}
+}
+
+// remove removes what a dead shim left, and reports whether that is done.
+func (x *shim) remove() bool {
+	tasks, err := x.find(x.s.life)
+	switch {
+	case err != nil:
+		if x.s.life.Err() == nil {
+			x.s.o.Log.Error("what a dead shim left can't be removed", "task", short(x.id), "err", err)
+		}
+		return false
 	case tasks == nil:
-		s.o.Gone(id)
+		x.s.o.Gone(x.id)
+	}
+	return true
+}
+
+// removeLater removes what a dead shim left once that can be done: those who wait for its
+// container don't ask for it.
+func (s *Shims) removeLater(id string) {
+	for done := false; !done; {
+		select {
+		case <-time.After(s.removeAgain):
+		case <-s.life.Done():
+			return
+		}
+		x := s.lock(id)
+		done = x.remove()
+		x.unlock()
 	}
 }
 

@@ -41,7 +41,8 @@ type Shims struct {
 	end  context.CancelFunc
 	wg   sync.WaitGroup // goroutines that watch shims, and bury them
 
-	endWithin time.Duration
+	endWithin   time.Duration
+	removeAgain time.Duration // pause after a removal that failed
 
 	mu   sync.Mutex // guards the field below, and the users of each
 	open map[string]*shim
@@ -63,7 +64,7 @@ func New(o Options) (*Shims, error) {
 			return nil, fmt.Errorf("preparing for shims: %w", err)
 		}
 	}
-	s := &Shims{o: o, endWithin: endWithin, open: map[string]*shim{}}
+	s := &Shims{o: o, endWithin: endWithin, removeAgain: removeAgain, open: map[string]*shim{}}
 	s.life, s.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
 	return s, nil
 }

@@ -502,3 +502,36 @@ func TestAContainerThatIsBeingCreatedIsRemovedWithItsShim(t *testing.T) {
 		t.Errorf("what the shim was creating was removed %d times", h.cleaned())
 	}
 }
+
+// What is in the way of a dead shim's removal may pass, and is not asked for by anybody.
+func TestTheRemovalOfADeadShimIsRepeated(t *testing.T) {
+	h := newHost(t)
+	s := h.agent()
+	s.removeAgain = time.Millisecond
+	gone := make(chan string, 1)
+	s.o.Gone = func(id string) { gone <- id }
+	pid, err := h.begin(s, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(h.deleted, 0o700); err != nil { // fails the fake's delete
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-gone:
+		t.Fatal("it was removed")
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := os.Remove(h.deleted); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-gone:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is left")
+	}
+	h.nothing(s)
+}
