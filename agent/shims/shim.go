@@ -379,7 +379,7 @@ func startOf(pid int) string {
 	return fields[afterName]
 }
 
-// clear removes the bundle and the socket.
+// clear removes the socket and then the bundle, by which a later agent knows what is left.
 func (x *shim) clear() error {
 	root := filepath.Join(x.dir(), rootfsDir)
 	if err := mount.UnmountRecursive(root, unix.MNT_DETACH); err != nil {
@@ -389,11 +389,11 @@ func (x *shim) clear() error {
 	if err := os.Remove(root); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the bundle of %s: %w", short(x.id), err)
 	}
-	if err := os.RemoveAll(x.dir()); err != nil {
-		return fmt.Errorf("removing the bundle of %s: %w", short(x.id), err)
-	}
 	if err := os.Remove(x.socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the socket of %s: %w", short(x.id), err)
+	}
+	if err := os.RemoveAll(x.dir()); err != nil {
+		return fmt.Errorf("removing the bundle of %s: %w", short(x.id), err)
 	}
 	return nil
 }

@@ -535,3 +535,31 @@ func TestTheRemovalOfADeadShimIsRepeated(t *testing.T) {
 	}
 	h.nothing(s)
 }
+
+// A socket is not left by an agent that dies while it removes a bundle.
+func TestASocketGoesBeforeItsBundle(t *testing.T) {
+	testenv.Root(t)
+	h := newHost(t)
+	s := h.agent()
+	if _, err := h.begin(s, ""); err != nil {
+		t.Fatal(err)
+	}
+	x := s.lock(id)
+	socket := x.socket()
+	x.unlock()
+	stuck := filepath.Join(s.bundle(id), "stuck") // a mount point can't be removed
+	if err := os.Mkdir(stuck, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", stuck, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Delete(t.Context(), &taskspb.DeleteTaskRequest{ContainerID: id})
+	if uerr := syscall.Unmount(stuck, syscall.MNT_DETACH); uerr != nil {
+		t.Fatal(uerr)
+	}
+	if _, serr := os.Lstat(socket); err == nil || !errors.Is(serr, os.ErrNotExist) {
+		t.Errorf("the bundle is removed (%v), or the socket is left", err)
+	}
+	h.nothing(s)
+}
