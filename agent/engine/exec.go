@@ -163,7 +163,7 @@ func (e *Engine) run(ctx context.Context, x *execution, p process, sock string, 
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the streams of exec %s: %w", short(x.id), err)
 	}
-	pid, err := p.start(ctx)
+	pid, err := p.start(context.WithoutCancel(ctx)) // else nobody knows whether it runs
 	if err != nil {
 		_ = c.Close()
 		return nil, startError("exec", x.o.Cmd[0], errgrpc.ToNative(err))

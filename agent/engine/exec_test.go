@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -182,4 +183,46 @@ func TestAnExecWhoseClientLeftSeesTheEndOfItsInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-stuck
+}
+
+// An exec whose start never reached its shim, as when its client left just before, ends
+// there: nothing waits for the end of what did not begin.
+func TestAnExecThatWasNotStartedIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	var lost atomic.Bool
+	between(t, func(m moment) error {
+		if m.call == startTask && !m.after && lost.Load() {
+			return errGone
+		}
+		return nil
+	})
+	e := w.open(t)
+	w.pulled(t, e)
+	id := w.prepared(t, e, waits)
+	if _, err := e.Start(t.Context(), id, life.First(1), nil); err != nil {
+		t.Fatal(err)
+	}
+	o := container.ExecCreateRequest{Cmd: []string{"true"}, AttachStdout: true}
+	if err := e.ExecCreate(t.Context(), id, "lost", o); err != nil {
+		t.Fatal(err)
+	}
+	lost.Store(true)
+	refused := make(chan error, 1)
+	go func() {
+		_, err := e.ExecStart(t.Context(), id, "lost", true, 0, 0)
+		refused <- err
+	}()
+	select {
+	case err := <-refused:
+		if err == nil {
+			t.Error("it began")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is waited for")
+	}
+	lost.Store(false)
+	if x, err := e.ExecInspect(t.Context(), id, "lost"); err != nil || x.Running || x.ExitCode == nil {
+		t.Errorf("it is %+v, %v", x, err)
+	}
+	ends(t, e, id)
 }

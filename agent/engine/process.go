@@ -36,6 +36,9 @@ func (p process) wait(ctx context.Context) (*taskspb.WaitResponse, error) {
 // has ended.
 func (p process) kill(ctx context.Context) error {
 	_, err := p.tasks.Kill(ctx, &taskspb.KillRequest{ContainerID: p.id, ExecID: p.exec, Signal: uint32(syscall.SIGKILL), All: p.exec == ""})
+	if err != nil && notCreated(err) { // it has no end to wait for
+		return nil
+	}
 	if err == nil || alreadyEnded(err) {
 		_, err = p.wait(ctx)
 	}
@@ -54,6 +57,9 @@ func (p process) delete(ctx context.Context, kill bool) error {
 	_, derr := p.tasks.DeleteProcess(ctx, &taskspb.DeleteProcessRequest{ContainerID: p.id, ExecID: p.exec})
 	return errors.Join(err, derr)
 }
+
+// notCreated reports whether a signal was for an exec that was not started.
+func notCreated(err error) bool { return strings.Contains(err.Error(), "process not created") }
 
 // alreadyEnded reports whether a signal came too late.
 func alreadyEnded(err error) bool {
