@@ -119,8 +119,18 @@ func Open(o Options) (*Engine, error) {
 // newTasks is replaced by tests that disturb calls.
 var newTasks = func(o shims.Options) (tasks, error) { return shims.New(o) }
 
-// sweep removes directories of tasks whose removal or preparation was interrupted.
+// sweep removes directories of tasks whose removal or preparation was interrupted, and
+// sockets of execs that an earlier agent was about to start, which only that agent knew.
 func (e *Engine) sweep() error {
+	socks, err := filepath.Glob(e.o.execSocket("*"))
+	if err != nil {
+		return fmt.Errorf("looking for sockets of execs: %w", err)
+	}
+	for _, sock := range socks {
+		if err := os.Remove(sock); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing what an exec left: %w", err)
+		}
+	}
 	ids, err := os.ReadDir(e.o.tasks())
 	if err != nil {
 		return fmt.Errorf("reading tasks: %w", err)

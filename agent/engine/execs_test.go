@@ -2,6 +2,8 @@ package engine
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -37,5 +39,31 @@ func TestExecsThatEndedAreForgottenAfterAWhile(t *testing.T) {
 	}
 	if len(e.execs) != 2 {
 		t.Errorf("%d execs are kept", len(e.execs))
+	}
+}
+
+// An agent that died before it had connected to an exec left its socket, which no other
+// agent knows.
+func TestSocketsOfExecsGoWithTheirAgent(t *testing.T) {
+	e := &Engine{o: Options{DataDir: t.TempDir(), RunDir: t.TempDir()}}
+	for _, d := range []string{e.o.tasks(), filepath.Join(e.o.RunDir, "t")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, shims := e.o.execSocket("e0"), e.o.stdinSocket(testID)
+	for _, f := range []string{left, shims} {
+		if err := os.WriteFile(f, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is left: %v", err)
+	}
+	if _, err := os.Stat(shims); err != nil {
+		t.Errorf("a container's: %v", err)
 	}
 }
