@@ -409,6 +409,9 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	if err == nil {
 		err = ctr.Delete(ctx, client.WithSnapshotCleanup)
 	}
+	if errdefs.IsNotFound(err) { // its preparation was cut short after the snapshot
+		err = e.c.SnapshotService(images.Snapshotter).Remove(ctx, id)
+	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("removing %s: %w", short(id), err)
 	}

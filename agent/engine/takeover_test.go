@@ -11,6 +11,7 @@ import (
 	taskspb "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/drover/drover/agent/containerd"
@@ -96,4 +97,26 @@ func (w *world) throughContainerd(t *testing.T, id string) {
 	must(os.WriteFile(filepath.Join(dir, "exit.1.once.begun"), nil, 0o600))
 	_, err = c.TaskService().Start(ctx, &taskspb.StartRequest{ContainerID: id})
 	must(err)
+}
+
+// A preparation that was cut short after its snapshot leaves nothing once it is removed.
+func TestASnapshotWithoutAContainerIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	c, err := containerd.Connect(w.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	ctx := namespaces.WithNamespace(t.Context(), containerd.Namespace)
+	all, id := c.SnapshotService(images.Snapshotter), w.spec("").ID
+	if _, err := all.Prepare(ctx, id, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Remove(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := all.Stat(ctx, id); !errdefs.IsNotFound(err) {
+		t.Errorf("it is left: %v", err)
+	}
 }
