@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 )
 
@@ -29,6 +30,10 @@ type ends interface {
 type fifos struct {
 	dir        string
 	input, tty bool
+
+	mu       sync.Mutex // guards released, and that nobody opens after it
+	released bool
+	opening  sync.WaitGroup // those who open a fifo now
 }
 
 func newFifos(dir string, input, tty bool) (*fifos, error) {
@@ -67,25 +72,43 @@ func (f *fifos) all() (paths []string) {
 	return paths
 }
 
-func (f *fifos) stdout() (io.ReadCloser, error) {
-	return os.OpenFile(filepath.Join(f.dir, "stdout"), os.O_RDONLY, 0)
+func (f *fifos) stdout() (io.ReadCloser, error) { return f.open("stdout", os.O_RDONLY) }
+func (f *fifos) stderr() (io.ReadCloser, error) { return f.open("stderr", os.O_RDONLY) }
+func (f *fifos) stdin() (io.WriteCloser, error) { return f.open("stdin", os.O_WRONLY) }
+
+// open blocks until the other end is opened too, or the fifos are released.
+func (f *fifos) open(name string, flag int) (*os.File, error) {
+	f.mu.Lock()
+	if f.released {
+		f.mu.Unlock()
+		return nil, os.ErrClosed
+	}
+	f.opening.Add(1)
+	f.mu.Unlock()
+	defer f.opening.Done()
+	return os.OpenFile(filepath.Join(f.dir, name), flag, 0)
 }
 
-func (f *fifos) stderr() (io.ReadCloser, error) {
-	return os.OpenFile(filepath.Join(f.dir, "stderr"), os.O_RDONLY, 0)
-}
-
-func (f *fifos) stdin() (io.WriteCloser, error) {
-	return os.OpenFile(filepath.Join(f.dir, "stdin"), os.O_WRONLY, 0)
-}
-
-// release also removes the fifos, so that whoever comes later does not wait either.
+// release also removes the fifos. It keeps both ends of each open until nobody is opening
+// one: whoever has found its name, and does not wait yet, would wait for ever.
 func (f *fifos) release() {
+	f.mu.Lock()
+	again := f.released
+	f.released = true
+	f.mu.Unlock()
+	if again {
+		return
+	}
+	held := true
 	for _, p := range f.all() {
-		fd, err := syscall.Open(p, syscall.O_RDWR|syscall.O_NONBLOCK, 0)
+		fd, err := syscall.Open(p, syscall.O_RDWR|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 		_ = os.Remove(p)
 		if err == nil {
-			_ = syscall.Close(fd)
+			defer func() { _ = syscall.Close(fd) }()
 		}
+		held = held && err == nil
+	}
+	if held { // else who waits is not let go, and not waited for
+		f.opening.Wait()
 	}
 }
