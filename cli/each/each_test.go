@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -45,7 +46,7 @@ type fleet struct {
 	code     map[string]int
 	full     map[string]string // why a node takes no container
 	fails    map[string]string // why a node's container does not start
-	absent   bool              // the image, until it is pulled
+	absent   atomic.Bool       // the image, until it is pulled
 	refuses  error             // a run
 	warnings []string          // of a run
 	ctx      context.Context   // of the command, nil for the test's
@@ -171,7 +172,7 @@ func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			refuse(w, 500, why)
 			return
 		}
-		f.absent = false
+		f.absent.Store(false)
 		_, _ = io.WriteString(w, "{\"status\":\"Pulling from library/alpine\"}\n{\"status\":\"Digest: sha256:1\"}\n")
 	default:
 		refuse(w, 501, r.URL.Path)
@@ -193,7 +194,7 @@ func (f *fleet) Create(_ context.Context, r *connect.Request[dv1.CreateRunReques
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, r.Msg)
 	switch {
-	case f.absent:
+	case f.absent.Load():
 		return nil, refusal(dv1.Error_NO_IMAGE, "No such image: alpine:latest")
 	case f.refuses != nil:
 		return nil, f.refuses
@@ -318,7 +319,7 @@ func TestWhatPeopleRead(t *testing.T) {
 		{"name-taken", "run --each --name s alpine true", func(f *fleet) {
 			f.refuses = refusal(dv1.Error_NAME_TAKEN, `Conflict. The container name "/s" is already in use by run s.`)
 		}, 125},
-		{"never-pulled", "run --each --pull never alpine true", func(f *fleet) { f.absent = true }, 125},
+		{"never-pulled", "run --each --pull never alpine true", func(f *fleet) { f.absent.Store(true) }, 125},
 		{"warned", "run --each alpine true", func(f *fleet) { f.warnings = []string{"health checks are not available on this fleet yet"} }, 0},
 		{"not-found", "run --each alpine nothing", func(f *fleet) {
 			for _, n := range f.nodes {
@@ -331,7 +332,7 @@ func TestWhatPeopleRead(t *testing.T) {
 		{"nobody", "run --each --on node==z alpine true", func(*fleet) {}, 125},
 		{"chosen", "run --each --on node==b,node==c alpine true", func(*fleet) {}, 0},
 		{"detached", "run -d --each --name s alpine sleep 9", func(*fleet) {}, 0},
-		{"pulled-first", "run --each alpine true", func(f *fleet) { f.absent = true }, 0},
+		{"pulled-first", "run --each alpine true", func(f *fleet) { f.absent.Store(true) }, 0},
 		{"terminal", "run --each -it alpine sh", func(*fleet) {}, 1},
 		{"cidfile", "run --each --cidfile x alpine sh", func(*fleet) {}, 1},
 		{"exec", "exec --each s cat /etc/hostname", func(f *fleet) { f.out["a"] = "other\n" }, 0},
