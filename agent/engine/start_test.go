@@ -288,6 +288,32 @@ func TestAStartNeedsNoContainerd(t *testing.T) {
 	resume()
 }
 
+// The files of a container that runs are nobody's but root's: with another account of the
+// host, their setuid programs would be root's there.
+func TestFilesOfAContainerAreNotOtherAccounts(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	id := w.prepared(t, e, waits)
+	if _, err := e.Start(t.Context(), id, life.First(1), nil); err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(w.bundle(id), "rootfs", "bin", "busybox")
+	if err := exec.Command(program, "true").Run(); err != nil {
+		t.Errorf("root can't run it: %v", err)
+	}
+	if err := os.Chmod(w.run, 0o755); err != nil { // as RUN is
+		t.Fatal(err)
+	}
+	other := exec.Command(program, "true")
+	other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	other.Dir = "/"
+	if err := other.Run(); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("another account ran a container's program: %v", err)
+	}
+	ends(t, e, id)
+}
+
 // printed waits until a container has printed this.
 func (w *world) printed(t *testing.T, e *node, id, want string) {
 	t.Helper()

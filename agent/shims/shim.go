@@ -70,7 +70,7 @@ func (x *shim) socket() string {
 // start starts the process with a new bundle. x.mu must be held, as for all that follow.
 func (x *shim) start(runtime shimapi.Choice) (err error) {
 	for _, d := range []string{x.dir(), filepath.Join(x.dir(), rootfsDir), filepath.Join(x.dir(), workDir)} {
-		if err := os.Mkdir(d, 0o711); err != nil {
+		if err := os.Mkdir(d, 0o700); err != nil {
 			return err
 		}
 	}

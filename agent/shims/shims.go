@@ -59,10 +59,11 @@ func New(o Options) (*Shims, error) {
 	if o.Gone == nil {
 		o.Gone = func(string) {}
 	}
-	for _, d := range []string{o.Dir, o.SocketDir} {
-		if err := os.MkdirAll(d, 0o711); err != nil {
-			return nil, fmt.Errorf("preparing for shims: %w", err)
-		}
+	// The containers' files are mounted in bundles: no other account of the host may get
+	// at them, and run the setuid programs among them.
+	err := errors.Join(os.MkdirAll(o.SocketDir, 0o711), os.MkdirAll(o.Dir, 0o700), os.Chmod(o.Dir, 0o700))
+	if err != nil {
+		return nil, fmt.Errorf("preparing for shims: %w", err)
 	}
 	s := &Shims{o: o, endWithin: endWithin, removeAgain: removeAgain, open: map[string]*shim{}}
 	s.life, s.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
