@@ -28,6 +28,13 @@ func (e *Engine) process(ctx context.Context, id string) (*tasktypes.Process, er
 	return r.Process, nil
 }
 
+// throughContainerd reports whether containerd may have a task's process: an agent of an
+// earlier build started it. All others are not asked for there.
+func (e *Engine) throughContainerd(id string) bool {
+	a, err := e.readAttempt(id)
+	return err != nil || a.Number > 0 && !a.Own
+}
+
 func notFound(err error) bool {
 	return errdefs.IsNotFound(err) || strings.Contains(err.Error(), "NotFound") || strings.Contains(err.Error(), "not found")
 }

@@ -1,6 +1,7 @@
-// Package engine runs containers through containerd: it implements task.Runtime and
-// task.Streams. When a task should run is up to the reconciler, images are up to
-// agent/images, and what becomes of a container's output is up to its shim.
+// Package engine runs containers in shims, on containerd's images and snapshots: it
+// implements task.Runtime and task.Streams. When a task should run is up to the
+// reconciler, images are up to agent/images, and what becomes of a container's output is
+// up to its shim.
 package engine
 
 import (
@@ -109,7 +110,7 @@ func Open(o Options) (*Engine, error) {
 		return nil, errors.Join(err, e.Close())
 	}
 	e.tasks, err = newTasks(shims.Options{Dir: filepath.Join(o.RunDir, "shims"), SocketDir: filepath.Join(o.RunDir, "t"), Binary: o.ShimPath,
-		Namespace: containerd.Namespace, Next: o.Containerd.TaskService(), Gone: func(id string) { f.tell(o.dir(id)) }, Log: o.Log})
+		Namespace: containerd.Namespace, Next: o.Containerd.TaskService(), Asks: e.throughContainerd, Gone: func(id string) { f.tell(o.dir(id)) }, Log: o.Log})
 	if err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

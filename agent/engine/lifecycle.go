@@ -152,7 +152,7 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 	if err != nil {
 		return out, err
 	}
-	a := attempt{Number: l.Attempt, Restarts: l.Restarts, Try: rand.Text(), LogStart: end, At: time.Now(), Boot: e.boot}
+	a := attempt{Number: l.Attempt, Restarts: l.Restarts, Try: rand.Text(), LogStart: end, At: time.Now(), Boot: e.boot, Own: true}
 	if err := e.writeAttempt(s.ID, a); err != nil {
 		return out, err
 	}

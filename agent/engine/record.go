@@ -38,6 +38,7 @@ type attempt struct {
 	LogStart uint64    `json:"logStart"`
 	At       time.Time `json:"at"`
 	Boot     string    `json:"boot"`
+	Own      bool      `json:"own,omitempty"` // its shim is the agent's; false: earlier builds' started them through containerd
 }
 
 func (a attempt) life() life.Life { return life.Life{Attempt: a.Number, Restarts: a.Restarts} }

@@ -282,6 +282,9 @@ func TestAStartNeedsNoContainerd(t *testing.T) {
 		t.Fatalf("started: %+v, %v", a, err)
 	}
 	ends(t, e, id)
+	if err := e.Release(ctx, id); err != nil {
+		t.Fatal(err)
+	}
 	if a, err := e.Start(ctx, id, life.First(2), nil); err != nil || a.Life != life.First(2) {
 		t.Fatalf("started again: %+v, %v", a, err)
 	}

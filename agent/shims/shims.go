@@ -28,8 +28,9 @@ type Options struct {
 	SocketDir string // of the sockets; its path must be short
 	Binary    string // the shim
 	Namespace string // containerd's, under which shims run
-	// Next has the tasks that have no bundle here.
+	// Next may have the tasks that have no bundle here; Asks reports whether it does for one.
 	Next taskspb.TasksClient
+	Asks func(id string) bool
 	Gone func(id string) // is called after a shim was found dead, and what it left was removed; may be nil
 	Log  *slog.Logger
 }

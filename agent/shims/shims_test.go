@@ -47,7 +47,7 @@ func (h *host) agent() *Shims {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	s, err := New(Options{Dir: filepath.Join(h.dir, "bundles"), SocketDir: filepath.Join(h.dir, "t"), Binary: self, Namespace: "drover", Next: containerd{}})
+	s, err := New(Options{Dir: filepath.Join(h.dir, "bundles"), SocketDir: filepath.Join(h.dir, "t"), Binary: self, Namespace: "drover", Next: containerd{t: h.t}, Asks: func(id string) bool { return id == "old" }})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -105,12 +105,15 @@ func alive(pid int) bool {
 	return err == nil && !strings.Contains(string(b), ") Z ")
 }
 
-// containerd has the task "old".
-type containerd struct{ taskspb.TasksClient }
+// containerd has the task "old", and must be asked for no other.
+type containerd struct {
+	taskspb.TasksClient
+	t *testing.T
+}
 
-func (containerd) Get(_ context.Context, r *taskspb.GetRequest, _ ...grpc.CallOption) (*taskspb.GetResponse, error) {
+func (c containerd) Get(_ context.Context, r *taskspb.GetRequest, _ ...grpc.CallOption) (*taskspb.GetResponse, error) {
 	if r.ContainerID != "old" {
-		return nil, status.Error(codes.NotFound, "no such task")
+		c.t.Errorf("containerd was asked for %s", r.ContainerID)
 	}
 	return &taskspb.GetResponse{Process: &tasktypes.Process{ID: "old", Pid: 1, Status: tasktypes.Status_PAUSED}}, nil
 }
@@ -118,10 +121,6 @@ func (containerd) Get(_ context.Context, r *taskspb.GetRequest, _ ...grpc.CallOp
 func (c containerd) List(context.Context, *taskspb.ListTasksRequest, ...grpc.CallOption) (*taskspb.ListTasksResponse, error) {
 	r, err := c.Get(nil, &taskspb.GetRequest{ContainerID: "old"}) //nolint:staticcheck // it needs none
 	return &taskspb.ListTasksResponse{Tasks: []*tasktypes.Process{r.GetProcess()}}, err
-}
-
-func (containerd) Delete(context.Context, *taskspb.DeleteTaskRequest, ...grpc.CallOption) (*taskspb.DeleteResponse, error) {
-	return nil, status.Error(codes.NotFound, "no such task")
 }
 
 func (h *host) get(s *Shims, want tasktypes.Status) {

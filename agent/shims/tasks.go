@@ -20,7 +20,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// call calls the shim of a container that has one here; next is for all others.
+// call calls the shim of a container that has one here; next is for those that Next may
+// have.
 func call[R any](ctx context.Context, s *Shims, id string, here func(taskAPI.TTRPCTaskService) (R, error), next func() (R, error)) (R, error) {
 	x := s.lock(id)
 	tasks, err := x.find(ctx)
@@ -30,8 +31,10 @@ func call[R any](ctx context.Context, s *Shims, id string, here func(taskAPI.TTR
 	switch {
 	case err != nil:
 		return none, status.Error(codes.Unavailable, err.Error())
-	case tasks == nil:
+	case tasks == nil && s.o.Asks(id):
 		return next()
+	case tasks == nil:
+		return none, status.Error(codes.NotFound, fmt.Sprintf("%s has no shim", short(id)))
 	}
 	r, err := here(tasks)
 	if errors.Is(err, ttrpc.ErrClosed) {

@@ -1,6 +1,6 @@
-// Command drover-shim stands between containerd and one container. It is built small
-// (-tags no_grpc), since three of it start for every container, and with cgo, since it is
-// also each container's init: `make payload` has the flags.
+// Command drover-shim stands between the agent and one container, and is the container's
+// init too. So it is built small (-tags no_grpc), for it starts with every container, and
+// with cgo: `make payload` has the flags.
 package main
 
 import (
