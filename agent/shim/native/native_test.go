@@ -4,7 +4,6 @@ package native
 
 import (
 	"encoding/json"
-	"os"
 	"os/exec"
 	"reflect"
 	"strconv"
@@ -15,6 +14,8 @@ import (
 	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/pkg/testenv"
 )
 
 // Children that somebody waits for are never taken from him, and those of whom nobody
@@ -138,9 +139,7 @@ func TestProcessesThatAreRefused(t *testing.T) {
 
 // A bundle of which nothing is left is none to stop.
 func TestStoppingNothing(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	testenv.Root(t)
 	dir := t.TempDir()
 	if pid, err := Stop(t.Context(), dir, "id"); pid != 0 || err != nil {
 		t.Errorf("%d, %v", pid, err)
