@@ -29,8 +29,9 @@ import (
 	"github.com/drover/drover/pkg/life"
 )
 
-// Labels of a container in containerd, from which a lost store can be rebuilt.
+// Labels of a container's snapshot: what keeps it from being collected, and whose it is.
 const (
+	labelRoot    = "containerd.io/gc.root"
 	labelCluster = "io.drover.cluster"
 	labelTask    = "io.drover.task"
 	labelName    = "io.drover.name"

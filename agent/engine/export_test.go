@@ -1,6 +1,10 @@
 package engine
 
-import "github.com/drover/drover/agent/shims"
+import (
+	"context"
+
+	"github.com/drover/drover/agent/shims"
+)
 
 // Tasks are the calls that tests disturb.
 type Tasks = tasks
@@ -16,4 +20,14 @@ func Disturb(f func(Tasks) Tasks) (undo func()) {
 		return f(t), nil
 	}
 	return func() { newTasks = was }
+}
+
+// SpecOf returns the OCI runtime spec that a prepared container would be started with.
+func (e *Engine) SpecOf(ctx context.Context, id string) ([]byte, error) {
+	s, err := e.readSpec(id)
+	if err != nil {
+		return nil, err
+	}
+	m, err := e.replan(e.ctx(ctx), s)
+	return m.spec, err
 }

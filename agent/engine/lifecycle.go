@@ -17,11 +17,13 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
-	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/moby/sys/signal"
+	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
@@ -43,40 +45,44 @@ const (
 // Prepare implements task.Runtime.
 func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	ctx = e.ctx(ctx)
-	o, err := e.runtimeOptions(s.Create.HostConfig)
-	if err != nil {
-		return err
-	}
 	img, err := e.o.Images.Image(ctx, s.Digest)
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
-	p := prepared{Spec: s, ImageConfig: &img.Config.Config}
 	if err := os.MkdirAll(e.o.logDir(s.ID), 0o700); err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
 	if err := e.writeFiles(s, nil); err != nil {
 		return err
 	}
-	_, err = e.c.NewContainer(ctx, s.ID,
-		client.WithSnapshotter(images.Snapshotter), client.WithNewSnapshot(s.ID, img.Image),
-		client.WithRuntime(e.o.ShimPath, o),
-		client.WithContainerLabels(map[string]string{labelCluster: e.o.ClusterID, labelTask: s.ID, labelName: s.Name, labelSpec: s.SpecHash}),
-		e.withPlan(&p))
-	if errdefs.IsAlreadyExists(err) {
-		// A snapshot without a container is left by a crash between the two.
-		if _, lerr := e.c.LoadContainer(ctx, s.ID); errdefs.IsNotFound(lerr) {
-			if rerr := e.c.SnapshotService(images.Snapshotter).Remove(ctx, s.ID); rerr != nil && !errdefs.IsNotFound(rerr) {
-				return fmt.Errorf("preparing %s: %w", short(s.ID), rerr)
-			}
-			return e.Prepare(ctx, s)
-		}
-		err = nil
+	p := prepared{Spec: s, ImageConfig: &img.Config.Config}
+	if p.Root, err = e.snapshot(ctx, s, img); err != nil {
+		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
-	if err != nil {
+	// What can't be done is refused now, although each attempt is planned anew.
+	if _, err := e.plan(ctx, &p); err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
 	return e.writeSpec(p)
+}
+
+// snapshot creates a container's files. One that is there already is that of a
+// preparation that was interrupted.
+func (e *Engine) snapshot(ctx context.Context, s task.Spec, img *images.Image) ([]mount.Mount, error) {
+	all := e.c.SnapshotService(images.Snapshotter)
+	labels := map[string]string{labelRoot: time.Now().UTC().Format(time.RFC3339), labelCluster: e.o.ClusterID, labelTask: s.ID, labelName: s.Name, labelSpec: s.SpecHash}
+	root, err := all.Prepare(ctx, s.ID, identity.ChainID(img.Config.RootFS.DiffIDs).String(), snapshots.WithLabels(labels))
+	switch {
+	case errdefs.IsNotFound(err): // the image was removed meanwhile
+		return nil, fmt.Errorf("%w: %w", task.ErrNoImage, err)
+	case !errdefs.IsAlreadyExists(err):
+		return root, err
+	}
+	// Earlier agents protected it by a lease or a container's record in containerd.
+	if _, err := all.Update(ctx, snapshots.Info{Name: s.ID, Labels: labels}, "labels"); err != nil {
+		return nil, err
+	}
+	return all.Mounts(ctx, s.ID)
 }
 
 // Start implements task.Runtime.
@@ -405,15 +411,12 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	if err := e.release(ctx, id, r); err != nil {
 		return err
 	}
-	ctr, err := e.c.LoadContainer(ctx, id)
-	if err == nil {
-		err = ctr.Delete(ctx, client.WithSnapshotCleanup)
-	}
-	if errdefs.IsNotFound(err) { // its preparation was cut short after the snapshot
-		err = e.c.SnapshotService(images.Snapshotter).Remove(ctx, id)
-	}
-	if err != nil && !errdefs.IsNotFound(err) {
+	// Only what earlier agents prepared has a record in containerd.
+	if err := e.c.ContainerService().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("removing %s: %w", short(id), err)
+	}
+	if err := e.c.SnapshotService(images.Snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("removing the files of %s: %w", short(id), err)
 	}
 	if err := os.RemoveAll(e.o.dir(id)); err != nil {
 		return fmt.Errorf("removing %s: %w", short(id), err)

@@ -8,12 +8,9 @@ import (
 	"os"
 	"strings"
 
-	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
@@ -93,24 +90,7 @@ func present(root []mount.Mount) bool {
 	return true
 }
 
-// withPlan makes a new container's first spec, so that what can't be done is refused
-// when the container is prepared.
-func (e *Engine) withPlan(s *prepared) client.NewContainerOpts {
-	return func(ctx context.Context, _ *client.Client, c *containers.Container) error {
-		m, err := e.plan(ctx, s)
-		if err != nil {
-			return err
-		}
-		c.Spec = &anypb.Any{TypeUrl: specType, Value: m.spec}
-		return nil
-	}
-}
-
-// specType is how containerd names the type of an OCI runtime spec.
-const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
-
-// replan plans an attempt that has no process yet. containerd keeps the spec that the
-// container was prepared with.
+// replan plans an attempt that has no process yet.
 func (e *Engine) replan(ctx context.Context, s prepared) (made, error) {
 	n, err := e.node()
 	if err != nil {
@@ -133,7 +113,7 @@ func (e *Engine) replan(ctx context.Context, s prepared) (made, error) {
 }
 
 // firstPlan is the spec that a container was prepared with, by an agent that meant it to
-// last.
+// last and recorded it in containerd.
 func (e *Engine) firstPlan(ctx context.Context, s prepared) (m made, err error) {
 	c, err := e.c.ContainerService().Get(ctx, s.ID)
 	if errdefs.IsNotFound(err) {

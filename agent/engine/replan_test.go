@@ -54,6 +54,7 @@ func TestEachAttemptIsPlannedAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	w.recorded(t, e, id)
 	run(1, "sed -i s/:12:/:13:/ /etc/passwd")
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
