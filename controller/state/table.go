@@ -17,6 +17,9 @@ var table = numbered(
 	controllers,
 	tokens,
 	ended,
+	networks,
+	addressSlices,
+	endpoints,
 )
 
 // effects maps each effect of the log to the function that applies it.

@@ -96,7 +96,7 @@ func (x Error_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Error_Kind.Descriptor instead.
 func (Error_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34, 0}
+	return file_command_proto_rawDescGZIP(), []int{39, 0}
 }
 
 type Command struct {
@@ -135,6 +135,11 @@ type Command struct {
 	//	*Command_SetTiming
 	//	*Command_AddPool
 	//	*Command_FillRun
+	//	*Command_CreateNetwork
+	//	*Command_RemoveNetwork
+	//	*Command_Connect
+	//	*Command_Disconnect
+	//	*Command_LeftNetworks
 	Of            isCommand_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -457,6 +462,51 @@ func (x *Command) GetFillRun() *FillRun {
 	return nil
 }
 
+func (x *Command) GetCreateNetwork() *CreateNetwork {
+	if x != nil {
+		if x, ok := x.Of.(*Command_CreateNetwork); ok {
+			return x.CreateNetwork
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveNetwork() *RemoveNetwork {
+	if x != nil {
+		if x, ok := x.Of.(*Command_RemoveNetwork); ok {
+			return x.RemoveNetwork
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetConnect() *Connect {
+	if x != nil {
+		if x, ok := x.Of.(*Command_Connect); ok {
+			return x.Connect
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDisconnect() *Disconnect {
+	if x != nil {
+		if x, ok := x.Of.(*Command_Disconnect); ok {
+			return x.Disconnect
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetLeftNetworks() *LeftNetworks {
+	if x != nil {
+		if x, ok := x.Of.(*Command_LeftNetworks); ok {
+			return x.LeftNetworks
+		}
+	}
+	return nil
+}
+
 type isCommand_Of interface {
 	isCommand_Of()
 }
@@ -573,6 +623,26 @@ type Command_FillRun struct {
 	FillRun *FillRun `protobuf:"bytes,42,opt,name=fill_run,json=fillRun,proto3,oneof"`
 }
 
+type Command_CreateNetwork struct {
+	CreateNetwork *CreateNetwork `protobuf:"bytes,50,opt,name=create_network,json=createNetwork,proto3,oneof"`
+}
+
+type Command_RemoveNetwork struct {
+	RemoveNetwork *RemoveNetwork `protobuf:"bytes,51,opt,name=remove_network,json=removeNetwork,proto3,oneof"`
+}
+
+type Command_Connect struct {
+	Connect *Connect `protobuf:"bytes,52,opt,name=connect,proto3,oneof"`
+}
+
+type Command_Disconnect struct {
+	Disconnect *Disconnect `protobuf:"bytes,53,opt,name=disconnect,proto3,oneof"`
+}
+
+type Command_LeftNetworks struct {
+	LeftNetworks *LeftNetworks `protobuf:"bytes,54,opt,name=left_networks,json=leftNetworks,proto3,oneof"`
+}
+
 func (*Command_Init) isCommand_Of() {}
 
 func (*Command_Create) isCommand_Of() {}
@@ -628,6 +698,16 @@ func (*Command_SetTiming) isCommand_Of() {}
 func (*Command_AddPool) isCommand_Of() {}
 
 func (*Command_FillRun) isCommand_Of() {}
+
+func (*Command_CreateNetwork) isCommand_Of() {}
+
+func (*Command_RemoveNetwork) isCommand_Of() {}
+
+func (*Command_Connect) isCommand_Of() {}
+
+func (*Command_Disconnect) isCommand_Of() {}
+
+func (*Command_LeftNetworks) isCommand_Of() {}
 
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -711,7 +791,8 @@ type CreateRun struct {
 	Contact        string                 `protobuf:"bytes,7,opt,name=contact,proto3" json:"contact,omitempty"` // node id or ""
 	On             []string               `protobuf:"bytes,8,rep,name=on,proto3" json:"on,omitempty"`           // constraints: node==c, zone!=b
 	AutoRemove     bool                   `protobuf:"varint,9,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"`
-	Start          bool                   `protobuf:"varint,11,opt,name=start,proto3" json:"start,omitempty"` // of EACH: tasks are started with the entry that makes them
+	Start          bool                   `protobuf:"varint,11,opt,name=start,proto3" json:"start,omitempty"`        // of EACH: tasks are started with the entry that makes them
+	Endpoints      []*Endpoint            `protobuf:"bytes,12,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // that its tasks get, in networks of the fleet: what was asked for
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -816,6 +897,276 @@ func (x *CreateRun) GetStart() bool {
 	return false
 }
 
+func (x *CreateRun) GetEndpoints() []*Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+// CreateNetwork makes a network. The receiver minted its id; the decision chooses the
+// number, and addresses where none were asked for.
+type CreateNetwork struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       *Network               `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNetwork) Reset() {
+	*x = CreateNetwork{}
+	mi := &file_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNetwork) ProtoMessage() {}
+
+func (x *CreateNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNetwork.ProtoReflect.Descriptor instead.
+func (*CreateNetwork) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CreateNetwork) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type RemoveNetwork struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNetwork) Reset() {
+	*x = RemoveNetwork{}
+	mi := &file_command_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNetwork) ProtoMessage() {}
+
+func (x *RemoveNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNetwork.ProtoReflect.Descriptor instead.
+func (*RemoveNetwork) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RemoveNetwork) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+type Connect struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId     []byte                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	Endpoint      *Endpoint              `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Connect) Reset() {
+	*x = Connect{}
+	mi := &file_command_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Connect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Connect) ProtoMessage() {}
+
+func (x *Connect) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Connect.ProtoReflect.Descriptor instead.
+func (*Connect) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Connect) GetNetworkId() []byte {
+	if x != nil {
+		return x.NetworkId
+	}
+	return nil
+}
+
+func (x *Connect) GetEndpoint() *Endpoint {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
+type Disconnect struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId     []byte                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	TaskId        []byte                 `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Disconnect) Reset() {
+	*x = Disconnect{}
+	mi := &file_command_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Disconnect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Disconnect) ProtoMessage() {}
+
+func (x *Disconnect) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Disconnect.ProtoReflect.Descriptor instead.
+func (*Disconnect) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Disconnect) GetNetworkId() []byte {
+	if x != nil {
+		return x.NetworkId
+	}
+	return nil
+}
+
+func (x *Disconnect) GetTaskId() []byte {
+	if x != nil {
+		return x.TaskId
+	}
+	return nil
+}
+
+func (x *Disconnect) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// LeftNetworks says that a node has no more of these endpoints.
+type LeftNetworks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	TaskIds       [][]byte               `protobuf:"bytes,2,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"`
+	NetworkIds    [][]byte               `protobuf:"bytes,3,rep,name=network_ids,json=networkIds,proto3" json:"network_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeftNetworks) Reset() {
+	*x = LeftNetworks{}
+	mi := &file_command_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeftNetworks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeftNetworks) ProtoMessage() {}
+
+func (x *LeftNetworks) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeftNetworks.ProtoReflect.Descriptor instead.
+func (*LeftNetworks) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LeftNetworks) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *LeftNetworks) GetTaskIds() [][]byte {
+	if x != nil {
+		return x.TaskIds
+	}
+	return nil
+}
+
+func (x *LeftNetworks) GetNetworkIds() [][]byte {
+	if x != nil {
+		return x.NetworkIds
+	}
+	return nil
+}
+
 type FillRun struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RunId         []byte                 `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
@@ -825,7 +1176,7 @@ type FillRun struct {
 
 func (x *FillRun) Reset() {
 	*x = FillRun{}
-	mi := &file_command_proto_msgTypes[3]
+	mi := &file_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +1188,7 @@ func (x *FillRun) String() string {
 func (*FillRun) ProtoMessage() {}
 
 func (x *FillRun) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[3]
+	mi := &file_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1201,7 @@ func (x *FillRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FillRun.ProtoReflect.Descriptor instead.
 func (*FillRun) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{3}
+	return file_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FillRun) GetRunId() []byte {
@@ -869,7 +1220,7 @@ type Start struct {
 
 func (x *Start) Reset() {
 	*x = Start{}
-	mi := &file_command_proto_msgTypes[4]
+	mi := &file_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1232,7 @@ func (x *Start) String() string {
 func (*Start) ProtoMessage() {}
 
 func (x *Start) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[4]
+	mi := &file_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1245,7 @@ func (x *Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Start.ProtoReflect.Descriptor instead.
 func (*Start) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{4}
+	return file_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Start) GetTaskId() []byte {
@@ -915,7 +1266,7 @@ type Stop struct {
 
 func (x *Stop) Reset() {
 	*x = Stop{}
-	mi := &file_command_proto_msgTypes[5]
+	mi := &file_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1278,7 @@ func (x *Stop) String() string {
 func (*Stop) ProtoMessage() {}
 
 func (x *Stop) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[5]
+	mi := &file_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1291,7 @@ func (x *Stop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stop.ProtoReflect.Descriptor instead.
 func (*Stop) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{5}
+	return file_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Stop) GetTaskId() []byte {
@@ -976,7 +1327,7 @@ type Restart struct {
 
 func (x *Restart) Reset() {
 	*x = Restart{}
-	mi := &file_command_proto_msgTypes[6]
+	mi := &file_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1339,7 @@ func (x *Restart) String() string {
 func (*Restart) ProtoMessage() {}
 
 func (x *Restart) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[6]
+	mi := &file_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1352,7 @@ func (x *Restart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restart.ProtoReflect.Descriptor instead.
 func (*Restart) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{6}
+	return file_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Restart) GetTaskId() []byte {
@@ -1042,7 +1393,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_command_proto_msgTypes[7]
+	mi := &file_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1405,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[7]
+	mi := &file_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1418,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{7}
+	return file_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Rename) GetTaskId() []byte {
@@ -1095,7 +1446,7 @@ type Remove struct {
 
 func (x *Remove) Reset() {
 	*x = Remove{}
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1458,7 @@ func (x *Remove) String() string {
 func (*Remove) ProtoMessage() {}
 
 func (x *Remove) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[8]
+	mi := &file_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1471,7 @@ func (x *Remove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remove.ProtoReflect.Descriptor instead.
 func (*Remove) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{8}
+	return file_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Remove) GetTaskId() []byte {
@@ -1154,7 +1505,7 @@ type Killed struct {
 
 func (x *Killed) Reset() {
 	*x = Killed{}
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1517,7 @@ func (x *Killed) String() string {
 func (*Killed) ProtoMessage() {}
 
 func (x *Killed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[9]
+	mi := &file_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1530,7 @@ func (x *Killed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Killed.ProtoReflect.Descriptor instead.
 func (*Killed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{9}
+	return file_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Killed) GetTaskId() []byte {
@@ -1206,7 +1557,7 @@ type CommitImage struct {
 
 func (x *CommitImage) Reset() {
 	*x = CommitImage{}
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1569,7 @@ func (x *CommitImage) String() string {
 func (*CommitImage) ProtoMessage() {}
 
 func (x *CommitImage) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[10]
+	mi := &file_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1582,7 @@ func (x *CommitImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitImage.ProtoReflect.Descriptor instead.
 func (*CommitImage) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{10}
+	return file_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CommitImage) GetImage() *Image {
@@ -1258,7 +1609,7 @@ type PutTag struct {
 
 func (x *PutTag) Reset() {
 	*x = PutTag{}
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1621,7 @@ func (x *PutTag) String() string {
 func (*PutTag) ProtoMessage() {}
 
 func (x *PutTag) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[11]
+	mi := &file_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1634,7 @@ func (x *PutTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTag.ProtoReflect.Descriptor instead.
 func (*PutTag) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{11}
+	return file_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PutTag) GetRef() string {
@@ -1311,7 +1662,7 @@ type Untag struct {
 
 func (x *Untag) Reset() {
 	*x = Untag{}
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1674,7 @@ func (x *Untag) String() string {
 func (*Untag) ProtoMessage() {}
 
 func (x *Untag) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[12]
+	mi := &file_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1687,7 @@ func (x *Untag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Untag.ProtoReflect.Descriptor instead.
 func (*Untag) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{12}
+	return file_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Untag) GetRef() string {
@@ -1369,7 +1720,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1732,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[13]
+	mi := &file_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1745,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{13}
+	return file_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RegisterNode) GetNode() *Node {
@@ -1413,7 +1764,7 @@ type SetLiveness struct {
 
 func (x *SetLiveness) Reset() {
 	*x = SetLiveness{}
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1776,7 @@ func (x *SetLiveness) String() string {
 func (*SetLiveness) ProtoMessage() {}
 
 func (x *SetLiveness) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[14]
+	mi := &file_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1789,7 @@ func (x *SetLiveness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiveness.ProtoReflect.Descriptor instead.
 func (*SetLiveness) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{14}
+	return file_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetLiveness) GetNodes() []*Verdict {
@@ -1458,7 +1809,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1821,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1834,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{15}
+	return file_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Verdict) GetNodeId() string {
@@ -1510,7 +1861,7 @@ type AckTombstones struct {
 
 func (x *AckTombstones) Reset() {
 	*x = AckTombstones{}
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1873,7 @@ func (x *AckTombstones) String() string {
 func (*AckTombstones) ProtoMessage() {}
 
 func (x *AckTombstones) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1886,7 @@ func (x *AckTombstones) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckTombstones.ProtoReflect.Descriptor instead.
 func (*AckTombstones) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{16}
+	return file_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AckTombstones) GetTaskIds() [][]byte {
@@ -1568,7 +1919,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1931,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1944,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Join) GetTokenId() string {
@@ -1647,7 +1998,7 @@ type PutToken struct {
 
 func (x *PutToken) Reset() {
 	*x = PutToken{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +2010,7 @@ func (x *PutToken) String() string {
 func (*PutToken) ProtoMessage() {}
 
 func (x *PutToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +2023,7 @@ func (x *PutToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
 func (*PutToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PutToken) GetToken() *Token {
@@ -1691,7 +2042,7 @@ type RevokeToken struct {
 
 func (x *RevokeToken) Reset() {
 	*x = RevokeToken{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +2054,7 @@ func (x *RevokeToken) String() string {
 func (*RevokeToken) ProtoMessage() {}
 
 func (x *RevokeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +2067,7 @@ func (x *RevokeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeToken.ProtoReflect.Descriptor instead.
 func (*RevokeToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RevokeToken) GetId() string {
@@ -1739,7 +2090,7 @@ type UpdateNode struct {
 
 func (x *UpdateNode) Reset() {
 	*x = UpdateNode{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +2102,7 @@ func (x *UpdateNode) String() string {
 func (*UpdateNode) ProtoMessage() {}
 
 func (x *UpdateNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +2115,7 @@ func (x *UpdateNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNode.ProtoReflect.Descriptor instead.
 func (*UpdateNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdateNode) GetNodeId() string {
@@ -1812,7 +2163,7 @@ type RemoveNode struct {
 
 func (x *RemoveNode) Reset() {
 	*x = RemoveNode{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +2175,7 @@ func (x *RemoveNode) String() string {
 func (*RemoveNode) ProtoMessage() {}
 
 func (x *RemoveNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +2188,7 @@ func (x *RemoveNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
 func (*RemoveNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RemoveNode) GetNodeId() string {
@@ -1863,7 +2214,7 @@ type RemoveController struct {
 
 func (x *RemoveController) Reset() {
 	*x = RemoveController{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +2226,7 @@ func (x *RemoveController) String() string {
 func (*RemoveController) ProtoMessage() {}
 
 func (x *RemoveController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +2239,7 @@ func (x *RemoveController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveController.ProtoReflect.Descriptor instead.
 func (*RemoveController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RemoveController) GetId() string {
@@ -1907,7 +2258,7 @@ type PutController struct {
 
 func (x *PutController) Reset() {
 	*x = PutController{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2270,7 @@ func (x *PutController) String() string {
 func (*PutController) ProtoMessage() {}
 
 func (x *PutController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2283,7 @@ func (x *PutController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutController.ProtoReflect.Descriptor instead.
 func (*PutController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PutController) GetController() *Controller {
@@ -1951,7 +2302,7 @@ type AddPool struct {
 
 func (x *AddPool) Reset() {
 	*x = AddPool{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2314,7 @@ func (x *AddPool) String() string {
 func (*AddPool) ProtoMessage() {}
 
 func (x *AddPool) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2327,7 @@ func (x *AddPool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPool.ProtoReflect.Descriptor instead.
 func (*AddPool) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AddPool) GetPool() string {
@@ -1995,7 +2346,7 @@ type SetTiming struct {
 
 func (x *SetTiming) Reset() {
 	*x = SetTiming{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2358,7 @@ func (x *SetTiming) String() string {
 func (*SetTiming) ProtoMessage() {}
 
 func (x *SetTiming) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2371,7 @@ func (x *SetTiming) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTiming.ProtoReflect.Descriptor instead.
 func (*SetTiming) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetTiming) GetTiming() *Timing {
@@ -2039,7 +2390,7 @@ type PutIdentity struct {
 
 func (x *PutIdentity) Reset() {
 	*x = PutIdentity{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2402,7 @@ func (x *PutIdentity) String() string {
 func (*PutIdentity) ProtoMessage() {}
 
 func (x *PutIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2415,7 @@ func (x *PutIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIdentity.ProtoReflect.Descriptor instead.
 func (*PutIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PutIdentity) GetIdentity() *Identity {
@@ -2083,7 +2434,7 @@ type PutSealed struct {
 
 func (x *PutSealed) Reset() {
 	*x = PutSealed{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2446,7 @@ func (x *PutSealed) String() string {
 func (*PutSealed) ProtoMessage() {}
 
 func (x *PutSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2459,7 @@ func (x *PutSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSealed.ProtoReflect.Descriptor instead.
 func (*PutSealed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PutSealed) GetSealed() *Sealed {
@@ -2129,7 +2480,7 @@ type RotateDataKey struct {
 
 func (x *RotateDataKey) Reset() {
 	*x = RotateDataKey{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2492,7 @@ func (x *RotateDataKey) String() string {
 func (*RotateDataKey) ProtoMessage() {}
 
 func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2505,7 @@ func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDataKey.ProtoReflect.Descriptor instead.
 func (*RotateDataKey) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RotateDataKey) GetFrom() string {
@@ -2182,7 +2533,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2545,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2558,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Report) GetNodeId() string {
@@ -2239,7 +2590,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2602,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2615,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -2338,7 +2689,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2350,7 +2701,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2363,7 +2714,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -2475,7 +2826,7 @@ type Placed struct {
 
 func (x *Placed) Reset() {
 	*x = Placed{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2838,7 @@ func (x *Placed) String() string {
 func (*Placed) ProtoMessage() {}
 
 func (x *Placed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2851,7 @@ func (x *Placed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placed.ProtoReflect.Descriptor instead.
 func (*Placed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Placed) GetTaskId() []byte {
@@ -2534,7 +2885,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +2897,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +2910,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Rejected) GetNodes() uint32 {
@@ -2587,7 +2938,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2950,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2963,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Error) GetKind() Error_Kind {
@@ -2633,7 +2984,7 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xc2\f\n" +
+	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xf1\x0e\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x1c\n" +
@@ -2671,7 +3022,14 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"set_timing\x18( \x01(\v2\x14.drover.v1.SetTimingH\x00R\tsetTiming\x12/\n" +
 	"\badd_pool\x18) \x01(\v2\x12.drover.v1.AddPoolH\x00R\aaddPool\x12/\n" +
-	"\bfill_run\x18* \x01(\v2\x12.drover.v1.FillRunH\x00R\afillRunB\x04\n" +
+	"\bfill_run\x18* \x01(\v2\x12.drover.v1.FillRunH\x00R\afillRun\x12A\n" +
+	"\x0ecreate_network\x182 \x01(\v2\x18.drover.v1.CreateNetworkH\x00R\rcreateNetwork\x12A\n" +
+	"\x0eremove_network\x183 \x01(\v2\x18.drover.v1.RemoveNetworkH\x00R\rremoveNetwork\x12.\n" +
+	"\aconnect\x184 \x01(\v2\x12.drover.v1.ConnectH\x00R\aconnect\x127\n" +
+	"\n" +
+	"disconnect\x185 \x01(\v2\x15.drover.v1.DisconnectH\x00R\n" +
+	"disconnect\x12>\n" +
+	"\rleft_networks\x186 \x01(\v2\x17.drover.v1.LeftNetworksH\x00R\fleftNetworksB\x04\n" +
 	"\x02of\"\xcb\x01\n" +
 	"\x04Init\x12,\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterR\acluster\x123\n" +
@@ -2681,7 +3039,7 @@ const file_command_proto_rawDesc = "" +
 	"\x06sealed\x18\x03 \x03(\v2\x11.drover.v1.SealedR\x06sealed\x125\n" +
 	"\n" +
 	"controller\x18\x04 \x01(\v2\x15.drover.v1.ControllerR\n" +
-	"controller\"\xaf\x02\n" +
+	"controller\"\xe2\x02\n" +
 	"\tCreateRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\fR\x05runId\x12\x19\n" +
 	"\btask_ids\x18\x02 \x03(\fR\ataskIds\x12\x12\n" +
@@ -2694,7 +3052,27 @@ const file_command_proto_rawDesc = "" +
 	"\x02on\x18\b \x03(\tR\x02on\x12\x1f\n" +
 	"\vauto_remove\x18\t \x01(\bR\n" +
 	"autoRemove\x12\x14\n" +
-	"\x05start\x18\v \x01(\bR\x05startJ\x04\b\x06\x10\a\" \n" +
+	"\x05start\x18\v \x01(\bR\x05start\x121\n" +
+	"\tendpoints\x18\f \x03(\v2\x13.drover.v1.EndpointR\tendpointsJ\x04\b\x06\x10\a\"=\n" +
+	"\rCreateNetwork\x12,\n" +
+	"\anetwork\x18\x01 \x01(\v2\x12.drover.v1.NetworkR\anetwork\"\x1f\n" +
+	"\rRemoveNetwork\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"Y\n" +
+	"\aConnect\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\fR\tnetworkId\x12/\n" +
+	"\bendpoint\x18\x02 \x01(\v2\x13.drover.v1.EndpointR\bendpoint\"Z\n" +
+	"\n" +
+	"Disconnect\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\fR\tnetworkId\x12\x17\n" +
+	"\atask_id\x18\x02 \x01(\fR\x06taskId\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"c\n" +
+	"\fLeftNetworks\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
+	"\btask_ids\x18\x02 \x03(\fR\ataskIds\x12\x1f\n" +
+	"\vnetwork_ids\x18\x03 \x03(\fR\n" +
+	"networkIds\" \n" +
 	"\aFillRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\fR\x05runId\" \n" +
 	"\x05Start\x12\x17\n" +
@@ -2859,125 +3237,140 @@ func file_command_proto_rawDescGZIP() []byte {
 }
 
 var file_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_command_proto_goTypes = []any{
 	(Error_Kind)(0),          // 0: drover.v1.Error.Kind
 	(*Command)(nil),          // 1: drover.v1.Command
 	(*Init)(nil),             // 2: drover.v1.Init
 	(*CreateRun)(nil),        // 3: drover.v1.CreateRun
-	(*FillRun)(nil),          // 4: drover.v1.FillRun
-	(*Start)(nil),            // 5: drover.v1.Start
-	(*Stop)(nil),             // 6: drover.v1.Stop
-	(*Restart)(nil),          // 7: drover.v1.Restart
-	(*Rename)(nil),           // 8: drover.v1.Rename
-	(*Remove)(nil),           // 9: drover.v1.Remove
-	(*Killed)(nil),           // 10: drover.v1.Killed
-	(*CommitImage)(nil),      // 11: drover.v1.CommitImage
-	(*PutTag)(nil),           // 12: drover.v1.PutTag
-	(*Untag)(nil),            // 13: drover.v1.Untag
-	(*RegisterNode)(nil),     // 14: drover.v1.RegisterNode
-	(*SetLiveness)(nil),      // 15: drover.v1.SetLiveness
-	(*Verdict)(nil),          // 16: drover.v1.Verdict
-	(*AckTombstones)(nil),    // 17: drover.v1.AckTombstones
-	(*Join)(nil),             // 18: drover.v1.Join
-	(*PutToken)(nil),         // 19: drover.v1.PutToken
-	(*RevokeToken)(nil),      // 20: drover.v1.RevokeToken
-	(*UpdateNode)(nil),       // 21: drover.v1.UpdateNode
-	(*RemoveNode)(nil),       // 22: drover.v1.RemoveNode
-	(*RemoveController)(nil), // 23: drover.v1.RemoveController
-	(*PutController)(nil),    // 24: drover.v1.PutController
-	(*AddPool)(nil),          // 25: drover.v1.AddPool
-	(*SetTiming)(nil),        // 26: drover.v1.SetTiming
-	(*PutIdentity)(nil),      // 27: drover.v1.PutIdentity
-	(*PutSealed)(nil),        // 28: drover.v1.PutSealed
-	(*RotateDataKey)(nil),    // 29: drover.v1.RotateDataKey
-	(*Report)(nil),           // 30: drover.v1.Report
-	(*TaskReport)(nil),       // 31: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 32: drover.v1.CommandResult
-	(*Placed)(nil),           // 33: drover.v1.Placed
-	(*Rejected)(nil),         // 34: drover.v1.Rejected
-	(*Error)(nil),            // 35: drover.v1.Error
-	nil,                      // 36: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 37: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 38: drover.v1.Cluster
-	(*Identity)(nil),         // 39: drover.v1.Identity
-	(*Sealed)(nil),           // 40: drover.v1.Sealed
-	(*Controller)(nil),       // 41: drover.v1.Controller
-	(*Spec)(nil),             // 42: drover.v1.Spec
-	(Run_Mode)(0),            // 43: drover.v1.Run.Mode
-	(*Image)(nil),            // 44: drover.v1.Image
-	(*Node)(nil),             // 45: drover.v1.Node
-	(Node_Liveness)(0),       // 46: drover.v1.Node.Liveness
-	(*Token)(nil),            // 47: drover.v1.Token
-	(Node_Availability)(0),   // 48: drover.v1.Node.Availability
-	(*Timing)(nil),           // 49: drover.v1.Timing
-	(*Exit)(nil),             // 50: drover.v1.Exit
-	(*Port)(nil),             // 51: drover.v1.Port
+	(*CreateNetwork)(nil),    // 4: drover.v1.CreateNetwork
+	(*RemoveNetwork)(nil),    // 5: drover.v1.RemoveNetwork
+	(*Connect)(nil),          // 6: drover.v1.Connect
+	(*Disconnect)(nil),       // 7: drover.v1.Disconnect
+	(*LeftNetworks)(nil),     // 8: drover.v1.LeftNetworks
+	(*FillRun)(nil),          // 9: drover.v1.FillRun
+	(*Start)(nil),            // 10: drover.v1.Start
+	(*Stop)(nil),             // 11: drover.v1.Stop
+	(*Restart)(nil),          // 12: drover.v1.Restart
+	(*Rename)(nil),           // 13: drover.v1.Rename
+	(*Remove)(nil),           // 14: drover.v1.Remove
+	(*Killed)(nil),           // 15: drover.v1.Killed
+	(*CommitImage)(nil),      // 16: drover.v1.CommitImage
+	(*PutTag)(nil),           // 17: drover.v1.PutTag
+	(*Untag)(nil),            // 18: drover.v1.Untag
+	(*RegisterNode)(nil),     // 19: drover.v1.RegisterNode
+	(*SetLiveness)(nil),      // 20: drover.v1.SetLiveness
+	(*Verdict)(nil),          // 21: drover.v1.Verdict
+	(*AckTombstones)(nil),    // 22: drover.v1.AckTombstones
+	(*Join)(nil),             // 23: drover.v1.Join
+	(*PutToken)(nil),         // 24: drover.v1.PutToken
+	(*RevokeToken)(nil),      // 25: drover.v1.RevokeToken
+	(*UpdateNode)(nil),       // 26: drover.v1.UpdateNode
+	(*RemoveNode)(nil),       // 27: drover.v1.RemoveNode
+	(*RemoveController)(nil), // 28: drover.v1.RemoveController
+	(*PutController)(nil),    // 29: drover.v1.PutController
+	(*AddPool)(nil),          // 30: drover.v1.AddPool
+	(*SetTiming)(nil),        // 31: drover.v1.SetTiming
+	(*PutIdentity)(nil),      // 32: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 33: drover.v1.PutSealed
+	(*RotateDataKey)(nil),    // 34: drover.v1.RotateDataKey
+	(*Report)(nil),           // 35: drover.v1.Report
+	(*TaskReport)(nil),       // 36: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 37: drover.v1.CommandResult
+	(*Placed)(nil),           // 38: drover.v1.Placed
+	(*Rejected)(nil),         // 39: drover.v1.Rejected
+	(*Error)(nil),            // 40: drover.v1.Error
+	nil,                      // 41: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 42: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 43: drover.v1.Cluster
+	(*Identity)(nil),         // 44: drover.v1.Identity
+	(*Sealed)(nil),           // 45: drover.v1.Sealed
+	(*Controller)(nil),       // 46: drover.v1.Controller
+	(*Spec)(nil),             // 47: drover.v1.Spec
+	(Run_Mode)(0),            // 48: drover.v1.Run.Mode
+	(*Endpoint)(nil),         // 49: drover.v1.Endpoint
+	(*Network)(nil),          // 50: drover.v1.Network
+	(*Image)(nil),            // 51: drover.v1.Image
+	(*Node)(nil),             // 52: drover.v1.Node
+	(Node_Liveness)(0),       // 53: drover.v1.Node.Liveness
+	(*Token)(nil),            // 54: drover.v1.Token
+	(Node_Availability)(0),   // 55: drover.v1.Node.Availability
+	(*Timing)(nil),           // 56: drover.v1.Timing
+	(*Exit)(nil),             // 57: drover.v1.Exit
+	(*Port)(nil),             // 58: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
 	3,  // 1: drover.v1.Command.create:type_name -> drover.v1.CreateRun
-	5,  // 2: drover.v1.Command.start:type_name -> drover.v1.Start
-	6,  // 3: drover.v1.Command.stop:type_name -> drover.v1.Stop
-	7,  // 4: drover.v1.Command.restart:type_name -> drover.v1.Restart
-	8,  // 5: drover.v1.Command.rename:type_name -> drover.v1.Rename
-	9,  // 6: drover.v1.Command.remove:type_name -> drover.v1.Remove
-	11, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
-	12, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
-	13, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
-	14, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
-	15, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	30, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
-	17, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	27, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	28, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
-	10, // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
-	18, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
-	19, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
-	20, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
-	21, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
-	22, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
-	23, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
-	24, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	29, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
-	26, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
-	25, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
-	4,  // 27: drover.v1.Command.fill_run:type_name -> drover.v1.FillRun
-	38, // 28: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	39, // 29: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	40, // 30: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	41, // 31: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	42, // 32: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	43, // 33: drover.v1.CreateRun.mode:type_name -> drover.v1.Run.Mode
-	44, // 34: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	45, // 35: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	16, // 36: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
-	46, // 37: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
-	45, // 38: drover.v1.Join.node:type_name -> drover.v1.Node
-	39, // 39: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	41, // 40: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	40, // 41: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	47, // 42: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	36, // 43: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	48, // 44: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
-	37, // 45: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	41, // 46: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	49, // 47: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
-	39, // 48: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	40, // 49: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	40, // 50: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
-	31, // 51: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	50, // 52: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	51, // 53: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	35, // 54: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	33, // 55: drover.v1.CommandResult.placed:type_name -> drover.v1.Placed
-	34, // 56: drover.v1.CommandResult.rejected:type_name -> drover.v1.Rejected
-	0,  // 57: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
-	58, // [58:58] is the sub-list for method output_type
-	58, // [58:58] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	10, // 2: drover.v1.Command.start:type_name -> drover.v1.Start
+	11, // 3: drover.v1.Command.stop:type_name -> drover.v1.Stop
+	12, // 4: drover.v1.Command.restart:type_name -> drover.v1.Restart
+	13, // 5: drover.v1.Command.rename:type_name -> drover.v1.Rename
+	14, // 6: drover.v1.Command.remove:type_name -> drover.v1.Remove
+	16, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
+	17, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
+	18, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
+	19, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
+	20, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
+	35, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	22, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
+	32, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	33, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	15, // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
+	23, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
+	24, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
+	25, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
+	26, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
+	27, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
+	28, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
+	29, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
+	34, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	31, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
+	30, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
+	9,  // 27: drover.v1.Command.fill_run:type_name -> drover.v1.FillRun
+	4,  // 28: drover.v1.Command.create_network:type_name -> drover.v1.CreateNetwork
+	5,  // 29: drover.v1.Command.remove_network:type_name -> drover.v1.RemoveNetwork
+	6,  // 30: drover.v1.Command.connect:type_name -> drover.v1.Connect
+	7,  // 31: drover.v1.Command.disconnect:type_name -> drover.v1.Disconnect
+	8,  // 32: drover.v1.Command.left_networks:type_name -> drover.v1.LeftNetworks
+	43, // 33: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	44, // 34: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	45, // 35: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	46, // 36: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	47, // 37: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	48, // 38: drover.v1.CreateRun.mode:type_name -> drover.v1.Run.Mode
+	49, // 39: drover.v1.CreateRun.endpoints:type_name -> drover.v1.Endpoint
+	50, // 40: drover.v1.CreateNetwork.network:type_name -> drover.v1.Network
+	49, // 41: drover.v1.Connect.endpoint:type_name -> drover.v1.Endpoint
+	51, // 42: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	52, // 43: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	21, // 44: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
+	53, // 45: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
+	52, // 46: drover.v1.Join.node:type_name -> drover.v1.Node
+	44, // 47: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	46, // 48: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	45, // 49: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	54, // 50: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	41, // 51: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	55, // 52: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
+	42, // 53: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	46, // 54: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	56, // 55: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
+	44, // 56: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	45, // 57: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	45, // 58: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	36, // 59: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	57, // 60: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	58, // 61: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	40, // 62: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	38, // 63: drover.v1.CommandResult.placed:type_name -> drover.v1.Placed
+	39, // 64: drover.v1.CommandResult.rejected:type_name -> drover.v1.Rejected
+	0,  // 65: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -3015,6 +3408,11 @@ func file_command_proto_init() {
 		(*Command_SetTiming)(nil),
 		(*Command_AddPool)(nil),
 		(*Command_FillRun)(nil),
+		(*Command_CreateNetwork)(nil),
+		(*Command_RemoveNetwork)(nil),
+		(*Command_Connect)(nil),
+		(*Command_Disconnect)(nil),
+		(*Command_LeftNetworks)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3022,7 +3420,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   37,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -132,6 +132,9 @@ type Effect struct {
 	//	*Effect_Controller
 	//	*Effect_Token
 	//	*Effect_Ended
+	//	*Effect_Network
+	//	*Effect_Slice
+	//	*Effect_Endpoint
 	//	*Effect_DeleteSpec
 	//	*Effect_DeleteRun
 	//	*Effect_DeleteTask
@@ -144,6 +147,9 @@ type Effect struct {
 	//	*Effect_DeleteController
 	//	*Effect_DeleteToken
 	//	*Effect_DeleteEnded
+	//	*Effect_DeleteNetwork
+	//	*Effect_DeleteSlice
+	//	*Effect_DeleteEndpoint
 	Of            isEffect_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -303,6 +309,33 @@ func (x *Effect) GetEnded() *Task {
 	return nil
 }
 
+func (x *Effect) GetNetwork() *Network {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_Network); ok {
+			return x.Network
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetSlice() *Slice {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_Slice); ok {
+			return x.Slice
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetEndpoint() *Endpoint {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_Endpoint); ok {
+			return x.Endpoint
+		}
+	}
+	return nil
+}
+
 func (x *Effect) GetDeleteSpec() []byte {
 	if x != nil {
 		if x, ok := x.Of.(*Effect_DeleteSpec); ok {
@@ -411,6 +444,33 @@ func (x *Effect) GetDeleteEnded() []byte {
 	return nil
 }
 
+func (x *Effect) GetDeleteNetwork() []byte {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_DeleteNetwork); ok {
+			return x.DeleteNetwork
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetDeleteSlice() []byte {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_DeleteSlice); ok {
+			return x.DeleteSlice
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetDeleteEndpoint() []byte {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_DeleteEndpoint); ok {
+			return x.DeleteEndpoint
+		}
+	}
+	return nil
+}
+
 type isEffect_Of interface {
 	isEffect_Of()
 }
@@ -467,6 +527,18 @@ type Effect_Ended struct {
 	Ended *Task `protobuf:"bytes,13,opt,name=ended,proto3,oneof"` // an auto-removed task, as it was last
 }
 
+type Effect_Network struct {
+	Network *Network `protobuf:"bytes,14,opt,name=network,proto3,oneof"`
+}
+
+type Effect_Slice struct {
+	Slice *Slice `protobuf:"bytes,15,opt,name=slice,proto3,oneof"`
+}
+
+type Effect_Endpoint struct {
+	Endpoint *Endpoint `protobuf:"bytes,16,opt,name=endpoint,proto3,oneof"`
+}
+
 type Effect_DeleteSpec struct {
 	DeleteSpec []byte `protobuf:"bytes,20,opt,name=delete_spec,json=deleteSpec,proto3,oneof"`
 }
@@ -515,6 +587,18 @@ type Effect_DeleteEnded struct {
 	DeleteEnded []byte `protobuf:"bytes,31,opt,name=delete_ended,json=deleteEnded,proto3,oneof"`
 }
 
+type Effect_DeleteNetwork struct {
+	DeleteNetwork []byte `protobuf:"bytes,32,opt,name=delete_network,json=deleteNetwork,proto3,oneof"`
+}
+
+type Effect_DeleteSlice struct {
+	DeleteSlice []byte `protobuf:"bytes,33,opt,name=delete_slice,json=deleteSlice,proto3,oneof"`
+}
+
+type Effect_DeleteEndpoint struct {
+	DeleteEndpoint []byte `protobuf:"bytes,34,opt,name=delete_endpoint,json=deleteEndpoint,proto3,oneof"`
+}
+
 func (*Effect_Cluster) isEffect_Of() {}
 
 func (*Effect_Spec) isEffect_Of() {}
@@ -541,6 +625,12 @@ func (*Effect_Token) isEffect_Of() {}
 
 func (*Effect_Ended) isEffect_Of() {}
 
+func (*Effect_Network) isEffect_Of() {}
+
+func (*Effect_Slice) isEffect_Of() {}
+
+func (*Effect_Endpoint) isEffect_Of() {}
+
 func (*Effect_DeleteSpec) isEffect_Of() {}
 
 func (*Effect_DeleteRun) isEffect_Of() {}
@@ -564,6 +654,12 @@ func (*Effect_DeleteController) isEffect_Of() {}
 func (*Effect_DeleteToken) isEffect_Of() {}
 
 func (*Effect_DeleteEnded) isEffect_Of() {}
+
+func (*Effect_DeleteNetwork) isEffect_Of() {}
+
+func (*Effect_DeleteSlice) isEffect_Of() {}
+
+func (*Effect_DeleteEndpoint) isEffect_Of() {}
 
 // KeyResult answers a repeated command.
 type KeyResult struct {
@@ -647,7 +743,8 @@ const file_log_proto_rawDesc = "" +
 	"\x04base\x18\x04 \x01(\x04R\x04base\x12\x12\n" +
 	"\x04time\x18\x05 \x01(\x03R\x04time\x12+\n" +
 	"\aeffects\x18\x06 \x03(\v2\x11.drover.v1.EffectR\aeffects\x12.\n" +
-	"\aresults\x18\a \x03(\v2\x14.drover.v1.KeyResultR\aresults\"\x8b\b\n" +
+	"\aresults\x18\a \x03(\v2\x14.drover.v1.KeyResultR\aresults\"\x91\n" +
+	"\n" +
 	"\x06Effect\x12.\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterH\x00R\acluster\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecH\x00R\x04spec\x12\"\n" +
@@ -664,7 +761,10 @@ const file_log_proto_rawDesc = "" +
 	"controller\x18\v \x01(\v2\x15.drover.v1.ControllerH\x00R\n" +
 	"controller\x12(\n" +
 	"\x05token\x18\f \x01(\v2\x10.drover.v1.TokenH\x00R\x05token\x12'\n" +
-	"\x05ended\x18\r \x01(\v2\x0f.drover.v1.TaskH\x00R\x05ended\x12!\n" +
+	"\x05ended\x18\r \x01(\v2\x0f.drover.v1.TaskH\x00R\x05ended\x12.\n" +
+	"\anetwork\x18\x0e \x01(\v2\x12.drover.v1.NetworkH\x00R\anetwork\x12(\n" +
+	"\x05slice\x18\x0f \x01(\v2\x10.drover.v1.SliceH\x00R\x05slice\x121\n" +
+	"\bendpoint\x18\x10 \x01(\v2\x13.drover.v1.EndpointH\x00R\bendpoint\x12!\n" +
 	"\vdelete_spec\x18\x14 \x01(\fH\x00R\n" +
 	"deleteSpec\x12\x1f\n" +
 	"\n" +
@@ -681,7 +781,10 @@ const file_log_proto_rawDesc = "" +
 	"\rdelete_result\x18\x1c \x01(\tH\x00R\fdeleteResult\x12-\n" +
 	"\x11delete_controller\x18\x1d \x01(\tH\x00R\x10deleteController\x12#\n" +
 	"\fdelete_token\x18\x1e \x01(\tH\x00R\vdeleteToken\x12#\n" +
-	"\fdelete_ended\x18\x1f \x01(\fH\x00R\vdeleteEndedB\x04\n" +
+	"\fdelete_ended\x18\x1f \x01(\fH\x00R\vdeleteEnded\x12'\n" +
+	"\x0edelete_network\x18  \x01(\fH\x00R\rdeleteNetwork\x12#\n" +
+	"\fdelete_slice\x18! \x01(\fH\x00R\vdeleteSlice\x12)\n" +
+	"\x0fdelete_endpoint\x18\" \x01(\fH\x00R\x0edeleteEndpointB\x04\n" +
 	"\x02of\"s\n" +
 	"\tKeyResult\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
@@ -718,7 +821,10 @@ var file_log_proto_goTypes = []any{
 	(*Sealed)(nil),        // 12: drover.v1.Sealed
 	(*Controller)(nil),    // 13: drover.v1.Controller
 	(*Token)(nil),         // 14: drover.v1.Token
-	(*CommandResult)(nil), // 15: drover.v1.CommandResult
+	(*Network)(nil),       // 15: drover.v1.Network
+	(*Slice)(nil),         // 16: drover.v1.Slice
+	(*Endpoint)(nil),      // 17: drover.v1.Endpoint
+	(*CommandResult)(nil), // 18: drover.v1.CommandResult
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: drover.v1.Entry.effects:type_name -> drover.v1.Effect
@@ -736,12 +842,15 @@ var file_log_proto_depIdxs = []int32{
 	13, // 12: drover.v1.Effect.controller:type_name -> drover.v1.Controller
 	14, // 13: drover.v1.Effect.token:type_name -> drover.v1.Token
 	6,  // 14: drover.v1.Effect.ended:type_name -> drover.v1.Task
-	15, // 15: drover.v1.KeyResult.result:type_name -> drover.v1.CommandResult
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	15, // 15: drover.v1.Effect.network:type_name -> drover.v1.Network
+	16, // 16: drover.v1.Effect.slice:type_name -> drover.v1.Slice
+	17, // 17: drover.v1.Effect.endpoint:type_name -> drover.v1.Endpoint
+	18, // 18: drover.v1.KeyResult.result:type_name -> drover.v1.CommandResult
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -765,6 +874,9 @@ func file_log_proto_init() {
 		(*Effect_Controller)(nil),
 		(*Effect_Token)(nil),
 		(*Effect_Ended)(nil),
+		(*Effect_Network)(nil),
+		(*Effect_Slice)(nil),
+		(*Effect_Endpoint)(nil),
 		(*Effect_DeleteSpec)(nil),
 		(*Effect_DeleteRun)(nil),
 		(*Effect_DeleteTask)(nil),
@@ -777,6 +889,9 @@ func file_log_proto_init() {
 		(*Effect_DeleteController)(nil),
 		(*Effect_DeleteToken)(nil),
 		(*Effect_DeleteEnded)(nil),
+		(*Effect_DeleteNetwork)(nil),
+		(*Effect_DeleteSlice)(nil),
+		(*Effect_DeleteEndpoint)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -630,10 +630,11 @@ type Sync struct {
 	Full          bool                   `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
 	Tasks         []*Assignment          `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	Tombstones    []*Tombstone           `protobuf:"bytes,6,rep,name=tombstones,proto3" json:"tombstones,omitempty"`
-	Sources       []*Source              `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"` // of the tasks' images
-	Specs         []*Spec                `protobuf:"bytes,8,rep,name=specs,proto3" json:"specs,omitempty"`     // of the tasks, but for those that the hello named
-	Part          uint32                 `protobuf:"varint,9,opt,name=part,proto3" json:"part,omitempty"`      // counts from 0
-	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`     // another part follows
+	Sources       []*Source              `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`    // of the tasks' images
+	Specs         []*Spec                `protobuf:"bytes,8,rep,name=specs,proto3" json:"specs,omitempty"`        // of the tasks, but for those that the hello named
+	Part          uint32                 `protobuf:"varint,9,opt,name=part,proto3" json:"part,omitempty"`         // counts from 0
+	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`        // another part follows
+	Topology      *Topology              `protobuf:"bytes,11,opt,name=topology,proto3" json:"topology,omitempty"` // what changed of it; with full, all of it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -738,6 +739,286 @@ func (x *Sync) GetMore() bool {
 	return false
 }
 
+func (x *Sync) GetTopology() *Topology {
+	if x != nil {
+		return x.Topology
+	}
+	return nil
+}
+
+// Topology is what a node must know to carry the traffic of its containers, and to
+// answer their questions for names. Of networks, slices and names a node is told those
+// of networks in which it has an endpoint.
+type Topology struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         []*Peer                `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`                          // every node of the fleet, itself included
+	PeersGone     []string               `protobuf:"bytes,2,rep,name=peers_gone,json=peersGone,proto3" json:"peers_gone,omitempty"` // ids
+	Networks      []*Network             `protobuf:"bytes,3,rep,name=networks,proto3" json:"networks,omitempty"`
+	NetworksGone  [][]byte               `protobuf:"bytes,4,rep,name=networks_gone,json=networksGone,proto3" json:"networks_gone,omitempty"` // removed, or the node has no endpoint in it any more: with all that was told of it
+	Slices        []*Slice               `protobuf:"bytes,5,rep,name=slices,proto3" json:"slices,omitempty"`                                 // one without prefixes is gone
+	Names         []*Name                `protobuf:"bytes,6,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Topology) Reset() {
+	*x = Topology{}
+	mi := &file_session_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Topology) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Topology) ProtoMessage() {}
+
+func (x *Topology) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Topology.ProtoReflect.Descriptor instead.
+func (*Topology) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Topology) GetPeers() []*Peer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Topology) GetPeersGone() []string {
+	if x != nil {
+		return x.PeersGone
+	}
+	return nil
+}
+
+func (x *Topology) GetNetworks() []*Network {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *Topology) GetNetworksGone() [][]byte {
+	if x != nil {
+		return x.NetworksGone
+	}
+	return nil
+}
+
+func (x *Topology) GetSlices() []*Slice {
+	if x != nil {
+		return x.Slices
+	}
+	return nil
+}
+
+func (x *Topology) GetNames() []*Name {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// Peer is a node as others reach it.
+type Peer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"`     // IP address, as its bulk address has it
+	Subnet        string                 `protobuf:"bytes,4,opt,name=subnet,proto3" json:"subnet,omitempty"` // its /24 of the default bridge
+	Door          bool                   `protobuf:"varint,5,opt,name=door,proto3" json:"door,omitempty"`    // published ports answer there, wherever their task is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_session_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Peer) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Peer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Peer) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *Peer) GetSubnet() string {
+	if x != nil {
+		return x.Subnet
+	}
+	return ""
+}
+
+func (x *Peer) GetDoor() bool {
+	if x != nil {
+		return x.Door
+	}
+	return false
+}
+
+// Name is a task's endpoint as others in the network see it.
+type Name struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId     []byte                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	TaskId        []byte                 `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	NodeId        string                 `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Ip            string                 `protobuf:"bytes,4,opt,name=ip,proto3" json:"ip,omitempty"`
+	Ip6           string                 `protobuf:"bytes,5,opt,name=ip6,proto3" json:"ip6,omitempty"`
+	Asked         bool                   `protobuf:"varint,6,opt,name=asked,proto3" json:"asked,omitempty"`     // the address is routed by itself, for no slice of the node may have it
+	Names         []string               `protobuf:"bytes,7,rep,name=names,proto3" json:"names,omitempty"`      // its name, short id and aliases
+	Running       bool                   `protobuf:"varint,8,opt,name=running,proto3" json:"running,omitempty"` // only then it is answered
+	Gone          bool                   `protobuf:"varint,9,opt,name=gone,proto3" json:"gone,omitempty"`       // the endpoint is no more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Name) Reset() {
+	*x = Name{}
+	mi := &file_session_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Name) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Name) ProtoMessage() {}
+
+func (x *Name) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Name.ProtoReflect.Descriptor instead.
+func (*Name) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Name) GetNetworkId() []byte {
+	if x != nil {
+		return x.NetworkId
+	}
+	return nil
+}
+
+func (x *Name) GetTaskId() []byte {
+	if x != nil {
+		return x.TaskId
+	}
+	return nil
+}
+
+func (x *Name) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Name) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *Name) GetIp6() string {
+	if x != nil {
+		return x.Ip6
+	}
+	return ""
+}
+
+func (x *Name) GetAsked() bool {
+	if x != nil {
+		return x.Asked
+	}
+	return false
+}
+
+func (x *Name) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *Name) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *Name) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
 // Source is what a node must know of an image besides its digest. It isn't stored.
 type Source struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -751,7 +1032,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +1044,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +1057,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{8}
+	return file_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Source) GetDigest() string {
@@ -819,7 +1100,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +1112,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +1125,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{9}
+	return file_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Grant) GetSaid() []byte {
@@ -879,7 +1160,7 @@ type Granted struct {
 
 func (x *Granted) Reset() {
 	*x = Granted{}
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +1172,7 @@ func (x *Granted) String() string {
 func (*Granted) ProtoMessage() {}
 
 func (x *Granted) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1185,7 @@ func (x *Granted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Granted.ProtoReflect.Descriptor instead.
 func (*Granted) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{10}
+	return file_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Granted) GetNode() string {
@@ -931,14 +1212,15 @@ func (x *Granted) GetUntil() int64 {
 type Assignment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"` // as agents' stores had it; else the sync or the store has it by its id
+	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`           // as agents' stores had it; else the sync or the store has it by its id
+	Endpoints     []*Endpoint            `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // in networks of the fleet, in the order of their interfaces
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1232,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1245,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{11}
+	return file_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Assignment) GetTask() *Task {
@@ -980,17 +1262,25 @@ func (x *Assignment) GetSpec() *Spec {
 	return nil
 }
 
+func (x *Assignment) GetEndpoints() []*Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
 type Acks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`    // this sync is in the agent's store; not at once: instead of the next beat
 	Removed       [][]byte               `protobuf:"bytes,2,rep,name=removed,proto3" json:"removed,omitempty"` // tombstones done
+	Left          []*EndpointKey         `protobuf:"bytes,3,rep,name=left,proto3" json:"left,omitempty"`       // endpoints that are gone from a container that stays
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Acks) Reset() {
 	*x = Acks{}
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1292,7 @@ func (x *Acks) String() string {
 func (*Acks) ProtoMessage() {}
 
 func (x *Acks) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1305,7 @@ func (x *Acks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acks.ProtoReflect.Descriptor instead.
 func (*Acks) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{12}
+	return file_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Acks) GetIndex() uint64 {
@@ -1028,6 +1318,65 @@ func (x *Acks) GetIndex() uint64 {
 func (x *Acks) GetRemoved() [][]byte {
 	if x != nil {
 		return x.Removed
+	}
+	return nil
+}
+
+func (x *Acks) GetLeft() []*EndpointKey {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+type EndpointKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TaskId        []byte                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	NetworkId     []byte                 `protobuf:"bytes,2,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointKey) Reset() {
+	*x = EndpointKey{}
+	mi := &file_session_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointKey) ProtoMessage() {}
+
+func (x *EndpointKey) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointKey.ProtoReflect.Descriptor instead.
+func (*EndpointKey) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *EndpointKey) GetTaskId() []byte {
+	if x != nil {
+		return x.TaskId
+	}
+	return nil
+}
+
+func (x *EndpointKey) GetNetworkId() []byte {
+	if x != nil {
+		return x.NetworkId
 	}
 	return nil
 }
@@ -1045,7 +1394,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_session_proto_msgTypes[13]
+	mi := &file_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1406,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[13]
+	mi := &file_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1419,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{13}
+	return file_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Observation) GetTasks() []*TaskStatus {
@@ -1134,7 +1483,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1495,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1508,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{14}
+	return file_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TaskStatus) GetId() []byte {
@@ -1298,7 +1647,7 @@ type ImageStatus struct {
 
 func (x *ImageStatus) Reset() {
 	*x = ImageStatus{}
-	mi := &file_session_proto_msgTypes[15]
+	mi := &file_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1659,7 @@ func (x *ImageStatus) String() string {
 func (*ImageStatus) ProtoMessage() {}
 
 func (x *ImageStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[15]
+	mi := &file_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1672,7 @@ func (x *ImageStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageStatus.ProtoReflect.Descriptor instead.
 func (*ImageStatus) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{15}
+	return file_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ImageStatus) GetDigest() string {
@@ -1353,7 +1702,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_session_proto_msgTypes[16]
+	mi := &file_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1714,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[16]
+	mi := &file_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1727,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{16}
+	return file_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Event) GetTaskId() []byte {
@@ -1422,7 +1771,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_session_proto_msgTypes[17]
+	mi := &file_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1783,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[17]
+	mi := &file_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1796,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{17}
+	return file_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Holding) GetSaid() []byte {
@@ -1482,7 +1831,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_session_proto_msgTypes[18]
+	mi := &file_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1843,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[18]
+	mi := &file_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1856,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{18}
+	return file_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Held) GetNode() string {
@@ -1540,7 +1889,7 @@ type Holdings struct {
 
 func (x *Holdings) Reset() {
 	*x = Holdings{}
-	mi := &file_session_proto_msgTypes[19]
+	mi := &file_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1901,7 @@ func (x *Holdings) String() string {
 func (*Holdings) ProtoMessage() {}
 
 func (x *Holdings) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[19]
+	mi := &file_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1914,7 @@ func (x *Holdings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holdings.ProtoReflect.Descriptor instead.
 func (*Holdings) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{19}
+	return file_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Holdings) GetAll() []*Holding {
@@ -1587,7 +1936,7 @@ type TaskView struct {
 
 func (x *TaskView) Reset() {
 	*x = TaskView{}
-	mi := &file_session_proto_msgTypes[20]
+	mi := &file_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1948,7 @@ func (x *TaskView) String() string {
 func (*TaskView) ProtoMessage() {}
 
 func (x *TaskView) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[20]
+	mi := &file_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1961,7 @@ func (x *TaskView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskView.ProtoReflect.Descriptor instead.
 func (*TaskView) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{20}
+	return file_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TaskView) GetTask() *Task {
@@ -1648,7 +1997,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_session_proto_msgTypes[21]
+	mi := &file_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +2009,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[21]
+	mi := &file_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +2022,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{21}
+	return file_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Query) GetTasks() []string {
@@ -1710,7 +2059,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_session_proto_msgTypes[22]
+	mi := &file_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +2071,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[22]
+	mi := &file_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +2084,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{22}
+	return file_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Digest) GetIndex() uint64 {
@@ -1775,7 +2124,7 @@ type Holders struct {
 
 func (x *Holders) Reset() {
 	*x = Holders{}
-	mi := &file_session_proto_msgTypes[23]
+	mi := &file_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2136,7 @@ func (x *Holders) String() string {
 func (*Holders) ProtoMessage() {}
 
 func (x *Holders) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[23]
+	mi := &file_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2149,7 @@ func (x *Holders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holders.ProtoReflect.Descriptor instead.
 func (*Holders) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{23}
+	return file_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Holders) GetNodes() []string {
@@ -1856,7 +2205,7 @@ const file_session_proto_rawDesc = "" +
 	"\arevoked\x18\x05 \x03(\tR\arevoked\".\n" +
 	"\x06Member\x12\x10\n" +
 	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x12\n" +
-	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xb9\x02\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xea\x02\n" +
 	"\x04Sync\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -1870,7 +2219,33 @@ const file_session_proto_rawDesc = "" +
 	"\x05specs\x18\b \x03(\v2\x0f.drover.v1.SpecR\x05specs\x12\x12\n" +
 	"\x04part\x18\t \x01(\rR\x04part\x12\x12\n" +
 	"\x04more\x18\n" +
-	" \x01(\bR\x04more\"h\n" +
+	" \x01(\bR\x04more\x12/\n" +
+	"\btopology\x18\v \x01(\v2\x13.drover.v1.TopologyR\btopology\"\xf6\x01\n" +
+	"\bTopology\x12%\n" +
+	"\x05peers\x18\x01 \x03(\v2\x0f.drover.v1.PeerR\x05peers\x12\x1d\n" +
+	"\n" +
+	"peers_gone\x18\x02 \x03(\tR\tpeersGone\x12.\n" +
+	"\bnetworks\x18\x03 \x03(\v2\x12.drover.v1.NetworkR\bnetworks\x12#\n" +
+	"\rnetworks_gone\x18\x04 \x03(\fR\fnetworksGone\x12(\n" +
+	"\x06slices\x18\x05 \x03(\v2\x10.drover.v1.SliceR\x06slices\x12%\n" +
+	"\x05names\x18\x06 \x03(\v2\x0f.drover.v1.NameR\x05names\"s\n" +
+	"\x04Peer\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x16\n" +
+	"\x06subnet\x18\x04 \x01(\tR\x06subnet\x12\x12\n" +
+	"\x04door\x18\x05 \x01(\bR\x04door\"\xd3\x01\n" +
+	"\x04Name\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\fR\tnetworkId\x12\x17\n" +
+	"\atask_id\x18\x02 \x01(\fR\x06taskId\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\tR\x06nodeId\x12\x0e\n" +
+	"\x02ip\x18\x04 \x01(\tR\x02ip\x12\x10\n" +
+	"\x03ip6\x18\x05 \x01(\tR\x03ip6\x12\x14\n" +
+	"\x05asked\x18\x06 \x01(\bR\x05asked\x12\x14\n" +
+	"\x05names\x18\a \x03(\tR\x05names\x12\x18\n" +
+	"\arunning\x18\b \x01(\bR\arunning\x12\x12\n" +
+	"\x04gone\x18\t \x01(\bR\x04gone\"h\n" +
 	"\x06Source\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x14\n" +
 	"\x05grant\x18\x02 \x01(\fR\x05grant\x12\x16\n" +
@@ -1883,14 +2258,20 @@ const file_session_proto_rawDesc = "" +
 	"\aGranted\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
-	"\x05until\x18\x03 \x01(\x03R\x05until\"\\\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"\x8f\x01\n" +
 	"\n" +
 	"Assignment\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12#\n" +
-	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecR\x04specJ\x04\b\x03\x10\x04\"6\n" +
+	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecR\x04spec\x121\n" +
+	"\tendpoints\x18\x04 \x03(\v2\x13.drover.v1.EndpointR\tendpointsJ\x04\b\x03\x10\x04\"b\n" +
 	"\x04Acks\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
-	"\aremoved\x18\x02 \x03(\fR\aremoved\"\xc9\x01\n" +
+	"\aremoved\x18\x02 \x03(\fR\aremoved\x12*\n" +
+	"\x04left\x18\x03 \x03(\v2\x16.drover.v1.EndpointKeyR\x04left\"E\n" +
+	"\vEndpointKey\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x02 \x01(\fR\tnetworkId\"\xc9\x01\n" +
 	"\vObservation\x12+\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x15.drover.v1.TaskStatusR\x05tasks\x12.\n" +
 	"\x06images\x18\x02 \x03(\v2\x16.drover.v1.ImageStatusR\x06images\x12\x12\n" +
@@ -1983,7 +2364,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_session_proto_goTypes = []any{
 	(*FromAgent)(nil),   // 0: drover.v1.FromAgent
 	(*ToAgent)(nil),     // 1: drover.v1.ToAgent
@@ -1993,75 +2374,89 @@ var file_session_proto_goTypes = []any{
 	(*Roster)(nil),      // 5: drover.v1.Roster
 	(*Member)(nil),      // 6: drover.v1.Member
 	(*Sync)(nil),        // 7: drover.v1.Sync
-	(*Source)(nil),      // 8: drover.v1.Source
-	(*Grant)(nil),       // 9: drover.v1.Grant
-	(*Granted)(nil),     // 10: drover.v1.Granted
-	(*Assignment)(nil),  // 11: drover.v1.Assignment
-	(*Acks)(nil),        // 12: drover.v1.Acks
-	(*Observation)(nil), // 13: drover.v1.Observation
-	(*TaskStatus)(nil),  // 14: drover.v1.TaskStatus
-	(*ImageStatus)(nil), // 15: drover.v1.ImageStatus
-	(*Event)(nil),       // 16: drover.v1.Event
-	(*Holding)(nil),     // 17: drover.v1.Holding
-	(*Held)(nil),        // 18: drover.v1.Held
-	(*Holdings)(nil),    // 19: drover.v1.Holdings
-	(*TaskView)(nil),    // 20: drover.v1.TaskView
-	(*Query)(nil),       // 21: drover.v1.Query
-	(*Digest)(nil),      // 22: drover.v1.Digest
-	(*Holders)(nil),     // 23: drover.v1.Holders
-	nil,                 // 24: drover.v1.Event.AttributesEntry
-	nil,                 // 25: drover.v1.Digest.SilentEntry
-	nil,                 // 26: drover.v1.Digest.TasksEntry
-	nil,                 // 27: drover.v1.Digest.ImagesEntry
-	(*Node)(nil),        // 28: drover.v1.Node
-	(*Tombstone)(nil),   // 29: drover.v1.Tombstone
-	(*Spec)(nil),        // 30: drover.v1.Spec
-	(*Task)(nil),        // 31: drover.v1.Task
-	(Phase)(0),          // 32: drover.v1.Phase
-	(*Exit)(nil),        // 33: drover.v1.Exit
-	(*Port)(nil),        // 34: drover.v1.Port
+	(*Topology)(nil),    // 8: drover.v1.Topology
+	(*Peer)(nil),        // 9: drover.v1.Peer
+	(*Name)(nil),        // 10: drover.v1.Name
+	(*Source)(nil),      // 11: drover.v1.Source
+	(*Grant)(nil),       // 12: drover.v1.Grant
+	(*Granted)(nil),     // 13: drover.v1.Granted
+	(*Assignment)(nil),  // 14: drover.v1.Assignment
+	(*Acks)(nil),        // 15: drover.v1.Acks
+	(*EndpointKey)(nil), // 16: drover.v1.EndpointKey
+	(*Observation)(nil), // 17: drover.v1.Observation
+	(*TaskStatus)(nil),  // 18: drover.v1.TaskStatus
+	(*ImageStatus)(nil), // 19: drover.v1.ImageStatus
+	(*Event)(nil),       // 20: drover.v1.Event
+	(*Holding)(nil),     // 21: drover.v1.Holding
+	(*Held)(nil),        // 22: drover.v1.Held
+	(*Holdings)(nil),    // 23: drover.v1.Holdings
+	(*TaskView)(nil),    // 24: drover.v1.TaskView
+	(*Query)(nil),       // 25: drover.v1.Query
+	(*Digest)(nil),      // 26: drover.v1.Digest
+	(*Holders)(nil),     // 27: drover.v1.Holders
+	nil,                 // 28: drover.v1.Event.AttributesEntry
+	nil,                 // 29: drover.v1.Digest.SilentEntry
+	nil,                 // 30: drover.v1.Digest.TasksEntry
+	nil,                 // 31: drover.v1.Digest.ImagesEntry
+	(*Node)(nil),        // 32: drover.v1.Node
+	(*Tombstone)(nil),   // 33: drover.v1.Tombstone
+	(*Spec)(nil),        // 34: drover.v1.Spec
+	(*Network)(nil),     // 35: drover.v1.Network
+	(*Slice)(nil),       // 36: drover.v1.Slice
+	(*Task)(nil),        // 37: drover.v1.Task
+	(*Endpoint)(nil),    // 38: drover.v1.Endpoint
+	(Phase)(0),          // 39: drover.v1.Phase
+	(*Exit)(nil),        // 40: drover.v1.Exit
+	(*Port)(nil),        // 41: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
-	13, // 1: drover.v1.FromAgent.observation:type_name -> drover.v1.Observation
+	17, // 1: drover.v1.FromAgent.observation:type_name -> drover.v1.Observation
 	2,  // 2: drover.v1.FromAgent.beat:type_name -> drover.v1.Beat
-	12, // 3: drover.v1.FromAgent.acks:type_name -> drover.v1.Acks
+	15, // 3: drover.v1.FromAgent.acks:type_name -> drover.v1.Acks
 	4,  // 4: drover.v1.ToAgent.welcome:type_name -> drover.v1.Welcome
 	7,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
 	2,  // 6: drover.v1.ToAgent.beat:type_name -> drover.v1.Beat
 	4,  // 7: drover.v1.ToAgent.changed:type_name -> drover.v1.Welcome
-	28, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
-	13, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
+	32, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
+	17, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
 	5,  // 10: drover.v1.Welcome.roster:type_name -> drover.v1.Roster
 	6,  // 11: drover.v1.Roster.members:type_name -> drover.v1.Member
-	11, // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
-	29, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
-	8,  // 14: drover.v1.Sync.sources:type_name -> drover.v1.Source
-	30, // 15: drover.v1.Sync.specs:type_name -> drover.v1.Spec
-	31, // 16: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	30, // 17: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
-	14, // 18: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
-	15, // 19: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
-	16, // 20: drover.v1.Observation.events:type_name -> drover.v1.Event
-	32, // 21: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	33, // 22: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	34, // 23: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	24, // 24: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
-	17, // 25: drover.v1.Holdings.all:type_name -> drover.v1.Holding
-	31, // 26: drover.v1.TaskView.task:type_name -> drover.v1.Task
-	14, // 27: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
-	25, // 28: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	26, // 29: drover.v1.Digest.tasks:type_name -> drover.v1.Digest.TasksEntry
-	27, // 30: drover.v1.Digest.images:type_name -> drover.v1.Digest.ImagesEntry
-	14, // 31: drover.v1.Digest.TasksEntry.value:type_name -> drover.v1.TaskStatus
-	23, // 32: drover.v1.Digest.ImagesEntry.value:type_name -> drover.v1.Holders
-	0,  // 33: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 34: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	34, // [34:35] is the sub-list for method output_type
-	33, // [33:34] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	14, // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
+	33, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
+	11, // 14: drover.v1.Sync.sources:type_name -> drover.v1.Source
+	34, // 15: drover.v1.Sync.specs:type_name -> drover.v1.Spec
+	8,  // 16: drover.v1.Sync.topology:type_name -> drover.v1.Topology
+	9,  // 17: drover.v1.Topology.peers:type_name -> drover.v1.Peer
+	35, // 18: drover.v1.Topology.networks:type_name -> drover.v1.Network
+	36, // 19: drover.v1.Topology.slices:type_name -> drover.v1.Slice
+	10, // 20: drover.v1.Topology.names:type_name -> drover.v1.Name
+	37, // 21: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	34, // 22: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	38, // 23: drover.v1.Assignment.endpoints:type_name -> drover.v1.Endpoint
+	16, // 24: drover.v1.Acks.left:type_name -> drover.v1.EndpointKey
+	18, // 25: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
+	19, // 26: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
+	20, // 27: drover.v1.Observation.events:type_name -> drover.v1.Event
+	39, // 28: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	40, // 29: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	41, // 30: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	28, // 31: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
+	21, // 32: drover.v1.Holdings.all:type_name -> drover.v1.Holding
+	37, // 33: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	18, // 34: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
+	29, // 35: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	30, // 36: drover.v1.Digest.tasks:type_name -> drover.v1.Digest.TasksEntry
+	31, // 37: drover.v1.Digest.images:type_name -> drover.v1.Digest.ImagesEntry
+	18, // 38: drover.v1.Digest.TasksEntry.value:type_name -> drover.v1.TaskStatus
+	27, // 39: drover.v1.Digest.ImagesEntry.value:type_name -> drover.v1.Holders
+	0,  // 40: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 41: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	41, // [41:42] is the sub-list for method output_type
+	40, // [40:41] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -2088,7 +2483,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1926,6 +1926,477 @@ func (x *Timing) GetLease() int64 {
 	return 0
 }
 
+// Network is one of docker's networks. It spans the fleet, whatever its driver is
+// called. The default bridge and the networks host and none are not records.
+type Network struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`      // unique
+	Number        uint32                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"` // unique, the least that was free: names its bridge on every node
+	Driver        string                 `protobuf:"bytes,4,opt,name=driver,proto3" json:"driver,omitempty"`  // as asked: bridge | overlay
+	Subnets       []*Subnet              `protobuf:"bytes,5,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	Internal      bool                   `protobuf:"varint,6,opt,name=internal,proto3" json:"internal,omitempty"` // reaches nothing outside, and nothing outside reaches it
+	Attachable    bool                   `protobuf:"varint,7,opt,name=attachable,proto3" json:"attachable,omitempty"`
+	Ipv4          bool                   `protobuf:"varint,8,opt,name=ipv4,proto3" json:"ipv4,omitempty"`
+	Ipv6          bool                   `protobuf:"varint,9,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	Options       map[string]string      `protobuf:"bytes,10,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Labels        map[string]string      `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	IpamDriver    string                 `protobuf:"bytes,12,opt,name=ipam_driver,json=ipamDriver,proto3" json:"ipam_driver,omitempty"`
+	IpamOptions   map[string]string      `protobuf:"bytes,13,rep,name=ipam_options,json=ipamOptions,proto3" json:"ipam_options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Created       int64                  `protobuf:"varint,14,opt,name=created,proto3" json:"created,omitempty"`
+	Principal     string                 `protobuf:"bytes,15,opt,name=principal,proto3" json:"principal,omitempty"`
+	Revision      uint64                 `protobuf:"varint,16,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_state_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Network) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Network) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Network) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Network) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *Network) GetSubnets() []*Subnet {
+	if x != nil {
+		return x.Subnets
+	}
+	return nil
+}
+
+func (x *Network) GetInternal() bool {
+	if x != nil {
+		return x.Internal
+	}
+	return false
+}
+
+func (x *Network) GetAttachable() bool {
+	if x != nil {
+		return x.Attachable
+	}
+	return false
+}
+
+func (x *Network) GetIpv4() bool {
+	if x != nil {
+		return x.Ipv4
+	}
+	return false
+}
+
+func (x *Network) GetIpv6() bool {
+	if x != nil {
+		return x.Ipv6
+	}
+	return false
+}
+
+func (x *Network) GetOptions() map[string]string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *Network) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Network) GetIpamDriver() string {
+	if x != nil {
+		return x.IpamDriver
+	}
+	return ""
+}
+
+func (x *Network) GetIpamOptions() map[string]string {
+	if x != nil {
+		return x.IpamOptions
+	}
+	return nil
+}
+
+func (x *Network) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *Network) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Network) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// Subnet is a part of a network's addresses.
+type Subnet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`                                                                               // 10.220.0.0/20
+	IpRange       string                 `protobuf:"bytes,2,opt,name=ip_range,json=ipRange,proto3" json:"ip_range,omitempty"`                                                              // what addresses are chosen from; "" is the whole prefix
+	Gateway       string                 `protobuf:"bytes,3,opt,name=gateway,proto3" json:"gateway,omitempty"`                                                                             // the same on every node
+	Reserved      map[string]string      `protobuf:"bytes,4,rep,name=reserved,proto3" json:"reserved,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // docker's auxiliary addresses, by name
+	Chosen        bool                   `protobuf:"varint,5,opt,name=chosen,proto3" json:"chosen,omitempty"`                                                                              // by the fleet, from the pool
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Subnet) Reset() {
+	*x = Subnet{}
+	mi := &file_state_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Subnet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Subnet) ProtoMessage() {}
+
+func (x *Subnet) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Subnet.ProtoReflect.Descriptor instead.
+func (*Subnet) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Subnet) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Subnet) GetIpRange() string {
+	if x != nil {
+		return x.IpRange
+	}
+	return ""
+}
+
+func (x *Subnet) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *Subnet) GetReserved() map[string]string {
+	if x != nil {
+		return x.Reserved
+	}
+	return nil
+}
+
+func (x *Subnet) GetChosen() bool {
+	if x != nil {
+		return x.Chosen
+	}
+	return false
+}
+
+// Slice is a node's part of a network's addresses. Others route it to the node.
+type Slice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId     []byte                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Prefixes      []string               `protobuf:"bytes,3,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	Revision      uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Slice) Reset() {
+	*x = Slice{}
+	mi := &file_state_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Slice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Slice) ProtoMessage() {}
+
+func (x *Slice) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Slice.ProtoReflect.Descriptor instead.
+func (*Slice) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Slice) GetNetworkId() []byte {
+	if x != nil {
+		return x.NetworkId
+	}
+	return nil
+}
+
+func (x *Slice) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Slice) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+func (x *Slice) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// Endpoint is a task's attachment to a network of the fleet. It is made by the entry
+// that places or connects the task, and stays until the node acknowledged that it is
+// gone, so that no address is given away while it may be in use.
+type Endpoint struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	TaskId          []byte                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	NetworkId       []byte                 `protobuf:"bytes,2,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	Id              []byte                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"` // docker's endpoint id
+	NodeId          string                 `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Ip              string                 `protobuf:"bytes,5,opt,name=ip,proto3" json:"ip,omitempty"`   // "" without IPv4
+	Ip6             string                 `protobuf:"bytes,6,opt,name=ip6,proto3" json:"ip6,omitempty"` // "" without IPv6
+	Mac             string                 `protobuf:"bytes,7,opt,name=mac,proto3" json:"mac,omitempty"`
+	Asked           bool                   `protobuf:"varint,8,opt,name=asked,proto3" json:"asked,omitempty"`    // the address was asked for: it may lie outside of the node's slices
+	Aliases         []string               `protobuf:"bytes,9,rep,name=aliases,proto3" json:"aliases,omitempty"` // names of the task in this network, beside its own and its short id
+	LinkLocal       []string               `protobuf:"bytes,10,rep,name=link_local,json=linkLocal,proto3" json:"link_local,omitempty"`
+	DriverOpts      map[string]string      `protobuf:"bytes,11,rep,name=driver_opts,json=driverOpts,proto3" json:"driver_opts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	GatewayPriority int32                  `protobuf:"varint,12,opt,name=gateway_priority,json=gatewayPriority,proto3" json:"gateway_priority,omitempty"`
+	Leaving         bool                   `protobuf:"varint,13,opt,name=leaving,proto3" json:"leaving,omitempty"` // disconnected, or its task is removed: the node has yet to acknowledge
+	Revision        uint64                 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
+	Links           map[string]string      `protobuf:"bytes,15,rep,name=links,proto3" json:"links,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // alias to the name of a container, known to this endpoint only
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Endpoint) Reset() {
+	*x = Endpoint{}
+	mi := &file_state_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Endpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Endpoint) ProtoMessage() {}
+
+func (x *Endpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
+func (*Endpoint) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Endpoint) GetTaskId() []byte {
+	if x != nil {
+		return x.TaskId
+	}
+	return nil
+}
+
+func (x *Endpoint) GetNetworkId() []byte {
+	if x != nil {
+		return x.NetworkId
+	}
+	return nil
+}
+
+func (x *Endpoint) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Endpoint) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Endpoint) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *Endpoint) GetIp6() string {
+	if x != nil {
+		return x.Ip6
+	}
+	return ""
+}
+
+func (x *Endpoint) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Endpoint) GetAsked() bool {
+	if x != nil {
+		return x.Asked
+	}
+	return false
+}
+
+func (x *Endpoint) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *Endpoint) GetLinkLocal() []string {
+	if x != nil {
+		return x.LinkLocal
+	}
+	return nil
+}
+
+func (x *Endpoint) GetDriverOpts() map[string]string {
+	if x != nil {
+		return x.DriverOpts
+	}
+	return nil
+}
+
+func (x *Endpoint) GetGatewayPriority() int32 {
+	if x != nil {
+		return x.GatewayPriority
+	}
+	return 0
+}
+
+func (x *Endpoint) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
+func (x *Endpoint) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Endpoint) GetLinks() map[string]string {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
 var File_state_proto protoreflect.FileDescriptor
 
 const file_state_proto_rawDesc = "" +
@@ -2122,7 +2593,79 @@ const file_state_proto_rawDesc = "" +
 	"\x06Timing\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\x03R\theartbeat\x12\x1a\n" +
 	"\belection\x18\x02 \x01(\x03R\belection\x12\x14\n" +
-	"\x05lease\x18\x03 \x01(\x03R\x05lease*V\n" +
+	"\x05lease\x18\x03 \x01(\x03R\x05lease\"\xd5\x05\n" +
+	"\aNetwork\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06number\x18\x03 \x01(\rR\x06number\x12\x16\n" +
+	"\x06driver\x18\x04 \x01(\tR\x06driver\x12+\n" +
+	"\asubnets\x18\x05 \x03(\v2\x11.drover.v1.SubnetR\asubnets\x12\x1a\n" +
+	"\binternal\x18\x06 \x01(\bR\binternal\x12\x1e\n" +
+	"\n" +
+	"attachable\x18\a \x01(\bR\n" +
+	"attachable\x12\x12\n" +
+	"\x04ipv4\x18\b \x01(\bR\x04ipv4\x12\x12\n" +
+	"\x04ipv6\x18\t \x01(\bR\x04ipv6\x129\n" +
+	"\aoptions\x18\n" +
+	" \x03(\v2\x1f.drover.v1.Network.OptionsEntryR\aoptions\x126\n" +
+	"\x06labels\x18\v \x03(\v2\x1e.drover.v1.Network.LabelsEntryR\x06labels\x12\x1f\n" +
+	"\vipam_driver\x18\f \x01(\tR\n" +
+	"ipamDriver\x12F\n" +
+	"\fipam_options\x18\r \x03(\v2#.drover.v1.Network.IpamOptionsEntryR\vipamOptions\x12\x18\n" +
+	"\acreated\x18\x0e \x01(\x03R\acreated\x12\x1c\n" +
+	"\tprincipal\x18\x0f \x01(\tR\tprincipal\x12\x1a\n" +
+	"\brevision\x18\x10 \x01(\x04R\brevision\x1a:\n" +
+	"\fOptionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10IpamOptionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe7\x01\n" +
+	"\x06Subnet\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x19\n" +
+	"\bip_range\x18\x02 \x01(\tR\aipRange\x12\x18\n" +
+	"\agateway\x18\x03 \x01(\tR\agateway\x12;\n" +
+	"\breserved\x18\x04 \x03(\v2\x1f.drover.v1.Subnet.ReservedEntryR\breserved\x12\x16\n" +
+	"\x06chosen\x18\x05 \x01(\bR\x06chosen\x1a;\n" +
+	"\rReservedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"w\n" +
+	"\x05Slice\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\fR\tnetworkId\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1a\n" +
+	"\bprefixes\x18\x03 \x03(\tR\bprefixes\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"\xc4\x04\n" +
+	"\bEndpoint\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x02 \x01(\fR\tnetworkId\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\fR\x02id\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12\x0e\n" +
+	"\x02ip\x18\x05 \x01(\tR\x02ip\x12\x10\n" +
+	"\x03ip6\x18\x06 \x01(\tR\x03ip6\x12\x10\n" +
+	"\x03mac\x18\a \x01(\tR\x03mac\x12\x14\n" +
+	"\x05asked\x18\b \x01(\bR\x05asked\x12\x18\n" +
+	"\aaliases\x18\t \x03(\tR\aaliases\x12\x1d\n" +
+	"\n" +
+	"link_local\x18\n" +
+	" \x03(\tR\tlinkLocal\x12D\n" +
+	"\vdriver_opts\x18\v \x03(\v2#.drover.v1.Endpoint.DriverOptsEntryR\n" +
+	"driverOpts\x12)\n" +
+	"\x10gateway_priority\x18\f \x01(\x05R\x0fgatewayPriority\x12\x18\n" +
+	"\aleaving\x18\r \x01(\bR\aleaving\x12\x1a\n" +
+	"\brevision\x18\x0e \x01(\x04R\brevision\x124\n" +
+	"\x05links\x18\x0f \x03(\v2\x1e.drover.v1.Endpoint.LinksEntryR\x05links\x1a=\n" +
+	"\x0fDriverOptsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"LinksEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*V\n" +
 	"\aDesired\x12\x17\n" +
 	"\x13DESIRED_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aCREATED\x10\x01\x12\v\n" +
@@ -2155,7 +2698,7 @@ func file_state_proto_rawDescGZIP() []byte {
 }
 
 var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_state_proto_goTypes = []any{
 	(Desired)(0),           // 0: drover.v1.Desired
 	(Phase)(0),             // 1: drover.v1.Phase
@@ -2178,29 +2721,46 @@ var file_state_proto_goTypes = []any{
 	(*Sealed)(nil),         // 18: drover.v1.Sealed
 	(*Cluster)(nil),        // 19: drover.v1.Cluster
 	(*Timing)(nil),         // 20: drover.v1.Timing
-	nil,                    // 21: drover.v1.Node.LabelsEntry
-	nil,                    // 22: drover.v1.Node.SetLabelsEntry
-	nil,                    // 23: drover.v1.Node.RolesEntry
-	nil,                    // 24: drover.v1.Capacity.RuntimesEntry
+	(*Network)(nil),        // 21: drover.v1.Network
+	(*Subnet)(nil),         // 22: drover.v1.Subnet
+	(*Slice)(nil),          // 23: drover.v1.Slice
+	(*Endpoint)(nil),       // 24: drover.v1.Endpoint
+	nil,                    // 25: drover.v1.Node.LabelsEntry
+	nil,                    // 26: drover.v1.Node.SetLabelsEntry
+	nil,                    // 27: drover.v1.Node.RolesEntry
+	nil,                    // 28: drover.v1.Capacity.RuntimesEntry
+	nil,                    // 29: drover.v1.Network.OptionsEntry
+	nil,                    // 30: drover.v1.Network.LabelsEntry
+	nil,                    // 31: drover.v1.Network.IpamOptionsEntry
+	nil,                    // 32: drover.v1.Subnet.ReservedEntry
+	nil,                    // 33: drover.v1.Endpoint.DriverOptsEntry
+	nil,                    // 34: drover.v1.Endpoint.LinksEntry
 }
 var file_state_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Run.mode:type_name -> drover.v1.Run.Mode
 	0,  // 1: drover.v1.Task.desired:type_name -> drover.v1.Desired
 	7,  // 2: drover.v1.Task.exit:type_name -> drover.v1.Exit
 	9,  // 3: drover.v1.Task.ports:type_name -> drover.v1.Port
-	21, // 4: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
+	25, // 4: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
 	14, // 5: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
 	3,  // 6: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
 	4,  // 7: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
-	22, // 8: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
-	23, // 9: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
-	24, // 10: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
+	26, // 8: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
+	27, // 9: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
+	28, // 10: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
 	20, // 11: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	22, // 12: drover.v1.Network.subnets:type_name -> drover.v1.Subnet
+	29, // 13: drover.v1.Network.options:type_name -> drover.v1.Network.OptionsEntry
+	30, // 14: drover.v1.Network.labels:type_name -> drover.v1.Network.LabelsEntry
+	31, // 15: drover.v1.Network.ipam_options:type_name -> drover.v1.Network.IpamOptionsEntry
+	32, // 16: drover.v1.Subnet.reserved:type_name -> drover.v1.Subnet.ReservedEntry
+	33, // 17: drover.v1.Endpoint.driver_opts:type_name -> drover.v1.Endpoint.DriverOptsEntry
+	34, // 18: drover.v1.Endpoint.links:type_name -> drover.v1.Endpoint.LinksEntry
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -2214,7 +2774,7 @@ func file_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   20,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
