@@ -27,6 +27,7 @@ import (
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // keepExecs is how long an exec can be inspected after its end, as in docker.
@@ -133,6 +134,7 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 	}
 	sock := e.o.execSocket(execID)
 	url := shimapi.ExecIO{Socket: sock, Attach: attach, Stdin: attach && x.o.AttachStdin, TTY: x.o.Tty}.URL()
+	failpoint.Here("engine.exec.before")
 	_, err = e.tasks.Exec(ctx, &taskspb.ExecProcessRequest{ContainerID: x.taskID, ExecID: execID, Terminal: x.o.Tty, Stdout: url, Spec: ps})
 	if err != nil {
 		return nil, startError("exec", x.o.Cmd[0], errgrpc.ToNative(err))
@@ -163,11 +165,13 @@ func (e *Engine) run(ctx context.Context, x *execution, p process, sock string, 
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the streams of exec %s: %w", short(x.id), err)
 	}
+	failpoint.Here("engine.execstart.before")
 	pid, err := p.start(context.WithoutCancel(ctx)) // else nobody knows whether it runs
 	if err != nil {
 		_ = c.Close()
 		return nil, startError("exec", x.o.Cmd[0], errgrpc.ToNative(err))
 	}
+	failpoint.Here("engine.execstart.after")
 	x.p, x.pid = &p, int(pid)
 	e.o.Event(x.taskID, "exec_start: "+strings.Join(x.o.Cmd, " "), map[string]string{"execID": x.id})
 	r, w := io.Pipe()

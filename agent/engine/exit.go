@@ -13,6 +13,7 @@ import (
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/life"
 )
 
@@ -97,6 +98,7 @@ func (e *Engine) settle(ctx context.Context, id string, a attempt, p *tasktypes.
 	if x.LogEnd, err = logs.End(e.o.logDir(id)); err != nil {
 		return nil, err
 	}
+	failpoint.Here("engine.settle.before")
 	if err := shimapi.WriteExit(e.o.recordFile(id, a), x); err != nil {
 		return nil, err
 	}

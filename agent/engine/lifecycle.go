@@ -33,6 +33,7 @@ import (
 	"github.com/drover/drover/agent/shims"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/life"
 )
 
@@ -55,6 +56,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	if err := e.writeFiles(s, nil); err != nil {
 		return err
 	}
+	failpoint.Here("engine.snapshot.before")
 	p := prepared{Spec: s, ImageConfig: &img.Config.Config}
 	if p.Root, err = e.snapshot(ctx, s, img); err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
@@ -63,6 +65,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	if _, err := e.plan(ctx, &p); err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
+	failpoint.Here("engine.snapshot.after")
 	return e.writeSpec(p)
 }
 
@@ -187,6 +190,7 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 	sandbox, err := e.connect(ctx, s.Spec, ports)
 	timed("network", began)
 	meanwhile.Wait()
+	failpoint.Here("engine.create.before")
 	if err = cmp.Or(refusal, err, without); err != nil {
 		return out, err
 	}
@@ -195,10 +199,12 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 		return out, startError("create", made.command, err)
 	}
 	timed("shim create", began)
+	failpoint.Here("engine.create.after")
 	began = time.Now()
 	if err := os.WriteFile(e.begunFile(s.ID, a), nil, 0o600); err != nil {
 		return out, fmt.Errorf("starting %s: %w", short(s.ID), err)
 	}
+	failpoint.Here("engine.start.before")
 	started, err := e.tasks.Start(ctx, &taskspb.StartRequest{ContainerID: s.ID})
 	if err != nil {
 		err = startError("start", made.command, errgrpc.ToNative(err))
@@ -207,6 +213,7 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 		undo = errors.As(err, new(*task.StartError))
 		return out, err
 	}
+	failpoint.Here("engine.start.after")
 	timed("shim start", began)
 	out = task.Attempt{Life: l, Before: last, Pid: int(started.Pid), Started: began, StopSignal: e.stopSignal(ctx, s), Timings: timings}
 	place(&out, sandbox)
@@ -283,6 +290,7 @@ func (e *Engine) undoStart(ctx context.Context, id string, a, before attempt) er
 	if err := e.deleteTask(ctx, id); err != nil {
 		return err
 	}
+	failpoint.Here("engine.undo")
 	err := errors.Join(e.forgetTry(id, a), e.o.Network.Detach(ctx, id))
 	if before.life().Before(a.life()) {
 		err = errors.Join(err, e.writeAttempt(id, before))
@@ -308,7 +316,9 @@ func (e *Engine) deleteTask(ctx context.Context, id string) error {
 // as by the death of an agent: the shim has lost the process, so it is not found, but
 // the shim is there until another deletion.
 func (e *Engine) deleteShim(ctx context.Context, id string) error {
+	failpoint.Here("engine.delete.before")
 	_, err := e.tasks.Delete(ctx, &taskspb.DeleteTaskRequest{ContainerID: id})
+	failpoint.Here("engine.delete.after")
 	if err != nil && !notFound(err) {
 		return fmt.Errorf("deleting the process of %s: %w", short(id), err)
 	}
@@ -350,7 +360,9 @@ func (e *Engine) Signal(ctx context.Context, id, name string) error {
 	}
 	// Without a pid namespace, nothing dies along with the first process.
 	all := sig == syscall.SIGKILL && s.Create.HostConfig != nil && s.Create.HostConfig.PidMode.IsHost()
+	failpoint.Here("engine.signal.before")
 	_, err = e.tasks.Kill(ctx, &taskspb.KillRequest{ContainerID: id, Signal: uint32(sig), All: all})
+	failpoint.Here("engine.signal.after")
 	if err != nil {
 		if notFound(err) || alreadyEnded(err) {
 			return fmt.Errorf("%s: %w", short(id), task.ErrNotRunning)
@@ -411,6 +423,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	if err := e.release(ctx, id, r); err != nil {
 		return err
 	}
+	failpoint.Here("engine.remove.before")
 	// Only what earlier agents prepared has a record in containerd.
 	if err := e.c.ContainerService().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("removing %s: %w", short(id), err)
@@ -418,6 +431,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	if err := e.c.SnapshotService(images.Snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("removing the files of %s: %w", short(id), err)
 	}
+	failpoint.Here("engine.remove.after")
 	if err := os.RemoveAll(e.o.dir(id)); err != nil {
 		return fmt.Errorf("removing %s: %w", short(id), err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/life"
 )
 
@@ -59,7 +60,12 @@ func (e *Engine) writeSpec(s prepared) error {
 	if err := os.MkdirAll(e.o.dir(s.ID), 0o700); err != nil {
 		return fmt.Errorf("making the folder of %s: %w", short(s.ID), err)
 	}
-	return durable.WriteFile(filepath.Join(e.o.dir(s.ID), specFile), b, 0o600)
+	if err := failpoint.Error("engine.spec.before"); err != nil {
+		return err
+	}
+	err = durable.WriteFile(filepath.Join(e.o.dir(s.ID), specFile), b, 0o600)
+	failpoint.Here("engine.spec.after")
+	return err
 }
 
 func (e *Engine) readSpec(id string) (prepared, error) {
@@ -76,12 +82,17 @@ func (e *Engine) writeAttempt(id string, a attempt) error {
 			return fmt.Errorf("recording attempt %s of %s: %w", a.life(), short(id), err)
 		}
 	}
+	if err := failpoint.Error("engine.attempt.before"); err != nil {
+		return err
+	}
 	a.Version = 1
 	b, err := json.Marshal(a)
 	if err != nil {
 		return fmt.Errorf("encoding the attempt of %s: %w", short(id), err)
 	}
-	return durable.WriteFile(filepath.Join(e.o.dir(id), attemptFile), b, 0o600)
+	err = durable.WriteFile(filepath.Join(e.o.dir(id), attemptFile), b, 0o600)
+	failpoint.Here("engine.attempt.after")
+	return err
 }
 
 // pointTo atomically makes path a link to name.

@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // ensureBridge creates the bridge, or configures an existing one. Its hardware address
@@ -113,6 +115,7 @@ func link(s *Sandbox, bridge string) error {
 		return err
 	}
 	defer func() { _ = ns.Close() }()
+	failpoint.Here("network.netns.after")
 	br, err := netlink.LinkByName(bridge)
 	if err != nil {
 		return fmt.Errorf("finding bridge %s: %w", bridge, err)
@@ -150,6 +153,7 @@ func plug(h *netlink.Handle, ns netns.NsHandle, br netlink.Link, e Endpoint, rou
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("creating the veth pair %s: %w", e.Link, err)
 	}
+	failpoint.Here("network.veth.after")
 	if err := withoutIPv6(e.Link); err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ import (
 	"sort"
 	"strings"
 	"sync"
+
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // Options of a node's network.
@@ -114,6 +116,7 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 		if err := n.bind(ctx, s); err != nil {
 			return nil, errors.Join(err, n.forget(s))
 		}
+		failpoint.Here("network.bind.after")
 		if err := n.save(s); err != nil {
 			return nil, errors.Join(err, n.forget(s))
 		}
@@ -121,9 +124,11 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 	if err := n.link(s); err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting container %s: %w", short(id), err), n.Detach(ctx, id))
 	}
+	failpoint.Here("network.publish.before")
 	if err := n.publish(ctx, s); err != nil {
 		return nil, errors.Join(err, n.Detach(ctx, id))
 	}
+	failpoint.Here("network.publish.after")
 	return s, ctx.Err()
 }
 
@@ -135,11 +140,15 @@ func (n *Network) Detach(ctx context.Context, id string) error {
 	if s == nil {
 		return ctx.Err()
 	}
+	failpoint.Here("network.detach.before")
 	err := errors.Join(n.nft.unpublish(s), unlink(s))
+	failpoint.Here("network.detach.unlinked")
 	if ferr := forgetAddresses(s); ferr != nil {
 		n.o.Log.Warn("senders may not reach a container when it starts again", "task", short(id), "err", ferr)
 	}
-	return errors.Join(err, n.forget(s))
+	err = errors.Join(err, n.forget(s))
+	failpoint.Here("network.detach.after")
+	return err
 }
 
 // List returns the ids of containers that have a sandbox, sorted.
@@ -273,12 +282,14 @@ func (n *Network) link(s *Sandbox) error {
 	if s.Boot == n.boot && linked(s) {
 		return nil
 	}
+	failpoint.Here("network.link.before")
 	if err := unlink(s); err != nil {
 		return err
 	}
 	if err := link(s, n.o.Bridge); err != nil {
 		return err
 	}
+	failpoint.Here("network.link.after")
 	s.Boot = n.boot
 	return n.save(s)
 }

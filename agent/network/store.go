@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // sandboxVersion is the version of files written by this build. Version 1 stored the
@@ -21,7 +22,12 @@ func (n *Network) save(s *Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("encoding the sandbox of %s: %w", short(s.ID), err)
 	}
-	return durable.WriteFile(n.file(s.ID), b, 0o600)
+	if err := failpoint.Error("network.save.before"); err != nil {
+		return err
+	}
+	err = durable.WriteFile(n.file(s.ID), b, 0o600)
+	failpoint.Here("network.save.after")
+	return err
 }
 
 func (n *Network) load() error {

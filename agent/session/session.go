@@ -21,6 +21,7 @@ import (
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/v1/dv1connect"
+	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -254,12 +255,14 @@ func (o Options) send(ctx context.Context, to sender, open <-chan struct{}, rest
 		default:
 		}
 		for i, m := range msgs {
+			failpoint.Here("session.send.before")
 			if err := s.Send(m); err != nil {
 				o.Outbox.putBack(msgs[i:])
 				return err
 			}
 		}
 		if len(msgs) > 0 {
+			failpoint.Here("session.send.after")
 			continue
 		}
 		select {
@@ -290,6 +293,7 @@ func (o Options) receive(ctx context.Context, s *stream, alive *time.Timer) erro
 		case *dv1.ToAgent_Changed:
 			o.Agent.Changed(m.Changed)
 		case *dv1.ToAgent_Sync:
+			failpoint.Here("session.sync.taken")
 			err := o.Agent.Take(ctx, m.Sync)
 			if errors.Is(err, ErrStale) {
 				o.Log.Warn("refused a sync", "epoch", m.Sync.GetEpoch(), "term", m.Sync.GetTerm(), "index", m.Sync.GetIndex(), "err", err)

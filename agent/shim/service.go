@@ -27,6 +27,7 @@ import (
 	"github.com/drover/drover/agent/shim/native"
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/pkg/durable"
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // outputWithin bounds how long an exit waits for the last output: processes that left
@@ -122,7 +123,9 @@ func (s *service) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*ta
 	s.mu.Unlock()
 	r.Stdin, r.Stdout, r.Stderr = t.paths()
 	began := time.Now()
+	failpoint.Here("shim.create.before")
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
+	failpoint.Here("shim.create.after")
 	t.note(s.name+" create", began)
 	if err != nil {
 		s.mu.Lock()
@@ -144,7 +147,9 @@ func (s *service) Start(ctx context.Context, r *taskAPI.StartRequest) (*taskAPI.
 		t.started(began)
 	}
 	// If containerd dies meanwhile, it must stay known whether the process began.
+	failpoint.Here("shim.start.before")
 	resp, err := s.TTRPCTaskService.Start(context.WithoutCancel(ctx), r)
+	failpoint.Here("shim.start.after")
 	switch {
 	case r.ExecID == "" && t != nil:
 		t.note(s.name+" start", began)
@@ -192,7 +197,9 @@ func (s *service) Exec(ctx context.Context, r *taskAPI.ExecProcessRequest) (*emp
 }
 
 func (s *service) Delete(ctx context.Context, r *taskAPI.DeleteRequest) (*taskAPI.DeleteResponse, error) {
+	failpoint.Here("shim.delete.before")
 	resp, err := s.TTRPCTaskService.Delete(ctx, r)
+	failpoint.Here("shim.delete.after")
 	if err != nil {
 		return nil, err
 	}
@@ -241,6 +248,7 @@ func (s *service) ended(ctx context.Context, e *eventstypes.TaskExit) {
 	t.waitOutput(outputWithin)
 	// A full disk is waited out: only this process knows the exit.
 	for wait := minPause; ; wait = min(2*wait, maxPause) {
+		failpoint.Here("shim.exit.before")
 		err := t.writeExit(int32(e.ExitStatus), e.ExitedAt.AsTime())
 		if err == nil {
 			return
@@ -264,6 +272,7 @@ func (p *publisher) Publish(ctx context.Context, topic string, e events.Event) e
 	switch e := e.(type) {
 	case *eventstypes.TaskExit:
 		p.s.ended(ctx, e)
+		failpoint.Here("shim.exit.after")
 	case *eventstypes.TaskOOM:
 		p.s.mu.Lock()
 		if t := p.s.tasks[e.ContainerID]; t != nil {

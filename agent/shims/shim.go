@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover/drover/agent/shim/shimapi"
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // Files of a bundle, beside those of the shim itself.
@@ -94,9 +95,13 @@ func (x *shim) start(runtime shimapi.Choice) (err error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{l}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := failpoint.Error("shims.exec.before"); err != nil {
+		return err
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	failpoint.Here("shims.exec.after")
 	over := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(over) }() // leaves no zombie; it ends with the shim
 	defer func() {
@@ -108,6 +113,7 @@ func (x *shim) start(runtime shimapi.Choice) (err error) {
 	if err := x.record(record{Version: 1, Binary: x.s.o.Binary, Pid: cmd.Process.Pid, Started: startOf(cmd.Process.Pid)}); err != nil {
 		return err
 	}
+	failpoint.Here("shims.record.after")
 	if err := spare(cmd.Process.Pid); err != nil {
 		return err
 	}
@@ -264,6 +270,7 @@ func (x *shim) finish(ctx context.Context, deleted bool) error {
 		_ = c.Close()
 	}
 	x.kill(x.s.endWithin)
+	failpoint.Here("shims.shutdown.after")
 	if !deleted {
 		return x.bury(context.WithoutCancel(ctx))
 	}
@@ -272,6 +279,7 @@ func (x *shim) finish(ctx context.Context, deleted bool) error {
 
 // bury ends a shim, and its container with it, which is not known to be deleted.
 func (x *shim) bury(ctx context.Context) error {
+	failpoint.Here("shims.bury.before")
 	x.hangUp()
 	x.kill(0)
 	if !x.begun() {
@@ -283,6 +291,7 @@ func (x *shim) bury(ctx context.Context) error {
 	cmd.Dir, cmd.Env = x.dir(), environment()
 	var said strings.Builder
 	cmd.Stderr = &said
+	failpoint.Here("shims.bury.exec")
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("removing what the shim of %s left: %w: %s", short(x.id), err, strings.TrimSpace(said.String()))
 	}
@@ -385,6 +394,7 @@ func (x *shim) clear() error {
 	if err := mount.UnmountRecursive(root, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmounting the files of %s: %w", short(x.id), err)
 	}
+	failpoint.Here("shims.clear.unmounted")
 	// Not with its contents: those would be a container's files, were they still mounted.
 	if err := os.Remove(root); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the bundle of %s: %w", short(x.id), err)
@@ -392,6 +402,7 @@ func (x *shim) clear() error {
 	if err := os.Remove(x.socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the socket of %s: %w", short(x.id), err)
 	}
+	failpoint.Here("shims.clear.before")
 	if err := os.RemoveAll(x.dir()); err != nil {
 		return fmt.Errorf("removing the bundle of %s: %w", short(x.id), err)
 	}

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/life"
 )
 
@@ -206,6 +207,7 @@ func (r *Reconciler) gone(w *worker) error {
 	delete(r.workers, string(w.raw))
 	delete(r.statuses, string(w.raw))
 	r.mu.Unlock()
+	failpoint.Here("task.forget.after")
 	r.o.Reporter.Removed(w.raw)
 	return nil
 }

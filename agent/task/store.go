@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // storeVersion is the format of the store's bytes. The previous one, with a spec in each
@@ -175,6 +176,7 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 		o = &opened{at: at, named: map[string]bool{}}
 	}
 	s.open = nil
+	failpoint.Here("task.take.before")
 	changed := map[string]want{}
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		for _, k := range [][]byte{kLast, kFloor} {
@@ -222,6 +224,7 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 	if err != nil {
 		return nil, fmt.Errorf("storing a sync: %w", err)
 	}
+	failpoint.Here("task.take.after")
 	if y.More {
 		o.next++
 		s.open = o
@@ -353,6 +356,7 @@ func (s *Store) all() (map[string]want, error) {
 // fail records that the attempt never ran, so that a restarted agent doesn't try it
 // again.
 func (s *Store) fail(st *dv1.TaskStatus) error {
+	failpoint.Here("task.fail.before")
 	err := s.db.Update(func(tx *bbolt.Tx) error { return put(tx, bFailed, st.Id, st) })
 	if err != nil {
 		return fmt.Errorf("storing the failure of task %x: %w", st.Id, err)

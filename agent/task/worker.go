@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/life"
 )
 
@@ -395,6 +396,7 @@ func (w *worker) start(ctx context.Context, x want) {
 	if w.have.running {
 		w.watch(ctx, a.Life)
 	}
+	failpoint.Here("task.started")
 	w.report(w.seen(a), x)
 }
 
@@ -424,6 +426,7 @@ func (w *worker) fail(x want, err error) {
 	if err := w.r.o.Store.fail(s); err != nil {
 		w.log.Error("a failed start can't be stored, and would be retried if this agent restarted", "err", err)
 	}
+	failpoint.Here("task.fail.after")
 	w.have.life, w.have.running, w.have.held, w.have.failed = life.Of(s), false, true, true
 	w.report(s, x)
 }
@@ -454,6 +457,7 @@ func (w *worker) exited(e *dv1.Exit, x want) {
 		s = &dv1.TaskStatus{Id: w.raw, Attempt: w.have.life.Attempt, Restarts: w.have.life.Restarts}
 	}
 	ended(s, e)
+	failpoint.Here("task.exited")
 	w.report(s, x)
 }
 
@@ -496,6 +500,7 @@ func (w *worker) remove(ctx context.Context) (done bool) {
 		if err := w.logged("removing", w.r.o.Runtime.Remove(ctx, w.id)); err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
+		failpoint.Here("task.forget.before")
 		return w.logged("forgetting", w.r.gone(w))
 	})
 	return err == nil

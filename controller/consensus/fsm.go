@@ -10,6 +10,7 @@ import (
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // fsm is state.Store behind raft's interface. raft calls Apply, Snapshot and Restore
@@ -55,6 +56,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 	case err != nil:
 		return err
 	}
+	failpoint.Here("controller.apply.after")
 	f.reached(l.Index)
 	if f.onCommit != nil {
 		f.onCommit(e.Effects, l.Index)

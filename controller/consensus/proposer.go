@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/pki"
 )
 
@@ -394,6 +395,7 @@ func (n *Node) commit(b *batch) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("encoding a log entry: %w", err)
 	}
+	failpoint.Here("controller.propose.before")
 	f := n.Raft().Apply(data, raftTimeout)
 	if err := f.Error(); err != nil {
 		if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrEnqueueTimeout) {
@@ -407,6 +409,7 @@ func (n *Node) commit(b *batch) (uint64, error) {
 		}
 		return 0, err
 	}
+	failpoint.Here("controller.propose.after")
 	b.number(f.Index())
 	return f.Index(), nil
 }

@@ -22,6 +22,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // container is the one container of a shim.
@@ -80,6 +82,7 @@ func (s *Service) create(ctx context.Context, r *taskAPI.CreateTaskRequest) (_ *
 			return nil, fmt.Errorf("failed to mount rootfs component: %w", err)
 		}
 	}
+	failpoint.Here("shim.mount.after")
 	spec, config, err := readConfig(r.Bundle, r.ID)
 	if err != nil {
 		return nil, failed("create", err)
@@ -88,6 +91,7 @@ func (s *Service) create(ctx context.Context, r *taskAPI.CreateTaskRequest) (_ *
 	c.shared = !config.Namespaces.IsPrivate(configs.NEWPID)
 	c.init = &process{spec: spec.Process, stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal,
 		exited: make(chan struct{}), st: state{status: task.Status_CREATED}}
+	failpoint.Here("shim.library.before")
 	if c.lc, err = libcontainer.Create(stateDir(r.Bundle), r.ID, config); err != nil {
 		return nil, failed("create", err)
 	}
@@ -205,6 +209,7 @@ func (s *Service) delete(ctx context.Context, c *container) error {
 	if err != nil {
 		return fmt.Errorf("failed to delete task: %w", err)
 	}
+	failpoint.Here("shim.destroy.after")
 	if c.rootfs != "" {
 		if err := mount.UnmountRecursive(c.rootfs, 0); err != nil {
 			return fmt.Errorf("failed rootfs umount: %w", err)

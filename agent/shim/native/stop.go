@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/pkg/failpoint"
 )
 
 // killWithin bounds how long a killed process may take to end.
@@ -38,6 +40,7 @@ func Stop(ctx context.Context, bundle, id string) (pid int, err error) {
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("what is left of the container can't be removed")
 	}
+	failpoint.Here("shim.stop.unmount")
 	if merr := mount.UnmountRecursive(filepath.Join(bundle, "rootfs"), 0); merr != nil {
 		log.G(ctx).WithError(merr).Warn("the container's files can't be unmounted")
 	}
