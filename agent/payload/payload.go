@@ -3,7 +3,6 @@
 package payload
 
 import (
-	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
 	"embed"
@@ -46,29 +45,38 @@ func Extract(dir string) (Paths, error) {
 	return Paths{Containerd: c, Shim: s}, nil
 }
 
-func extract(dir, name string) (string, error) {
-	gz, err := bin.ReadFile("bin/" + name + ".gz")
+// extract streams: what it would read whole stays on an idle agent's heap for long.
+func extract(dir, name string) (path string, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("extracting %s: %w", name, err)
+		}
+	}()
+	gz, err := bin.Open("bin/" + name + ".gz")
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("extracting %s: %w", name, ErrMissing)
+		return "", ErrMissing
 	}
 	if err != nil {
-		return "", fmt.Errorf("extracting %s: %w", name, err)
+		return "", err
 	}
-	sum := sha256.Sum256(gz)
-	path := filepath.Join(dir, hex.EncodeToString(sum[:8]), name)
+	defer func() { _ = gz.Close() }()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, gz); err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, hex.EncodeToString(sum.Sum(nil)[:8]), name)
 	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-		return path, nil // it is complete, see durable.WriteFile
+		return path, nil // it is complete, see durable.CopyFile
 	}
-	r, err := gzip.NewReader(bytes.NewReader(gz))
-	if err != nil {
-		return "", fmt.Errorf("extracting %s: %w", name, err)
+	if _, err := gz.(io.Seeker).Seek(0, io.SeekStart); err != nil {
+		return "", err
 	}
-	b, err := io.ReadAll(r)
+	r, err := gzip.NewReader(gz)
 	if err != nil {
-		return "", fmt.Errorf("extracting %s: %w", name, err)
+		return "", err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return "", fmt.Errorf("extracting %s: %w", name, err)
+		return "", err
 	}
-	return path, durable.WriteFile(path, b, 0o755)
+	return path, durable.CopyFile(path, r, 0o755)
 }

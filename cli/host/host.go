@@ -82,6 +82,13 @@ func logger(c *config.Config, part string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("proc", part)
 }
 
+// startedWithin is how long a process needs memory for its start.
+const startedWithin = 10 * time.Second
+
+// returnMemory returns what a process needed only for its start to the system, for an
+// idle one would keep it: its next collection comes when the heap has doubled.
+func returnMemory() (stop func() bool) { return time.AfterFunc(startedWithin, debug.FreeOSMemory).Stop }
+
 // Commands returns up, controller, agent and config.
 func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{upCommand(), joinCommand(), controllerCommand(version), agentCommand(version), configCommand()}
@@ -111,6 +118,7 @@ func controllerCommand(version string) *cobra.Command {
 			return err
 		}
 		defer stop()
+		defer returnMemory()()
 		store := &trace.Store{}
 		tp := trace.Provider("controller", c.NodeName, store)
 		defer func() { _ = tp.Shutdown(context.WithoutCancel(cmd.Context())) }()
@@ -147,6 +155,7 @@ func agentCommand(version string) *cobra.Command {
 			return err
 		}
 		defer stop()
+		defer returnMemory()()
 		tp := trace.Provider("agent", id.Name, sink)
 		defer func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), time.Second)

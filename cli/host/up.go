@@ -275,6 +275,7 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	}); err != nil {
 		return err
 	}
+	defer returnMemory()()
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	var children sync.WaitGroup

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/iotest"
 )
 
 // TestMain is also another process that locks, or writes until it is killed.
@@ -273,5 +275,23 @@ func TestALockThatCannotBe(t *testing.T) {
 	}
 	if _, err := Lock(dir); err == nil || !strings.Contains(err.Error(), "locking "+dir) {
 		t.Errorf("a directory is its lock: %v", err)
+	}
+}
+
+// A source that breaks off leaves the old file and nothing else.
+func TestACopyIsWholeOrNotMade(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	big := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
+	if err := CopyFile(path, bytes.NewReader(big), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("it broke off")
+	if err := CopyFile(path, io.MultiReader(bytes.NewReader(big[:100_000]), iotest.ErrReader(broken)), 0o600); !errors.Is(err, broken) {
+		t.Errorf("%v", err)
+	}
+	st, err := os.Stat(path)
+	if err != nil || st.Mode().Perm() != 0o755 || read(t, path) != string(big) || len(names(t, dir)) != 1 {
+		t.Errorf("%v, %v, %v", st, err, names(t, dir))
 	}
 }

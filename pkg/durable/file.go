@@ -3,7 +3,9 @@
 package durable
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -11,12 +13,18 @@ import (
 // WriteFile writes data to path: temp file, fsync, rename, fsync of the directory. A
 // crash leaves the old file or the new one.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
+	return CopyFile(path, bytes.NewReader(data), mode)
+}
+
+// CopyFile is WriteFile with what r holds, which need not fit into memory. An error of r
+// leaves the old file.
+func CopyFile(path string, r io.Reader, mode os.FileMode) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	err = fill(f, data, mode)
+	err = fill(f, r, mode)
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -27,8 +35,8 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 	return SyncDir(dir)
 }
 
-func fill(f *os.File, data []byte, mode os.FileMode) error {
-	_, err := f.Write(data)
+func fill(f *os.File, r io.Reader, mode os.FileMode) error {
+	_, err := io.Copy(f, r)
 	if err == nil {
 		err = f.Chmod(mode)
 	}
