@@ -383,10 +383,14 @@ func TestABadFileKeepsNoNodeFromWorking(t *testing.T) {
 	}
 	gone := name(99) // no container of that id is there
 	must(t, os.WriteFile(w.n.file(gone), []byte("x"), 0o600))
+	must(t, os.WriteFile(w.n.file(gone)+".new", []byte("{"), 0o600))
 	w.open()
 	w.reached("the others", good, hostIP+":8080")
 	if w.n.Get(gone) != nil {
 		t.Error("a container that is not there has a sandbox")
+	}
+	if left, err := filepath.Glob(w.n.file(gone) + "*"); err != nil || len(left) > 0 {
+		t.Errorf("what a power cut left stays: %s, %v", left, err)
 	}
 	for i, was := range bad {
 		a := w.n.Get(was.ID)

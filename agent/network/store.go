@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/failpoint"
 )
 
@@ -17,6 +16,10 @@ import (
 // fields of a container's only endpoint, on the bridge, at the top level.
 const sandboxVersion = 2
 
+const unsaved = ".new"
+
+// save is for agents of this boot, which see all of it or nothing. What it describes does
+// not survive a power cut, so nothing waits for the disk.
 func (n *Network) save(s *Sandbox) error {
 	b, err := json.Marshal(s)
 	if err != nil {
@@ -25,21 +28,37 @@ func (n *Network) save(s *Sandbox) error {
 	if err := failpoint.Error("network.save.before"); err != nil {
 		return err
 	}
-	err = durable.WriteFile(n.file(s.ID), b, 0o600)
+	file := n.file(s.ID)
+	if err = os.WriteFile(file+unsaved, b, 0o600); err == nil {
+		err = os.Rename(file+unsaved, file)
+	}
+	if err != nil {
+		return fmt.Errorf("writing the sandbox of %s: %w", short(s.ID), err)
+	}
 	failpoint.Here("network.save.after")
-	return err
+	return nil
 }
 
 func (n *Network) load() error {
 	n.last = n.gateway()
-	files, err := filepath.Glob(filepath.Join(n.o.Dir, "*.json"))
+	files, err := filepath.Glob(filepath.Join(n.o.Dir, "*.json*"))
 	if err != nil {
 		return fmt.Errorf("reading sandboxes: %w", err)
 	}
 	for _, f := range files {
+		switch filepath.Ext(f) {
+		case ".json":
+		case unsaved: // cut short
+			if err := os.Remove(f); err != nil {
+				return fmt.Errorf("reading sandboxes: %w", err)
+			}
+			continue
+		default: // set aside
+			continue
+		}
 		s, err := readSandbox(f)
 		if errors.Is(err, errUnreadable) {
-			s, err = n.setAside(f, err)
+			s, err = n.salvage(f, err)
 		}
 		if err != nil {
 			return err
@@ -108,6 +127,17 @@ func decode1(b []byte) (*Sandbox, error) {
 		Network: Bridge, Name: "eth0", Link: linkName(a.ID, 0), Addresses: []netip.Prefix{netip.PrefixFrom(a.IP, a.PrefixLen)},
 		Gateway: a.Gateway, MAC: a.MAC, Ports: a.Ports,
 	}}}, nil
+}
+
+// salvage finds out what an unusable file was about. Without a namespace, it is what a
+// power cut left of a file, and nothing is connected.
+func (n *Network) salvage(file string, why error) (*Sandbox, error) {
+	id := strings.TrimSuffix(filepath.Base(file), ".json")
+	if _, err := os.Lstat(n.NetnsPath(id)); errors.Is(err, os.ErrNotExist) {
+		n.o.Log.Info("removed what is left of a sandbox", "file", file, "err", why)
+		return nil, os.Remove(file)
+	}
+	return n.setAside(file, why)
 }
 
 // setAside renames an unusable file for inspection, so that one container does not stop
