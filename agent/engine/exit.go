@@ -28,9 +28,8 @@ func (e *Engine) Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, e
 		return nil, err
 	}
 	defer stop()
-	late := time.NewTimer(lookAgain)
-	defer late.Stop()
 	for {
+		var late <-chan time.Time // while it has a shim of the agent's, that one's end is reported
 		if x, err := e.readExit(id, l); x != nil || err != nil {
 			return x, err
 		}
@@ -41,23 +40,23 @@ func (e *Engine) Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, e
 		if l.Before(a.life()) {
 			return nil, fmt.Errorf("attempt %s of %s: %w", l, short(id), task.ErrNotFound)
 		}
-		select {
-		case <-ch:
-		case <-late.C:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
 		if a.life() == l && !e.tasks.Has(id) {
 			if x := e.settleWhenDead(ctx, id, a); x != nil {
 				return x, nil
 			}
+			late = time.After(lookAgain)
 		}
-		late.Reset(lookAgain)
+		select {
+		case <-ch:
+		case <-late:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
 
-// lookAgain is how often it is looked whether a task still has its shim, for those that
-// containerd started: the end of all others is told of.
+// lookAgain is the pause between looks at a task without a shim of the agent's: containerd
+// started one, or an exit could not be recorded yet.
 const lookAgain = 2 * time.Second
 
 // settleWhenDead returns the exit of a process that has stopped although its shim has

@@ -494,3 +494,27 @@ func TestTerminals(t *testing.T) {
 		_ = st.Close()
 	}
 }
+
+// Who waits for a container after its shim was killed does not wait for the next look at it.
+func TestAWaitAfterTheDeathOfAShimEndsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	id := w.prepared(t, e, waits)
+	if _, err := e.Start(t.Context(), id, life.First(1), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(shimOf(t, id), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); exists(w.bundle(id)); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its bundle is left")
+		}
+	}
+	began := time.Now()
+	x, err := e.Wait(t.Context(), id, life.First(1))
+	if took := time.Since(began); err != nil || x.Code != 137 || took > time.Second {
+		t.Errorf("after %v: %v, %v", took, x, err)
+	}
+}

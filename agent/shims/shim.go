@@ -253,7 +253,11 @@ func (x *shim) find(ctx context.Context) (taskAPI.TTRPCTaskService, error) {
 	case err == nil:
 		return x.tasks, nil
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist): // nobody listens any more
-		return nil, x.bury(context.WithoutCancel(ctx))
+		if err := x.bury(context.WithoutCancel(ctx)); err != nil {
+			return nil, err
+		}
+		x.s.o.Gone(x.id)
+		return nil, nil
 	}
 	return nil, fmt.Errorf("reaching the shim of %s: %w", short(x.id), err)
 }
