@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/drover/drover/agent/engine"
+	"github.com/drover/drover/agent/shim/shimapi"
 	begin "github.com/drover/drover/agent/shims"
 )
 
@@ -44,6 +45,11 @@ func disturb[R any](d disturbed, call, id string, f func() (R, error)) (R, error
 		return r, err
 	}
 	return r, d.at(moment{call, id, true})
+}
+
+func (d disturbed) Launch(id string, runtime shimapi.Choice) error {
+	_, err := disturb(d, launchShim, id, func() (struct{}, error) { return struct{}{}, d.Tasks.Launch(id, runtime) })
+	return err
 }
 
 func (d disturbed) Begin(ctx context.Context, c begin.Container) (uint32, error) {

@@ -17,13 +17,10 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
-	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/moby/sys/signal"
-	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
@@ -33,6 +30,7 @@ import (
 	"github.com/drover/drover/agent/shims"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/life"
 )
@@ -42,51 +40,6 @@ const (
 	killedCode = 137 // its shim was killed
 	lostCode   = 255 // its host went down
 )
-
-// Prepare implements task.Runtime.
-func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
-	ctx = e.ctx(ctx)
-	img, err := e.o.Images.Image(ctx, s.Digest)
-	if err != nil {
-		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
-	}
-	if err := os.MkdirAll(e.o.logDir(s.ID), 0o700); err != nil {
-		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
-	}
-	if err := e.writeFiles(s, nil); err != nil {
-		return err
-	}
-	failpoint.Here("engine.snapshot.before")
-	p := prepared{Spec: s, ImageConfig: &img.Config.Config}
-	if p.Root, err = e.snapshot(ctx, s, img); err != nil {
-		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
-	}
-	// What can't be done is refused now, although each attempt is planned anew.
-	if _, err := e.plan(ctx, &p); err != nil {
-		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
-	}
-	failpoint.Here("engine.snapshot.after")
-	return e.writeSpec(p)
-}
-
-// snapshot creates a container's files. One that is there already is that of a
-// preparation that was interrupted.
-func (e *Engine) snapshot(ctx context.Context, s task.Spec, img *images.Image) ([]mount.Mount, error) {
-	all := e.c.SnapshotService(images.Snapshotter)
-	labels := map[string]string{labelRoot: time.Now().UTC().Format(time.RFC3339), labelCluster: e.o.ClusterID, labelTask: s.ID, labelName: s.Name, labelSpec: s.SpecHash}
-	root, err := all.Prepare(ctx, s.ID, identity.ChainID(img.Config.RootFS.DiffIDs).String(), snapshots.WithLabels(labels))
-	switch {
-	case errdefs.IsNotFound(err): // the image was removed meanwhile
-		return nil, fmt.Errorf("%w: %w", task.ErrNoImage, err)
-	case !errdefs.IsAlreadyExists(err):
-		return root, err
-	}
-	// Earlier agents protected it by a lease or a container's record in containerd.
-	if _, err := all.Update(ctx, snapshots.Info{Name: s.ID, Labels: labels}, "labels"); err != nil {
-		return nil, err
-	}
-	return all.Mounts(ctx, s.ID)
-}
 
 // Start implements task.Runtime.
 func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1.Port) (task.Attempt, error) {
@@ -120,7 +73,7 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1
 			return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 		}
 	}
-	if a.Number > 0 { // remains of an earlier try, or of this life
+	if a.Number > 0 || e.tasks.Has(id) { // remains of an earlier try, or of this life
 		if err := e.deleteTask(ctx, id); err != nil {
 			return task.Attempt{}, err
 		}
@@ -151,7 +104,9 @@ func (e *Engine) startAgain(ctx context.Context, s prepared, a attempt) (task.Fo
 	return f, nil
 }
 
-// begin begins life l of a task; before is the one that was its newest.
+// begin begins life l of a task; before is the one that was its newest. Nothing that an
+// agent or a host that dies in between leaves is taken for a life that has begun: that
+// takes the attempt, durable, and in the same boot the file that is written next to last.
 func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.Life, ports []*dv1.Port) (out task.Attempt, err error) {
 	end, err := logs.End(e.o.logDir(s.ID))
 	if err != nil {
@@ -161,10 +116,11 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 	if err != nil {
 		return out, err
 	}
-	a := attempt{Number: l.Attempt, Restarts: l.Restarts, Try: rand.Text(), LogStart: end, At: time.Now(), Boot: e.boot, Own: true}
-	if err := e.writeAttempt(s.ID, a); err != nil {
+	runtime, err := e.runtimeOptions(s.Create.HostConfig)
+	if err != nil {
 		return out, err
 	}
+	a := attempt{Number: l.Attempt, Restarts: l.Restarts, Try: rand.Text(), LogStart: end, At: time.Now(), Boot: e.boot, Own: true}
 	var timings []task.Timing
 	timed := func(name string, began time.Time) {
 		timings = append(timings, task.Timing{Name: name, Start: began, End: time.Now()})
@@ -175,28 +131,25 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), s.ID, a, before))
 		}
 	}()
-	runtime, err := e.runtimeOptions(s.Create.HostConfig)
+	made, sandbox, staged, err := e.assemble(ctx, s, a, ports, runtime, timed)
 	if err != nil {
 		return out, err
 	}
-	began := time.Now()
-	var (
-		meanwhile        sync.WaitGroup
-		made             made
-		refusal, without error
-	)
-	meanwhile.Go(func() { without = e.tasks.Launch(s.ID, shimapi.ChoiceOf(runtime)) })
-	meanwhile.Go(func() { made, refusal = e.replan(ctx, s) })
-	sandbox, err := e.connect(ctx, s.Spec, ports)
-	timed("network", began)
-	meanwhile.Wait()
 	failpoint.Here("engine.create.before")
-	if err = cmp.Or(refusal, err, without); err != nil {
+	if err := e.placeAttempt(s.ID, a, staged); err != nil {
 		return out, err
 	}
-	began = time.Now()
-	if err := e.create(ctx, s, a, runtime, made); err != nil {
+	began := time.Now()
+	var synced sync.WaitGroup
+	var unsynced error
+	synced.Go(func() { unsynced = durable.SyncDir(e.o.dir(s.ID)) })
+	err = e.create(ctx, s, a, runtime, made)
+	synced.Wait()
+	if err != nil {
 		return out, startError("create", made.command, err)
+	}
+	if unsynced != nil {
+		return out, fmt.Errorf("starting %s: %w", short(s.ID), unsynced)
 	}
 	timed("shim create", began)
 	failpoint.Here("engine.create.after")
@@ -223,6 +176,26 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 		}
 	}
 	return out, nil
+}
+
+// assemble does at the same time what an attempt's container needs before it is created:
+// its record, which is staged, its shim, its plan and its network.
+func (e *Engine) assemble(ctx context.Context, s prepared, a attempt, ports []*dv1.Port, runtime *options.Options, timed func(string, time.Time)) (m made, sandbox *network.Sandbox, staged durable.Staged, err error) {
+	var (
+		meanwhile                    sync.WaitGroup
+		refusal, without, unrecorded error
+	)
+	meanwhile.Go(func() { staged, unrecorded = e.stageAttempt(s.ID, a) })
+	meanwhile.Go(func() { without = e.tasks.Launch(s.ID, shimapi.ChoiceOf(runtime)) })
+	meanwhile.Go(func() { m, refusal = e.replan(ctx, s) })
+	began := time.Now()
+	sandbox, err = e.connect(ctx, s.Spec, ports)
+	timed("network", began)
+	meanwhile.Wait()
+	if err = cmp.Or(refusal, err, without, unrecorded); err != nil && unrecorded == nil {
+		staged.Discard()
+	}
+	return m, sandbox, staged, err
 }
 
 // create has the shim create the process of a try.

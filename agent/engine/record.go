@@ -23,14 +23,14 @@ import (
 	"github.com/drover/drover/pkg/life"
 )
 
-// specFile and attemptFile are the engine's own records of a task; with the labels in
-// containerd they suffice to rebuild an agent's store.
+// specFile and attemptFile are the engine's own records of a task; with the labels of
+// its snapshot they suffice to rebuild an agent's store.
 const (
 	specFile    = "spec.json"
 	attemptFile = "attempt.json"
 )
 
-// attempt is the newest life of a task, written before its process is created.
+// attempt is the newest life of a task, durable before its process begins.
 type attempt struct {
 	Version  int       `json:"version"`
 	Number   int32     `json:"number"`
@@ -73,25 +73,43 @@ func (e *Engine) readSpec(id string) (prepared, error) {
 	return s, readJSON(filepath.Join(e.o.dir(id), specFile), &s)
 }
 
-// writeAttempt makes a the current attempt. From then on its exit file links to the
-// record of this try: what the shim of an earlier try writes, however late, is not
-// mistaken for it.
-func (e *Engine) writeAttempt(id string, a attempt) error {
-	if a.Try != "" {
-		if err := pointTo(e.o.exitFile(id, a.life()), filepath.Base(e.o.recordFile(id, a))); err != nil {
-			return fmt.Errorf("recording attempt %s of %s: %w", a.life(), short(id), err)
-		}
-	}
+// stageAttempt writes what becomes the current attempt when it is placed.
+func (e *Engine) stageAttempt(id string, a attempt) (durable.Staged, error) {
 	if err := failpoint.Error("engine.attempt.before"); err != nil {
-		return err
+		return durable.Staged{}, err
 	}
 	a.Version = 1
 	b, err := json.Marshal(a)
 	if err != nil {
-		return fmt.Errorf("encoding the attempt of %s: %w", short(id), err)
+		return durable.Staged{}, fmt.Errorf("encoding the attempt of %s: %w", short(id), err)
 	}
-	err = durable.WriteFile(filepath.Join(e.o.dir(id), attemptFile), b, 0o600)
+	return durable.Stage(filepath.Join(e.o.dir(id), attemptFile), b, 0o600)
+}
+
+// placeAttempt makes a the current attempt; it is durable once the directory was synced.
+// From then on its exit file links to the record of this try: what the shim of an earlier
+// try writes, however late, is not mistaken for it.
+func (e *Engine) placeAttempt(id string, a attempt, staged durable.Staged) error {
+	if a.Try != "" {
+		if err := pointTo(e.o.exitFile(id, a.life()), filepath.Base(e.o.recordFile(id, a))); err != nil {
+			staged.Discard()
+			return fmt.Errorf("recording attempt %s of %s: %w", a.life(), short(id), err)
+		}
+	}
+	err := staged.Place()
 	failpoint.Here("engine.attempt.after")
+	return err
+}
+
+// writeAttempt durably makes a the current attempt.
+func (e *Engine) writeAttempt(id string, a attempt) error {
+	staged, err := e.stageAttempt(id, a)
+	if err == nil {
+		err = e.placeAttempt(id, a, staged)
+	}
+	if err == nil {
+		err = durable.SyncDir(e.o.dir(id))
+	}
 	return err
 }
 

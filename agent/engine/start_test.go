@@ -29,6 +29,7 @@ import (
 )
 
 const (
+	launchShim = "launch"
 	createTask = "create"
 	startTask  = "start"
 	killTask   = "kill"
@@ -99,32 +100,75 @@ func ends(t *testing.T, e *node, id string) {
 	}
 }
 
-// An agent dies between the creation of a container and the start of its process. The
-// next agent starts the attempt, and the end of the first try is not reported as that of
-// the second.
+// An agent dies at any point before the start of a process. The next agent starts the
+// attempt, the end of the first try is not reported as that of the second, and what both
+// made goes with the container.
 func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
 	w := newWorld(t)
-	reached, dead := make(chan struct{}), make(chan struct{})
-	var died atomic.Bool
+	type death struct {
+		at            moment
+		reached, dead chan struct{}
+		died          atomic.Bool
+	}
+	var current atomic.Pointer[death]
 	between(t, func(m moment) error {
-		if m.call != startTask || m.after || died.Swap(true) {
+		d := current.Load()
+		if m.id = ""; d == nil || m != d.at || d.died.Swap(true) {
 			return nil
 		}
-		close(reached)
-		<-dead
+		close(d.reached)
+		<-d.dead
 		return errGone
 	})
 	first, second := w.open(t), w.open(t)
 	w.pulled(t, second)
-	id := w.prepared(t, second, waits)
-	over := make(chan struct{})
-	go func() { _, _ = first.Start(t.Context(), id, life.First(1), nil); close(over) }()
-	defer func() { close(dead); <-over }()
-	<-reached
-	if a, err := second.Start(t.Context(), id, life.First(1), nil); err != nil || a.Exit != nil || a.Pid == 0 {
-		t.Fatalf("started: %+v, %v", a, err)
+	for _, at := range []moment{{launchShim, "", false}, {launchShim, "", true}, {createTask, "", false}, {createTask, "", true}, {startTask, "", false}} {
+		t.Run(fmt.Sprintf("%s, made: %v", at.call, at.after), func(t *testing.T) {
+			id := w.prepared(t, second, waits)
+			d := &death{at: at, reached: make(chan struct{}), dead: make(chan struct{})}
+			current.Store(d)
+			over := make(chan struct{})
+			go func() { _, _ = first.Start(t.Context(), id, life.First(1), nil); close(over) }()
+			defer func() { close(d.dead); <-over }()
+			<-d.reached
+			w.assembled(t, id, at)
+			if all, err := second.List(t.Context()); err != nil || len(all) != 1 || all[0].Running || all[0].Attempt.Life != (life.Life{}) {
+				t.Fatalf("before it is started again: %+v, %v", all, err)
+			}
+			if a, err := second.Start(t.Context(), id, life.First(1), nil); err != nil || a.Exit != nil || a.Pid == 0 {
+				t.Fatalf("started: %+v, %v", a, err)
+			}
+			ends(t, second, id)
+			if err := second.Remove(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			left := append(w.traces(t, id), w.inContainerd(t, id)...)
+			if x := w.o.Network.Get(id); x != nil || len(left) > 0 || exists(filepath.Join(w.dir, "tasks", id)) {
+				t.Errorf("left: %s, network %+v", left, x)
+			}
+		})
 	}
-	ends(t, second, id)
+}
+
+// assembled waits for what the agent that dies here does at the same time.
+func (w *world) assembled(t *testing.T, id string, at moment) {
+	t.Helper()
+	if at.call != launchShim {
+		return
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		staged, err := filepath.Glob(filepath.Join(w.dir, "tasks", id, ".attempt.json.*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sandbox, err := os.ReadFile(filepath.Join(w.dir, "net", id+".json"))
+		if err == nil && strings.Contains(string(sandbox), `"Boot":"`) && !strings.Contains(string(sandbox), `"Boot":""`) && len(staged) > 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("neither network nor record are made while the shim starts")
+		}
+	}
 }
 
 // An agent dies while the start of the process is in flight: it arrives just after the

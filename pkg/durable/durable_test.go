@@ -177,6 +177,42 @@ func TestAFailureLeavesTheOldFile(t *testing.T) {
 	}
 }
 
+// A staged file changes nothing until it is placed, and one that is discarded or can't be
+// placed leaves nothing.
+func TestAStagedFileTakesItsPlaceLater(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	if err := WriteFile(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first, err := Stage(path, []byte("first"), 0o644)
+	if err != nil || read(t, path) != "old" {
+		t.Fatalf("%q, %v", read(t, path), err)
+	}
+	second, err := Stage(path, []byte("second"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Place(); err != nil || read(t, path) != "second" {
+		t.Fatalf("%q, %v", read(t, path), err)
+	}
+	first.Discard()
+	second.Discard() // it has its place
+	if got := names(t, dir); len(got) != 1 || read(t, path) != "second" {
+		t.Errorf("left are %v, with %q", got, read(t, path))
+	}
+	third, err := Stage(path, []byte("third"), 0o600)
+	if err := errors.Join(err, os.Remove(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := third.Place(); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), path) {
+		t.Errorf("a directory is in its place: %v", err)
+	}
+	if got := names(t, dir); len(got) != 1 {
+		t.Errorf("it left %v", got)
+	}
+}
+
 // Whoever reads while others write, and whatever moment a writer is killed at, there is
 // one whole file.
 func TestThereIsAlwaysOneWholeFile(t *testing.T) {

@@ -19,21 +19,50 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 // CopyFile is WriteFile with what r holds, which need not fit into memory. An error of r
 // leaves the old file.
 func CopyFile(path string, r io.Reader, mode os.FileMode) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	s, err := stage(path, r, mode)
 	if err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
+		return err
 	}
-	err = fill(f, r, mode)
-	if err == nil {
-		err = os.Rename(f.Name(), path)
+	if err := s.Place(); err != nil {
+		return err
 	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	return SyncDir(dir)
+	return SyncDir(filepath.Dir(path))
 }
+
+// Staged is a file that is on disk under a temporary name.
+type Staged struct{ temp, path string }
+
+// Stage writes a file for path and syncs it, for callers that do something else before it
+// takes its place, or while that becomes durable.
+func Stage(path string, data []byte, mode os.FileMode) (Staged, error) {
+	return stage(path, bytes.NewReader(data), mode)
+}
+
+func stage(path string, r io.Reader, mode os.FileMode) (Staged, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return Staged{}, fmt.Errorf("writing %s: %w", path, err)
+	}
+	s := Staged{f.Name(), path}
+	if err := fill(f, r, mode); err != nil {
+		s.Discard()
+		return Staged{}, fmt.Errorf("writing %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// Place replaces the file at its path. After a crash there is the old one or the new one;
+// the new one once the directory was synced. What can't be placed is discarded.
+func (s Staged) Place() error {
+	if err := os.Rename(s.temp, s.path); err != nil {
+		s.Discard()
+		return fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// Discard removes a file that was not placed.
+func (s Staged) Discard() { _ = os.Remove(s.temp) }
 
 func fill(f *os.File, r io.Reader, mode os.FileMode) error {
 	_, err := io.Copy(f, r)
