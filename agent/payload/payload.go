@@ -45,6 +45,10 @@ func Extract(dir string) (Paths, error) {
 	return Paths{Containerd: c, Shim: s}, nil
 }
 
+// Supervisor extracts the program that keeps controller and agent running, and returns
+// its path.
+func Supervisor(dir string) (string, error) { return extract(dir, "drover-supervisor") }
+
 // extract streams: what it would read whole stays on an idle agent's heap for long.
 func extract(dir, name string) (path string, err error) {
 	defer func() {

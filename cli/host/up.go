@@ -12,9 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -23,6 +21,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/drover/drover/agent"
+	"github.com/drover/drover/agent/payload"
+	"github.com/drover/drover/cli/supervisor"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/pkg/api/wire"
@@ -38,11 +38,7 @@ import (
 const (
 	upWithin    = 2 * time.Minute  // until the host takes part in its fleet
 	leftAfter   = 40 * time.Second // after this long with only the rest of the fleet missing, up -d returns
-	stopWithin  = 10 * time.Second // until a child that was told to stop is killed
 	readyWithin = 8 * time.Second  // for one request: a controller waits 5 s for a leader, or for its log
-	minPause    = 100 * time.Millisecond
-	maxPause    = 5 * time.Second
-	steady      = 30 * time.Second // a child that ran this long is restarted without delay
 )
 
 func upCommand() *cobra.Command {
@@ -52,10 +48,19 @@ func upCommand() *cobra.Command {
 	}
 	f := addFlags(cmd)
 	detach := cmd.Flags().BoolP("detach", "d", false, "Return when drover is up, and leave it running")
+	announce := cmd.Flags().Bool("announce", false, "Only wait until drover is up, and say so")
+	_ = cmd.Flags().MarkHidden("announce") // it fails for flags that are not there
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := f.load(cmd)
 		if err != nil {
 			return err
+		}
+		if *announce {
+			if err := waitReady(cmd.Context(), c, nil, math.MaxInt64); err != nil {
+				return err
+			}
+			printNextSteps(cmd.OutOrStdout(), c)
+			return nil
 		}
 		if os.Geteuid() != 0 {
 			return errors.New("drover up needs root: it runs containers")
@@ -248,7 +253,7 @@ func self(verb string, c *config.Config, file string) (*exec.Cmd, error) {
 	return exec.Command(exe, args...), nil //nolint:noctx // a canceled context would kill it before its ordered stop
 }
 
-// supervise creates the identities and keeps controller and agent running.
+// supervise creates the identities, and becomes the supervisor of controller and agent.
 func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	unlock, err := durable.Lock(filepath.Join(c.DataDir, "up"))
 	if err != nil {
@@ -268,97 +273,34 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 		return fmt.Errorf("raft-timing: %w", err)
 	}
 	member := identity.IsMember(c.DataDir) && !identity.HasController(c.DataDir)
-	if member {
-	} else if _, err := bootstrap.Up(bootstrap.Options{
-		DataDir: c.DataDir, ClusterName: name, NodeName: c.NodeName, Hosts: []string{c.Advertise, c.NodeName, "127.0.0.1", "localhost"},
-		Controller: net.JoinHostPort(c.Advertise, port), Pool: c.SubnetPool, Timing: pace, Now: time.Now(),
-	}); err != nil {
+	if !member {
+		if _, err := bootstrap.Up(bootstrap.Options{
+			DataDir: c.DataDir, ClusterName: name, NodeName: c.NodeName, Hosts: []string{c.Advertise, c.NodeName, "127.0.0.1", "localhost"},
+			Controller: net.JoinHostPort(c.Advertise, port), Pool: c.SubnetPool, Timing: pace, Now: time.Now(),
+		}); err != nil {
+			return err
+		}
+	}
+	program, err := payload.Supervisor(filepath.Join(c.DataDir, "bin"))
+	if err != nil {
 		return err
 	}
-	defer returnMemory()()
-	ctx, cancel := context.WithCancel(cmd.Context())
-	defer cancel()
-	var children sync.WaitGroup
-	verbs := []string{"controller", "agent"}
-	if member { // the controllers are on other hosts
-		verbs = verbs[1:]
+	self, err := self("up", c, file)
+	if err != nil {
+		return err
 	}
-	alone, handOver := context.WithCancel(ctx) // until this host has no controller
-	defer handOver()
-	for _, verb := range verbs {
-		children.Go(func() {
-			if verb == "agent" {
-				keep(alone, verb, c, file)
-				keep(ctx, verb, c, file) // now it serves the socket, too
-				return
-			}
-			keep(ctx, verb, c, file)
-			handOver()
-		})
+	p := supervisor.Plan{Lock: filepath.Join(c.DataDir, "up"), Program: self.Path, Args: self.Args[2:], Log: upLog(c)}
+	if !member {
+		p.Controller = identity.ControllerFile(c.DataDir)
 	}
-	children.Go(func() {
-		logfile.Watch(ctx, upLog(c), logfile.MaxSize, func(err error) {
-			logger(c, "up").Warn("the log can't be rotated", "err", err)
-		})
-	})
 	if !detached() {
-		children.Go(func() {
-			if waitReady(ctx, c, nil, math.MaxInt64) == nil {
-				printNextSteps(cmd.OutOrStdout(), c)
-			}
-		})
+		p.Announce = append(self.Args[1:], "--announce")
 	}
-	children.Wait()
-	return nil
+	return p.Become(program) // which takes the lock over
 }
 
 // detached reports whether nobody reads what is printed.
 func detached() bool {
 	sid, _, errno := syscall.Syscall(syscall.SYS_GETSID, 0, 0, 0)
 	return errno == 0 && int(sid) == os.Getpid()
-}
-
-// keep runs a child and restarts it whenever it ends, until ctx ends.
-func keep(ctx context.Context, verb string, c *config.Config, file string) {
-	runtime.LockOSThread() // Pdeathsig refers to the parent thread
-	defer runtime.UnlockOSThread()
-	log := logger(c, "up")
-	for pause := minPause; ctx.Err() == nil; {
-		began := time.Now()
-		err := once(ctx, verb, c, file)
-		if ctx.Err() != nil {
-			return
-		}
-		if verb == "controller" && !identity.HasController(c.DataDir) {
-			log.Warn("this host is no longer a controller of its fleet, and continues as an agent", "err", err)
-			return
-		}
-		if time.Since(began) > steady {
-			pause = minPause
-		}
-		log.Warn("a process ended and is restarted", "process", verb, "err", err, "in", pause)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
-		pause = min(2*pause, maxPause)
-	}
-}
-
-func once(ctx context.Context, verb string, c *config.Config, file string) error {
-	child, err := self(verb, c, file)
-	if err != nil {
-		return err
-	}
-	child.Stdout, child.Stderr = os.Stdout, os.Stderr
-	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	if err := child.Start(); err != nil {
-		return fmt.Errorf("starting %s: %w", verb, err)
-	}
-	stop := context.AfterFunc(ctx, func() {
-		_ = child.Process.Signal(syscall.SIGTERM)
-		time.AfterFunc(stopWithin, func() { _ = child.Process.Kill() })
-	})
-	defer stop()
-	return child.Wait()
 }

@@ -50,7 +50,12 @@ func IsMember(dataDir string) bool { return exists(filepath.Join(AgentPKI(dataDi
 
 // HasController reports whether this host is one of the fleet's controllers.
 func HasController(dataDir string) bool {
-	return exists(filepath.Join(ControllerPKI(dataDir), "cert.pem"))
+	return exists(ControllerFile(dataDir))
+}
+
+// ControllerFile returns the file that exists exactly where a host has a controller.
+func ControllerFile(dataDir string) string {
+	return filepath.Join(ControllerPKI(dataDir), "cert.pem")
 }
 
 // Load reads the host's identity. The error wraps fs.ErrNotExist if there is none.
