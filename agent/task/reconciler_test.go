@@ -294,6 +294,53 @@ func TestAStartIsTriedAgainHoweverLongTheFirstTryTook(t *testing.T) {
 	})
 }
 
+// While the engine is away, a container that is to be prepared is neither ready nor failed:
+// both would let in those who wait to attach. A start is not held up by that.
+func TestAPreparationWaitsForTheEngine(t *testing.T) {
+	for name, c := range map[string]struct {
+		away  time.Duration
+		start bool
+		want  dv1.Phase
+	}{
+		"it comes back":         {5 * time.Second, false, dv1.Phase_READY},
+		"it stays away":         {time.Hour, false, dv1.Phase_FAILED},
+		"a start comes between": {5 * time.Second, true, dv1.Phase_EXITED},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, _ := begin(t)
+				began := time.Now()
+				n.engine.Hook(func(_ context.Context, call, _ string) error {
+					if call == "prepare" && time.Since(began) < c.away {
+						return errors.New("the engine is away")
+					}
+					return nil
+				})
+				n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_CREATED, 0, `"true"`)}})
+				time.Sleep(4 * time.Second)
+				synctest.Wait()
+				if s := n.Statuses(); len(s) != 1 || s[0].Phase != dv1.Phase_PENDING {
+					t.Fatalf("it is %v", s)
+				}
+				attempt := int32(0)
+				if c.start {
+					tries := n.did("prepare")
+					attempt = 1
+					n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 6, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"true"`)}})
+					synctest.Wait()
+					if n.did("prepare") == tries {
+						t.Error("a start waits for the next try")
+					}
+				}
+				n.phase('a', attempt, c.want)
+				if c.away == time.Hour && time.Since(began) > 20*time.Second {
+					t.Errorf("it was given up after %v", time.Since(began))
+				}
+			})
+		})
+	}
+}
+
 // The exit of a container that filled the disk can't be recorded by its shim, so the
 // container is not released. Removing it frees the space.
 func TestWhatCannotBeReleasedCanBeRemoved(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -239,19 +240,44 @@ func (w *worker) pause(ctx context.Context, x want) {
 	}
 }
 
+// prepare makes the container. An engine that is away is given time to come back, unless
+// something else is wanted meanwhile: a failure would be seen by those who attach first.
 func (w *worker) prepare(ctx context.Context, x want) {
-	w.have.tried = true
 	tctx, span := w.span(ctx, "agent prepare", x.task.Traceparent)
 	defer span.End()
-	if err := w.made(tctx, x, 0); err != nil {
-		if ctx.Err() != nil || errors.Is(err, errUnwanted) {
+	var late <-chan time.Time // however long it took to notice
+	for wait := firstPause; ; wait = min(2*wait, maxPause) {
+		err := w.made(tctx, x, 0)
+		switch {
+		case ctx.Err() != nil, errors.Is(err, errUnwanted):
+			w.have.tried = true
+			return
+		case err == nil:
+			w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_READY}, x)
 			return
 		}
 		w.log.Warn("preparing a task failed", "err", err)
-		w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_FAILED, Why: err.Error()}, x)
-		return
+		over := errors.As(err, new(*StartError))
+		if late == nil {
+			late = time.After(startBudget)
+		}
+		if !over {
+			select {
+			case <-w.wake:
+				return // to the step that is next now
+			case <-time.After(wait/2 + rand.N(wait/2)):
+			case <-late:
+				over = true
+			case <-ctx.Done():
+				return
+			}
+		}
+		if over {
+			w.have.tried = true
+			w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_FAILED, Why: err.Error()}, x)
+			return
+		}
 	}
-	w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_READY}, x)
 }
 
 // made prepares the container, and pulls its image if it isn't here.
