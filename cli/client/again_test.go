@@ -72,6 +72,51 @@ func TestAStartIsAskedAgainWithItsKeyUntilThereIsALeader(t *testing.T) {
 	}
 }
 
+// So is every other change to a container that is not a stream.
+func TestChangesAreAskedAgainWithTheirKey(t *testing.T) {
+	for path, change := range map[string]func(context.Context, client.APIClient) error{
+		"stop": func(ctx context.Context, c client.APIClient) error {
+			_, err := c.ContainerStop(ctx, "web", client.ContainerStopOptions{})
+			return err
+		},
+		"restart": func(ctx context.Context, c client.APIClient) error {
+			_, err := c.ContainerRestart(ctx, "web", client.ContainerRestartOptions{})
+			return err
+		},
+		"kill": func(ctx context.Context, c client.APIClient) error {
+			_, err := c.ContainerKill(ctx, "web", client.ContainerKillOptions{})
+			return err
+		},
+		"rename": func(ctx context.Context, c client.APIClient) error {
+			_, err := c.ContainerRename(ctx, "web", client.ContainerRenameOptions{NewName: "new"})
+			return err
+		},
+		"web": func(ctx context.Context, c client.APIClient) error {
+			_, err := c.ContainerRemove(ctx, "web", client.ContainerRemoveOptions{})
+			return err
+		},
+	} {
+		t.Run(path, func(t *testing.T) {
+			var keys []string
+			c := fleet(t, func(w http.ResponseWriter, r *http.Request) {
+				if !strings.HasSuffix(r.URL.Path, "/"+path) {
+					return
+				}
+				if keys = append(keys, r.Header.Get(wire.HeaderKey)); len(keys) == 1 {
+					panic(http.ErrAbortHandler) // the controller dies
+				}
+				w.WriteHeader(http.StatusNoContent)
+			})
+			if err := change(t.Context(), c); err != nil {
+				t.Error(err)
+			}
+			if len(keys) != 2 || keys[0] == "" || keys[1] != keys[0] {
+				t.Errorf("asked with the keys %q", keys)
+			}
+		})
+	}
+}
+
 // A run that has begun goes on, too, if nobody was asked to start its container yet.
 func TestACommandThatHasBegunIsNotGivenUpForLackOfALeader(t *testing.T) {
 	asked := map[string]int{}

@@ -114,6 +114,12 @@ func (c *fleetClient) ContainerStop(ctx context.Context, id string, o client.Con
 	})
 }
 
+func (c *fleetClient) ContainerRestart(ctx context.Context, id string, o client.ContainerRestartOptions) (client.ContainerRestartResult, error) {
+	return again(ctx, func(ctx context.Context) (client.ContainerRestartResult, error) {
+		return c.APIClient.ContainerRestart(ctx, id, o)
+	})
+}
+
 func (c *fleetClient) ContainerRemove(ctx context.Context, id string, o client.ContainerRemoveOptions) (client.ContainerRemoveResult, error) {
 	return again(ctx, func(ctx context.Context) (client.ContainerRemoveResult, error) {
 		return c.APIClient.ContainerRemove(ctx, id, o)

@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -195,7 +196,8 @@ func (s *server) restart(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.started(w, r, snap, t, max(res.Attempt, t.Attempt+1), "restart")
+	// If it is repeated, t has the attempt that it asked for already.
+	return s.started(w, r, snap, t, cmp.Or(res.Attempt, t.Attempt+1), "restart")
 }
 
 // killedWithin bounds how long a kill waits for being recorded as manual.

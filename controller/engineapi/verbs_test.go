@@ -140,6 +140,32 @@ func TestKeysAreAnsweredOnce(t *testing.T) {
 	a.is(a.do("DELETE", "/images/busybox", "", wire.HeaderKey, "k6"), "an image that is gone", 404, "No such image: busybox:latest")
 }
 
+// A restart whose answer was lost with its controller is done once, and is answered once
+// the attempt that it asked for runs.
+func TestARestartThatIsRepeatedIsOneRestart(t *testing.T) {
+	a := newAPI(t)
+	task := a.run("web")
+	var node sync.WaitGroup
+	node.Go(func() {
+		a.await(task, func(t *dv1.Task) bool { return t.Attempt == 2 })
+		a.f.Report(&dv1.TaskReport{TaskId: task.Id, Attempt: 2, Started: 5})
+	})
+	for range 2 {
+		answered := make(chan reply, 1)
+		go func() { answered <- a.do("POST", "/containers/web/restart", "", wire.HeaderKey, "k1") }()
+		select {
+		case got := <-answered:
+			a.is(got, "a restart", 204, "")
+		case <-time.After(5 * time.Second):
+			t.Fatal("it is not answered")
+		}
+	}
+	node.Wait()
+	if got := a.f.Snapshot().Task(task.Id).Attempt; got != 2 {
+		t.Errorf("it is at attempt %d", got)
+	}
+}
+
 func TestKill(t *testing.T) {
 	for signal, c := range map[string]struct {
 		sent string
