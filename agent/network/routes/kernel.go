@@ -1,0 +1,333 @@
+package routes
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	vish "github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// perSend is how many requests are sent before their answers are read: few enough for
+// the answers to fit into a socket's buffer.
+const perSend = 64
+
+// Read returns what the namespace has of what is drover's: of links those that want
+// names, and those whose names begin with prefix; neighbours on them.
+func Read(want Picture, prefix string) (Picture, error) {
+	have := NewPicture()
+	all, err := vish.LinkList()
+	if err != nil {
+		return have, fmt.Errorf("listing links: %w", err)
+	}
+	name := map[int]string{}
+	for _, l := range all {
+		a := l.Attrs()
+		name[a.Index] = a.Name
+		w, wanted := want.Links[a.Name]
+		if !wanted && !strings.HasPrefix(a.Name, prefix) {
+			continue
+		}
+		if have.Links[a.Name], err = readLink(l, w); err != nil {
+			return have, err
+		}
+	}
+	c, err := dial()
+	if err != nil {
+		return have, err
+	}
+	defer func() { _ = c.Close() }()
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		if err := readRoutes(c, family, name, have.Routes); err != nil {
+			return have, err
+		}
+	}
+	return have, readNeighbours(c, name, have)
+}
+
+func readRoutes(c *netlink.Conn, family byte, name map[int]string, into map[netip.Prefix]Route) error {
+	filter := make([]byte, unix.SizeofRtMsg)
+	filter[0], filter[4], filter[5] = family, unix.RT_TABLE_MAIN, Protocol
+	msgs, err := c.Execute(netlink.Message{Header: netlink.Header{Type: unix.RTM_GETROUTE, Flags: netlink.Request | netlink.Dump}, Data: filter})
+	if err != nil {
+		return fmt.Errorf("listing routes: %w", err)
+	}
+	for _, m := range msgs {
+		dst, r, ok, err := decodeRoute(m.Data, name)
+		if err != nil {
+			return fmt.Errorf("listing routes: %w", err)
+		}
+		if ok {
+			into[dst] = r
+		}
+	}
+	return nil
+}
+
+func readNeighbours(c *netlink.Conn, name map[int]string, have Picture) error {
+	msgs, err := c.Execute(netlink.Message{Header: netlink.Header{Type: unix.RTM_GETNEIGH, Flags: netlink.Request | netlink.Dump}, Data: make([]byte, unix.SizeofNdMsg)})
+	if err != nil {
+		return fmt.Errorf("listing neighbours: %w", err)
+	}
+	for _, m := range msgs {
+		p, mac, ok, err := decodeNeighbour(m.Data, name)
+		if err != nil {
+			return fmt.Errorf("listing neighbours: %w", err)
+		}
+		if _, ours := have.Links[p.Dev]; ok && ours {
+			have.Neighbours[p] = mac
+		}
+	}
+	return nil
+}
+
+func readLink(l vish.Link, want Link) (Link, error) {
+	a := l.Attrs()
+	out := Link{MTU: a.MTU, Sysctls: map[string]string{}}
+	copy(out.MAC[:], a.HardwareAddr)
+	switch x := l.(type) {
+	case *vish.Bridge:
+	case *vish.Vxlan:
+		if out.Port = x.Port; !x.FlowBased {
+			out.Port = -1
+		}
+	default:
+		out.Port = -1
+	}
+	if a.Flags&net.FlagUp == 0 {
+		out.Port = -1 // to be configured
+	}
+	for key := range want.Sysctls {
+		out.Sysctls[key] = readSysctl(key)
+	}
+	addrs, err := vish.AddrList(l, unix.AF_UNSPEC)
+	if err != nil {
+		return out, fmt.Errorf("listing the addresses of %s: %w", a.Name, err)
+	}
+	for _, x := range addrs {
+		ip, _ := netip.AddrFromSlice(x.IP)
+		ones, _ := x.Mask.Size()
+		out.Addrs = append(out.Addrs, netip.PrefixFrom(ip.Unmap(), ones))
+	}
+	return out, nil
+}
+
+// Apply makes the changes. It goes on after an error, and returns all of them.
+func (c Changes) Apply() error {
+	var errs []error
+	for _, name := range c.AddLinks {
+		if err := setLink(name, c.want.Links[name]); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	conn, err := dial()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := c.send(conn); err != nil {
+		errs = append(errs, err)
+	}
+	for _, name := range c.DelLinks { // routes that led through them are elsewhere by now
+		if err := RemoveLink(name); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c Changes) send(conn *netlink.Conn) error {
+	index := map[string]int{}
+	find := func(dev string) {
+		if _, ok := index[dev]; dev == "" || ok {
+			return
+		}
+		if l, err := net.InterfaceByName(dev); err == nil {
+			index[dev] = l.Index
+		}
+	}
+	b := batch{conn: conn}
+	for _, p := range c.Learn {
+		find(p.Dev)
+		data, err := p.encode(c.want.Neighbours[p], index)
+		b.add(unix.RTM_NEWNEIGH, netlink.Create|netlink.Replace, data, err, p.Addr)
+	}
+	for _, dst := range c.Set {
+		r := c.want.Routes[dst]
+		find(r.Dev)
+		data, err := r.encode(dst, index)
+		b.add(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, data, err, dst)
+	}
+	for _, dst := range c.Del {
+		data, err := Route{Unreachable: true}.encode(dst, nil)
+		if err == nil {
+			data = anyRoute(data)
+		}
+		b.add(unix.RTM_DELROUTE, 0, data, err, dst)
+	}
+	for _, p := range c.Unlearn {
+		find(p.Dev)
+		if _, ok := index[p.Dev]; ok {
+			data, err := p.encode(MAC{}, index)
+			b.add(unix.RTM_DELNEIGH, 0, data, err, p.Addr)
+		}
+	}
+	b.flush()
+	return errors.Join(b.errs...)
+}
+
+// anyRoute turns an encoded route into one that matches those of any type and scope.
+func anyRoute(b []byte) []byte {
+	b[6], b[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC
+	return b
+}
+
+// batch sends requests and collects errors.
+type batch struct {
+	conn *netlink.Conn
+	msgs []netlink.Message
+	what []fmt.Stringer
+	errs []error
+}
+
+func (b *batch) add(typ netlink.HeaderType, flags netlink.HeaderFlags, data []byte, err error, what fmt.Stringer) {
+	if err != nil {
+		b.errs = append(b.errs, fmt.Errorf("setting the route to %v: %w", what, err))
+		return
+	}
+	b.msgs = append(b.msgs, netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Acknowledge | flags}, Data: data})
+	b.what = append(b.what, what)
+	if len(b.msgs) == perSend {
+		b.flush()
+	}
+}
+
+func (b *batch) flush() {
+	if len(b.msgs) == 0 {
+		return
+	}
+	defer func() { b.msgs, b.what = b.msgs[:0], b.what[:0] }()
+	if _, err := b.conn.SendMessages(b.msgs); err != nil {
+		b.errs = append(b.errs, fmt.Errorf("setting routes: %w", err))
+		return
+	}
+	for i, m := range b.msgs {
+		_, err := b.conn.Receive()
+		gone := errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT)
+		if deletes := m.Header.Type == unix.RTM_DELROUTE || m.Header.Type == unix.RTM_DELNEIGH; err != nil && !(deletes && gone) {
+			b.errs = append(b.errs, fmt.Errorf("setting the route to %v: %w", b.what[i], err))
+		}
+	}
+}
+
+func dial() (*netlink.Conn, error) {
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Strict: true})
+	if err != nil {
+		return nil, fmt.Errorf("reaching the kernel's routes: %w", err)
+	}
+	return c, nil
+}
+
+// setLink creates a link, or configures an existing one.
+func setLink(name string, want Link) error {
+	l, err := vish.LinkByName(name)
+	var missing vish.LinkNotFoundError
+	if errors.As(err, &missing) {
+		l, err = makeLink(name, want)
+	}
+	if err != nil {
+		return fmt.Errorf("making %s: %w", name, err)
+	}
+	have, err := readLink(l, want)
+	if err != nil {
+		return err
+	}
+	if v, ok := l.(*vish.Vxlan); want.Port > 0 && (!ok || v.Port != want.Port || !v.FlowBased) {
+		return fmt.Errorf("%s is a %s of another kind: remove it, or set another name", name, l.Type())
+	}
+	if want.Port == 0 && l.Type() != "bridge" {
+		return fmt.Errorf("%s is a %s, not a bridge: remove it, or set another name", name, l.Type())
+	}
+	for key, v := range want.Sysctls {
+		if have.Sysctls[key] != v {
+			if err := writeSysctl(key, v); err != nil {
+				return err
+			}
+		}
+	}
+	if have.MAC != want.MAC {
+		if err := vish.LinkSetHardwareAddr(l, want.MAC[:]); err != nil {
+			return fmt.Errorf("setting the hardware address of %s: %w", name, err)
+		}
+	}
+	if want.MTU != 0 && have.MTU != want.MTU {
+		if err := vish.LinkSetMTU(l, want.MTU); err != nil {
+			return fmt.Errorf("setting the MTU of %s: %w", name, err)
+		}
+	}
+	for _, p := range want.Addrs {
+		a := &vish.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if p.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		if err := vish.AddrReplace(l, a); err != nil {
+			return fmt.Errorf("addressing %s: %w", name, err)
+		}
+	}
+	if err := vish.LinkSetUp(l); err != nil {
+		return fmt.Errorf("setting %s up: %w", name, err)
+	}
+	return nil
+}
+
+func makeLink(name string, want Link) (vish.Link, error) {
+	attrs := vish.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr = name, want.MAC[:]
+	var l vish.Link = &vish.Bridge{LinkAttrs: attrs}
+	if want.Port > 0 {
+		l = &vish.Vxlan{LinkAttrs: attrs, FlowBased: true, Port: want.Port}
+	}
+	if err := vish.LinkAdd(l); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	return vish.LinkByName(name)
+}
+
+// RemoveLink removes a link; one that is missing is no error.
+func RemoveLink(name string) error {
+	l, err := vish.LinkByName(name)
+	var missing vish.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil
+	}
+	if err == nil {
+		err = vish.LinkDel(l)
+	}
+	if err != nil {
+		return fmt.Errorf("removing link %s: %w", name, err)
+	}
+	return nil
+}
+
+func readSysctl(key string) string {
+	b, err := os.ReadFile(filepath.Join("/proc/sys/net", key))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// writeSysctl writes below /proc/sys/net. A kernel without IPv6 lacks its keys.
+func writeSysctl(key, v string) error {
+	err := os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(v), 0o644)
+	if err != nil && !(errors.Is(err, os.ErrNotExist) && strings.HasPrefix(key, "ipv6/")) {
+		return fmt.Errorf("setting net/%s: %w", key, err)
+	}
+	return nil
+}

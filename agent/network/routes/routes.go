@@ -1,0 +1,127 @@
+// Package routes brings the links, routes and neighbours of a network namespace to what
+// is desired of them. What that is, and when to look again, is up to the caller.
+//
+// All functions act on the calling thread's network namespace.
+package routes
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// Protocol marks drover's routes in the kernel (rtm_protocol), as routing daemons do with
+// theirs: others are never looked at, let alone changed.
+const Protocol = 77
+
+// VNI is the network identifier in the tunnel's packets. The inner MAC addresses say
+// which nodes they are of.
+const VNI = 1
+
+// MAC is a hardware address.
+type MAC [6]byte
+
+// Picture is what a namespace should have, or has.
+type Picture struct {
+	Links      map[string]Link
+	Routes     map[netip.Prefix]Route
+	Neighbours map[Place]MAC // permanent ones
+}
+
+// Link is a bridge, or with a port a VXLAN device whose routes name the other end.
+type Link struct {
+	MAC     MAC
+	MTU     int // 0: as it is
+	Port    int
+	Addrs   []netip.Prefix // further ones are left alone
+	Sysctls map[string]string
+}
+
+// Route is one in the main table.
+type Route struct {
+	Unreachable bool // no other field counts
+	Dev         string
+	Via         netip.Addr // the zero Addr: on the link
+	Src         netip.Addr
+	// To is the other end of the tunnel, From this one (the zero Addr: any).
+	To, From netip.Addr
+}
+
+// Place is an address on a link.
+type Place struct {
+	Dev  string
+	Addr netip.Addr
+}
+
+// NewPicture returns one with nothing in it.
+func NewPicture() Picture {
+	return Picture{Links: map[string]Link{}, Routes: map[netip.Prefix]Route{}, Neighbours: map[Place]MAC{}}
+}
+
+// Changes is what makes one picture out of another.
+type Changes struct {
+	AddLinks       []string // or configure
+	DelLinks       []string
+	Set, Del       []netip.Prefix
+	Learn, Unlearn []Place
+
+	want Picture
+}
+
+// None reports whether there is nothing to do.
+func (c Changes) None() bool {
+	return len(c.AddLinks)+len(c.DelLinks)+len(c.Set)+len(c.Del)+len(c.Learn)+len(c.Unlearn) == 0
+}
+
+// Additions returns the changes without removals.
+func (c Changes) Additions() Changes {
+	c.DelLinks, c.Del, c.Unlearn = nil, nil, nil
+	return c
+}
+
+// Compare returns what makes want out of have. Routes and neighbours on links that are
+// made anew are made too.
+func Compare(have, want Picture) Changes {
+	c := Changes{want: want}
+	for name, l := range want.Links {
+		if h, ok := have.Links[name]; !ok || !l.equal(h) {
+			c.AddLinks = append(c.AddLinks, name)
+		}
+	}
+	for name := range have.Links {
+		if _, ok := want.Links[name]; !ok {
+			c.DelLinks = append(c.DelLinks, name)
+		}
+	}
+	c.Set, c.Del = compare(have.Routes, want.Routes)
+	c.Learn, c.Unlearn = compare(have.Neighbours, want.Neighbours)
+	slices.Sort(c.AddLinks)
+	slices.Sort(c.DelLinks)
+	byPrefix := func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) }
+	byPlace := func(a, b Place) int { return cmp.Or(cmp.Compare(a.Dev, b.Dev), a.Addr.Compare(b.Addr)) }
+	slices.SortFunc(c.Set, byPrefix)
+	slices.SortFunc(c.Del, byPrefix)
+	slices.SortFunc(c.Learn, byPlace)
+	slices.SortFunc(c.Unlearn, byPlace)
+	return c
+}
+
+func compare[K, V comparable](have, want map[K]V) (set, del []K) {
+	for k, v := range want {
+		if h, ok := have[k]; !ok || h != v {
+			set = append(set, k)
+		}
+	}
+	for k := range have {
+		if _, ok := want[k]; !ok {
+			del = append(del, k)
+		}
+	}
+	return set, del
+}
+
+func (l Link) equal(o Link) bool {
+	return l.MAC == o.MAC && (l.MTU == 0 || l.MTU == o.MTU) && l.Port == o.Port && maps.Equal(l.Sysctls, o.Sysctls) &&
+		!slices.ContainsFunc(l.Addrs, func(a netip.Prefix) bool { return !slices.Contains(o.Addrs, a) })
+}
