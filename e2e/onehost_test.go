@@ -373,7 +373,7 @@ func nothingLeft(t *testing.T, f *fleet.Fleet, h *fleet.Host) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rules, err := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "nft", "list", "table", "ip", "drover_drover0").CombinedOutput()
+	rules, err := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "nft", "list", "map", "inet", "drover_drover0", "any_tcp").CombinedOutput()
 	if err != nil || strings.Contains(string(rules), "elements") {
 		t.Fatalf("published ports are left (%v):\n%s", err, rules)
 	}

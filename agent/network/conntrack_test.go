@@ -66,7 +66,7 @@ func TestASenderThatWasFirstReachesTheContainer(t *testing.T) {
 		t.Errorf("after the start: %q, %v", got, err)
 	}
 	must(t, w.n.fire.Close())
-	nft(t, "delete table ip drover_drv0\ntable ip other {\n chain input { type filter hook input priority 0; ct state new accept; }\n}\n")
+	nft(t, "delete table inet drover_drv0\ntable ip other {\n chain input { type filter hook input priority 0; ct state new accept; }\n}\n")
 	w2 := w.sender(hostIP + ":5353")
 	if _, err := w2.Write([]byte("?")); err != nil { // to the socket that holds the port
 		t.Fatal(err)

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 )
@@ -32,14 +31,15 @@ func nft(t *testing.T, script string) string {
 
 func (w *world) ruleset() string { return nft(w.t, "list ruleset\n") }
 
-// foreign is the ruleset without our table.
+// foreign is the ruleset without our tables.
 func (w *world) foreign() string {
 	all := w.ruleset()
-	i := strings.Index(all, "table ip drover_")
-	if i < 0 {
-		return all
+	for _, ours := range []string{"table inet drover_", "table bridge drover_"} {
+		if i := strings.Index(all, ours); i >= 0 {
+			all = all[:i] + all[i+strings.Index(all[i:], "\n}\n")+3:]
+		}
 	}
-	return all[:i] + all[i+strings.Index(all[i:], "\n}\n")+3:]
+	return all
 }
 
 // reached waits until the published port answers with the attachment's id.
@@ -73,9 +73,9 @@ func TestAFlushedRulesetIsMadeAgain(t *testing.T) {
 	before := w.ruleset()
 	for what, script := range map[string]string{
 		"nft flush ruleset":           "flush ruleset\n",
-		"the table deleted":           "delete table ip drover_drv0\n",
-		"the table's rules flushed":   "flush table ip drover_drv0\n",
-		"a chain flushed":             "flush chain ip drover_drv0 prerouting\n",
+		"the table deleted":           "delete table inet drover_drv0\n",
+		"the table's rules flushed":   "flush table inet drover_drv0\n",
+		"a chain flushed":             "flush chain inet drover_drv0 prerouting\n",
 		"reload as Debian's nftables": "flush ruleset\ntable inet filter { chain forward { type filter hook forward priority filter; }\n}\n",
 	} {
 		nft(t, script)
@@ -207,7 +207,7 @@ func TestRulesOfEarlierBuildsGo(t *testing.T) {
 		in := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: table}
 		for range 2 {
 			c.InsertRule(&nftables.Rule{Table: in, Chain: &nftables.Chain{Name: chain, Table: in}, UserData: []byte("drover:drv0"),
-				Exprs: append(oif("drv0", expr.CmpOpEq), &expr.Verdict{Kind: expr.VerdictAccept})})
+				Exprs: all(is(outLink, ifname("drv0")), accept())})
 		}
 	}
 	must(t, c.Flush())
@@ -260,8 +260,8 @@ func TestATableThatTakesNoRulesDoesNotHinderOurs(t *testing.T) {
 	_, err = in.Write([]byte("add table inet owned { flags owner; }\nadd chain inet owned f { type filter hook forward priority 0; policy drop; }\n"))
 	must(t, err)
 	w.becomes("the owner's table is missing", func() bool { return strings.Contains(w.ruleset(), "policy drop") })
-	nft(t, "delete table ip drover_drv0\n")
-	w.becomes("drover's table is missing", func() bool { return strings.Contains(w.ruleset(), "drover_drv0") })
+	nft(t, "delete table inet drover_drv0\n")
+	w.becomes("drover's table is missing", func() bool { return strings.Contains(w.ruleset(), "table inet drover_drv0") })
 	if changed, err := w.n.nft.reconcile(false); changed || err != nil {
 		t.Errorf("what is refused counts as a change: %v, %v", changed, err)
 	}
@@ -325,7 +325,7 @@ func TestAHostThatDidNotForwardIsNobodysRouter(t *testing.T) {
 		w.open()
 		routed("after a restart")
 		nft(t, "flush ruleset\n")
-		w.becomes("drover's table is missing", func() bool { return strings.Contains(w.ruleset(), "drover_drv0") })
+		w.becomes("drover's table is missing", func() bool { return strings.Contains(w.ruleset(), "table inet drover_drv0") })
 		routed("after a flush")
 		if !want {
 			nft(t, "add chain ip filter FORWARD { policy accept; }\n")

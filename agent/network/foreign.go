@@ -26,7 +26,8 @@ type change struct {
 	gone []rule // our rules to remove
 	rear uint64
 	mark []byte
-	link string
+	// links is what the names of bridges are compared with.
+	links [][]byte
 }
 
 // userChain is where docker has administrators put rules for containers.
@@ -36,7 +37,8 @@ const userChain = "DOCKER-USER"
 func (t *table) plan(r *ruleset) []change {
 	var out []change
 	for _, ch := range r.chains {
-		if ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || ch.Type != nftables.ChainTypeFilter || ch.Table.Name == t.name() {
+		if ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || ch.Type != nftables.ChainTypeFilter ||
+			ch.Table.Name == t.name() || ch.Table.Family == nftables.TableFamilyBridge {
 			continue
 		}
 		v, err := r.fate(ch, map[*nftables.Chain]bool{})
@@ -44,7 +46,7 @@ func (t *table) plan(r *ruleset) []change {
 			t.warn(ch, "a chain of this host's firewall can't be read: published ports can't be reached if it drops what is forwarded", err)
 			continue
 		}
-		c := change{ch: ch, mark: t.mark(), link: t.bridge}
+		c := change{ch: ch, mark: t.mark(), links: t.links()}
 		current := 0
 		rules, _ := r.rules(ch) // already read by fate
 		for _, x := range rules {
@@ -59,13 +61,22 @@ func (t *table) plan(r *ruleset) []change {
 			}
 		}
 		c.pass = v == drops
-		if c.pass && len(c.gone) == 2 && current == 2 || !c.pass && len(c.gone) == 0 {
+		if wanted := 2 * len(c.links); c.pass && len(c.gone) == wanted && current == wanted || !c.pass && len(c.gone) == 0 {
 			continue
 		}
 		out = append(out, c)
 	}
 	if fw := forwardChain(); t.guarded && r.find(fw.Table.Family, fw.Table.Name, fw.Name) == nil {
-		out = append(out, change{ch: fw, make: true, pass: true, mark: t.mark(), link: t.bridge})
+		out = append(out, change{ch: fw, make: true, pass: true, mark: t.mark(), links: t.links()})
+	}
+	return out
+}
+
+// links returns what the names of bridges are compared with.
+func (t *table) links() [][]byte {
+	out := [][]byte{ifname(t.bridge)}
+	if t.several {
+		out = append(out, begins(t.prefix))
 	}
 	return out
 }
@@ -90,17 +101,14 @@ func (f change) do(c *nftables.Conn) error {
 	if !f.pass {
 		return nil
 	}
-	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
-		r := &nftables.Rule{Table: f.ch.Table, Chain: f.ch, UserData: f.mark, Position: f.rear, Exprs: []expr.Any{
-			&expr.Meta{Key: key, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(f.link)},
-			&expr.Counter{},
-			&expr.Verdict{Kind: expr.VerdictAccept},
-		}}
-		if f.rear != 0 {
-			c.AddRule(r) // after the rule at the position
-		} else {
-			c.InsertRule(r)
+	for _, link := range f.links {
+		for _, k := range []key{inLink, outLink} {
+			r := &nftables.Rule{Table: f.ch.Table, Chain: f.ch, UserData: f.mark, Position: f.rear, Exprs: all(is(k, link), match{&expr.Counter{}}, accept())}
+			if f.rear != 0 {
+				c.AddRule(r) // after the rule at the position
+			} else {
+				c.InsertRule(r)
+			}
 		}
 	}
 	return nil

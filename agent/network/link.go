@@ -1,77 +1,27 @@
 package network
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/drover/drover/agent/network/routes"
 	"github.com/drover/drover/pkg/failpoint"
 )
 
-// ensureBridge creates the bridge, or configures an existing one. Its hardware address
-// is fixed, derived from the gateway's: a bridge without one takes the lowest of its
-// ports', which changes when that container ends and leaves the others with a stale
-// neighbour entry for their gateway.
-func ensureBridge(name string, gw netip.Addr, bits int) error {
-	hw, err := net.ParseMAC(mac(gw))
-	if err != nil {
-		return fmt.Errorf("hardware address of bridge %s: %w", name, err)
-	}
-	l, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.HardwareAddr = name, hw
-		b := &netlink.Bridge{LinkAttrs: attrs}
-		if err := netlink.LinkAdd(b); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("making bridge %s: %w", name, err)
-		}
-		l, err = netlink.LinkByName(name)
-	}
-	if err != nil {
-		return fmt.Errorf("finding bridge %s: %w", name, err)
-	}
-	if l.Type() != "bridge" {
-		return fmt.Errorf("%s is a %s, not a bridge: set another bridge name", name, l.Type())
-	}
-	if err := withoutIPv6(name); err != nil {
-		return err
-	}
-	conf := "ipv4/conf/" + name + "/"
-	// 127.0.0.1 on the host reaches published ports through the bridge only.
-	// A change of the hardware address is announced to running containers.
-	for key, v := range map[string]string{conf + "route_localnet": "1", conf + "arp_notify": "1"} {
-		if err := sysctl(key, v); err != nil {
-			return err
-		}
-	}
-	if !bytes.Equal(l.Attrs().HardwareAddr, hw) {
-		if err := netlink.LinkSetHardwareAddr(l, hw); err != nil {
-			return fmt.Errorf("setting the hardware address of bridge %s: %w", name, err)
-		}
-	}
-	if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ipNet(gw, bits)}); err != nil {
-		return fmt.Errorf("addressing bridge %s: %w", name, err)
-	}
-	if err := netlink.LinkSetUp(l); err != nil {
-		return fmt.Errorf("setting bridge %s up: %w", name, err)
-	}
-	return nil
-}
-
-// withoutIPv6 disables IPv6, which containers don't have yet, on a link of the host:
-// with the kernel's defaults, a router advertisement from a container makes it the
-// host's default router (as in CVE-2020-13401). accept_ra and autoconf are for
-// administrators who enable IPv6 again.
+// withoutIPv6 disables IPv6 on the host's end of a veth pair, for the reason that bridges
+// have (sysctlsOf).
 func withoutIPv6(link string) error {
 	for _, kv := range [][2]string{{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_redirects", "0"}, {"disable_ipv6", "1"}} {
 		if err := sysctl("ipv6/conf/"+link+"/"+kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -93,63 +43,70 @@ func sysctl(key, v string) error {
 	return nil
 }
 
-func removeLink(name string) error {
-	l, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
-		return nil
-	}
-	if err == nil {
-		err = netlink.LinkDel(l)
-	}
-	if err != nil {
-		return fmt.Errorf("removing link %s: %w", name, err)
-	}
-	return nil
-}
-
 // link creates a sandbox's namespace and the veth pairs to it.
-func link(s *Sandbox, bridge string) error {
+func link(s *Sandbox, o Options) error {
 	ns, err := makeNetns(s.Netns)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = ns.Close() }()
+	_ = ns.Close()
 	failpoint.Here("network.netns.after")
-	br, err := netlink.LinkByName(bridge)
+	return inNamespace(s, func(in *inside) error {
+		lo, err := in.h.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("finding lo: %w", err)
+		}
+		if err := in.h.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("setting lo up: %w", err)
+		}
+		for _, e := range s.Endpoints {
+			if err := in.plug(e, o); err != nil {
+				return fmt.Errorf("connecting %s: %w", s.Netns, err)
+			}
+		}
+		return in.routes(s)
+	})
+}
+
+// inside is a sandbox's namespace, as seen from the host's.
+type inside struct {
+	ns netns.NsHandle
+	h  *netlink.Handle
+}
+
+// errNoNamespace reports that a sandbox's namespace is not there.
+var errNoNamespace = errors.New("the namespace is missing")
+
+func inNamespace(s *Sandbox, do func(*inside) error) error {
+	ns, err := netns.GetFromPath(s.Netns)
 	if err != nil {
-		return fmt.Errorf("finding bridge %s: %w", bridge, err)
+		return fmt.Errorf("opening %s: %w: %w", s.Netns, errNoNamespace, err)
 	}
+	defer func() { _ = ns.Close() }()
 	h, err := netlink.NewHandleAt(ns)
 	if err != nil {
 		return fmt.Errorf("entering %s: %w", s.Netns, err)
 	}
 	defer h.Close()
-	lo, err := h.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("finding lo: %w", err)
-	}
-	if err := h.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("setting lo up: %w", err)
-	}
-	route := s.Default().Link
-	for _, e := range s.Endpoints {
-		if err := plug(h, ns, br, e, e.Link == route); err != nil {
-			return fmt.Errorf("connecting %s: %w", s.Netns, err)
-		}
-	}
-	return nil
+	return do(&inside{ns, h})
 }
 
-// plug creates an endpoint's veth pair, from a bridge into the namespace of h.
-func plug(h *netlink.Handle, ns netns.NsHandle, br netlink.Link, e Endpoint, route bool) error {
+// plug creates an endpoint's veth pair, from its bridge into the namespace.
+func (in *inside) plug(e Endpoint, o Options) error {
 	hw, err := net.ParseMAC(e.MAC)
 	if err != nil {
 		return fmt.Errorf("hardware address %s: %w", e.MAC, err)
 	}
+	br, err := netlink.LinkByName(e.bridge(o))
+	if err != nil {
+		return fmt.Errorf("finding bridge %s: %w", e.bridge(o), err)
+	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex = e.Link, br.Attrs().Index
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: hw, PeerNamespace: netlink.NsFd(ns)}
+	attrs.Name, attrs.MasterIndex, attrs.MTU = e.Link, br.Attrs().Index, e.MTU
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: hw, PeerNamespace: netlink.NsFd(in.ns)}
+	if e.MTU > 0 {
+		veth.PeerMTU = uint32(e.MTU)
+	}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("creating the veth pair %s: %w", e.Link, err)
 	}
@@ -157,7 +114,7 @@ func plug(h *netlink.Handle, ns netns.NsHandle, br netlink.Link, e Endpoint, rou
 	if err := withoutIPv6(e.Link); err != nil {
 		return err
 	}
-	if err := configure(h, e, route); err != nil {
+	if err := in.configure(e); err != nil {
 		return err
 	}
 	// A container that dials its own published port gets its answer over the same bridge
@@ -168,31 +125,107 @@ func plug(h *netlink.Handle, ns netns.NsHandle, br netlink.Link, e Endpoint, rou
 	if err := netlink.LinkSetUp(veth); err != nil {
 		return fmt.Errorf("setting %s up: %w", e.Link, err)
 	}
+	if a := e.IPv4(); e.Network != Bridge && a.IsValid() {
+		return announce(e.bridge(o), routes.MAC(hw), a.Addr())
+	}
 	return nil
 }
 
-// configure sets an endpoint's addresses in its namespace, and its default route if it
-// has it.
-func configure(h *netlink.Handle, e Endpoint, route bool) error {
-	eth, err := h.LinkByName(e.Name)
+// configure sets an endpoint's addresses in its namespace. An IPv6 address stands alone:
+// all others are behind the gateway, also those of the same network, for no bridge
+// answers for addresses that are on other nodes.
+func (in *inside) configure(e Endpoint) error {
+	eth, err := in.h.LinkByName(e.Name)
 	if err != nil {
 		return fmt.Errorf("finding %s: %w", e.Name, err)
 	}
-	for _, a := range e.Addresses {
-		if err := h.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(a.Addr(), a.Bits())}); err != nil {
+	if err := in.sysctls(e); err != nil {
+		return err
+	}
+	for _, a := range slices.Concat(e.Addresses, e.LinkLocal) {
+		addr := &netlink.Addr{IPNet: ipNet(a.Addr(), a.Bits())}
+		if a.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+			addr.IPNet = ipNet(a.Addr(), 128)
+		}
+		if err := in.h.AddrAdd(eth, addr); err != nil {
 			return fmt.Errorf("addressing %s: %w", e.Name, err)
 		}
 	}
-	if err := h.LinkSetUp(eth); err != nil {
+	if err := in.h.LinkSetUp(eth); err != nil {
 		return fmt.Errorf("setting %s up: %w", e.Name, err)
 	}
-	if !route {
-		return nil
-	}
-	if err := h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: e.Gateway.AsSlice()}); err != nil {
-		return fmt.Errorf("routing to %v: %w", e.Gateway, err)
+	if a := e.IPv6(); a.IsValid() {
+		r := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: ipNet(a.Masked().Addr(), a.Bits()), Gw: gateway6.AsSlice()}
+		if err := in.h.RouteReplace(r); err != nil {
+			return fmt.Errorf("routing to %v: %w", a.Masked(), err)
+		}
 	}
 	return nil
+}
+
+// sysctls sets those of an endpoint, and enables IPv6 where it has such an address.
+func (in *inside) sysctls(e Endpoint) error {
+	all := maps.Clone(e.Sysctls)
+	if e.IPv6().IsValid() {
+		conf := "ipv6/conf/" + e.Name + "/"
+		all = map[string]string{conf + "addr_gen_mode": "0", conf + "accept_ra": "0", conf + "accept_redirects": "0", conf + "accept_dad": "0", conf + "disable_ipv6": "0"}
+		maps.Copy(all, e.Sysctls)
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return onThreadIn(in.ns, func() error {
+		for _, key := range slices.Sorted(maps.Keys(all)) {
+			if err := sysctl(key, all[key]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// routes sets the default routes of a sandbox, one of each family.
+func (in *inside) routes(s *Sandbox) error {
+	for _, family := range []struct {
+		gateway func(Endpoint) netip.Addr
+		all     *net.IPNet
+	}{
+		{func(e Endpoint) netip.Addr { return e.Gateway }, ipNet(netip.IPv4Unspecified(), 0)},
+		{func(e Endpoint) netip.Addr { return e.Gateway6 }, ipNet(netip.IPv6Unspecified(), 0)},
+	} {
+		i := s.route(func(e Endpoint) bool { return family.gateway(e).IsValid() })
+		if i < 0 {
+			continue
+		}
+		e := s.Endpoints[i]
+		eth, err := in.h.LinkByName(e.Name)
+		if err != nil {
+			return fmt.Errorf("finding %s: %w", e.Name, err)
+		}
+		r := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: family.all, Gw: family.gateway(e).AsSlice()}
+		if err := in.h.RouteReplace(r); err != nil {
+			return fmt.Errorf("routing to %v: %w", family.gateway(e), err)
+		}
+	}
+	return nil
+}
+
+// bridge returns the name of the bridge that an endpoint is on.
+func (e Endpoint) bridge(o Options) string { return cmp.Or(e.Bridge, o.Bridge) }
+
+// onThreadIn runs f on a thread of its own inside a namespace.
+func onThreadIn(ns netns.NsHandle, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := netns.Set(ns); err != nil {
+			done <- fmt.Errorf("entering a namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 // unlink removes what link created; missing parts are no error.

@@ -1,11 +1,13 @@
 // Package network connects containers: each has a sandbox, a network namespace with an
-// endpoint in each of its networks, of which the node's bridge is the only one yet. An
-// endpoint has an address in the node's own /24, and published ports that are bound by a
-// socket before any rule refers to them. Which container needs what, and when, is up to
-// the engine.
+// endpoint in each of its networks. On the default bridge, addresses are of the node's
+// own /24; networks of the fleet span all nodes, and their addresses are the fleet's
+// choice. Packets go between nodes by routes (docs/decisions/0022). Published ports are
+// bound by a socket before any rule refers to them. Which container needs what, and when,
+// is up to the engine.
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,16 +30,25 @@ type Options struct {
 	Subnet   netip.Prefix // the node's own; the first address is the gateway
 	Reserved []uint16     // host ports that can't be published
 	Log      *slog.Logger
+
+	// Topology is what Apply was told last: containers that run go on with it. Without
+	// one, what the host has is kept until Apply is called.
+	Topology   Topology
+	Prefix     string // begins the names of other networks' bridges; "" is dvn
+	Tunnel     string // the link to nodes behind routers; "" is dvx
+	TunnelPort uint16 // UDP; 0 is 4789, VXLAN's
 }
 
-// Network is a node's bridge, table and sandboxes. Safe for concurrent use.
+// Network is a node's bridges, routes, table and sandboxes. Safe for concurrent use.
 type Network struct {
-	o    Options
-	boot string
-	nft  *table
-	fire *watcher
+	o      Options
+	boot   string
+	nft    *table
+	fire   *watcher
+	fabric *fabric
 
-	mu        sync.Mutex          // guards the fields below; the caller orders Attach and Detach of one id
+	mu        sync.Mutex          // guards the fields below; the caller orders calls with the same id
+	nets      map[string]Fleet    // by id
 	sandboxes map[string]*Sandbox // by container
 	taken     map[netip.Addr]string
 	held      map[string][]*holder // bound sockets by container
@@ -60,11 +71,13 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	if err := n.load(); err != nil {
 		return nil, err
 	}
-	if err := ensureBridge(o.Bridge, n.gateway(), o.Subnet.Bits()); err != nil {
+	warnOfLegacy(o.Log, legacyTables, o.Bridge)
+	n.nft = newTable(o)
+	n.fabric = &fabric{o: o, nft: n.nft, endpoints: n.endpoints, t: o.Topology}
+	n.nets = byID(o.Topology)
+	if err := n.fabric.repair(); err != nil {
 		return nil, err
 	}
-	warnOfLegacy(o.Log, legacyTables, o.Bridge)
-	n.nft = newTable(o.Bridge, o.Subnet, o.Log)
 	var err error
 	if n.fire, err = watch(n.nft); err != nil {
 		return nil, err
@@ -96,17 +109,59 @@ func (o *Options) validate() error {
 		return fmt.Errorf("network: Bridge %q must have 1 to 15 characters", o.Bridge)
 	case !o.Subnet.IsValid() || !o.Subnet.Addr().Is4() || o.Subnet.Bits() > 29:
 		return fmt.Errorf("network: Subnet %v must be IPv4 and hold at least 6 hosts", o.Subnet)
-	case o.Log == nil:
+	}
+	if o.Topology.Self != "" {
+		if err := o.Topology.Validate(); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+	}
+	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.Subnet = o.Subnet.Masked()
+	o.Prefix, o.Tunnel, o.TunnelPort = cmp.Or(o.Prefix, "dvn"), cmp.Or(o.Tunnel, "dvx"), cmp.Or(o.TunnelPort, 4789)
+	if len(o.Prefix) > maxName-len(fmt.Sprint(maxNumber)) || strings.HasPrefix(o.Bridge, o.Prefix) || strings.HasPrefix(o.Tunnel, o.Prefix) {
+		return fmt.Errorf("network: Prefix %q must be short, and not begin the names %q and %q", o.Prefix, o.Bridge, o.Tunnel)
+	}
 	return nil
 }
 
-// Attach connects container id to networks, in a sandbox of its own: an address in each,
-// with its ports bound. Called again, it returns the existing sandbox, and recreates
-// what a reboot removed. A port that is taken is a *PortError, and nothing is left
-// half-made.
+// Apply brings the node to a topology, which replaces the one before. It may be called
+// with what it was told before, to mend what somebody else changed. On an error part of
+// it may be in place; another call goes on.
+func (n *Network) Apply(ctx context.Context, t Topology) error {
+	if err := t.Validate(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.nets = byID(t)
+	n.mu.Unlock()
+	return errors.Join(n.fabric.apply(t), ctx.Err())
+}
+
+func byID(t Topology) map[string]Fleet {
+	out := map[string]Fleet{}
+	for _, f := range t.Networks {
+		out[f.ID] = f
+	}
+	return out
+}
+
+// endpoints returns those of all sandboxes.
+func (n *Network) endpoints() []Endpoint {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []Endpoint
+	for _, s := range n.sandboxes {
+		out = append(out, s.Endpoints...)
+	}
+	return out
+}
+
+// Attach connects container id to networks, in a sandbox of its own: an endpoint in each,
+// in their order, with its ports bound; with no network, it has only its loopback. Called
+// again, it returns the existing sandbox as it is, and recreates what a reboot removed. A
+// port that is taken is a *PortError, and nothing is left half-made.
 func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sandbox, error) {
 	s, made, err := n.reserve(id, to)
 	if err != nil {
@@ -185,13 +240,13 @@ func (n *Network) Close() error {
 	return errors.Join(errs...)
 }
 
-// Destroy removes every sandbox, the table and the bridge.
+// Destroy removes every sandbox, the table, the routes and the bridges.
 func (n *Network) Destroy(ctx context.Context) error {
 	errs := []error{n.fire.Close()} // else it would recreate the table
 	for _, id := range n.List() {
 		errs = append(errs, n.Detach(ctx, id))
 	}
-	errs = append(errs, n.unroute(), n.nft.destroy(), removeLink(n.o.Bridge))
+	errs = append(errs, n.unroute(), n.fabric.remove(), n.nft.destroy())
 	return errors.Join(errs...)
 }
 
@@ -206,18 +261,74 @@ func (n *Network) reserve(id string, to []Connection) (s *Sandbox, made bool, er
 		return s, false, nil
 	}
 	s = &Sandbox{Version: sandboxVersion, ID: id, Netns: n.NetnsPath(id)}
-	for i, c := range to {
-		ip, err := n.freeAddr()
+	for _, c := range to {
+		e, err := n.endpoint(id, c, s.Endpoints)
 		if err != nil {
 			n.free(s)
-			return nil, false, err
+			return nil, false, fmt.Errorf("connecting container %s to %s: %w", short(id), c.Network, err)
 		}
-		s.Endpoints = append(s.Endpoints, c.endpoint(i, id, netip.PrefixFrom(ip, n.o.Subnet.Bits()), n.gateway()))
-		n.taken[ip] = id
+		s.Endpoints = append(s.Endpoints, e)
 	}
 	n.sandboxes[id] = s
 	return s, true, nil
 }
+
+// endpoint chooses what a connection leaves open, and takes its addresses. It must be
+// called with mu held.
+func (n *Network) endpoint(id string, c Connection, beside []Endpoint) (Endpoint, error) {
+	e, err := c.endpoint(id, beside)
+	if err != nil {
+		return e, err
+	}
+	if c.Network == Bridge {
+		ip, err := n.freeAddr()
+		if err != nil {
+			return e, err
+		}
+		e.Bridge, e.Addresses, e.Gateway = n.o.Bridge, []netip.Prefix{netip.PrefixFrom(ip, n.o.Subnet.Bits())}, n.gateway()
+	} else if err := n.place(&e, c); err != nil {
+		return e, err
+	}
+	e.MAC = cmp.Or(e.MAC, mac(e.Addresses[0].Addr()))
+	for _, a := range e.Addresses {
+		n.taken[a.Addr()] = id
+	}
+	return e, nil
+}
+
+// place puts an endpoint into a network of the fleet. It must be called with mu held.
+func (n *Network) place(e *Endpoint, c Connection) error {
+	f, ok := n.nets[c.Network]
+	if !ok {
+		return ErrUnknownNetwork
+	}
+	e.Bridge = bridgeOf(n.o, f.Number)
+	for _, a := range c.Addresses {
+		s, ok := f.subnet(netip.PrefixFrom(a, a.BitLen()))
+		switch {
+		case !ok || a == s.Gateway || e.address(func(b netip.Addr) bool { return b.Is4() == a.Is4() }).IsValid():
+			return fmt.Errorf("it can't have the address %v", a)
+		case n.taken[a] != "":
+			return fmt.Errorf("the address %v is that of container %s", a, short(n.taken[a]))
+		}
+		e.Addresses = append(e.Addresses, netip.PrefixFrom(a, s.Prefix.Bits()))
+		if f.Internal {
+			continue
+		}
+		if a.Is4() {
+			e.Gateway = s.Gateway
+		} else {
+			e.Gateway6 = gateway6
+		}
+	}
+	if len(e.Addresses) == 0 {
+		return errors.New("it has no address there")
+	}
+	return nil
+}
+
+// ErrUnknownNetwork reports a connection to a network that Apply was not told of.
+var ErrUnknownNetwork = errors.New("this node was not told of the network yet")
 
 // free returns addresses to the pool. It must be called with mu held.
 func (n *Network) free(s *Sandbox) {
@@ -282,14 +393,18 @@ func (n *Network) link(s *Sandbox) error {
 	if s.Boot == n.boot && linked(s) {
 		return nil
 	}
-	failpoint.Here("network.link.before")
 	if err := unlink(s); err != nil {
 		return err
 	}
-	if err := link(s, n.o.Bridge); err != nil {
+	for i := range s.Endpoints {
+		mtu := n.fabric.mtu(n.fleet(s.Endpoints[i].Network))
+		n.mu.Lock()
+		s.Endpoints[i].MTU = mtu
+		n.mu.Unlock()
+	}
+	if err := link(s, n.o); err != nil {
 		return err
 	}
-	failpoint.Here("network.link.after")
 	s.Boot = n.boot
 	return n.save(s)
 }

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ruleset holds the kernel's chains of the families that carry IPv4, and on demand their
+// ruleset holds the kernel's chains of the families that carry IPv4 or are ours, and on demand their
 // rules.
 type ruleset struct {
 	c      *nftables.Conn
@@ -43,7 +43,7 @@ func readRuleset() (*ruleset, error) {
 		return nil, err
 	}
 	r := &ruleset{c: c, read: map[*nftables.Chain][]rule{}}
-	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyINet} {
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyINet, nftables.TableFamilyBridge} {
 		chains, err := c.ListChainsOfTableFamily(family)
 		if err != nil {
 			return nil, fmt.Errorf("listing firewall chains: %w", err)

@@ -4,17 +4,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/drover/drover/pkg/failpoint"
 )
 
-// sandboxVersion is the version of files written by this build. Version 1 stored the
-// fields of a container's only endpoint, on the bridge, at the top level.
-const sandboxVersion = 2
+// sandboxVersion is the version of files written by this build. In version 2 all
+// endpoints were on the node's own bridge; version 1 stored the fields of a container's
+// only endpoint at the top level.
+const sandboxVersion = 3
 
 const unsaved = ".new"
 
@@ -89,7 +92,7 @@ func readSandbox(file string) (*Sandbox, error) {
 	case err != nil:
 	case s.ID+".json" != filepath.Base(file) || s.Netns == "":
 		err = fmt.Errorf("it is that of %q at %q", s.ID, s.Netns)
-	case len(s.Endpoints) != 1 || !s.Endpoints[0].IPv4().IsValid():
+	case slices.ContainsFunc(s.Endpoints, Endpoint.unusable):
 		err = fmt.Errorf("it has the endpoints %v", s.Endpoints)
 	}
 	if err != nil {
@@ -106,11 +109,20 @@ func decode(b []byte) (*Sandbox, error) {
 	switch v.Version {
 	case 1:
 		return decode1(b)
-	case sandboxVersion:
+	case 2, sandboxVersion:
 		s := new(Sandbox)
-		return s, json.Unmarshal(b, s)
+		err := json.Unmarshal(b, s)
+		s.Version = sandboxVersion
+		return s, err
 	}
 	return nil, fmt.Errorf("it is of version %d, which this agent does not know", v.Version)
+}
+
+// unusable reports whether an endpoint can't be that of any container.
+func (e Endpoint) unusable() bool {
+	_, err := net.ParseMAC(e.MAC)
+	return err != nil || e.Link == "" || e.Name == "" || len(e.Addresses) == 0 ||
+		slices.ContainsFunc(e.Addresses, func(a netip.Prefix) bool { return !a.IsValid() })
 }
 
 func decode1(b []byte) (*Sandbox, error) {

@@ -1,0 +1,243 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/drover/drover/agent/network/routes"
+)
+
+// fabric keeps the host's links, routes and firewall as a topology needs them.
+type fabric struct {
+	o         Options
+	nft       *table
+	endpoints func() []Endpoint // of all sandboxes
+
+	mu   sync.Mutex // orders changes; guards the fields below
+	t    Topology
+	ways map[string]way
+	want plan
+	have routes.Picture // as last looked at, and changed since
+	seen bool           // have can be relied on
+}
+
+// apply brings the host to a topology.
+func (f *fabric) apply(t Topology) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.t = t
+	return f.bring()
+}
+
+// repair looks at what the host has, and mends it.
+func (f *fabric) repair() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.seen = false
+	return f.bring()
+}
+
+// bring makes the plan and carries it out. It must be called with mu held.
+func (f *fabric) bring() error {
+	before := f.want
+	f.want = planFor(f.o, f.t, f.ways, f.self())
+	if t, ok := f.want.Links[f.o.Tunnel]; ok {
+		t.MTU = f.tunnelMTU()
+		f.want.Links[f.o.Tunnel] = t
+	}
+	// First what is compared with packets, so that none passes unseen.
+	if err := f.nft.setFilter(f.want.filter); err != nil {
+		return err
+	}
+	if !f.seen {
+		have, err := routes.Read(f.want.Picture, f.o.Prefix)
+		if err != nil {
+			return fmt.Errorf("looking at the host's network: %w", err)
+		}
+		f.have = have
+	}
+	c := routes.Compare(f.have, f.want.Picture)
+	if f.t.Self == "" {
+		c = c.Additions() // nobody said yet what the fleet is
+	}
+	if c.None() {
+		f.seen = true
+		return nil
+	}
+	f.seen = false
+	if err := c.Apply(); err != nil {
+		return fmt.Errorf("changing the host's network: %w", err)
+	}
+	f.have, f.seen = f.want.Picture, f.t.Self != ""
+	return errors.Join(f.plugAgain(c.AddLinks), f.announceMoved(before, c.Set))
+}
+
+// plugAgain connects endpoints to bridges that were made anew.
+func (f *fabric) plugAgain(bridges []string) error {
+	if len(bridges) == 0 {
+		return nil
+	}
+	var errs []error
+	for _, e := range f.endpoints() {
+		if b := e.bridge(f.o); slices.Contains(bridges, b) {
+			errs = append(errs, plugAgain(e.Link, b))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func plugAgain(link, bridge string) error {
+	l, err := netlink.LinkByName(link)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil // its container is about to start, or just ended
+	}
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", link, err)
+	}
+	b, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("finding bridge %s: %w", bridge, err)
+	}
+	if l.Attrs().MasterIndex == b.Attrs().Index {
+		return nil
+	}
+	if err := netlink.LinkSetMaster(l, b); err != nil {
+		return fmt.Errorf("connecting %s to %s: %w", link, bridge, err)
+	}
+	if err := netlink.LinkSetHairpin(l, true); err != nil {
+		return fmt.Errorf("enabling hairpin mode on %s: %w", link, err)
+	}
+	return nil
+}
+
+// announceMoved tells the containers of this host that single addresses are behind the
+// bridge from now on, which were on it before. Else they would go on sending to a
+// container that left.
+func (f *fabric) announceMoved(before plan, changed []netip.Prefix) error {
+	var errs []error
+	for _, dst := range changed {
+		was, is := before.Routes[dst], f.want.Routes[dst]
+		if !dst.IsSingleIP() || !dst.Addr().Is4() || is.Dev == was.Dev || is.Unreachable {
+			continue
+		}
+		bridge := f.bridgeFor(dst)
+		if bridge == "" || is.Dev == bridge {
+			continue // containers announce their own
+		}
+		errs = append(errs, announce(bridge, f.want.Links[bridge].MAC, dst.Addr()))
+	}
+	return errors.Join(errs...)
+}
+
+// bridgeFor returns the bridge of the network that has dst, "" if there is none here.
+func (f *fabric) bridgeFor(dst netip.Prefix) string {
+	for _, n := range f.t.Networks {
+		if _, ok := n.subnet(dst); ok {
+			return bridgeOf(f.o, n.Number)
+		}
+	}
+	return ""
+}
+
+// self returns this node's address if it is the host's own: behind a translation of
+// addresses it is not.
+func (f *fabric) self() netip.Addr {
+	for _, p := range f.t.Peers {
+		if p.ID != f.t.Self || !p.Addr.IsValid() {
+			continue
+		}
+		if addrs, err := net.InterfaceAddrs(); err == nil && isLocal(addrs, p.Addr.Unmap().AsSlice()) && !p.Addr.IsLoopback() {
+			return p.Addr.Unmap()
+		}
+	}
+	return netip.Addr{}
+}
+
+// What the tunnel adds to packets: Ethernet, VXLAN, UDP and IP.
+const (
+	overhead  = 14 + 8 + 8 + 20
+	overhead6 = 14 + 8 + 8 + 40
+)
+
+// tunnelMTU is what fits through the tunnel to all peers.
+func (f *fabric) tunnelMTU() int {
+	mtu := 0
+	for _, p := range f.t.Peers {
+		if p.ID == f.t.Self || !p.Addr.IsValid() {
+			continue
+		}
+		added := overhead
+		if p.Addr.Unmap().Is6() {
+			added = overhead6
+		}
+		if m := uplinkMTU(p.Addr) - added; m > 0 && (mtu == 0 || m < mtu) {
+			mtu = m
+		}
+	}
+	return mtu
+}
+
+// uplinkMTU returns the MTU of the link by which an address is reached, 0 if it is not.
+func uplinkMTU(to netip.Addr) int {
+	rs, err := netlink.RouteGet(to.Unmap().AsSlice())
+	if err != nil || len(rs) == 0 {
+		return 0
+	}
+	if rs[0].MTU > 0 {
+		return rs[0].MTU
+	}
+	l, err := netlink.LinkByIndex(rs[0].LinkIndex)
+	if err != nil {
+		return 0
+	}
+	return l.Attrs().MTU
+}
+
+// mtu returns that of interfaces in a network: 0 is the kernel's.
+func (f *fabric) mtu(n Fleet) int {
+	if n.MTU != 0 {
+		return n.MTU
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range f.t.Peers {
+		if p.ID != f.t.Self && p.Addr.IsValid() && !f.ways[p.ID].proven {
+			return f.want.Links[f.o.Tunnel].MTU
+		}
+	}
+	return 0
+}
+
+// remove removes what the fabric made.
+func (f *fabric) remove() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	nothing := routes.NewPicture()
+	have, err := routes.Read(f.want.Picture, f.o.Prefix)
+	if err != nil {
+		return err
+	}
+	f.want, f.have, f.seen = plan{Picture: nothing}, nothing, false
+	f.t = Topology{}
+	clear(f.ways)
+	return routes.Compare(have, nothing).Apply()
+}
+
+// setWays changes the ways to other nodes.
+func (f *fabric) setWays(ways map[string]way) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if maps.Equal(f.ways, ways) {
+		return nil
+	}
+	f.ways = maps.Clone(ways)
+	return f.bring()
+}
