@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/agent/topology"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/failpoint"
 )
@@ -36,11 +37,12 @@ var (
 	kSubnet  = []byte("subnet")
 )
 
-// Store is what an agent must not forget: its assignments, the last sync it stored, its
-// session number and subnet. Every change is on disk when the call returns. Safe for
+// Store is what an agent must not forget: its assignments, the fleet's networks, the last
+// sync it stored, its session number and subnet. Every change is on disk when the call returns. Safe for
 // concurrent use.
 type Store struct {
-	db *bbolt.DB
+	db       *bbolt.DB
+	topology *topology.Topology
 
 	mu     sync.Mutex      // guards the fields below; held over the corresponding fsync
 	open   *opened         // the sync of which parts are missing; nil if the next part is a first one
@@ -52,6 +54,7 @@ type opened struct {
 	at    Position
 	next  uint32
 	named map[string]bool // ids of tasks
+	told  map[string]bool // keys of the topology
 }
 
 // Position is that of a sync in the life of a cluster, compared field by field.
@@ -98,8 +101,15 @@ func OpenStore(path string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the task store %s: %w", path, err), db.Close())
 	}
-	return &Store{db: db}, nil
+	t, err := topology.Open(db)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the task store %s: %w", path, err), db.Close())
+	}
+	return &Store{db: db, topology: t}, nil
 }
+
+// Topology is what syncs told the node of the fleet's networks.
+func (s *Store) Topology() *topology.Topology { return s.topology }
 
 // Close closes the store.
 func (s *Store) Close() error { return s.db.Close() }
@@ -173,12 +183,16 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 	at := Position{y.Epoch, y.Term, y.Index}
 	o := s.open
 	if y.Part == 0 {
-		o = &opened{at: at, named: map[string]bool{}}
+		o = &opened{at: at, named: map[string]bool{}, told: map[string]bool{}}
 	}
 	s.open = nil
 	failpoint.Here("task.take.before")
 	changed := map[string]want{}
-	err := s.db.Update(func(tx *bbolt.Tx) error {
+	around, err := topology.Parse(y.Topology)
+	if err != nil {
+		return nil, fmt.Errorf("storing a sync: %w", err)
+	}
+	err = s.db.Update(func(tx *bbolt.Tx) error {
 		for _, k := range [][]byte{kLast, kFloor} {
 			if had := position(tx, k); at.Before(had) {
 				return fmt.Errorf("sync %v after %v: %w", at, had, ErrStale)
@@ -194,7 +208,9 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 		for id := range named {
 			o.named[id] = true
 		}
+		around.Name(o.told)
 		if y.Full && !y.More {
+			around.Sweep(s.topology, o.told)
 			orphans, err := unnamed(tx, o.named)
 			if err != nil {
 				return err
@@ -208,6 +224,9 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 			if err := s.unpin(tx); err != nil {
 				return err
 			}
+		}
+		if err := around.Store(tx); err != nil {
+			return err
 		}
 		r := reader{tx, map[string]*dv1.Spec{}}
 		for id := range named {
@@ -225,6 +244,7 @@ func (s *Store) take(y *dv1.Sync) (map[string]want, error) {
 		return nil, fmt.Errorf("storing a sync: %w", err)
 	}
 	failpoint.Here("task.take.after")
+	s.topology.Apply(around) // before anybody acts on what changed
 	if y.More {
 		o.next++
 		s.open = o

@@ -223,3 +223,54 @@ func TestManyTasksOfALargeSpec(t *testing.T) {
 		t.Errorf("%d copies of one spec for %d tasks", len(specs), len(changed))
 	}
 }
+
+// What a sync tells of networks is stored with it, in memory when it was taken, and
+// there again after a restart; a full sync replaces it with its last part.
+func TestTheTopologyComesWithSyncs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tasks.db")
+	s, err := OpenStore(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := func(c byte) []byte { return bytes.Repeat([]byte{c}, 32) }
+	of := func(y *dv1.Sync, c byte) *dv1.Sync {
+		y.Topology = &dv1.Topology{Networks: []*dv1.Network{{Id: id(c), Name: string(c)}},
+			Names: []*dv1.Name{{NetworkId: id(c), TaskId: id('t'), Ip: "10.0.0.1", Names: []string{"web"}, Running: true}}}
+		return y
+	}
+	networks := func() (names string) {
+		for _, c := range "abc" {
+			if n := s.Topology().Network(id(byte(c))); n != nil {
+				names += n.Name
+			}
+		}
+		return names
+	}
+	s.taken(t, of(part(1, 0, false, ""), 'a'))
+	s.taken(t, of(part(2, 0, true, ""), 'b'))
+	if networks() != "ab" {
+		t.Errorf("while a full sync is taken there are %q", networks())
+	}
+	if _, err := s.take(of(part(1, 0, false, ""), 'c')); !errors.Is(err, ErrStale) || networks() != "ab" {
+		t.Errorf("a stale sync left %q: %v", networks(), err)
+	}
+	bad := part(3, 0, false, "")
+	bad.Topology = &dv1.Topology{Networks: []*dv1.Network{{Id: id('c'), Name: "c"}, {Id: []byte("short")}}}
+	if _, err := s.take(bad); err == nil || networks() != "ab" {
+		t.Errorf("a malformed sync left %q: %v", networks(), err)
+	}
+	s.taken(t, of(part(2, 0, true, ""), 'b'))
+	s.taken(t, of(part(2, 1, false, ""), 'c'))
+	for range 2 {
+		if _, names := s.Topology().All(); networks() != "bc" || len(names) != 2 {
+			t.Errorf("after a full sync there are %q and %v", networks(), names)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = OpenStore(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = s.Close() })
+}

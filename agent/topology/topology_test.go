@@ -1,0 +1,235 @@
+package topology
+
+import (
+	"bytes"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.etcd.io/bbolt"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
+)
+
+func id(c byte) []byte { return bytes.Repeat([]byte{c}, idLength) }
+
+// node is a Topology in its store.
+type node struct {
+	*Topology
+	t    *testing.T
+	db   *bbolt.DB
+	seen []string // what was watched
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	db, err := bbolt.Open(filepath.Join(t.TempDir(), "db"), 0o600, &bbolt.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	n := &node{t: t, db: db}
+	n.reopen()
+	return n
+}
+
+func (n *node) reopen() {
+	n.t.Helper()
+	var err error
+	if n.Topology, err = Open(n.db); err != nil {
+		n.t.Fatal(err)
+	}
+	n.Watch(func(c Change) {
+		for _, g := range c.Gone {
+			n.seen = append(n.seen, "gone "+g[:2])
+		}
+		for _, x := range c.Networks {
+			n.seen = append(n.seen, "network "+x.Name)
+		}
+		for _, x := range c.Names {
+			n.seen = append(n.seen, fmt.Sprint("name ", strings.Join(x.Names, " "), x.Ip, x.Gone))
+		}
+	})
+}
+
+// take takes a sync in parts.
+func (n *node) take(full bool, parts ...*dv1.Topology) {
+	n.t.Helper()
+	named := map[string]bool{}
+	for i, y := range parts {
+		p, err := Parse(y)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		p.Name(named)
+		if full && i == len(parts)-1 {
+			p.Sweep(n.Topology, named)
+		}
+		if err := n.db.Update(p.Store); err != nil {
+			n.t.Fatal(err)
+		}
+		n.Apply(p)
+	}
+}
+
+// text is all that there is, also as it is read again.
+func (n *node) text() string {
+	n.t.Helper()
+	of := func(t *Topology) string {
+		var all []string
+		for _, p := range t.peers {
+			all = append(all, "peer "+p.NodeId+" "+p.Addr)
+		}
+		for _, w := range t.networks {
+			all = append(all, "network "+w.Name)
+			for _, s := range w.slices {
+				all = append(all, fmt.Sprint(w.Name, ": slice ", s.NodeId, " ", s.Prefixes))
+			}
+			for _, x := range w.names {
+				all = append(all, fmt.Sprint(w.Name, ": ", x.Names, " ", x.Ip, " ", x.Running, " ", w.alone[string(x.TaskId)] != nil))
+			}
+		}
+		slices.Sort(all)
+		return strings.Join(all, "\n")
+	}
+	stored, err := Open(n.db)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if of(stored) != of(n.Topology) {
+		n.t.Errorf("stored is\n%s\nin memory is\n%s", of(stored), of(n.Topology))
+	}
+	return of(n.Topology)
+}
+
+func (n *node) expect(why string, lines ...string) {
+	n.t.Helper()
+	slices.Sort(lines)
+	if got, want := n.text(), strings.Join(lines, "\n"); got != want {
+		n.t.Errorf("%s:\n%s\nwant\n%s", why, got, want)
+	}
+}
+
+func name(network, task byte, ip string, running bool, names ...string) *dv1.Name {
+	return &dv1.Name{NetworkId: id(network), TaskId: id(task), NodeId: "n2", Ip: ip, Names: names, Running: running}
+}
+
+func example() *dv1.Topology {
+	return &dv1.Topology{
+		Peers:    []*dv1.Peer{{NodeId: "n1", Addr: "10.9.0.1:7444"}, {NodeId: "n2", Addr: "10.9.0.2:7444"}},
+		Networks: []*dv1.Network{{Id: id('r'), Name: "red"}, {Id: id('b'), Name: "blue"}},
+		Slices:   []*dv1.Slice{{NetworkId: id('r'), NodeId: "n1", Prefixes: []string{"10.0.0.0/26"}}, {NetworkId: id('b'), NodeId: "n2", Prefixes: []string{"10.1.0.0/26"}}},
+		Names:    []*dv1.Name{name('r', '1', "10.0.0.1", true, "web"), name('b', '1', "10.1.0.1", false, "web"), name('b', '2', "10.1.0.2", true, "db")},
+	}
+}
+
+func TestChangesAreStored(t *testing.T) {
+	n := newNode(t)
+	n.take(true, example())
+	n.expect("a full sync", "peer n1 10.9.0.1:7444", "peer n2 10.9.0.2:7444", "network red", "network blue", "red: slice n1 [10.0.0.0/26]",
+		"blue: slice n2 [10.1.0.0/26]", "red: [web] 10.0.0.1 true false", "blue: [web] 10.1.0.1 false false", "blue: [db] 10.1.0.2 true false")
+	n.reopen()
+	n.seen = nil
+	asked := name('r', '3', "10.0.0.99", true, "cache")
+	asked.Asked = true
+	n.take(false, &dv1.Topology{
+		PeersGone: []string{"n2"}, Peers: []*dv1.Peer{{NodeId: "n1", Addr: "10.9.0.7:7444"}},
+		NetworksGone: [][]byte{id('b'), id('x')},
+		Slices:       []*dv1.Slice{{NetworkId: id('r'), NodeId: "n1"}, {NetworkId: id('r'), NodeId: "n3", Prefixes: []string{"10.0.0.64/26"}}},
+		Names:        []*dv1.Name{{NetworkId: id('r'), TaskId: id('1'), Gone: true}, asked},
+	})
+	n.expect("changes", "peer n1 10.9.0.7:7444", "network red", "red: slice n3 [10.0.0.64/26]", "red: [cache] 10.0.0.99 true true")
+	if want := []string{"gone 62", "name true", "name cache10.0.0.99false"}; !slices.Equal(n.seen, want) {
+		t.Errorf("seen were %q, want %q", n.seen, want)
+	}
+	// A network that comes back has nothing of what it had.
+	n.take(false, &dv1.Topology{Networks: []*dv1.Network{{Id: id('b'), Name: "blue"}}})
+	n.expect("the network again", "peer n1 10.9.0.7:7444", "network red", "network blue", "red: slice n3 [10.0.0.64/26]", "red: [cache] 10.0.0.99 true true")
+}
+
+func TestAFullSyncReplacesAll(t *testing.T) {
+	n := newNode(t)
+	n.take(true, example())
+	n.take(true, &dv1.Topology{Networks: []*dv1.Network{{Id: id('r'), Name: "renamed"}}, Peers: []*dv1.Peer{{NodeId: "n1", Addr: "10.9.0.1:7444"}}},
+		nil, &dv1.Topology{Names: []*dv1.Name{name('r', '2', "10.0.0.2", true, "next")}})
+	n.expect("a full sync in parts", "peer n1 10.9.0.1:7444", "network renamed", "renamed: [next] 10.0.0.2 true false")
+	n.take(true, nil)
+	n.expect("a full sync of nothing", "")
+}
+
+// What is told of a network that the node is not in is kept by nobody.
+func TestWhatIsOfNoNetworkIsPassedOver(t *testing.T) {
+	n := newNode(t)
+	n.take(false, &dv1.Topology{Names: []*dv1.Name{name('x', '1', "10.0.0.1", true, "web")}, Slices: []*dv1.Slice{{NetworkId: id('x'), NodeId: "n1", Prefixes: []string{"10.0.0.0/26"}}}})
+	n.expect("of no network", "")
+	n.take(false, &dv1.Topology{Networks: []*dv1.Network{{Id: id('x'), Name: "late"}}})
+	n.expect("the network afterwards", "network late")
+	n.seen = nil
+	n.take(true, nil)
+	n.expect("nothing", "")
+	n.seen = slices.DeleteFunc(n.seen, func(s string) bool { return s == "gone 78" })
+	if len(n.seen) != 0 {
+		t.Errorf("seen were %q", n.seen)
+	}
+}
+
+func TestMalformedRecordsAreRefused(t *testing.T) {
+	for why, y := range map[string]*dv1.Topology{
+		"a peer without id":         {Peers: []*dv1.Peer{{}}},
+		"a network with a short id": {Networks: []*dv1.Network{{Id: []byte("x")}}},
+		"a slice of no node":        {Slices: []*dv1.Slice{{NetworkId: id('r')}}},
+		"a slice of no network":     {Slices: []*dv1.Slice{{NodeId: "n1"}}},
+		"a name of no network":      {Names: []*dv1.Name{{TaskId: id('1')}}},
+		"a name of no task":         {Names: []*dv1.Name{{NetworkId: id('r')}}},
+	} {
+		if _, err := Parse(y); err == nil {
+			t.Errorf("%s is taken", why)
+		}
+	}
+}
+
+// The node's routes are computed anew only if they may be others.
+func TestOnlyWhatIsRoutedMakesANewVersion(t *testing.T) {
+	n := newNode(t)
+	n.take(true, example())
+	asked := func(ip string, running bool) *dv1.Name {
+		x := name('r', '9', ip, running, "fixed")
+		x.Asked = true
+		return x
+	}
+	for _, c := range []struct {
+		why    string
+		y      *dv1.Topology
+		routed bool
+	}{
+		{"a name runs no longer", &dv1.Topology{Names: []*dv1.Name{name('r', '1', "10.0.0.1", false, "web")}}, false},
+		{"a name more", &dv1.Topology{Names: []*dv1.Name{name('r', '5', "10.0.0.5", true, "web")}}, false},
+		{"the same again", example(), false},
+		{"nothing", nil, false},
+		{"an address of its own", &dv1.Topology{Names: []*dv1.Name{asked("10.0.0.99", false)}}, true},
+		{"it runs", &dv1.Topology{Names: []*dv1.Name{asked("10.0.0.99", true)}}, false},
+		{"it is another", &dv1.Topology{Names: []*dv1.Name{asked("10.0.0.98", true)}}, true},
+		{"it is gone", &dv1.Topology{Names: []*dv1.Name{{NetworkId: id('r'), TaskId: id('9'), Gone: true}}}, true},
+		{"a peer moves", &dv1.Topology{Peers: []*dv1.Peer{{NodeId: "n2", Addr: "10.9.0.3:7444"}}}, true},
+		{"a slice", &dv1.Topology{Slices: []*dv1.Slice{{NetworkId: id('r'), NodeId: "n4", Prefixes: []string{"10.0.1.0/26"}}}}, true},
+		{"a network becomes internal", &dv1.Topology{Networks: []*dv1.Network{{Id: id('r'), Name: "red", Internal: true}}}, true},
+	} {
+		was, newer := n.version, n.changed
+		n.take(false, c.y)
+		if (n.version != was) != c.routed {
+			t.Errorf("%s: version %d after %d", c.why, n.version, was)
+		}
+		select {
+		case <-newer:
+			if !c.routed {
+				t.Errorf("%s: it is announced", c.why)
+			}
+		default:
+			if c.routed {
+				t.Errorf("%s: nobody hears of it", c.why)
+			}
+		}
+	}
+}
