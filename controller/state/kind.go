@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/hex"
 	"fmt"
 	"iter"
 	"slices"
@@ -90,6 +91,23 @@ func (k *kind[M]) own(t *Txn) *rows[M] {
 
 func (k *kind[M]) get(s *Snapshot, key string) M { return k.in(s).all.get(key) }
 func (k *kind[M]) len(s *Snapshot) int           { return k.in(s).all.len() }
+
+// byPrefix returns the records whose key, in hex, starts with prefix; none if it is
+// empty or not hex.
+func byPrefix[M record](s *Snapshot, k *kind[M], prefix string) []M {
+	prefix = strings.ToLower(prefix)
+	raw, err := hex.DecodeString(prefix[:len(prefix)&^1])
+	if prefix == "" || err != nil {
+		return nil
+	}
+	var out []M
+	for key, m := range k.in(s).all.from(string(raw)) {
+		if len(prefix)%2 == 0 || strings.HasPrefix(hex.EncodeToString([]byte(key)), prefix) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
 
 // nth returns the i-th record in key order.
 func (k *kind[M]) nth(s *Snapshot, i int) M {

@@ -44,6 +44,10 @@ func sample(t *testing.T, m proto.Message, n int) proto.Message {
 	switch m := m.(type) {
 	case *dv1.Node:
 		m.Subnet = fmt.Sprintf("10.210.%d.0/24", n)
+	case *dv1.Network:
+		m.Removing = false
+	case *dv1.Endpoint:
+		m.NodeId, m.Ip, m.Ip6 = fmt.Sprint("node-", n%2), fmt.Sprintf("10.0.0.%d", n), fmt.Sprintf("fd00::%d", n)
 	case *dv1.Task:
 		m.NodeId, m.Failed = fmt.Sprint("node-", n%2), ""
 	}

@@ -4,8 +4,11 @@ import (
 	"encoding/binary"
 	"iter"
 	"net/netip"
+	"sort"
+	"strings"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/subnet"
 )
 
 var networks = &kind[*dv1.Network]{
@@ -16,7 +19,12 @@ var networks = &kind[*dv1.Network]{
 }
 
 var (
-	networksByName   = &index[*dv1.Network]{unique: "name", key: func(m *dv1.Network) string { return m.Name + sep }}
+	networksByName = &index[*dv1.Network]{unique: "name", key: func(m *dv1.Network) string {
+		if m.Removing {
+			return ""
+		}
+		return m.Name + sep
+	}}
 	networksByNumber = &index[*dv1.Network]{unique: "number", width: 4, key: func(m *dv1.Network) string {
 		return string(binary.BigEndian.AppendUint32(nil, m.Number))
 	}}
@@ -25,13 +33,19 @@ var (
 // Network returns a network, or nil.
 func (s *Snapshot) Network(id []byte) *dv1.Network { return networks.get(s, string(id)) }
 
-// NetworkByName returns a network, or nil.
+// NetworkByName returns a network that is not being removed, or nil.
 func (s *Snapshot) NetworkByName(name string) *dv1.Network {
 	return networks.first(s, networksByName, name+sep)
 }
 
 // Networks yields all networks, sorted by id.
 func (s *Snapshot) Networks() iter.Seq[*dv1.Network] { return networks.each(s, "") }
+
+// NetworksByPrefix returns the networks whose hex id starts with prefix; none if it is
+// empty or not hex.
+func (s *Snapshot) NetworksByPrefix(prefix string) []*dv1.Network {
+	return byPrefix(s, networks, prefix)
+}
 
 // NetworksByNumber yields all networks, sorted by number.
 func (s *Snapshot) NetworksByNumber() iter.Seq[*dv1.Network] {
@@ -65,13 +79,14 @@ func (s *Snapshot) SlicesOfNode(node string) iter.Seq[*dv1.Slice] {
 var endpoints = &kind[*dv1.Endpoint]{
 	name:    "endpoint",
 	key:     func(m *dv1.Endpoint) string { return string(m.TaskId) + string(m.NetworkId) },
-	indexes: []*index[*dv1.Endpoint]{endpointsByNetwork, endpointsByNode, endpointsByIP, endpointsByIP6},
+	indexes: []*index[*dv1.Endpoint]{endpointsByNetwork, endpointsByNode, endpointsByPlace, endpointsByIP, endpointsByIP6},
 	stamp:   func(m *dv1.Endpoint, index uint64) { m.Revision = index },
 }
 
 var (
 	endpointsByNetwork = &index[*dv1.Endpoint]{key: func(m *dv1.Endpoint) string { return string(m.NetworkId) }}
 	endpointsByNode    = &index[*dv1.Endpoint]{key: func(m *dv1.Endpoint) string { return m.NodeId + sep }}
+	endpointsByPlace   = &index[*dv1.Endpoint]{key: func(m *dv1.Endpoint) string { return string(m.NetworkId) + m.NodeId + sep }}
 	endpointsByIP      = &index[*dv1.Endpoint]{unique: "address", key: func(m *dv1.Endpoint) string { return addressIn(m.NetworkId, m.Ip) }}
 	endpointsByIP6     = &index[*dv1.Endpoint]{unique: "IPv6 address", key: func(m *dv1.Endpoint) string { return addressIn(m.NetworkId, m.Ip6) }}
 )
@@ -106,6 +121,20 @@ func (s *Snapshot) EndpointsOfNode(node string) iter.Seq[*dv1.Endpoint] {
 	return endpoints.by(s, endpointsByNode, node+sep)
 }
 
+// EndpointsOn yields the endpoints in a network on a node, sorted by task.
+func (s *Snapshot) EndpointsOn(network []byte, node string) iter.Seq[*dv1.Endpoint] {
+	return endpoints.by(s, endpointsByPlace, string(network)+node+sep)
+}
+
+// HasEndpoints reports whether a network has at least n endpoints, on one node, or on
+// all for ""; n must be above 0.
+func (s *Snapshot) HasEndpoints(network []byte, node string, n int) bool {
+	if node == "" {
+		return atLeast(n, endpoints.keys(s, endpointsByNetwork, string(network)))
+	}
+	return atLeast(n, endpoints.keys(s, endpointsByPlace, string(network)+node+sep))
+}
+
 // EndpointAt returns the endpoint that has an address in a network, or nil.
 func (s *Snapshot) EndpointAt(network []byte, ip netip.Addr) *dv1.Endpoint {
 	ix := endpointsByIP
@@ -113,4 +142,50 @@ func (s *Snapshot) EndpointAt(network []byte, ip netip.Addr) *dv1.Endpoint {
 		ix = endpointsByIP6
 	}
 	return endpoints.first(s, ix, addressIn(network, ip.String()))
+}
+
+// FreeAddress returns the least address from first to last that no endpoint of a network
+// has, and false if all are taken, in O(log² n) of all endpoints.
+func (s *Snapshot) FreeAddress(network []byte, first, last netip.Addr) (netip.Addr, bool) {
+	ix := endpointsByIP
+	if first.Is6() {
+		ix = endpointsByIP6
+	}
+	taken := endpoints.in(s).indexes[ix.at]
+	n := taken.len()
+	begin := addressIn(network, first.String())
+	from := sort.Search(n, func(i int) bool { return taken.at(i) >= begin })
+	room := subnet.Offset(first, last)
+	if left := uint64(n - from); room > left {
+		room = left
+	}
+	// Up to the first gap, the i-th address behind from is that many above the first.
+	gap := sort.Search(int(room)+1, func(i int) bool {
+		if from+i == n {
+			return true
+		}
+		e := taken.at(from + i)
+		if !strings.HasPrefix(e, string(network)) {
+			return true
+		}
+		a, _ := netip.AddrFromSlice([]byte(e[len(network):len(begin)]))
+		return subnet.Offset(first, a) > uint64(i)
+	})
+	if uint64(gap) > room {
+		return netip.Addr{}, false
+	}
+	return subnet.Add(first, uint64(gap)), true
+}
+
+// AddressesIn returns how many addresses from first to last endpoints of a network have,
+// in O(log² n).
+func (s *Snapshot) AddressesIn(network []byte, first, last netip.Addr) int {
+	ix := endpointsByIP
+	if first.Is6() {
+		ix = endpointsByIP6
+	}
+	taken := endpoints.in(s).indexes[ix.at]
+	begin, end := addressIn(network, first.String()), addressIn(network, last.String())
+	from := sort.Search(taken.len(), func(i int) bool { return taken.at(i) >= begin })
+	return sort.Search(taken.len()-from, func(i int) bool { return taken.at(from + i)[:len(end)] > end })
 }

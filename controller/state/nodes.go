@@ -3,6 +3,7 @@ package state
 import (
 	"encoding/binary"
 	"iter"
+	"sort"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/subnet"
@@ -62,4 +63,16 @@ func (s *Snapshot) SubnetAt(i int) uint32 {
 // NodeOfSubnet returns the node of a subnet, nil if it is free.
 func (s *Snapshot) NodeOfSubnet(number uint32) *dv1.Node {
 	return nodes.first(s, nodesBySubnet, subnetKey(number))
+}
+
+// NodesOfSubnets yields the nodes whose subnets have numbers from first to last, in that
+// order.
+func (s *Snapshot) NodesOfSubnets(first, last uint32) iter.Seq[*dv1.Node] {
+	return func(yield func(*dv1.Node) bool) {
+		for i := sort.Search(s.Subnets(), func(i int) bool { return s.SubnetAt(i) >= first }); i < s.Subnets() && s.SubnetAt(i) <= last; i++ {
+			if !yield(s.NodeOfSubnet(s.SubnetAt(i))) {
+				return
+			}
+		}
+	}
 }

@@ -11,8 +11,10 @@ package state
 const (
 	// LevelRuns has runs over nodes, with slots, and agents' own restarts.
 	LevelRuns = 2
+	// LevelNetworks has networks, slices and endpoints.
+	LevelNetworks = 3
 	// FeatureLevel is the highest level of entries that this build can apply.
-	FeatureLevel = LevelRuns
+	FeatureLevel = LevelNetworks
 )
 
 // Level is what entries may hold now, from 1.

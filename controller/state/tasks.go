@@ -2,7 +2,6 @@ package state
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"iter"
 	"strings"
 
@@ -79,20 +78,7 @@ func (s *Snapshot) TaskNamed(name string) bool {
 
 // TasksByPrefix returns the tasks whose hex id starts with prefix; none if it is
 // empty or not hex.
-func (s *Snapshot) TasksByPrefix(prefix string) []*dv1.Task {
-	prefix = strings.ToLower(prefix)
-	raw, err := hex.DecodeString(prefix[:len(prefix)&^1])
-	if prefix == "" || err != nil {
-		return nil
-	}
-	var out []*dv1.Task
-	for t := range tasks.each(s, string(raw)) {
-		if len(prefix)%2 == 0 || strings.HasPrefix(hex.EncodeToString(t.Id), prefix) {
-			out = append(out, t)
-		}
-	}
-	return out
-}
+func (s *Snapshot) TasksByPrefix(prefix string) []*dv1.Task { return byPrefix(s, tasks, prefix) }
 
 // Tasks yields all tasks, sorted by id.
 func (s *Snapshot) Tasks() iter.Seq[*dv1.Task] { return tasks.each(s, "") }

@@ -1,5 +1,5 @@
-// Package subnet allocates nodes' addresses from pools of IPv4 addresses: each node owns
-// a /24.
+// Package subnet computes with addresses, and allocates nodes' from pools of IPv4
+// addresses: each node owns a /24.
 package subnet
 
 import (
@@ -48,14 +48,27 @@ func numbered(n uint32) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4(a), Bits)
 }
 
+// Numbers returns the numbers of the first and the last subnet that an IPv4 network
+// overlaps.
+func Numbers(p netip.Prefix) (first, last uint32) {
+	end := Last(p).As4()
+	return Number(p), binary.BigEndian.Uint32(end[:]) >> 8
+}
+
 // Free returns a pool's lowest free subnet, and false if there is none. taken returns
 // the i-th of n allocated numbers, in ascending order; it is called about log n times.
 func Free(pool netip.Prefix, n int, taken func(i int) uint32) (netip.Prefix, bool) {
-	base, size := Number(pool), Nodes(pool)
-	from := sort.Search(n, func(i int) bool { return taken(i) >= base })
-	// Up to the first gap, the i-th allocated number is the pool's i-th.
-	i := sort.Search(min(n-from, size), func(i int) bool { return taken(from+i)-base > uint32(i) })
-	return numbered(base + uint32(i)), i < size
+	first, last := Numbers(pool)
+	return FreeFrom(first, last, n, taken)
+}
+
+// FreeFrom is Free for the numbers from first to last.
+func FreeFrom(first, last uint32, n int, taken func(i int) uint32) (netip.Prefix, bool) {
+	from := sort.Search(n, func(i int) bool { return taken(i) >= first })
+	// Up to the first gap, the i-th allocated number is the i-th of all.
+	size := int(last-first) + 1
+	i := sort.Search(min(n-from, size), func(i int) bool { return taken(from+i)-first > uint32(i) })
+	return numbered(first + uint32(i)), i < size
 }
 
 // Taken counts a pool's subnets among those that are allocated.

@@ -380,6 +380,7 @@ type Run struct {
 	Start         bool                   `protobuf:"varint,15,opt,name=start,proto3" json:"start,omitempty"`
 	Traceparent   string                 `protobuf:"bytes,16,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	Revision      uint64                 `protobuf:"varint,17,opt,name=revision,proto3" json:"revision,omitempty"`
+	Endpoints     []*Endpoint            `protobuf:"bytes,18,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // of EACH: what its tasks get in networks of the fleet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -517,6 +518,13 @@ func (x *Run) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Run) GetEndpoints() []*Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
 }
 
 type Exit struct {
@@ -1946,6 +1954,7 @@ type Network struct {
 	Created       int64                  `protobuf:"varint,14,opt,name=created,proto3" json:"created,omitempty"`
 	Principal     string                 `protobuf:"bytes,15,opt,name=principal,proto3" json:"principal,omitempty"`
 	Revision      uint64                 `protobuf:"varint,16,opt,name=revision,proto3" json:"revision,omitempty"`
+	Removing      bool                   `protobuf:"varint,17,opt,name=removing,proto3" json:"removing,omitempty"` // removed, but for endpoints that nodes have yet to acknowledge: its name is free
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2090,6 +2099,13 @@ func (x *Network) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Network) GetRemoving() bool {
+	if x != nil {
+		return x.Removing
+	}
+	return false
 }
 
 // Subnet is a part of a network's addresses.
@@ -2247,10 +2263,10 @@ type Endpoint struct {
 	NetworkId       []byte                 `protobuf:"bytes,2,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
 	Id              []byte                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"` // docker's endpoint id
 	NodeId          string                 `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Ip              string                 `protobuf:"bytes,5,opt,name=ip,proto3" json:"ip,omitempty"`   // "" without IPv4
-	Ip6             string                 `protobuf:"bytes,6,opt,name=ip6,proto3" json:"ip6,omitempty"` // "" without IPv6
-	Mac             string                 `protobuf:"bytes,7,opt,name=mac,proto3" json:"mac,omitempty"`
-	Asked           bool                   `protobuf:"varint,8,opt,name=asked,proto3" json:"asked,omitempty"`    // the address was asked for: it may lie outside of the node's slices
+	Ip              string                 `protobuf:"bytes,5,opt,name=ip,proto3" json:"ip,omitempty"`           // "" without IPv4, or until the task is started: a running one may have the address
+	Ip6             string                 `protobuf:"bytes,6,opt,name=ip6,proto3" json:"ip6,omitempty"`         // "" without IPv6, or as ip
+	Mac             string                 `protobuf:"bytes,7,opt,name=mac,proto3" json:"mac,omitempty"`         // "" while it has no address
+	Asked           bool                   `protobuf:"varint,8,opt,name=asked,proto3" json:"asked,omitempty"`    // the address is routed by itself: it may lie outside of the node's slices
 	Aliases         []string               `protobuf:"bytes,9,rep,name=aliases,proto3" json:"aliases,omitempty"` // names of the task in this network, beside its own and its short id
 	LinkLocal       []string               `protobuf:"bytes,10,rep,name=link_local,json=linkLocal,proto3" json:"link_local,omitempty"`
 	DriverOpts      map[string]string      `protobuf:"bytes,11,rep,name=driver_opts,json=driverOpts,proto3" json:"driver_opts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -2258,6 +2274,10 @@ type Endpoint struct {
 	Leaving         bool                   `protobuf:"varint,13,opt,name=leaving,proto3" json:"leaving,omitempty"` // disconnected, or its task is removed: the node has yet to acknowledge
 	Revision        uint64                 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
 	Links           map[string]string      `protobuf:"bytes,15,rep,name=links,proto3" json:"links,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // alias to the name of a container, known to this endpoint only
+	Hostname        string                 `protobuf:"bytes,16,opt,name=hostname,proto3" json:"hostname,omitempty"`                                                                     // of the container, if it was asked for: one of its names
+	AskedIp         string                 `protobuf:"bytes,17,opt,name=asked_ip,json=askedIp,proto3" json:"asked_ip,omitempty"`                                                        // what users chose; "" for what the fleet chooses
+	AskedIp6        string                 `protobuf:"bytes,18,opt,name=asked_ip6,json=askedIp6,proto3" json:"asked_ip6,omitempty"`
+	AskedMac        string                 `protobuf:"bytes,19,opt,name=asked_mac,json=askedMac,proto3" json:"asked_mac,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2397,6 +2417,34 @@ func (x *Endpoint) GetLinks() map[string]string {
 	return nil
 }
 
+func (x *Endpoint) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Endpoint) GetAskedIp() string {
+	if x != nil {
+		return x.AskedIp
+	}
+	return ""
+}
+
+func (x *Endpoint) GetAskedIp6() string {
+	if x != nil {
+		return x.AskedIp6
+	}
+	return ""
+}
+
+func (x *Endpoint) GetAskedMac() string {
+	if x != nil {
+		return x.AskedMac
+	}
+	return ""
+}
+
 var File_state_proto protoreflect.FileDescriptor
 
 const file_state_proto_rawDesc = "" +
@@ -2406,7 +2454,7 @@ const file_state_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04body\x18\x02 \x01(\fR\x04body\x12\x14\n" +
 	"\x05image\x18\x03 \x01(\tR\x05image\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xb7\x03\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xea\x03\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x17\n" +
 	"\aspec_id\x18\x02 \x01(\fR\x06specId\x12'\n" +
@@ -2426,7 +2474,8 @@ const file_state_proto_rawDesc = "" +
 	"autoRemove\x12\x14\n" +
 	"\x05start\x18\x0f \x01(\bR\x05start\x12 \n" +
 	"\vtraceparent\x18\x10 \x01(\tR\vtraceparent\x12\x1a\n" +
-	"\brevision\x18\x11 \x01(\x04R\brevision\"\x19\n" +
+	"\brevision\x18\x11 \x01(\x04R\brevision\x121\n" +
+	"\tendpoints\x18\x12 \x03(\v2\x13.drover.v1.EndpointR\tendpoints\"\x19\n" +
 	"\x04Mode\x12\a\n" +
 	"\x03ONE\x10\x00\x12\b\n" +
 	"\x04EACH\x10\x01J\x04\b\x03\x10\x04J\x04\b\a\x10\b\"\xbd\x01\n" +
@@ -2593,7 +2642,7 @@ const file_state_proto_rawDesc = "" +
 	"\x06Timing\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\x03R\theartbeat\x12\x1a\n" +
 	"\belection\x18\x02 \x01(\x03R\belection\x12\x14\n" +
-	"\x05lease\x18\x03 \x01(\x03R\x05lease\"\xd5\x05\n" +
+	"\x05lease\x18\x03 \x01(\x03R\x05lease\"\xf1\x05\n" +
 	"\aNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2614,7 +2663,8 @@ const file_state_proto_rawDesc = "" +
 	"\fipam_options\x18\r \x03(\v2#.drover.v1.Network.IpamOptionsEntryR\vipamOptions\x12\x18\n" +
 	"\acreated\x18\x0e \x01(\x03R\acreated\x12\x1c\n" +
 	"\tprincipal\x18\x0f \x01(\tR\tprincipal\x12\x1a\n" +
-	"\brevision\x18\x10 \x01(\x04R\brevision\x1a:\n" +
+	"\brevision\x18\x10 \x01(\x04R\brevision\x12\x1a\n" +
+	"\bremoving\x18\x11 \x01(\bR\bremoving\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -2638,7 +2688,7 @@ const file_state_proto_rawDesc = "" +
 	"network_id\x18\x01 \x01(\fR\tnetworkId\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1a\n" +
 	"\bprefixes\x18\x03 \x03(\tR\bprefixes\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x04R\brevision\"\xc4\x04\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"\xb5\x05\n" +
 	"\bEndpoint\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x1d\n" +
 	"\n" +
@@ -2658,7 +2708,11 @@ const file_state_proto_rawDesc = "" +
 	"\x10gateway_priority\x18\f \x01(\x05R\x0fgatewayPriority\x12\x18\n" +
 	"\aleaving\x18\r \x01(\bR\aleaving\x12\x1a\n" +
 	"\brevision\x18\x0e \x01(\x04R\brevision\x124\n" +
-	"\x05links\x18\x0f \x03(\v2\x1e.drover.v1.Endpoint.LinksEntryR\x05links\x1a=\n" +
+	"\x05links\x18\x0f \x03(\v2\x1e.drover.v1.Endpoint.LinksEntryR\x05links\x12\x1a\n" +
+	"\bhostname\x18\x10 \x01(\tR\bhostname\x12\x19\n" +
+	"\basked_ip\x18\x11 \x01(\tR\aaskedIp\x12\x1b\n" +
+	"\tasked_ip6\x18\x12 \x01(\tR\baskedIp6\x12\x1b\n" +
+	"\tasked_mac\x18\x13 \x01(\tR\baskedMac\x1a=\n" +
 	"\x0fDriverOptsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a8\n" +
@@ -2738,29 +2792,30 @@ var file_state_proto_goTypes = []any{
 }
 var file_state_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Run.mode:type_name -> drover.v1.Run.Mode
-	0,  // 1: drover.v1.Task.desired:type_name -> drover.v1.Desired
-	7,  // 2: drover.v1.Task.exit:type_name -> drover.v1.Exit
-	9,  // 3: drover.v1.Task.ports:type_name -> drover.v1.Port
-	25, // 4: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
-	14, // 5: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
-	3,  // 6: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
-	4,  // 7: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
-	26, // 8: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
-	27, // 9: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
-	28, // 10: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
-	20, // 11: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
-	22, // 12: drover.v1.Network.subnets:type_name -> drover.v1.Subnet
-	29, // 13: drover.v1.Network.options:type_name -> drover.v1.Network.OptionsEntry
-	30, // 14: drover.v1.Network.labels:type_name -> drover.v1.Network.LabelsEntry
-	31, // 15: drover.v1.Network.ipam_options:type_name -> drover.v1.Network.IpamOptionsEntry
-	32, // 16: drover.v1.Subnet.reserved:type_name -> drover.v1.Subnet.ReservedEntry
-	33, // 17: drover.v1.Endpoint.driver_opts:type_name -> drover.v1.Endpoint.DriverOptsEntry
-	34, // 18: drover.v1.Endpoint.links:type_name -> drover.v1.Endpoint.LinksEntry
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	24, // 1: drover.v1.Run.endpoints:type_name -> drover.v1.Endpoint
+	0,  // 2: drover.v1.Task.desired:type_name -> drover.v1.Desired
+	7,  // 3: drover.v1.Task.exit:type_name -> drover.v1.Exit
+	9,  // 4: drover.v1.Task.ports:type_name -> drover.v1.Port
+	25, // 5: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
+	14, // 6: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
+	3,  // 7: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
+	4,  // 8: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
+	26, // 9: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
+	27, // 10: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
+	28, // 11: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
+	20, // 12: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
+	22, // 13: drover.v1.Network.subnets:type_name -> drover.v1.Subnet
+	29, // 14: drover.v1.Network.options:type_name -> drover.v1.Network.OptionsEntry
+	30, // 15: drover.v1.Network.labels:type_name -> drover.v1.Network.LabelsEntry
+	31, // 16: drover.v1.Network.ipam_options:type_name -> drover.v1.Network.IpamOptionsEntry
+	32, // 17: drover.v1.Subnet.reserved:type_name -> drover.v1.Subnet.ReservedEntry
+	33, // 18: drover.v1.Endpoint.driver_opts:type_name -> drover.v1.Endpoint.DriverOptsEntry
+	34, // 19: drover.v1.Endpoint.links:type_name -> drover.v1.Endpoint.LinksEntry
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
