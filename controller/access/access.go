@@ -33,6 +33,11 @@ var commands = map[protoreflect.Name]route.Who{
 	"put_tag":      route.User,
 	"untag":        route.User,
 
+	"create_network": route.User,
+	"remove_network": route.User,
+	"connect":        route.User,
+	"disconnect":     route.User,
+
 	"put_token":         route.Admin,
 	"revoke_token":      route.Admin,
 	"update_node":       route.Admin,
@@ -44,6 +49,7 @@ var commands = map[protoreflect.Name]route.Who{
 	"register_node":  route.Node,
 	"report":         route.Node,
 	"ack_tombstones": route.Node,
+	"left_networks":  route.Node,
 
 	"init":            route.Controller,
 	"set_liveness":    route.Controller,
@@ -127,6 +133,8 @@ func owner(c *dv1.Command) (id string, own bool) {
 		return of.Report.GetNodeId(), true
 	case *dv1.Command_AckTombstones:
 		return of.AckTombstones.GetNodeId(), true
+	case *dv1.Command_LeftNetworks:
+		return of.LeftNetworks.GetNodeId(), true
 	case *dv1.Command_PutController:
 		return of.PutController.GetController().GetId(), true
 	case *dv1.Command_Join:

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/ipam"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/join"
@@ -32,7 +33,8 @@ type decision struct {
 	effects []*dv1.Effect
 	sized   int // number of effects that size includes
 	size    int
-	dropped map[string]int // removed by this command: tasks per run, and runs and tasks per spec
+	dropped map[string]int // removed by this command: tasks per run, runs and tasks per spec, endpoints per network and place
+	plan    *ipam.Plan     // of addresses that this command chooses; nil until it does
 	res     *dv1.CommandResult
 }
 
@@ -114,6 +116,16 @@ func (d *decision) decide() *dv1.Error {
 		return d.setTiming(c.SetTiming.GetTiming())
 	case *dv1.Command_AddPool:
 		return d.addPool(c.AddPool.GetPool())
+	case *dv1.Command_CreateNetwork:
+		return d.createNetwork(c.CreateNetwork.GetNetwork())
+	case *dv1.Command_RemoveNetwork:
+		return d.removeNetwork(c.RemoveNetwork.Id)
+	case *dv1.Command_Connect:
+		return d.connect(c.Connect)
+	case *dv1.Command_Disconnect:
+		return d.disconnect(c.Disconnect)
+	case *dv1.Command_LeftNetworks:
+		return d.leftNetworks(c.LeftNetworks)
 	case *dv1.Command_Killed:
 		if t := d.Task(c.Killed.TaskId); t != nil && t.Attempt == c.Killed.Attempt && !t.StoppedByHand {
 			t = proto.CloneOf(t)

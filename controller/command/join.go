@@ -189,9 +189,12 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 	left := d.some(len(tasks)+len(tombs), func(i int) {
 		if i < len(tasks) {
 			d.forget(tasks[i])
+			d.gone(tasks[i].Id)
 			return
 		}
-		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: tombs[i-len(tasks)].TaskId}})
+		id := tombs[i-len(tasks)].TaskId
+		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: id}})
+		d.gone(id)
 	})
 	d.res.NodeId, d.res.Name, d.res.Left = n.Id, n.Name, uint32(left)
 	if left == 0 {

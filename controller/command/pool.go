@@ -21,7 +21,7 @@ func Pools(c *dv1.Cluster) (out []netip.Prefix) {
 }
 
 // freeSubnet returns the lowest free subnet of the first pool that has one. Subnets
-// of removed nodes are reused.
+// of removed nodes are reused, and those that networks overlap are left out.
 func (d *decision) freeSubnet() (netip.Prefix, *dv1.Error) {
 	pools := Pools(d.Cluster())
 	if len(pools) == 0 {
@@ -29,7 +29,7 @@ func (d *decision) freeSubnet() (netip.Prefix, *dv1.Error) {
 	}
 	var names []string
 	for _, pool := range pools {
-		if p, ok := subnet.Free(pool, d.Subnets(), d.SubnetAt); ok {
+		if p, ok := d.nodeSubnet(pool); ok {
 			return p, nil
 		}
 		names = append(names, pool.String())

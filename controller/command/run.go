@@ -36,6 +36,9 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	if field := Rootly(r.HostConfig); field != "" && !route.Admin.Has(d.who) {
 		return refuse(dv1.Error_FORBIDDEN, "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
 	}
+	if e := d.checkEndpoints(c.Endpoints, one); e != nil {
+		return e
+	}
 	run := &dv1.Run{Id: c.RunId, Mode: c.Mode, Generation: 1, Created: d.now, Principal: d.cmd.Principal, On: c.On, AutoRemove: c.AutoRemove}
 	var name string
 	var e *dv1.Error
@@ -63,7 +66,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 		d.add(&dv1.Effect{Of: &dv1.Effect_Spec{Spec: spec}})
 	}
 	if !one {
-		run.Name, run.Start, run.Filling, run.Traceparent = name, c.Start, true, d.cmd.Traceparent
+		run.Name, run.Start, run.Filling, run.Traceparent, run.Endpoints = name, c.Start, true, d.cmd.Traceparent, c.Endpoints
 		return d.fill(run, spec, r, g)
 	}
 	g.Contact = c.Contact
@@ -79,7 +82,7 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 	t := d.newTask(run, 1, place.Nodes[0])
 	t.Id, t.Name, t.Traceparent = c.TaskIds[0], name, d.cmd.Traceparent
 	d.put(t)
-	return nil
+	return d.attach(t, c.Endpoints)
 }
 
 // group returns what tasks of a spec require of a node.
@@ -135,7 +138,16 @@ func (d *decision) fill(run *dv1.Run, spec *dv1.Spec, r *container.CreateRequest
 	if len(made) == 0 && run.Count == 0 {
 		return refuse(dv1.Error_UNAVAILABLE, "%s", fits.Reason())
 	}
-	left := d.some(len(made), func(i int) { d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: made[i]}}) })
+	var failed *dv1.Error
+	left := d.some(len(made), func(i int) {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: made[i]}})
+		if e := d.attach(made[i], run.Endpoints); e != nil {
+			failed = e
+		}
+	})
+	if failed != nil {
+		return failed
+	}
 	made = made[:len(made)-left]
 	for _, t := range made {
 		d.res.Placed = append(d.res.Placed, &dv1.Placed{TaskId: t.Id, Name: t.Name, NodeId: t.NodeId})

@@ -120,7 +120,7 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 	t.Desired, t.Attempt, t.Restarts, t.Started, t.Failed = dv1.Desired_RUNNING, t.Attempt+1, 0, 0, ""
 	t.StoppedByHand, t.Ports, t.Traceparent = false, ports, d.cmd.Traceparent
 	d.put(t)
-	return nil
+	return d.addresses(t)
 }
 
 // bind chooses a task's host ports on its node. taken is one of them that is in use
@@ -303,8 +303,10 @@ func (d *decision) remove(c *dv1.Remove) *dv1.Error {
 	return nil
 }
 
-// drop removes a task; the tombstone informs its agent.
+// drop removes a task; the tombstone informs its agent, whose acknowledgement frees the
+// task's addresses.
 func (d *decision) drop(t *dv1.Task, force, volumes bool) {
+	d.leaveAll(t.Id)
 	d.add(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: t.Id, NodeId: t.NodeId, At: d.now, Force: force, Volumes: volumes}}})
 	d.forget(t)
 }
@@ -413,6 +415,7 @@ func (d *decision) ackTombstones(c *dv1.AckTombstones) {
 		if t := d.Tombstone(id); t != nil && t.NodeId == c.NodeId && !seen[string(id)] {
 			seen[string(id)] = true
 			d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: id}})
+			d.gone(id)
 		}
 	}))
 }

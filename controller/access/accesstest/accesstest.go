@@ -32,6 +32,8 @@ func Named(s *state.Snapshot, c *dv1.Command) *dv1.Command {
 		c.Principal = node(of.Report.NodeId)
 	case *dv1.Command_AckTombstones:
 		c.Principal = node(of.AckTombstones.NodeId)
+	case *dv1.Command_LeftNetworks:
+		c.Principal = node(of.LeftNetworks.NodeId)
 	case *dv1.Command_PutController:
 		c.Principal = pki.URI(cluster, pki.KindController, of.PutController.GetController().GetId())
 	case *dv1.Command_Join:

@@ -1,0 +1,141 @@
+// Package ipam chooses addresses: the subnets of networks, the slices of them that nodes
+// own, and the addresses of endpoints. Deciding who may have one is left to command. Pure.
+package ipam
+
+import (
+	"crypto/sha256"
+	"net/netip"
+
+	"github.com/drover/drover/controller/state"
+	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/subnet"
+)
+
+// Pool is where the subnets of networks come from that nobody chose, each SubnetBits long.
+var Pool = netip.MustParsePrefix("10.220.0.0/14")
+
+// SubnetBits is the length of a subnet that is chosen from the pool.
+const SubnetBits = 20
+
+// subnet6Bits is the length of an IPv6 subnet that is chosen from the fleet's own prefix.
+const subnet6Bits = 64
+
+// FreeSubnet returns the lowest subnet of the pool that overlaps none of those that are
+// taken, and no node's; of SubnetBits, unless bits is not 0.
+func FreeSubnet(s *state.Snapshot, taken []netip.Prefix, bits int) (netip.Prefix, bool) {
+	if bits == 0 {
+		bits = SubnetBits
+	}
+	if bits < Pool.Bits() {
+		return netip.Prefix{}, false
+	}
+	for a := Pool.Addr(); Pool.Contains(a); {
+		p := netip.PrefixFrom(a, bits)
+		other, overlaps := Overlap(s, taken, p)
+		if !overlaps {
+			return p, true
+		}
+		if other.Bits() < bits {
+			p = other
+		}
+		a = subnet.Last(p).Next()
+	}
+	return netip.Prefix{}, false
+}
+
+// FreeSubnet6 returns an IPv6 subnet that overlaps none of those that are taken: the
+// network's in the fleet's prefix, by its number, or the next one.
+func FreeSubnet6(s *state.Snapshot, taken []netip.Prefix, number uint32, bits int) (netip.Prefix, bool) {
+	if bits == 0 {
+		bits = subnet6Bits
+	}
+	if bits < subnet6Bits {
+		return netip.Prefix{}, false
+	}
+	b := Prefix6(s.Cluster().GetId()).Addr().As16()
+	for i := range uint32(1 << 16) {
+		n := number + i
+		b[6], b[7] = byte(n>>8), byte(n)
+		p := netip.PrefixFrom(netip.AddrFrom16(b), bits)
+		if _, overlaps := Overlap(s, taken, p); !overlaps {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// Prefix6 is a fleet's own part of IPv6: a unique local /48 (RFC 4193), derived from its id.
+func Prefix6(cluster string) netip.Prefix {
+	sum := sha256.Sum256([]byte("drover ula 1\n" + cluster))
+	b := [16]byte{0xfd}
+	copy(b[1:6], sum[:])
+	return netip.PrefixFrom(netip.AddrFrom16(b), 48)
+}
+
+// Subnets returns the subnets of all networks, also of those that are being removed.
+func Subnets(s *state.Snapshot) (out []netip.Prefix) {
+	for n := range s.Networks() {
+		for _, sub := range n.Subnets {
+			if p, err := netip.ParsePrefix(sub.Prefix); err == nil {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+// Overlap returns one of the subnets, or a node's subnet, that p overlaps.
+func Overlap(s *state.Snapshot, subnets []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
+	for _, other := range subnets {
+		if other.Overlaps(p) {
+			return other, true
+		}
+	}
+	if !p.Addr().Is4() {
+		return netip.Prefix{}, false
+	}
+	first, last := p.Addr(), subnet.Last(p)
+	for n := range s.NodesOfSubnets(subnet.Number(netip.PrefixFrom(first, subnet.Bits)), subnet.Number(netip.PrefixFrom(last, subnet.Bits))) {
+		node, _ := subnet.Of(n.Subnet)
+		return node, true
+	}
+	return netip.Prefix{}, false
+}
+
+// Range returns what addresses of a subnet are chosen from.
+func Range(s *dv1.Subnet) netip.Prefix {
+	if p, err := netip.ParsePrefix(s.IpRange); err == nil {
+		return p
+	}
+	p, _ := netip.ParsePrefix(s.Prefix)
+	return p
+}
+
+// Gateway returns the address that docker would choose as the gateway: the first of the
+// range that is not the subnet's own address.
+func Gateway(s *dv1.Subnet) netip.Addr {
+	p, _ := netip.ParsePrefix(s.Prefix)
+	for a := Range(s).Addr(); p.Contains(a); a = a.Next() {
+		if !reserved(s, p, a) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// reserved reports whether no endpoint may have an address of a subnet with the prefix p.
+func reserved(s *dv1.Subnet, p netip.Prefix, a netip.Addr) bool {
+	if hosts := a.BitLen() - p.Bits(); a == p.Addr() && (!a.Is4() || hosts > 1) || a.Is4() && hosts > 1 && a == subnet.Last(p) {
+		return true // RFC 3021: a /31 has neither
+	}
+	text := a.String()
+	if text == s.Gateway {
+		return true
+	}
+	for _, aux := range s.Reserved {
+		if aux == text {
+			return true
+		}
+	}
+	return false
+}
