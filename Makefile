@@ -10,7 +10,7 @@ BUILD := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 SHIM_FLAGS := -tags seccomp,netgo,osusergo,no_grpc,seccompcache -ldflags '-s -w -linkmode external -extldflags -static'
 PAYLOADS := agent/payload/bin/drover-containerd.gz agent/payload/bin/drover-shim.gz agent/payload/bin/drover-supervisor.gz
 
-.PHONY: help setup build payload binary test unit race integration test-one cover fuzz lint bench bench-scale generate check-generated demo demo-env demo-down clean
+.PHONY: help setup build payload binary test unit race integration test-one cover fuzz lint bench bench-peers bench-scale generate check-generated demo demo-env demo-down clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -61,8 +61,12 @@ lint: ## vet, format and the import rules
 	$(GO) vet ./...
 	CGO_ENABLED=0 $(GO) tool -modfile=tools/go.mod golangci-lint run ./...
 
-bench: build ## ratios against ctr and docker, both sides in one run
-	@$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./e2e/
+N ?= 30
+bench: build bench-peers ## drover beside ctr, docker and Swarm, by turns: make bench [BENCH='exec|restart'] [N=30]
+	@BENCH='$(BENCH)' N='$(N)' $(GO) test -run '^$$' -bench Peers -benchtime 1x -timeout 60m ./e2e/
+
+bench-peers: ## install what make bench compares with
+	@deploy/bench-peers.sh
 
 bench-scale: ## what a fleet costs as it grows: placements, lists, hellos, commits, idling; ROWS=list,place for some
 	@mkdir -p bin && $(BUILD) -o bin/drover-sim ./e2e/sim

@@ -5,163 +5,218 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/drover/drover/e2e/fleet"
+	"github.com/drover/drover/e2e/peers"
+	"github.com/drover/drover/pkg/identity"
 )
 
-// rounds is how often each side runs. Sides take turns, so that noise on the machine
-// affects all of them.
-const rounds = 20
+// Sizes of rows.
+const (
+	burst   = 100 // starts on one host
+	spread  = 60  // starts over three hosts
+	removed = 200
+	resting = 20 // containers whose memory is measured
+)
 
-// side is one contender.
-type side struct {
-	name string
-	run  func() fleet.Result
-	took []time.Duration
+// contest is what rows measure. Each contender starts when a row first asks for it.
+type contest struct {
+	b      *testing.B
+	f      *fleet.Fleet
+	three  func() *droverSide
+	one    func() *droverSide
+	docker func() *peers.Docker // nil: not on this machine
+	ctr    func() *peers.Ctr    // nil likewise
+	swarm  func() *peers.Swarm  // nil likewise
 }
 
-func (s *side) median() time.Duration {
-	slices.Sort(s.took)
-	return s.took[len(s.took)/2]
+// row is a comparison that can be run alone.
+type row struct {
+	peers.Row
+	slow    bool // a tenth of the rounds, and no warm-up
+	contend func(c *contest, r *row) []peers.Contender
 }
 
-// BenchmarkOneHost prints ratios of medians, all sides in one run on one host.
-func BenchmarkOneHost(b *testing.B) {
-	f := fleet.New(b, "a")
-	h := f.Hosts[0]
-	h.Up()
-	h.Must("pull", "busybox")
-	sides := []*side{{name: "drover run --rm busybox true", run: func() fleet.Result { return h.Drover("run", "--rm", "busybox", "true") }}}
-	sides = append(sides, &side{name: "the same by the host's runc", run: func() fleet.Result { return h.Drover("run", "--rm", "--runtime", "runc", "busybox", "true") }})
-	if s := ctr(b, f, h); s != nil {
-		sides = append(sides, s)
+// BenchmarkPeers prints what drover costs beside ctr, Docker Engine and Swarm, as one table.
+// BENCH is a regular expression of the rows to measure, N the number of rounds.
+func BenchmarkPeers(b *testing.B) {
+	only, err := regexp.Compile("(?i)" + os.Getenv("BENCH"))
+	if err != nil {
+		b.Fatal(err)
 	}
-	if s := docker(b, f, h); s != nil {
-		sides = append(sides, s)
+	rounds := 30
+	if n := os.Getenv("N"); n != "" {
+		if rounds, err = strconv.Atoi(n); err != nil || rounds < 1 {
+			b.Fatalf("N=%s is no number of rounds", n)
+		}
 	}
-	compare(b, sides)
+	c := newContest(b)
+	fmt.Println(machine())
+	peers.Heading(os.Stdout)
+	for _, r := range rows {
+		if !only.MatchString(r.Name) {
+			continue
+		}
+		all := r.contend(c, &r)
+		warmUp, n := 1, rounds
+		if r.slow {
+			warmUp, n = 0, max(1, rounds/10)
+		}
+		measured, err := peers.Measure(r.Row, warmUp, n, all)
+		if err != nil {
+			b.Errorf("%v", err) // the other rows are still worth it
+			continue
+		}
+		measured.Write(os.Stdout)
+	}
+}
 
-	h.Must("run", "-d", "--name", "idle", "busybox", "sleep", "100000")
-	h.Must("run", "-d", "--name", "other", "--runtime", "runc", "busybox", "sleep", "100000")
-	compare(b, []*side{
-		{name: "drover exec idle true", run: func() fleet.Result { return h.Drover("exec", "idle", "true") }},
-		{name: "the same by the host's runc", run: func() fleet.Result { return h.Drover("exec", "other", "true") }},
+// newContest returns a contest with hosts, on which nothing runs yet.
+func newContest(b *testing.B) *contest {
+	// These groups are removed after the fleet, which ends the processes in them.
+	three, one := peers.NewGroup(b, "three"), peers.NewGroup(b, "one")
+	c := &contest{b: b, f: fleet.New(b, "a", "b", "c", "d", "s", "p", "q", "r")}
+	lone := c.f.Hosts[4]
+	c.three = once(func() *droverSide {
+		d := c.drover("drover, 3 controllers", three, c.f.Hosts[:3])
+		for _, h := range d.hosts[1:] {
+			h.Join(d.hosts[0], d.hosts[0].Must("token", "create", "-q", "--role", "controller"))
+			d.account(h)
+		}
+		c.f.Voters(3)
+		d.hosts[0].Must("pull", "-q", "--each", "busybox")
+		d.lead = c.f.Leader()
+		return d
 	})
-	h.Must("rm", "-f", "idle", "other")
-	st, err := os.Stat(filepath.Join(f.Bin, "drover"))
+	c.one = once(func() *droverSide {
+		d := c.drover("drover, one host", one, []*fleet.Host{lone})
+		d.lead.Must("pull", "-q", "busybox")
+		return d
+	})
+	c.docker = peer(b, func() (*peers.Docker, error) { return peers.StartDocker(b, c.f, lone, peers.NewGroup(b, "docker")) })
+	c.ctr = peer(b, func() (*peers.Ctr, error) { return peers.StartCtr(b, c.f, lone, peers.NewGroup(b, "ctr")) })
+	c.swarm = peer(b, func() (*peers.Swarm, error) {
+		return peers.StartSwarm(b, c.f, c.f.Hosts[5:], peers.NewGroup(b, "swarm"))
+	})
+	return c
+}
+
+func once[T any](start func() T) func() T {
+	var v T
+	started := false
+	return func() T {
+		if !started {
+			v, started = start(), true
+		}
+		return v
+	}
+}
+
+// peer is once for what may be missing on this machine: it is nil then.
+func peer[T any](b *testing.B, start func() (*T, error)) func() *T {
+	return once(func() *T {
+		v, err := start()
+		if err != nil {
+			fmt.Println("not compared:", err)
+			return nil
+		}
+		return v
+	})
+}
+
+// machine says what the numbers were measured on.
+func machine() string {
+	out := func(name string, args ...string) string {
+		b, err := exec.Command(name, args...).Output()
+		if err != nil {
+			return name + " missing"
+		}
+		first, _, _ := strings.Cut(strings.TrimSpace(string(b)), "\n")
+		return first
+	}
+	load, _ := os.ReadFile("/proc/loadavg")
+	return strings.Join([]string{"kernel " + out("uname", "-r"), out("nproc") + " processors", "load " + strings.Join(strings.Fields(string(load))[:1], ""),
+		out("dockerd", "--version"), out("ctr", "--version"), out("runc", "--version")}, "; ")
+}
+
+// droverSide is drover on some hosts, as a contender.
+type droverSide struct {
+	name  string
+	hosts []*fleet.Host
+	lead  *fleet.Host
+	group *peers.Group
+	c     *contest
+}
+
+func (c *contest) drover(name string, g *peers.Group, hosts []*fleet.Host) *droverSide {
+	d := &droverSide{name: name, hosts: hosts, lead: hosts[0], group: g, c: c}
+	hosts[0].Up()
+	d.account(hosts[0])
+	return d
+}
+
+// account makes a host's processes and containers count.
+func (d *droverSide) account(h *fleet.Host) {
+	d.c.b.Helper()
+	d.group.Adopt(h.Pids())
+	d.group.Adopt(h.Pids()) // what they started meanwhile
+	id, err := identity.Load(h.Dir + "/data")
 	if err != nil {
-		b.Fatal(err)
+		d.c.b.Fatal(err)
 	}
-	fmt.Printf("size of the binary: %.1f MB (target 60)\n", float64(st.Size())/1e6)
-	var rss, pss int
-	seen := map[int]bool{}
-	for _, who := range []string{"controller", "agent", "drover-containerd", " up "} {
-		for _, pid := range h.Pids(who) {
-			if !seen[pid] {
-				seen[pid] = true
-				rss += memory(pid, "Rss:")
-				pss += memory(pid, "Pss:")
+	d.group.Include(d.c.b, "drover/"+id.Node)
+}
+
+// run runs drover against a host.
+func (d *droverSide) run(h *fleet.Host, args ...string) (string, error) {
+	c := exec.Command(filepath.Join(d.c.f.Bin, "drover"), args...)
+	c.Env = h.Env()
+	return d.group.Run(c)
+}
+
+// does is a contender whose command is drover's.
+func (d *droverSide) does(args ...string) peers.Contender {
+	return peers.Contender{Name: d.name, CPU: d.group.CPU, Do: peers.Timed(func(int) error {
+		_, err := d.run(d.lead, args...)
+		return err
+	})}
+}
+
+func (d *droverSide) remove(round int) error {
+	_, err := d.run(d.lead, "rm", "-f", made(round))
+	return err
+}
+
+// made is the name of what a round makes.
+func made(round int) string { return "made" + strconv.Itoa(round) }
+
+// removeEach removes all containers of an engine, with its own command.
+func removeEach(run func(args ...string) (string, error)) error {
+	ids, err := run("ps", "-aq")
+	if err == nil && ids != "" {
+		_, err = run(append([]string{"rm", "-f"}, strings.Fields(ids)...)...)
+	}
+	return err
+}
+
+// startMany starts n containers at once through docker's API, spread over sockets.
+func startMany(c *contest, n int, sockets ...string) error {
+	var all errgroup.Group
+	for i := range n {
+		all.Go(func() error {
+			api, err := peers.API(sockets[i%len(sockets)])
+			if err != nil {
+				return err
 			}
-		}
+			defer func() { _ = api.Close() }()
+			return peers.StartBusybox(c.b.Context(), api)
+		})
 	}
-	fmt.Printf("resident memory of an idle host, %d processes: %.1f MB, of which each shared page once: %.1f MB (target 80)\n", len(seen), float64(rss)/1e6, float64(pss)/1e6)
-}
-
-func compare(b *testing.B, sides []*side) {
-	for i := range rounds + 1 {
-		for _, s := range sides {
-			start := time.Now()
-			if r := s.run(); r.Code != 0 {
-				b.Fatalf("%s: %v", s.name, r)
-			}
-			if i > 0 { // the first round is a warm-up
-				s.took = append(s.took, time.Since(start))
-			}
-		}
-	}
-	ours := sides[0].median()
-	fmt.Printf("%-40s %v (median of %d)\n", sides[0].name, ours.Round(100*time.Microsecond), rounds)
-	for _, s := range sides[1:] {
-		fmt.Printf("%-40s %v: drover takes %.2fx of it\n", s.name, s.median().Round(100*time.Microsecond), float64(ours)/float64(s.median()))
-	}
-}
-
-// ctr starts the distribution's own containerd on the host, nil if it isn't installed.
-func ctr(b *testing.B, f *fleet.Fleet, h *fleet.Host) *side {
-	if _, err := exec.LookPath("ctr"); err != nil {
-		fmt.Println("no ctr on this machine (package containerd): not compared")
-		return nil
-	}
-	dir := filepath.Join(h.Dir, "ctr")
-	conf := filepath.Join(dir, "config.toml")
-	sock := filepath.Join(dir, "s")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		b.Fatal(err)
-	}
-	toml := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n address = %q\n", dir+"/root", dir+"/state", sock)
-	if err := os.WriteFile(conf, []byte(toml), 0o644); err != nil {
-		b.Fatal(err)
-	}
-	c := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "containerd", "--config", conf)
-	if err := c.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
-	f.Eventually(20*time.Second, "containerd answers", func() bool { return h.In(nil, "ctr", "-a", sock, "version").Code == 0 })
-	ref := f.Registry + "/library/busybox:latest"
-	if r := h.In(nil, "ctr", "-a", sock, "images", "pull", "--plain-http", ref); r.Code != 0 {
-		b.Fatalf("ctr images pull: %v", r)
-	}
-	n := 0
-	return &side{name: "ctr run --rm busybox true (no network)", run: func() fleet.Result {
-		n++
-		return h.In(nil, "ctr", "-a", sock, "run", "--rm", ref, "bench"+strconv.Itoa(n), "true")
-	}}
-}
-
-// docker starts a docker engine on the host, nil if it isn't installed.
-func docker(b *testing.B, f *fleet.Fleet, h *fleet.Host) *side {
-	if _, err := exec.LookPath("dockerd"); err != nil {
-		fmt.Println("no docker engine on this machine (package docker.io): not compared")
-		return nil
-	}
-	dir := filepath.Join(h.Dir, "docker")
-	sock := "unix://" + dir + "/s"
-	c := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "dockerd", "-H", sock, "--data-root", dir+"/data", "--exec-root", dir+"/exec",
-		"--pidfile", dir+"/pid", "--insecure-registry", f.Registry, "--bip", "10.211.0.1/24")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		b.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = c.Process.Signal(os.Interrupt); _ = c.Wait() })
-	f.Eventually(30*time.Second, "dockerd answers", func() bool { return h.In(nil, "docker", "-H", sock, "version").Code == 0 })
-	ref := f.Registry + "/library/busybox:latest"
-	if r := h.In(nil, "docker", "-H", sock, "pull", ref); r.Code != 0 {
-		b.Fatalf("docker pull: %v", r)
-	}
-	return &side{name: "docker run --rm busybox true", run: func() fleet.Result {
-		return h.In(nil, "docker", "-H", sock, "run", "--rm", ref, "true")
-	}}
-}
-
-// memory returns a process's Rss or Pss in bytes, 0 if it is gone.
-func memory(pid int, what string) int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		return 0
-	}
-	for _, l := range strings.Split(string(b), "\n") {
-		if v, ok := strings.CutPrefix(l, what); ok {
-			n, _ := strconv.Atoi(strings.Fields(v)[0])
-			return n << 10
-		}
-	}
-	return 0
+	return all.Wait()
 }

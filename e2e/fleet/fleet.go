@@ -297,7 +297,7 @@ func (h *Host) In(stdin []byte, args ...string) Result {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, "nsenter", append([]string{"--net=/var/run/netns/" + h.Netns, "--"}, args...)...)
-	c.Env = append(os.Environ(), "DROVER_HOST=unix://"+h.Socket(), "DOCKER_CONFIG="+filepath.Join(h.f.Dir, "docker"))
+	c.Env = h.Env()
 	c.WaitDelay = 5 * time.Second
 	var out, errb bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errb
@@ -312,6 +312,11 @@ func (h *Host) In(stdin []byte, args ...string) Result {
 		r.Err += "\n" + err.Error()
 	}
 	return r
+}
+
+// Env is the environment of commands that are to reach the host.
+func (h *Host) Env() []string {
+	return append(os.Environ(), "DROVER_HOST=unix://"+h.Socket(), "DOCKER_CONFIG="+filepath.Join(h.f.Dir, "docker"))
 }
 
 func (f *Fleet) must(args ...string) {
