@@ -153,7 +153,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
 	var at bulk.Progress
 	at.At(st.from)
 	for {
-		err := pass(v, bulk.NewFrameReader(resp.Body), &at)
+		_, err := pass(v, bulk.NewFrameReader(resp.Body), &at)
 		_ = resp.Body.Close()
 		switch {
 		case err == nil, errors.Is(err, errLeft), errors.Is(err, io.EOF), r.Context().Err() != nil:

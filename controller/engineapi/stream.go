@@ -130,7 +130,7 @@ func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open 
 	switch {
 	case errors.As(err, &own):
 		_ = v.frame(bulk.FrameStderr, []byte(own.msg+"\n"))
-		_ = v.end()
+		_ = v.end(nil)
 		return
 	case err != nil:
 		v.fail(err.Error())
@@ -162,13 +162,13 @@ func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open 
 		<-done
 	}()
 	for {
-		err := pass(v, agent, &at)
+		exit, err := pass(v, agent, &at)
 		switch {
 		case err == nil:
 			if known, _ := s.Fleet.Leader(); st.live && !known {
 				v.warn(unrecorded)
 			}
-			if v.end() {
+			if v.end(exit) {
 				_ = agent.Acknowledge()
 			}
 			return
@@ -176,7 +176,7 @@ func (s *server) stream(opening, ctx context.Context, v viewer, st stream, open 
 			return
 		case in.Closed():
 			if detached.Load() {
-				_ = v.end()
+				_ = v.end(nil)
 			}
 			return
 		case !errors.Is(err, errBroke):
@@ -261,23 +261,23 @@ type frames interface {
 	Next() (kind byte, p []byte, err error)
 }
 
-// pass forwards an agent's frames to a client, until the exit frame (nil) or an
-// error.
-func pass(v sink, from frames, at *bulk.Progress) error {
+// pass forwards an agent's frames to a client, until the exit frame, whose payload it
+// returns, or an error.
+func pass(v sink, from frames, at *bulk.Progress) (exit []byte, err error) {
 	for {
 		kind, b, err := from.Next()
 		if err != nil {
-			return fmt.Errorf("%w: %w", errBroke, err)
+			return nil, fmt.Errorf("%w: %w", errBroke, err)
 		}
 		switch kind {
 		case bulk.FrameExit:
-			return nil
+			return b, nil
 		case bulk.FrameError:
-			return errors.New(string(b))
+			return nil, errors.New(string(b))
 		}
 		if b, fresh := at.Take(kind, b); fresh {
 			if v.frame(kind, b) != nil {
-				return errLeft
+				return nil, errLeft
 			}
 		}
 	}
@@ -295,9 +295,11 @@ type sink interface {
 // uses pkg/bulk's frames in both directions.
 type viewer interface {
 	sink
-	io.Reader  // the user's input
-	end() bool // ends the output; reports whether the client has received everything
-	close()    // stops reading
+	io.Reader // the user's input
+	// end ends the output, and says how the process did; exit is a payload of
+	// bulk.FrameExit. It reports whether the client has received everything.
+	end(exit []byte) bool
+	close() // stops reading
 }
 
 // selective drops frames that its client did not ask for.
@@ -342,7 +344,7 @@ func (c *plain) frame(kind byte, p []byte) error {
 
 func (c *plain) warn(string)     {}
 func (c *plain) fail(msg string) { late(c.Conn, c.tty, msg) }
-func (c *plain) end() bool       { return true } // it was written, and more can't be known
+func (c *plain) end([]byte) bool { return true } // it was written, and more can't be known
 func (c *plain) warns() bool     { return false }
 func (c *plain) close()          { _ = c.Close() }
 
@@ -363,8 +365,8 @@ func (c framedViewer) fail(msg string)                 { _ = c.WriteFrame(bulk.F
 func (c framedViewer) warns() bool                     { return true }
 func (c framedViewer) close()                          { _ = c.Close() }
 
-func (c framedViewer) end() bool {
-	if c.WriteFrame(bulk.FrameExit, nil) != nil {
+func (c framedViewer) end(exit []byte) bool {
+	if c.WriteFrame(bulk.FrameExit, exit) != nil {
 		return false
 	}
 	return c.WaitAcknowledged()

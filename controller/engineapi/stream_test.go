@@ -171,7 +171,14 @@ func TestAnEndThatIsNotAcknowledgedIsNotRead(t *testing.T) {
 	a := &agent{t: t, log: numbered(3), acked: make(chan bool, 1)}
 	c := attach(t, a, true)
 	for conn := bulk.NewConn(c, c); ; {
-		if kind, _, err := conn.Next(); err != nil || kind == bulk.FrameExit {
+		kind, b, err := conn.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind == bulk.FrameExit {
+			if string(b) != "{}" { // as the node said it
+				t.Errorf("the exit is %q", b)
+			}
 			break
 		}
 	}
