@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+
+	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
 // goOn is how long a command looks for another controller when its own is gone.
@@ -22,30 +24,12 @@ const goOn = 15 * time.Second
 // continue where they broke.
 type fleetClient struct {
 	client.APIClient
-	s   *Session
-	far bool // there are other controllers to switch to
+	s *Session
 
-	mu   sync.Mutex // guards lost
-	lost error
-}
-
-// pingWithin is how long this host's controller may take to answer a ping.
-const pingWithin = time.Second
-
-// Ping finds out whether this host's controller answers, and switches to another one if
-// it does not.
-func (c *fleetClient) Ping(ctx context.Context, o client.PingOptions) (client.PingResult, error) {
-	if !c.far {
-		return c.APIClient.Ping(ctx, o)
-	}
-	soon, cancel := context.WithTimeout(ctx, pingWithin)
-	r, err := c.APIClient.Ping(soon, o)
-	cancel()
-	if err == nil || soon.Err() == nil || ctx.Err() != nil {
-		return r, err
-	}
-	c.s.frozen.Store(true)
-	return c.APIClient.Ping(ctx, o)
+	mu    sync.Mutex // guards the fields below
+	lost  error
+	made  map[string]made      // containers of this command
+	exits map[string]*dv1.Exit // of execs that ended
 }
 
 // keyKey is the context's key of a *call.
@@ -53,8 +37,9 @@ type keyKey struct{}
 
 // call is a request that may be retried, always with the same key.
 type call struct {
-	key   string
-	later atomic.Bool // the fleet asks for a retry
+	key       string
+	later     atomic.Bool // the fleet asks for a retry
+	unreached atomic.Bool // nobody has ever answered this session, and dialing was retried already
 }
 
 type afterKey struct{}
@@ -79,7 +64,7 @@ func againIf[R any](ctx context.Context, broken func(error) bool, f func(context
 	for end := time.Now().Add(goOn); ; {
 		r, err := f(ctx)
 		later := c.later.Swap(false)
-		if err == nil || !later && !broken(err) || ctx.Err() != nil || time.Now().After(end) {
+		if err == nil || !later && !broken(err) || c.unreached.Load() || ctx.Err() != nil || time.Now().After(end) {
 			return r, err
 		}
 		rest(ctx)
@@ -97,9 +82,13 @@ func (c *fleetClient) ContainerCreate(ctx context.Context, o client.ContainerCre
 	if create := intercepted(ctx).Create; create != nil {
 		return create(ctx, o)
 	}
-	return again(ctx, func(ctx context.Context) (client.ContainerCreateResult, error) {
+	r, err := again(ctx, func(ctx context.Context) (client.ContainerCreateResult, error) {
 		return c.APIClient.ContainerCreate(ctx, o)
 	})
+	if err == nil {
+		c.remember(r.ID, o.Config != nil && o.Config.Tty)
+	}
+	return r, err
 }
 
 func (c *fleetClient) ContainerStart(ctx context.Context, id string, o client.ContainerStartOptions) (client.ContainerStartResult, error) {
@@ -145,6 +134,9 @@ func (c *fleetClient) ContainerList(ctx context.Context, o client.ContainerListO
 }
 
 func (c *fleetClient) ContainerInspect(ctx context.Context, id string, o client.ContainerInspectOptions) (client.ContainerInspectResult, error) {
+	if ctx.Value(assumedKey{}) != nil {
+		return client.ContainerInspectResult{}, nil
+	}
 	return again(ctx, func(ctx context.Context) (client.ContainerInspectResult, error) {
 		return c.APIClient.ContainerInspect(ctx, id, o)
 	})
@@ -164,24 +156,27 @@ func (c *fleetClient) Info(ctx context.Context, o client.InfoOptions) (client.Sy
 	return again(ctx, func(ctx context.Context) (client.SystemInfoResult, error) { return c.APIClient.Info(ctx, o) })
 }
 
-func (c *fleetClient) ExecInspect(ctx context.Context, id string, o client.ExecInspectOptions) (client.ExecInspectResult, error) {
-	return again(ctx, func(ctx context.Context) (client.ExecInspectResult, error) {
-		return c.APIClient.ExecInspect(ctx, id, o)
-	})
-}
-
 // underway is the context's key of an *atomic.Bool: whether the fleet accepted a wait.
 type underway struct{}
 
-// ContainerWait resumes the wait each time that it breaks.
+// ContainerWait resumes the wait each time that it breaks. For a container that this
+// command created, it does not block until the fleet has accepted the wait.
 func (c *fleetClient) ContainerWait(ctx context.Context, id string, o client.ContainerWaitOptions) client.ContainerWaitResult {
 	var taken atomic.Bool
 	ctx = context.WithValue(ctx, underway{}, &taken)
-	first := c.APIClient.ContainerWait(ctx, id, o)
+	m, own := c.own(id)
+	var first client.ContainerWaitResult
+	if !own {
+		first = c.APIClient.ContainerWait(ctx, id, o)
+		m.index = c.s.seen.Load()
+	}
 	results, errs := make(chan container.WaitResponse, 1), make(chan error, 1)
 	go func() {
 		w := first
-		ctx := context.WithValue(ctx, afterKey{}, c.s.seen.Load())
+		ctx := context.WithValue(ctx, afterKey{}, m.index)
+		if own {
+			w = c.APIClient.ContainerWait(ctx, id, o)
+		}
 		var end time.Time // of the search for a controller that accepts the wait
 		for {
 			select {

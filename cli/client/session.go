@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -29,9 +30,11 @@ type Session struct {
 	Warn func(msg string) // receives warnings of the fleet
 	Time func() time.Time // nil: the clock
 
-	seen   atomic.Uint64 // the highest raft index of a response
-	frozen atomic.Bool   // this host's controller accepts connections and answers nothing
-	stale  sync.Once     // warns once
+	seen     atomic.Uint64          // the highest raft index of a response
+	answered atomic.Bool            // there was a response
+	frozen   atomic.Bool            // this host's controller accepts connections and answers nothing
+	api      atomic.Pointer[string] // the fleet's version of docker's API, nil while ours is known to be no newer
+	stale    sync.Once              // warns once
 }
 
 // Now is the time from which ages are computed.
@@ -48,7 +51,11 @@ func (s *Session) HTTP() (*http.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &http.Client{Transport: &marked{s, &http.Transport{DialContext: connect, DisableCompression: true}}}, nil
+	return &http.Client{Transport: &marked{s, s.transport(connect)}}, nil
+}
+
+func (s *Session) transport(connect dialFunc) *transport {
+	return &transport{s: s, next: &http.Transport{DialContext: connect, DisableCompression: true}, far: s.elsewhere() != nil}
 }
 
 // marked is a transport that passes requests and responses through the session.
@@ -77,14 +84,32 @@ func (s *Session) Docker(tp trace.TracerProvider) (client.APIClient, error) {
 		return nil, err
 	}
 	otel.SetTextMapPropagator(propagation.TraceContext{})
-	mark := func(r *http.Request) error { s.mark(r); return nil }
-	inner, err := client.New(client.WithHost(s.Host), client.WithHTTPClient(&http.Client{Transport: &http.Transport{DialContext: connect, DisableCompression: true}}),
-		client.WithDialContext(connect), client.WithHTTPRequestHook(mark), client.WithHTTPResponseHook(s.note), client.WithTraceProvider(tp),
-		client.WithTraceOptions(otelhttp.WithSpanNameFormatter(spanName)), client.WithUserAgent("drover"))
-	if err != nil {
-		return nil, fmt.Errorf("preparing the client for %s: %w", s.Host, err)
+	mark := func(r *http.Request) error { s.mark(r); s.speak(r); return nil }
+	var both [2]client.APIClient
+	for i, t := range []http.RoundTripper{s.transport(connect), &http.Transport{DialContext: connect}} {
+		both[i], err = client.New(client.WithHost(s.Host), client.WithHTTPClient(&http.Client{Transport: t}), client.WithAPIVersion(client.MaxAPIVersion),
+			client.WithHTTPRequestHook(mark), client.WithHTTPResponseHook(s.note), client.WithTraceProvider(tp),
+			client.WithTraceOptions(otelhttp.WithSpanNameFormatter(spanName)), client.WithUserAgent("drover"))
+		if err != nil {
+			return nil, fmt.Errorf("preparing the client for %s: %w", s.Host, err)
+		}
 	}
-	return &fleetClient{APIClient: inner, s: s, far: s.elsewhere() != nil}, nil
+	return &fleetClient{APIClient: &streaming{both[0], both[1]}, s: s}, nil
+}
+
+// streaming is docker's client with another one for streams. It dials for these as its
+// transport would, if that is net/http's own and not ours.
+type streaming struct {
+	client.APIClient
+	streams client.APIClient
+}
+
+func (c *streaming) ContainerAttach(ctx context.Context, id string, o client.ContainerAttachOptions) (client.ContainerAttachResult, error) {
+	return c.streams.ContainerAttach(ctx, id, o)
+}
+
+func (c *streaming) ExecAttach(ctx context.Context, id string, o client.ExecAttachOptions) (client.ExecAttachResult, error) {
+	return c.streams.ExecAttach(ctx, id, o)
 }
 
 var longID = regexp.MustCompile(`[0-9a-f]{64}`)

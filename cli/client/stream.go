@@ -13,16 +13,35 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
+	"google.golang.org/protobuf/encoding/protojson"
 
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/bulk"
 )
 
 type fromKey struct{}
 
 // ContainerAttach returns a stream that continues at another controller if its own is
-// lost. It returns once the stream has begun: before that, nothing can be missed by
-// retrying.
+// lost. It returns once the stream has begun, since before that nothing can be missed by
+// retrying; and at once for the output of a container that this command created.
 func (c *fleetClient) ContainerAttach(ctx context.Context, id string, o client.ContainerAttachOptions) (client.ContainerAttachResult, error) {
+	m, own := c.own(id)
+	if !own || o.Stdin {
+		return c.attach(ctx, id, o)
+	}
+	o.Logs = true // all there is, also after the start
+	media := "application/vnd.docker.multiplexed-stream"
+	if m.tty {
+		media = "application/vnd.docker.raw-stream"
+	}
+	l := openLater(ctx, c.lose, func(ctx context.Context) (client.HijackedResponse, error) {
+		h, err := c.attach(ctx, id, o)
+		return h.HijackedResponse, err
+	})
+	return client.ContainerAttachResult{HijackedResponse: client.NewHijackedResponse(l, media)}, nil
+}
+
+func (c *fleetClient) attach(ctx context.Context, id string, o client.ContainerAttachOptions) (client.ContainerAttachResult, error) {
 	for end := time.Now().Add(patience); ; rest(ctx) {
 		h, err := again(ctx, func(ctx context.Context) (client.ContainerAttachResult, error) {
 			return c.APIClient.ContainerAttach(ctx, id, o)
@@ -69,7 +88,32 @@ func (c *fleetClient) ExecAttach(ctx context.Context, id string, o client.ExecAt
 		return h, err
 	}
 	kind, _ := h.MediaType()
-	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(ctx, h.HijackedResponse, output{warn: c.s.warn, lose: c.lose}), kind)}, nil
+	out := output{warn: c.s.warn, lose: c.lose, exited: func(x *dv1.Exit) { c.ended(id, x) }}
+	return client.ExecAttachResult{HijackedResponse: client.NewHijackedResponse(newStream(ctx, h.HijackedResponse, out), kind)}, nil
+}
+
+// ended records how an exec ended, as its stream said.
+func (c *fleetClient) ended(exec string, x *dv1.Exit) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.exits == nil {
+		c.exits = map[string]*dv1.Exit{}
+	}
+	c.exits[exec] = x
+}
+
+// ExecInspect asks only for execs whose stream did not say how they ended: those of old
+// controllers, and what was never started.
+func (c *fleetClient) ExecInspect(ctx context.Context, id string, o client.ExecInspectOptions) (client.ExecInspectResult, error) {
+	c.mu.Lock()
+	x := c.exits[id]
+	c.mu.Unlock()
+	if x != nil {
+		return client.ExecInspectResult{ID: id, ExitCode: int(x.Code)}, nil
+	}
+	return again(ctx, func(ctx context.Context) (client.ExecInspectResult, error) {
+		return c.APIClient.ExecInspect(ctx, id, o)
+	})
 }
 
 // ContainerLogs returns a log that continues at another controller if its own is lost.
@@ -104,8 +148,9 @@ func (c *fleetClient) Lost() error {
 
 // output converts the fleet's frames into what docker's commands read.
 type output struct {
-	warn func(string)
-	lose func(error)
+	warn   func(string)
+	lose   func(error)
+	exited func(*dv1.Exit) // nil: of no interest
 
 	at    bulk.Progress
 	begun byte // payload of FrameBegin
@@ -140,6 +185,10 @@ func (o *output) take(kind byte, b []byte) {
 	switch kind {
 	case bulk.FrameExit:
 		o.over = true
+		x := &dv1.Exit{}
+		if o.exited != nil && len(b) > 0 && protojson.Unmarshal(b, x) == nil {
+			o.exited(x)
+		}
 	case bulk.FrameWarn:
 		o.warn(string(b))
 	case bulk.FrameBegin:

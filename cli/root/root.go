@@ -120,6 +120,9 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 			return err
 		}
 	}
+	if a.name == "exec" {
+		cmd.SetContext(fleet.Assume(cmd.Context()))
+	}
 	if err := a.docker.Initialize(opts, command.WithInitializeClient(func(*command.DockerCli) (client.APIClient, error) { return a.client() })); err != nil {
 		return err
 	}
@@ -163,12 +166,12 @@ func traced(cmd *cobra.Command) bool {
 }
 
 func (a *app) trace(cmd *cobra.Command) error {
-	h, err := a.session.HTTP()
+	spans, err := a.session.Spans()
 	if err != nil {
 		return err
 	}
 	hostname, _ := os.Hostname()
-	a.tp = trace.Provider("drover", hostname, &trace.Remote{HTTP: h, URL: func() string { return "http://drover" }})
+	a.tp = trace.Provider("drover", hostname, spans)
 	ctx, span := a.tp.Tracer("drover").Start(cmd.Context(), strings.Join(strings.Fields(cmd.CommandPath()), " "))
 	a.span = span
 	cmd.SetContext(ctx)
