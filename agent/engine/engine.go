@@ -191,6 +191,10 @@ func (o Options) recordFile(id string, a attempt) string {
 	}
 	return o.exitFile(id, a.life()) + "." + a.Try
 }
+
+// privilegedFile marks a task in which an exec had all capabilities.
+func (o Options) privilegedFile(id string) string { return filepath.Join(o.dir(id), "privileged") }
+
 func (o Options) stdinSocket(id string) string {
 	return filepath.Join(o.RunDir, "t", id[:min(24, len(id))]+".in")
 }

@@ -134,6 +134,11 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 	}
 	sock := e.o.execSocket(execID)
 	url := shimapi.ExecIO{Socket: sock, Attach: attach, Stdin: attach && x.o.AttachStdin, TTY: x.o.Tty}.URL()
+	if x.o.Privileged {
+		if err := os.WriteFile(e.o.privilegedFile(x.taskID), nil, 0o600); err != nil {
+			return nil, fmt.Errorf("exec in %s: %w", short(x.taskID), err)
+		}
+	}
 	failpoint.Here("engine.exec.before")
 	_, err = e.tasks.Exec(ctx, &taskspb.ExecProcessRequest{ContainerID: x.taskID, ExecID: execID, Terminal: x.o.Tty, Stdout: url, Spec: ps})
 	if err != nil {

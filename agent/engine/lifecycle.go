@@ -73,8 +73,11 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1
 			return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 		}
 	}
-	if a.Number > 0 || e.tasks.Has(id) { // remains of an earlier try, or of this life
-		if err := e.deleteTask(ctx, id); err != nil {
+	if a.Number > 0 || e.tasks.Has(id) { // remains of an earlier life, or of a try of this one
+		if err := e.clear(ctx, id); err != nil {
+			return task.Attempt{}, err
+		}
+		if err := e.o.Network.Renew(ctx, id, e.mayConfigureNetwork(s.Spec)); err != nil {
 			return task.Attempt{}, err
 		}
 	}
@@ -244,6 +247,16 @@ func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*
 	return in, e.writeFiles(s, in)
 }
 
+// mayConfigureNetwork reports whether something that ran in a container could change its
+// network namespace. With no more than docker's defaults it can't.
+func (e *Engine) mayConfigureNetwork(s task.Spec) bool {
+	if h := s.Create.HostConfig; h != nil && (h.Privileged || len(h.CapAdd) > 0 || len(h.SecurityOpt) > 0) {
+		return true
+	}
+	_, err := os.Stat(e.o.privilegedFile(s.ID))
+	return !errors.Is(err, os.ErrNotExist)
+}
+
 // stdio tells a task's shim what to do with its streams; none of them are in this
 // process.
 func (e *Engine) stdio(s task.Spec, a attempt) string {
@@ -357,21 +370,29 @@ func parseSignal(name string) (syscall.Signal, error) {
 	return sig, nil
 }
 
-// Release implements task.Runtime. A shim that has yet to record an exit is kept until
-// it has: nobody else knows that exit.
+// Release implements task.Runtime.
 func (e *Engine) Release(ctx context.Context, id string) error {
-	r, err := e.process(e.ctx(ctx), id)
+	if err := e.clear(e.ctx(ctx), id); err != nil {
+		return err
+	}
+	return e.o.Network.Detach(ctx, id)
+}
+
+// clear removes what the last life of a task holds, except for its network. A shim that
+// has yet to record an exit is kept until it has: nobody else knows that exit.
+func (e *Engine) clear(ctx context.Context, id string) error {
+	r, err := e.process(ctx, id)
 	if err != nil {
 		return err
 	}
 	if r != nil && r.Status == tasktypes.Status_STOPPED && e.unrecorded(id) {
 		return fmt.Errorf("releasing %s: its shim has not recorded its exit yet", short(id))
 	}
-	return e.release(ctx, id, r)
+	return e.endLife(ctx, id, r)
 }
 
-func (e *Engine) release(ctx context.Context, id string, r *tasktypes.Process) error {
-	ctx = e.ctx(ctx)
+// endLife ends a task's process and its shim; r is the process, nil if there is none.
+func (e *Engine) endLife(ctx context.Context, id string, r *tasktypes.Process) error {
 	e.forgetExecs(id)
 	end := e.deleteTask
 	if r == nil {
@@ -383,7 +404,7 @@ func (e *Engine) release(ctx context.Context, id string, r *tasktypes.Process) e
 	if err := os.Remove(e.o.stdinSocket(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("releasing %s: %w", short(id), err)
 	}
-	return e.o.Network.Detach(ctx, id)
+	return nil
 }
 
 // Remove implements task.Runtime.
@@ -393,7 +414,10 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := e.release(ctx, id, r); err != nil {
+	if err := e.endLife(ctx, id, r); err != nil {
+		return err
+	}
+	if err := e.o.Network.Detach(ctx, id); err != nil {
 		return err
 	}
 	failpoint.Here("engine.remove.before")

@@ -120,18 +120,19 @@ func TestAStartThatADeadAgentLeftIsDoneOnceAndHasItsOwnExit(t *testing.T) {
 		<-d.dead
 		return errGone
 	})
-	first, second := w.open(t), w.open(t)
+	second := w.open(t)
 	w.pulled(t, second)
 	for _, at := range []moment{{launchShim, "", false}, {launchShim, "", true}, {createTask, "", false}, {createTask, "", true}, {startTask, "", false}} {
 		t.Run(fmt.Sprintf("%s, made: %v", at.call, at.after), func(t *testing.T) {
 			id := w.prepared(t, second, waits)
 			d := &death{at: at, reached: make(chan struct{}), dead: make(chan struct{})}
 			current.Store(d)
-			over := make(chan struct{})
+			over, first := make(chan struct{}), w.open(t)
 			go func() { _, _ = first.Start(t.Context(), id, life.First(1), nil); close(over) }()
 			defer func() { close(d.dead); <-over }()
 			<-d.reached
 			w.assembled(t, id, at)
+			_ = first.Close() // the dead watch no shims
 			if all, err := second.List(t.Context()); err != nil || len(all) != 1 || all[0].Running || all[0].Attempt.Life != (life.Life{}) {
 				t.Fatalf("before it is started again: %+v, %v", all, err)
 			}

@@ -257,6 +257,27 @@ func linked(s *Sandbox) bool {
 	return true
 }
 
+// unused reports whether no connection is left in a namespace, not even one that waits for
+// its end to be forgotten.
+func unused(s *Sandbox) bool {
+	ns, err := netns.GetFromPath(s.Netns)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = ns.Close() }()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return false
+	}
+	defer h.Close()
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		if left, err := h.SocketDiagTCP(family); err != nil || len(left) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // addressIn returns the address of an interface in the namespace at path.
 func addressIn(path, name string) (netip.Addr, error) {
 	ns, err := netns.GetFromPath(path)

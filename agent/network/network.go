@@ -187,6 +187,21 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 	return s, ctx.Err()
 }
 
+// Renew prepares the sandbox that an attempt of id left for another one, which gets the
+// same addresses and ports. Its namespace stays if the container can't have changed it
+// and left no connection behind: as in docker, none of the earlier attempt's are in the
+// way of the next. A missing sandbox is no error.
+func (n *Network) Renew(ctx context.Context, id string, changed bool) error {
+	s := n.Get(id)
+	if s == nil || !changed && unused(s) {
+		return ctx.Err()
+	}
+	if err := unlink(s); err != nil {
+		return fmt.Errorf("disconnecting container %s: %w", short(id), err)
+	}
+	return ctx.Err()
+}
+
 // Detach removes everything that id has here. A missing sandbox is no error.
 func (n *Network) Detach(ctx context.Context, id string) error {
 	n.mu.Lock()

@@ -3,12 +3,17 @@ package network
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
@@ -181,6 +186,90 @@ func TestASandboxOfTheBuildBeforeGoesOn(t *testing.T) {
 	if linked(a) {
 		t.Error("its cable is left")
 	}
+}
+
+// A container that is started again keeps its address and its ports, even if its agent was
+// replaced meanwhile. Its namespace stays only if it is as good as a new one: a port that
+// a connection still occupies, or what the container has configured, would be in the way.
+func TestASandboxIsRenewed(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		changed bool
+		used    bool // a connection waits for its end to be forgotten
+		reopen  bool
+		stays   bool
+	}{
+		{name: "as good as new", stays: true},
+		{name: "by the next agent", reopen: true, stays: true},
+		{name: "configured", changed: true},
+		{name: "used", used: true},
+		{name: "used, by the next agent", used: true, reopen: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 0 80")))
+			must(t, err)
+			addr, port, was := ip(a), a.Endpoints[0].Ports[0].Host, inode(t, a.Netns)
+			open, err := netns.GetFromPath(a.Netns) // else another one could get its number
+			must(t, err)
+			defer func() { _ = open.Close() }()
+			if c.used {
+				w.leaveConnection(a, 80)
+			}
+			must(t, w.n.Renew(t.Context(), name(1), c.changed))
+			if c.reopen {
+				must(t, w.n.Close())
+				w.open()
+			}
+			b, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 0 80")))
+			must(t, err)
+			if ip(b) != addr || b.Endpoints[0].Ports[0].Host != port {
+				t.Errorf("it is %+v, was at %v and %d", b, addr, port)
+			}
+			if stays := inode(t, b.Netns) == was; stays != c.stays {
+				t.Errorf("its namespace stays: %v", stays)
+			}
+			w.answer(b, 80)
+			w.reached("started again", b, fmt.Sprintf("%s:%d", hostIP, port))
+			must(t, w.n.Detach(t.Context(), name(1)))
+		})
+	}
+	w := newWorld(t)
+	must(t, w.n.Renew(t.Context(), name(9), true)) // there is none
+}
+
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	must(t, unix.Stat(path, &st))
+	return st.Ino
+}
+
+// leaveConnection leaves a connection to a port in TIME_WAIT.
+func (w *world) leaveConnection(s *Sandbox, port int) {
+	w.t.Helper()
+	ns, err := netns.GetFromPath(s.Netns)
+	must(w.t, err)
+	defer func() { _ = ns.Close() }()
+	_, err = in(ns, func() (struct{}, error) {
+		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer l.Close()
+		client, err := net.Dial("tcp4", l.Addr().String())
+		if err != nil {
+			return struct{}{}, err
+		}
+		server, err := l.Accept()
+		if err != nil {
+			return struct{}{}, err
+		}
+		_ = server.Close() // who closes first waits
+		_, _ = io.ReadAll(client)
+		return struct{}{}, client.Close()
+	})
+	must(w.t, err)
 }
 
 func FuzzDecode(f *testing.F) {

@@ -380,6 +380,32 @@ func (n *node) gone(c byte) bool {
 	return slices.Contains(n.removed, string(id(c)))
 }
 
+// An attempt that follows one that ran keeps its place in the network; what nothing
+// follows gives it up.
+func TestARestartReleasesNothing(t *testing.T) {
+	n, _ := begin(t)
+	at := func() string {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.last[string(id('a'))].GetIp()
+	}
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 1, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"sleep","1000"`)}})
+	n.phase('a', 1, dv1.Phase_ACTIVE)
+	was := at()
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 2, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 2, `"sleep","1000"`)}})
+	n.phase('a', 2, dv1.Phase_ACTIVE)
+	if k := n.did("release"); k != 0 || at() != was {
+		t.Errorf("released %d times: %v; it is at %s, was at %s", k, n.engine.Calls(), at(), was)
+	}
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 3, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_STOPPED, 2, `"sleep","1000"`)}})
+	n.phase('a', 2, dv1.Phase_EXITED)
+	n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 4, Tombstones: []*dv1.Tombstone{{TaskId: id('a')}}})
+	n.removedA()
+	if k := n.did("release"); k != 1 {
+		t.Errorf("released %d times: %v", k, n.engine.Calls())
+	}
+}
+
 // A later attempt of the same task keeps its id and counts on.
 func TestTheNextAttemptIsTheSameTask(t *testing.T) {
 	n, _ := begin(t)

@@ -68,6 +68,8 @@ type Runtime interface {
 	// in the store (ErrNoImage otherwise).
 	Prepare(ctx context.Context, s Spec) error
 	// Start connects the task to its network, binds ports (host 0: any) and begins life l.
+	// What the life before it held is released; if that was not released yet, its addresses
+	// and ports are this one's.
 	// If that is running or has ended already, Start returns it as it is; if a later one
 	// has begun, the error is ErrNotFound. It is a *StartError if the user's request is at
 	// fault.

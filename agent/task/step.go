@@ -53,12 +53,12 @@ func next(w want, h have) step {
 		return await
 	}
 	switch {
+	case w.task != nil && w.wants(w.task.Attempt) && w.task.Attempt > h.life.Attempt:
+		return start // which releases, but keeps what the attempt before it had of the network
 	case h.held:
 		return release
 	case w.task == nil || w.orphan:
 		return idle
-	case w.task.Attempt > h.life.Attempt && w.task.Desired == dv1.Desired_RUNNING:
-		return start
 	case w.task.Attempt > h.life.Attempt && w.task.Desired == dv1.Desired_STOPPED:
 		return never
 	case !h.prepared && !h.tried && h.life.Attempt == 0:

@@ -21,6 +21,7 @@ func Runtime(t *testing.T, open func(t *testing.T) Subject) {
 		{"a command that is not there is docker's 127", (*suite).notThere},
 		{"a killed attempt ends with 137", (*suite).killed},
 		{"a second attempt has its own exit", (*suite).attempts},
+		{"an attempt that follows at once has its predecessor's place in the network", (*suite).followed},
 		{"an attempt begun anew has its own exit, and waits for either tell them apart", (*suite).anew},
 		{"a life that its agent did not begin anew is followed by the next attempt", (*suite).notAnew},
 		{"a running task is found again by a restarted agent", (*suite).adopted},
@@ -113,6 +114,25 @@ func (s *suite) attempts() {
 	if f := s.found(id); f == nil || f.Running || f.Attempt.Life != life.First(3) || f.Attempt.Exit.GetAttempt() != 3 {
 		s.Fatalf("found %+v", f)
 	}
+}
+
+func (s *suite) followed() {
+	id := s.make(nil, "sleep", "1000")
+	first := s.start(id, 1)
+	s.ok(s.e.Signal(s.ctx, id, "SIGKILL"))
+	s.exit(id, 1, 137)
+	second := s.start(id, 2)
+	if second.IP == "" || second.IP != first.IP || second.MAC != first.MAC {
+		s.Fatalf("it is at %s (%s), was at %s (%s)", second.IP, second.MAC, first.IP, first.MAC)
+	}
+	s.exit(id, 1, 137)
+	s.ok(s.e.Signal(s.ctx, id, "SIGKILL"))
+	s.exit(id, 2, 137)
+	s.ok(s.e.Release(s.ctx, id))
+	s.start(id, 3)
+	s.ok(s.e.Signal(s.ctx, id, "SIGKILL"))
+	s.exit(id, 3, 137)
+	s.ok(s.e.Release(s.ctx, id))
 }
 
 // anew also checks that an exit of an earlier life never ends a wait for a later one.

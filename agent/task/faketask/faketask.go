@@ -48,6 +48,7 @@ type container_ struct {
 	attempt task.Attempt
 	exits   []*dv1.Exit // of all lives
 	p       *process
+	placed  bool     // it has its place in the network
 	first   int      // index in log where the last attempt begins
 	log     []record // of every attempt
 	gone    bool
@@ -113,16 +114,19 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, _ []*dv1.Por
 	if err != nil {
 		return task.Attempt{}, err
 	}
-	ports, err := e.bind(id, t.spec.Create.HostConfig)
-	if err != nil {
-		return task.Attempt{}, err
-	}
+	ip, ports := t.attempt.IP, t.attempt.Ports
 	e.nextIP++
+	if !t.placed {
+		if ports, err = e.bind(id, t.spec.Create.HostConfig); err != nil {
+			return task.Attempt{}, err
+		}
+		ip, t.placed = fmt.Sprintf("10.0.0.%d", e.nextIP), true
+	}
 	var last *dv1.Exit
 	if k := len(t.exits); k > 0 && t.exits[k-1].Attempt == l.Attempt {
 		last = t.exits[k-1]
 	}
-	t.attempt = task.Attempt{Life: l, Before: last, Pid: 1000 + int(e.nextIP), Started: time.Now(), IP: fmt.Sprintf("10.0.0.%d", e.nextIP),
+	t.attempt = task.Attempt{Life: l, Before: last, Pid: 1000 + int(e.nextIP), Started: time.Now(), IP: ip,
 		Gateway: "10.0.0.1", MAC: "02:00:00:00:00:01", PrefixLen: 24, Ports: ports}
 	t.first = len(t.log)
 	p := newProcess(t.spec.Create.Config != nil && t.spec.Create.OpenStdin)
@@ -232,8 +236,11 @@ func (e *Engine) Release(ctx context.Context, id string) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if t := e.tasks[id]; t != nil && t.p != nil {
-		return fmt.Errorf("releasing %s: it runs", id)
+	if t := e.tasks[id]; t != nil {
+		if t.p != nil {
+			return fmt.Errorf("releasing %s: it runs", id)
+		}
+		t.placed = false
 	}
 	e.unbind(id)
 	return nil
