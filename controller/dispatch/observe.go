@@ -234,10 +234,19 @@ func (t *term) forget(n *node, tasks []string) {
 
 // unrecorded returns what of a status the log lacks: the first running and the last
 // exit of an attempt and of the agent's own restarts within it, or why it failed to
-// start. It returns nil if nothing is missing, and for an attempt that raft has not
-// asked for.
+// start. Of an attempt that another one has followed it is the exit only. It returns nil
+// if nothing is missing, and for an attempt that raft has not asked for.
 func unrecorded(t *dv1.Task, st *dv1.TaskStatus) *dv1.TaskReport {
-	if t == nil || st.Attempt != t.Attempt || st.Attempt == 0 || st.Restarts < t.Restarts {
+	if t == nil || st.Attempt > t.Attempt || st.Attempt == 0 {
+		return nil
+	}
+	if st.Attempt < t.Attempt {
+		if e := st.Exit; e.GetAttempt() == st.Attempt && life.Of(t.Exit).Before(life.Of(e)) {
+			return &dv1.TaskReport{TaskId: st.Id, Attempt: st.Attempt, Restarts: st.Restarts, Exit: e}
+		}
+		return nil
+	}
+	if st.Restarts < t.Restarts {
 		return nil
 	}
 	r := &dv1.TaskReport{TaskId: st.Id, Attempt: st.Attempt, Restarts: st.Restarts}
