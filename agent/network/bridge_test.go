@@ -27,6 +27,7 @@ func (w *world) ns(a *Sandbox) netns.NsHandle {
 // this took, or an error after wait.
 func (w *world) echo(from netns.NsHandle, to string, wait time.Duration) error {
 	_, err := in(from, func() (struct{}, error) {
+		carried()
 		c, err := net.Dial("udp4", to)
 		if err != nil {
 			return struct{}{}, err
