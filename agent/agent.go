@@ -66,6 +66,7 @@ type Config struct {
 	Gossip          string               // host:port; "" for none
 	Mirror          string               // loopback host:port; "" for none
 	Labels          map[string]string
+	Spares          int      // shims that wait for a container; 0 for none
 	Reserved        []uint16 // host ports that containers can't publish
 	Registries      []upstream.Mirror
 	Logger          *slog.Logger // nil: none
@@ -282,7 +283,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	stored := images.New(images.Options{Containerd: a.daemon, Registry: a.reg, Peers: a.peers.Clients, Public: a.peers.Public, Log: a.Logger})
 	a.eng, err = engine.Open(engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
-		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: stored, Event: a.event, Log: a.Logger,
+		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: stored, Spares: a.Spares, Event: a.event, Log: a.Logger,
 	})
 	if err != nil {
 		return err

@@ -47,6 +47,7 @@ type Options struct {
 	ShimPath         string
 	Network          *network.Network
 	Images           *images.Store
+	Spares           int // shims that wait for a container, once there was one
 	// Event is called with events that only the engine sees; nil: they are dropped.
 	Event func(taskID, action string, attributes map[string]string)
 	Log   *slog.Logger
@@ -110,8 +111,13 @@ func Open(o Options) (*Engine, error) {
 	if err := e.sweep(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
+	runtime, err := e.runtimeOptions(nil)
+	if err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
 	e.tasks, err = newTasks(shims.Options{Dir: filepath.Join(o.RunDir, "shims"), SocketDir: filepath.Join(o.RunDir, "t"), Binary: o.ShimPath,
-		Namespace: containerd.Namespace, Next: o.Containerd.TaskService(), Asks: e.throughContainerd, Gone: func(id string) { f.tell(o.dir(id)) }, Log: o.Log})
+		Namespace: containerd.Namespace, Next: o.Containerd.TaskService(), Asks: e.throughContainerd,
+		Spares: o.Spares, Runtime: shimapi.ChoiceOf(runtime), Gone: func(id string) { f.tell(o.dir(id)) }, Log: o.Log})
 	if err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

@@ -92,7 +92,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.o = engine.Options{DataDir: w.dir, RunDir: run, NodeID: "enginetest" + strconv.Itoa(seq), HostName: "h", ClusterID: "c",
-		ShimPath: w.dir + "/drover-shim", Network: net}
+		ShimPath: w.dir + "/drover-shim", Network: net, Spares: 1}
 	w.socket, w.images.Registry = co.Socket, reg
 	return w
 }

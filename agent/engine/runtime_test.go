@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -88,16 +89,23 @@ func TestConformanceWithRunc(t *testing.T) {
 	enginetest.Streams(t, subject)
 }
 
-// shims returns the pids of a task's shims.
+// shims returns the pids of a task's shims: their directory is its bundle, also after
+// that was removed. Single threads, of which the first may be one, are elsewhere.
 func shims(t *testing.T, id string) (pids []int) {
 	t.Helper()
-	out, _ := exec.Command("pgrep", "-f", "drover-shim.* -id "+id).Output()
+	out, _ := exec.Command("pgrep", "-f", "drover-shim -namespace").Output()
 	for _, f := range strings.Fields(string(out)) {
 		pid, err := strconv.Atoi(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		pids = append(pids, pid)
+		threads, _ := filepath.Glob("/proc/" + f + "/task/*/cwd")
+		if slices.ContainsFunc(threads, func(cwd string) bool {
+			dir, _ := os.Readlink(cwd)
+			return filepath.Base(strings.TrimSuffix(dir, " (deleted)")) == id
+		}) {
+			pids = append(pids, pid)
+		}
 	}
 	return pids
 }

@@ -384,15 +384,11 @@ func (w *world) printed(t *testing.T, e *node, id, want string) {
 // shimOf returns the process of a container's shim.
 func shimOf(t *testing.T, id string) int {
 	t.Helper()
-	out, err := exec.Command("pgrep", "-f", "drover-shim.* -id "+id).Output()
-	if err != nil {
-		t.Fatal(err)
+	all := shims(t, id)
+	if len(all) != 1 {
+		t.Fatalf("the shims of %s are %v", id, all)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pid
+	return all[0]
 }
 
 func TestWhatIsWrongWithOneTaskHidesNoOther(t *testing.T) {
@@ -495,8 +491,8 @@ func TestADeletionThatWasCutShortIsEnded(t *testing.T) {
 			if err := e.Remove(t.Context(), id); err != nil {
 				t.Fatal(err)
 			}
-			if left, _ := exec.Command("pgrep", "-f", "drover-shim.* -id "+id).Output(); len(left) > 0 {
-				t.Errorf("its shim is left: %s", left)
+			if left := shims(t, id); len(left) > 0 {
+				t.Errorf("its shim is left: %v", left)
 			}
 		})
 	}

@@ -87,7 +87,7 @@ func New(ctx context.Context, p shim.Publisher, sd shutdown.Service) (taskAPI.TT
 	if err != nil {
 		return nil, err
 	}
-	return s, nil
+	return s, followLifeline(ctx, s.TTRPCTaskService, sd)
 }
 
 // stdio returns what a process inherits.

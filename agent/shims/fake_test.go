@@ -3,6 +3,7 @@ package shims
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -55,7 +56,14 @@ func serve() {
 	if err != nil {
 		panic(err)
 	}
-	taskAPI.RegisterTTRPCTaskService(srv, &fake{})
+	f := &fake{}
+	if line := os.Getenv(shimapi.LifelineEnv); line != "" {
+		go func() {
+			_, _ = io.Copy(io.Discard, os.NewFile(4, line))
+			_, _ = f.Shutdown(context.Background(), nil)
+		}()
+	}
+	taskAPI.RegisterTTRPCTaskService(srv, f)
 	_ = srv.Serve(context.Background(), l)
 }
 
@@ -117,7 +125,9 @@ func (f *fake) Delete(context.Context, *taskAPI.DeleteRequest) (*taskAPI.DeleteR
 }
 
 func (f *fake) Shutdown(context.Context, *taskAPI.ShutdownRequest) (*emptypb.Empty, error) {
-	if _, err := os.Stat("creating"); err == nil { // as the shim does
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, err := os.Stat("creating"); err == nil || f.made { // as the shim does
 		return &emptypb.Empty{}, nil
 	}
 	if f.how != "stays" {

@@ -33,6 +33,8 @@ const (
 	logFile    = "shim.log"
 	rootfsDir  = "rootfs"
 	workDir    = "work"
+
+	socketSuffix = ".sh"
 )
 
 const (
@@ -65,27 +67,36 @@ type shim struct {
 func (x *shim) dir() string { return x.s.bundle(x.id) }
 
 func (x *shim) socket() string {
-	return filepath.Join(x.s.o.SocketDir, x.id[:min(24, len(x.id))]+".sh")
+	return filepath.Join(x.s.o.SocketDir, x.id[:min(24, len(x.id))]+socketSuffix)
 }
 
 // start starts the process with a new bundle. x.mu must be held, as for all that follow.
-func (x *shim) start(runtime shimapi.Choice) (err error) {
+func (x *shim) start(runtime shimapi.Choice) error {
+	if _, err := x.spawn(runtime); err != nil {
+		return err
+	}
+	return x.connect()
+}
+
+// spawn starts the process, which is not connected to. The returned channel is closed
+// when it has ended.
+func (x *shim) spawn(runtime shimapi.Choice) (_ <-chan struct{}, err error) {
 	for _, d := range []string{x.dir(), filepath.Join(x.dir(), rootfsDir), filepath.Join(x.dir(), workDir)} {
 		if err := os.Mkdir(d, 0o700); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := shimapi.WriteChoice(x.dir(), runtime); err != nil {
-		return err
+		return nil, err
 	}
 	log, err := os.OpenFile(filepath.Join(x.dir(), logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = log.Close() }()
 	l, err := x.listen()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = l.Close() }()
 	//nolint:noctx // it outlives this process
@@ -94,12 +105,16 @@ func (x *shim) start(runtime shimapi.Choice) (err error) {
 	cmd.Env = environment()
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{l}
+	if runtime.Native() {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, x.s.lifeline)
+		cmd.Env = append(cmd.Env, shimapi.LifelineEnv+"=4")
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := failpoint.Error("shims.exec.before"); err != nil {
-		return err
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return nil, err
 	}
 	failpoint.Here("shims.exec.after")
 	over := make(chan struct{})
@@ -111,18 +126,18 @@ func (x *shim) start(runtime shimapi.Choice) (err error) {
 		}
 	}()
 	if err := x.record(record{Version: 1, Binary: x.s.o.Binary, Pid: cmd.Process.Pid, Started: startOf(cmd.Process.Pid)}); err != nil {
-		return err
+		return nil, err
 	}
 	failpoint.Here("shims.record.after")
-	if err := spare(cmd.Process.Pid); err != nil {
-		return err
+	if err := yield(cmd.Process.Pid); err != nil {
+		return nil, err
 	}
-	return x.connect()
+	return over, nil
 }
 
-// spare makes the kernel end a shim rather than this agent where memory is short, and
+// yield makes the kernel end a shim rather than this agent where memory is short, and
 // what is in containers rather than both.
-func spare(pid int) error {
+func yield(pid int) error {
 	b, err := os.ReadFile("/proc/self/oom_score_adj")
 	if err != nil {
 		return err
@@ -139,7 +154,7 @@ func environment() []string {
 	env := []string{"GOMAXPROCS=4"}
 	for _, v := range os.Environ() {
 		switch name, _, _ := strings.Cut(v, "="); name {
-		case "GOMAXPROCS", "GOGC", "GOMEMLIMIT", "GODEBUG", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "TTRPC_ADDRESS":
+		case "GOMAXPROCS", "GOGC", "GOMEMLIMIT", "GODEBUG", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "TTRPC_ADDRESS", shimapi.LifelineEnv:
 		default:
 			env = append(env, v)
 		}

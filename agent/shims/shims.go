@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,8 +32,11 @@ type Options struct {
 	// Next may have the tasks that have no bundle here; Asks reports whether it does for one.
 	Next taskspb.TasksClient
 	Asks func(id string) bool
-	Gone func(id string) // is called after a shim was found dead, and what it left was removed; may be nil
-	Log  *slog.Logger
+	// Spares is how many shims of the default runtime, Runtime, wait for a container.
+	Spares  int
+	Runtime shimapi.Choice
+	Gone    func(id string) // is called after a shim was found dead, and what it left was removed; may be nil
+	Log     *slog.Logger
 }
 
 // Shims are the shims of a host. Safe for concurrent use.
@@ -41,6 +45,11 @@ type Shims struct {
 	life context.Context // until Close
 	end  context.CancelFunc
 	wg   sync.WaitGroup // goroutines that watch shims, and bury them
+
+	// lifeline is a pipe of which this process has the other end: it ends with the agent.
+	// Shims have it, so that none is left that has no container yet.
+	lifeline, held *os.File
+	spares         *spares
 
 	endWithin   time.Duration
 	removeAgain time.Duration // pause after a removal that failed
@@ -66,8 +75,17 @@ func New(o Options) (*Shims, error) {
 	if err != nil {
 		return nil, fmt.Errorf("preparing for shims: %w", err)
 	}
-	s := &Shims{o: o, endWithin: endWithin, removeAgain: removeAgain, open: map[string]*shim{}}
+	lifeline, held, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("preparing for shims: %w", err)
+	}
+	s := &Shims{o: o, lifeline: lifeline, held: held, endWithin: endWithin, removeAgain: removeAgain, open: map[string]*shim{}}
 	s.life, s.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
+	s.spares = newSpares(s, o.Spares, o.Runtime)
+	if err := s.spares.sweep(); err != nil {
+		o.Log.Warn("shims that waited for a container can't be removed", "err", err)
+	}
+	s.wg.Go(s.spares.run)
 	return s, nil
 }
 
@@ -87,7 +105,7 @@ func (s *Shims) Close() error {
 		x.unlock()
 	}
 	s.wg.Wait()
-	return nil
+	return errors.Join(s.held.Close(), s.lifeline.Close())
 }
 
 // Container describes what a shim is to run.
@@ -100,13 +118,17 @@ type Container struct {
 	Options  *anypb.Any // of the runtime
 }
 
-// Launch starts the shim of a container, whose process Begin then has it create; the shim
-// starts meanwhile. If it fails, nothing is left.
+// Launch starts the shim of a container, or takes one that waits; Begin then has it create
+// the container's process. The shim starts meanwhile. If it fails, nothing is left.
 func (s *Shims) Launch(id string, runtime shimapi.Choice) error {
 	x := s.lock(id)
 	defer x.unlock()
 	if s.Has(id) {
 		return fmt.Errorf("starting a shim for %s: %w", short(id), os.ErrExist)
+	}
+	s.spares.note(0)
+	if s.spares.take(x, runtime) {
+		return nil
 	}
 	err := x.start(runtime)
 	if err == nil {
@@ -122,6 +144,8 @@ func (s *Shims) Launch(id string, runtime shimapi.Choice) error {
 // Begin has a container's shim create the container's process, and returns the process's
 // id. If it fails, the shim is gone as well, and nothing is left.
 func (s *Shims) Begin(ctx context.Context, c Container) (pid uint32, err error) {
+	s.spares.note(1)
+	defer s.spares.note(-1)
 	tasks, err := s.ready(ctx, c)
 	if err == nil {
 		var r *taskAPI.CreateTaskResponse
@@ -202,7 +226,9 @@ func (s *Shims) ids() ([]string, error) {
 	}
 	var out []string
 	for _, d := range dirs {
-		out = append(out, d.Name())
+		if !strings.HasPrefix(d.Name(), sparePrefix) {
+			out = append(out, d.Name())
+		}
 	}
 	return out, nil
 }

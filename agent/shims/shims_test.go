@@ -43,11 +43,18 @@ func newHost(t *testing.T) *host {
 // agent returns the shims as an agent has them that starts now.
 func (h *host) agent() *Shims {
 	h.t.Helper()
+	return h.with(func(*Options) {})
+}
+
+func (h *host) with(change func(*Options)) *Shims {
+	h.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	s, err := New(Options{Dir: filepath.Join(h.dir, "bundles"), SocketDir: filepath.Join(h.dir, "t"), Binary: self, Namespace: "drover", Next: containerd{t: h.t}, Asks: func(id string) bool { return id == "old" }})
+	o := Options{Dir: filepath.Join(h.dir, "bundles"), SocketDir: filepath.Join(h.dir, "t"), Binary: self, Namespace: "drover", Next: containerd{t: h.t}, Asks: func(id string) bool { return id == "old" }}
+	change(&o)
+	s, err := New(o)
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ type Config struct {
 	Bridge           string            `mapstructure:"bridge"`
 	SubnetPool       string            `mapstructure:"subnet-pool"`
 	RaftTiming       string            `mapstructure:"raft-timing"`
+	Spares           int               `mapstructure:"spares"`
 	LogLevel         string            `mapstructure:"log-level"`
 	Labels           map[string]string `mapstructure:"labels"`
 	Registries       []Registry        `mapstructure:"registries"`
@@ -125,6 +126,9 @@ func (c *Config) check() error {
 	}
 	if len(c.Bridge) == 0 || len(c.Bridge) > 15 {
 		return fmt.Errorf("bridge %q must have 1 to 15 characters", c.Bridge)
+	}
+	if c.Spares < 0 {
+		return fmt.Errorf("spares is %d: 0 is none", c.Spares)
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		return fmt.Errorf("log-level %q is none of debug, info, warn, error", c.LogLevel)

@@ -46,6 +46,8 @@ func TestBadInputIsNamed(t *testing.T) {
 		"log-level: loud\n":                 "loud",
 		"bridge: a-name-that-is-too-long\n": "15",
 		"registries:\n  - endpoint: x\n":    "name is missing",
+		"spares: -1\n":                      "spares is -1",
+		"spares: some\n":                    "spares",
 	} {
 		if _, err := Load(write(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)
@@ -64,11 +66,11 @@ func TestEveryKeyIsShown(t *testing.T) {
 			fields[name] = true
 		}
 	}
-	file := "labels: {zone: b, disk: ssd}\nregistries: [{name: docker.io, endpoint: 'r:5000', plain-http: true}, {name: quay.io}]\nbridge: br7\nlog-level: warn\nraft-timing: wan\n"
-	want := map[string]string{"labels": "disk=ssd,zone=b", "registries": "docker.io at r:5000 (plain HTTP), quay.io", "bridge": "br7", "log-level": "warn", "raft-timing": "wan", "data-dir": "/var/lib/drover", "mirror-listen": "127.0.0.1:5000"}
+	file := "labels: {zone: b, disk: ssd}\nregistries: [{name: docker.io, endpoint: 'r:5000', plain-http: true}, {name: quay.io}]\nbridge: br7\nlog-level: warn\nraft-timing: wan\nspares: 3\n"
+	want := map[string]string{"labels": "disk=ssd,zone=b", "registries": "docker.io at r:5000 (plain HTTP), quay.io", "bridge": "br7", "log-level": "warn", "raft-timing": "wan", "spares": "3", "data-dir": "/var/lib/drover", "mirror-listen": "127.0.0.1:5000"}
 	for _, k := range Keys {
 		switch k.Name {
-		case "labels", "registries", "bridge", "log-level", "raft-timing", "data-dir", "mirror-listen":
+		case "labels", "registries", "bridge", "log-level", "raft-timing", "spares", "data-dir", "mirror-listen":
 		default:
 			file += k.Name + ": x-" + k.Name + "\n"
 			want[k.Name] = "x-" + k.Name
