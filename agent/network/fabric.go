@@ -33,11 +33,12 @@ func (f *fabric) apply(t Topology) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.t = t
-	return f.bring()
+	_, err := f.bring()
+	return err
 }
 
 // repair looks at what the host has, and mends it.
-func (f *fabric) repair() error {
+func (f *fabric) repair() (changed bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.seen = false
@@ -45,7 +46,7 @@ func (f *fabric) repair() error {
 }
 
 // bring makes the plan and carries it out. It must be called with mu held.
-func (f *fabric) bring() error {
+func (f *fabric) bring() (changed bool, err error) {
 	before := f.want
 	f.want = planFor(f.o, f.t, f.ways, f.self())
 	if t, ok := f.want.Links[f.o.Tunnel]; ok {
@@ -54,12 +55,12 @@ func (f *fabric) bring() error {
 	}
 	// First what is compared with packets, so that none passes unseen.
 	if err := f.nft.setFilter(f.want.filter); err != nil {
-		return err
+		return false, err
 	}
 	if !f.seen {
 		have, err := routes.Read(f.want.Picture, f.o.Prefix)
 		if err != nil {
-			return fmt.Errorf("looking at the host's network: %w", err)
+			return false, fmt.Errorf("looking at the host's network: %w", err)
 		}
 		f.have = have
 	}
@@ -69,14 +70,14 @@ func (f *fabric) bring() error {
 	}
 	if c.None() {
 		f.seen = true
-		return nil
+		return false, nil
 	}
 	f.seen = false
 	if err := c.Apply(); err != nil {
-		return fmt.Errorf("changing the host's network: %w", err)
+		return false, fmt.Errorf("changing the host's network: %w", err)
 	}
 	f.have, f.seen = f.want.Picture, f.t.Self != ""
-	return errors.Join(f.plugAgain(c.AddLinks), f.announceMoved(before, c.Set))
+	return true, errors.Join(f.plugAgain(c.AddLinks), f.announceMoved(before, c.Set))
 }
 
 // plugAgain connects endpoints to bridges that were made anew.
@@ -239,5 +240,6 @@ func (f *fabric) setWays(ways map[string]way) error {
 		return nil
 	}
 	f.ways = maps.Clone(ways)
-	return f.bring()
+	_, err := f.bring()
+	return err
 }

@@ -270,8 +270,8 @@ func TestATableThatTakesNoRulesDoesNotHinderOurs(t *testing.T) {
 	}
 }
 
-// forwarding sets whether the host forwards packets.
-func forwarding(t *testing.T, v string) {
+// setForwarding sets whether the host forwards packets.
+func setForwarding(t *testing.T, v string) {
 	t.Helper()
 	must(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte(v), 0))
 }
@@ -282,7 +282,7 @@ func TestAHostThatDidNotForwardIsNobodysRouter(t *testing.T) {
 		w := newWorld(t)
 		must(t, w.n.Destroy(t.Context()))
 		must(t, w.n.Close())
-		forwarding(t, before)
+		setForwarding(t, before)
 		far, err := netns.New() // a network behind the host
 		must(t, err)
 		defer far.Close()
@@ -342,7 +342,7 @@ func TestAHostThatDidNotForwardIsNobodysRouter(t *testing.T) {
 func TestAForwardChainOfNoHookKeepsNoNodeFromWorking(t *testing.T) {
 	w := newWorld(t)
 	must(t, w.n.Close())
-	forwarding(t, "0")
+	setForwarding(t, "0")
 	nft(t, "table ip filter {\n chain FORWARD { accept; }\n}\n")
 	w.open()
 	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))

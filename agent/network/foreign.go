@@ -66,8 +66,10 @@ func (t *table) plan(r *ruleset) []change {
 		}
 		out = append(out, c)
 	}
-	if fw := forwardChain(); t.guarded && r.find(fw.Table.Family, fw.Table.Name, fw.Name) == nil {
-		out = append(out, change{ch: fw, make: true, pass: true, mark: t.mark(), links: t.links()})
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		if fw := forwardChain(family); t.guarded[family] && r.find(fw.Table.Family, fw.Table.Name, fw.Name) == nil {
+			out = append(out, change{ch: fw, make: true, pass: true, mark: t.mark(), links: t.links()})
+		}
 	}
 	return out
 }
@@ -145,7 +147,7 @@ func warnOfLegacy(log *slog.Logger, file, bridge string) {
 
 // removeForeign removes our rules from others' chains. It must be called with mu held.
 func (t *table) removeForeign() error {
-	r, err := readRuleset()
+	r, err := t.read()
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -46,6 +47,7 @@ type Network struct {
 	nft    *table
 	fire   *watcher
 	fabric *fabric
+	links  *watcher
 
 	mu        sync.Mutex          // guards the fields below; the caller orders calls with the same id
 	nets      map[string]Fleet    // by id
@@ -75,12 +77,15 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	n.nft = newTable(o)
 	n.fabric = &fabric{o: o, nft: n.nft, endpoints: n.endpoints, t: o.Topology}
 	n.nets = byID(o.Topology)
-	if err := n.fabric.repair(); err != nil {
+	if _, err := n.fabric.repair(); err != nil {
 		return nil, err
 	}
 	var err error
-	if n.fire, err = watch(n.nft); err != nil {
+	if n.fire, err = watch(n.nft.firewall(), o.Log); err != nil {
 		return nil, err
+	}
+	if n.links, err = watch(n.fabric.links(), o.Log); err != nil {
+		return nil, errors.Join(err, n.fire.Close())
 	}
 	for _, s := range n.sandboxes {
 		if err := n.bind(ctx, s); err != nil {
@@ -89,7 +94,7 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 		}
 		n.nft.intend(s)
 	}
-	err = n.route()
+	err = n.enable(o.Topology)
 	if err == nil {
 		_, err = n.nft.reconcile(true)
 	}
@@ -136,7 +141,21 @@ func (n *Network) Apply(ctx context.Context, t Topology) error {
 	n.mu.Lock()
 	n.nets = byID(t)
 	n.mu.Unlock()
+	if err := n.enable(t); err != nil {
+		return err
+	}
 	return errors.Join(n.fabric.apply(t), ctx.Err())
+}
+
+// enable enables forwarding of what a topology's networks need.
+func (n *Network) enable(t Topology) error {
+	if err := n.route(forwarding4); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(t.Networks, Fleet.has6) {
+		return nil
+	}
+	return n.route(forwarding6)
 }
 
 func byID(t Topology) map[string]Fleet {
@@ -243,7 +262,7 @@ func (n *Network) Get(id string) *Sandbox {
 // Close closes the sockets and removes the rules in the host's firewall; containers keep
 // their network.
 func (n *Network) Close() error {
-	errs := []error{n.fire.Close()}
+	errs := []error{n.fire.Close(), n.links.Close()}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id, hs := range n.held {
@@ -257,11 +276,11 @@ func (n *Network) Close() error {
 
 // Destroy removes every sandbox, the table, the routes and the bridges.
 func (n *Network) Destroy(ctx context.Context) error {
-	errs := []error{n.fire.Close()} // else it would recreate the table
+	errs := []error{n.fire.Close(), n.links.Close()} // else they would recreate it
 	for _, id := range n.List() {
 		errs = append(errs, n.Detach(ctx, id))
 	}
-	errs = append(errs, n.unroute(), n.fabric.remove(), n.nft.destroy())
+	errs = append(errs, n.unroute(forwarding4), n.unroute(forwarding6), n.fabric.remove(), n.nft.destroy())
 	return errors.Join(errs...)
 }
 

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ruleset holds the kernel's chains of the families that carry IPv4 or are ours, and on demand their
+// ruleset holds the kernel's chains of the families that containers use, and on demand their
 // rules.
 type ruleset struct {
 	c      *nftables.Conn
@@ -37,13 +37,17 @@ const (
 	returns
 )
 
-func readRuleset() (*ruleset, error) {
+func (t *table) read() (*ruleset, error) {
 	c, err := dial()
 	if err != nil {
 		return nil, err
 	}
 	r := &ruleset{c: c, read: map[*nftables.Chain][]rule{}}
-	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyINet, nftables.TableFamilyBridge} {
+	families := []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyINet, nftables.TableFamilyBridge}
+	if _, ok := t.guarded[nftables.TableFamilyIPv6]; ok {
+		families = append(families, nftables.TableFamilyIPv6)
+	}
+	for _, family := range families {
 		chains, err := c.ListChainsOfTableFamily(family)
 		if err != nil {
 			return nil, fmt.Errorf("listing firewall chains: %w", err)

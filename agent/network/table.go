@@ -29,9 +29,10 @@ type table struct {
 	port   uint16
 
 	mu sync.Mutex // orders transactions; guards the fields below
-	// guarded means that this host forwards packets because of drover only: packets that
-	// are not for containers are dropped, in the chain where others can accept them.
-	guarded bool
+	// guarded has the families that containers use. True means that this host forwards
+	// such packets because of drover only: those that are not for containers are dropped,
+	// in the chain where others can accept them.
+	guarded map[nftables.TableFamily]bool
 	fleet   elements                 // what follows from the topology
 	want    map[string]elements      // and from each container
 	ports   map[string][]destination // published ports by container
@@ -41,7 +42,7 @@ type table struct {
 
 func newTable(o Options) *table {
 	return &table{log: o.Log, bridge: o.Bridge, prefix: o.Prefix, tunnel: o.Tunnel, port: o.TunnelPort,
-		want: map[string]elements{}, ports: map[string][]destination{}, warned: map[string]bool{}}
+		guarded: map[nftables.TableFamily]bool{}, want: map[string]elements{}, ports: map[string][]destination{}, warned: map[string]bool{}}
 }
 
 // dial returns a connection for one transaction. Its buffers fit the acknowledgements of
@@ -88,7 +89,7 @@ func (t *table) reconcile(anew bool) (changed bool, err error) {
 
 // repair is reconcile with mu held.
 func (t *table) repair(anew bool) (changed bool, err error) {
-	r, err := readRuleset()
+	r, err := t.read()
 	if err != nil {
 		return false, err
 	}
@@ -198,6 +199,15 @@ func (t *table) build(c *nftables.Conn) error {
 // intact reports whether r has our complete tables. An edit within one of our rules goes
 // unnoticed.
 func (t *table) intact(r *ruleset) (bool, error) {
+	if ok, err := t.complete(r); err != nil || !ok {
+		return false, err
+	}
+	unlike, err := t.unlike(r)
+	return len(unlike) == 0, err
+}
+
+// complete reports whether r has our chains and rules.
+func (t *table) complete(r *ruleset) (bool, error) {
 	for _, w := range t.chains() {
 		ch := r.find(w.Table.Family, t.name(), w.Name)
 		if ch == nil || ch.Hooknum == nil || *ch.Hooknum != *w.Hooknum || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyAccept {
@@ -212,21 +222,27 @@ func (t *table) intact(r *ruleset) (bool, error) {
 			return false, nil
 		}
 	}
+	return true, nil
+}
+
+// unlike returns a sentence for each set that does not hold what it should.
+func (t *table) unlike(r *ruleset) ([]string, error) {
 	sets, err := t.sets()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	all := t.elements()
+	var out []string
 	for name, s := range sets {
 		have, err := r.c.GetSetElements(s)
 		if err != nil {
-			return false, fmt.Errorf("reading the nftables set %s: %w", name, err)
+			return nil, fmt.Errorf("reading the nftables set %s: %w", name, err)
 		}
 		if !same(have, all[name]) {
-			return false, nil
+			out = append(out, fmt.Sprintf("firewall: the set %s holds %d elements, and others than it should", name, len(have)))
 		}
 	}
-	return true, nil
+	return out, nil
 }
 
 // intend makes the next reconcile allow for a sandbox.
@@ -349,4 +365,8 @@ func (t *table) all() []destination {
 		all = append(all, ports...)
 	}
 	return all
+}
+
+func familyName(f nftables.TableFamily) string {
+	return map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}[f]
 }

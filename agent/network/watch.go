@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,9 +22,10 @@ const (
 	lookAgain = 2 * time.Second
 )
 
-// watcher reconciles a table whenever the ruleset of its network namespace changes.
+// watcher calls mend whenever the kernel reports a change that concerns it.
 type watcher struct {
-	t      *table
+	watched
+	log    *slog.Logger
 	events *netlink.Conn
 	ns     netns.NsHandle
 	look   chan struct{} // buffers one token: any number of changes is one check
@@ -31,23 +34,39 @@ type watcher struct {
 	once   sync.Once
 }
 
+// watched is something in the kernel that others change too.
+type watched struct {
+	what     string // "this host's firewall"
+	risk     string // what may happen if it is not mended
+	protocol int
+	groups   []uint32
+	concerns func(netlink.Message) bool
+	// mend reports whether it changed anything. It is called on one thread, in the watched
+	// namespace.
+	mend func() (bool, error)
+	// anyway is how often it is called without a report; 0 is never.
+	anyway time.Duration
+}
+
 // watch starts watching the calling thread's namespace, until Close.
-func watch(t *table) (*watcher, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+func watch(x watched, log *slog.Logger) (*watcher, error) {
+	c, err := netlink.Dial(x.protocol, nil)
 	if err != nil {
-		return nil, fmt.Errorf("watching nftables: %w", err)
+		return nil, fmt.Errorf("watching %s: %w", x.what, err)
 	}
-	if err := c.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("watching nftables: %w", err)
+	for _, g := range x.groups {
+		if err := c.JoinGroup(g); err != nil {
+			_ = c.Close()
+			return nil, fmt.Errorf("watching %s: %w", x.what, err)
+		}
 	}
 	ns, err := netns.Get()
 	if err != nil {
 		_ = c.Close()
-		return nil, fmt.Errorf("watching nftables: %w", err)
+		return nil, fmt.Errorf("watching %s: %w", x.what, err)
 	}
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
-	w := &watcher{t: t, events: c, ns: ns, look: make(chan struct{}, 1), stop: stop}
+	w := &watcher{watched: x, log: log, events: c, ns: ns, look: make(chan struct{}, 1), stop: stop}
 	w.done.Go(func() { w.listen(ctx) })
 	w.done.Go(func() { w.reconcile(ctx) })
 	return w, nil
@@ -69,11 +88,11 @@ func (w *watcher) listen(ctx context.Context) {
 		msgs, err := w.events.Receive()
 		if err != nil && !errors.Is(err, unix.ENOBUFS) { // ENOBUFS: messages were lost
 			if ctx.Err() == nil {
-				w.t.log.Error("this host's firewall is no longer watched: published ports may stop working when it changes", "err", err)
+				w.log.Error(w.what+" is no longer watched: "+w.risk+" when it changes", "err", err)
 			}
 			return
 		}
-		if err == nil && !concerns(msgs) {
+		if err == nil && !slices.ContainsFunc(msgs, w.concerns) {
 			continue
 		}
 		select {
@@ -83,45 +102,56 @@ func (w *watcher) listen(ctx context.Context) {
 	}
 }
 
-// concerns reports whether a message is about tables, chains or rules. Elements come and
-// go with each container, and are only ours.
-func concerns(msgs []netlink.Message) bool {
-	for _, m := range msgs {
-		if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES {
-			continue
-		}
-		switch m.Header.Type & 0xff {
-		case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
-			return true
-		}
+// firewall is the ruleset. Its tables, chains and rules matter; elements come and go with
+// each container, and are only ours.
+func (t *table) firewall() watched {
+	return watched{
+		what: "this host's firewall", risk: "published ports may stop working", protocol: unix.NETLINK_NETFILTER, groups: []uint32{unix.NFNLGRP_NFTABLES},
+		mend: func() (bool, error) { return t.reconcile(false) },
+		concerns: func(m netlink.Message) bool {
+			if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES {
+				return false
+			}
+			switch m.Header.Type & 0xff {
+			case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+				return true
+			}
+			return false
+		},
 	}
-	return false
 }
 
 // reconcile runs on a thread of its own, in the watched namespace.
 func (w *watcher) reconcile(ctx context.Context) {
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 	if err := netns.Set(w.ns); err != nil {
-		w.t.log.Error("entering the watched network namespace", "err", err)
+		w.log.Error("entering the watched network namespace", "err", err)
 		return
 	}
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
+	var anyway <-chan time.Time
+	if w.anyway > 0 {
+		t := time.NewTicker(w.anyway)
+		defer t.Stop()
+		anyway = t.C
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.look:
 		case <-retry.C:
+		case <-anyway:
 		}
-		changed, err := w.t.reconcile(false)
+		changed, err := w.mend()
 		switch {
 		case err != nil:
-			w.t.log.Error("this host's firewall changed, and published ports may be unreachable", "err", err)
+			w.log.Error(w.what+" changed: "+w.risk, "err", err)
 			retry.Reset(lookAgain)
 		case changed:
-			w.t.log.Info("this host's firewall changed: restored drover's rules")
+			w.log.Info(w.what + " changed: mended what is drover's")
 		}
 		select {
 		case <-ctx.Done():

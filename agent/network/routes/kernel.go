@@ -220,7 +220,10 @@ func (b *batch) flush() {
 	for i, m := range b.msgs {
 		_, err := b.conn.Receive()
 		gone := errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT)
-		if deletes := m.Header.Type == unix.RTM_DELROUTE || m.Header.Type == unix.RTM_DELNEIGH; err != nil && !(deletes && gone) {
+		if deletes := m.Header.Type == unix.RTM_DELROUTE || m.Header.Type == unix.RTM_DELNEIGH; deletes && gone {
+			continue
+		}
+		if err != nil {
 			b.errs = append(b.errs, fmt.Errorf("setting the route to %v: %w", b.what[i], err))
 		}
 	}
@@ -326,7 +329,10 @@ func readSysctl(key string) string {
 // writeSysctl writes below /proc/sys/net. A kernel without IPv6 lacks its keys.
 func writeSysctl(key, v string) error {
 	err := os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(v), 0o644)
-	if err != nil && !(errors.Is(err, os.ErrNotExist) && strings.HasPrefix(key, "ipv6/")) {
+	if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(key, "ipv6/") {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("setting net/%s: %w", key, err)
 	}
 	return nil

@@ -170,3 +170,9 @@ func decodeNeighbour(b []byte, name map[int]string) (p Place, m MAC, ok bool, er
 	}
 	return p, m, ok && p.Addr.IsValid(), d.Err()
 }
+
+// DecodeRoute decodes what the kernel reports of a route, without the name of its link.
+// ok is false for those that are not drover's.
+func DecodeRoute(b []byte) (dst netip.Prefix, r Route, ok bool, err error) {
+	return decodeRoute(b, nil)
+}

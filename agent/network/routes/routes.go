@@ -6,9 +6,12 @@ package routes
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Protocol marks drover's routes in the kernel (rtm_protocol), as routing daemons do with
@@ -124,4 +127,43 @@ func compare[K, V comparable](have, want map[K]V) (set, del []K) {
 func (l Link) equal(o Link) bool {
 	return l.MAC == o.MAC && (l.MTU == 0 || l.MTU == o.MTU) && l.Port == o.Port && maps.Equal(l.Sysctls, o.Sysctls) &&
 		!slices.ContainsFunc(l.Addrs, func(a netip.Prefix) bool { return !slices.Contains(o.Addrs, a) })
+}
+
+// Unlike says what of a link is not as wanted.
+func (l Link) Unlike(want Link) string {
+	var out []string
+	if l.Port != want.Port {
+		out = append(out, "it is down, or of another kind")
+	}
+	if l.MAC != want.MAC {
+		out = append(out, fmt.Sprintf("its hardware address is %v, not %v", l.MAC, want.MAC))
+	}
+	if want.MTU != 0 && l.MTU != want.MTU {
+		out = append(out, fmt.Sprintf("its MTU is %d, not %d", l.MTU, want.MTU))
+	}
+	for _, a := range want.Addrs {
+		if !slices.Contains(l.Addrs, a) {
+			out = append(out, fmt.Sprintf("it lacks the address %v", a))
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(want.Sysctls)) {
+		if l.Sysctls[key] != want.Sysctls[key] {
+			out = append(out, fmt.Sprintf("net/%s is %s, not %s", key, l.Sysctls[key], want.Sysctls[key]))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+func (r Route) String() string {
+	switch {
+	case r.Unreachable:
+		return "nothing"
+	case r.To.IsValid():
+		return fmt.Sprintf("%s to %v", r.Dev, r.To)
+	case r.Via.IsValid():
+		return fmt.Sprintf("%s via %v", r.Dev, r.Via)
+	}
+	return r.Dev
 }

@@ -1,0 +1,260 @@
+package network
+
+import (
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// becomesAsItShould waits until a host's kernel has what it should.
+func (l *lab) becomesAsItShould(host, what string) {
+	l.t.Helper()
+	var diff []string
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		var err error
+		l.at(host, func() { diff, err = l.nets[host].Check(l.t.Context()) })
+		must(l.t, err)
+		if len(diff) == 0 {
+			return
+		}
+	}
+	l.t.Fatalf("%s: on %s\n%s", what, host, strings.Join(diff, "\n"))
+}
+
+func TestWhatOthersBreakIsMended(t *testing.T) {
+	l := newLab(t)
+	for _, h := range []string{"a", "b", "c"} {
+		l.run("red-"+h, h, l.to("red", h, 10))
+	}
+	l.run("bridge-a", "a", Connection{Network: Bridge})
+	l.becomesAsItShould("a", "at first")
+	for _, broken := range []string{
+		"ip link del dvn1", "ip link del dvx", "ip link set dvn1 down", "ip link set drv0 down", "ip link del drv0",
+		"ip addr del 10.220.0.1/32 dev dvn1", "ip link set dvn1 address 02:00:00:00:00:01", "ip link set dvx mtu 1400",
+		"ip route del 10.220.0.0/26", "ip route del 10.220.0.128/26", "ip route del unreachable 10.220.0.0/20", "ip -6 route del fd20::80/122",
+		"ip route replace 10.220.0.128/26 via 10.10.1.254 dev eth0 metric 77 proto 77", "ip route add 10.220.0.200/32 dev dvn1 metric 77 proto 77",
+		"ip neigh del 10.210.3.1 dev dvx", "ip link set eth0 down; ip link set eth0 up; ip route add default via 10.10.1.254",
+		"ip link add dvn9 type bridge", "nft flush ruleset", "nft delete table bridge drover_drv0", "nft flush chain inet drover_drv0 guard",
+	} {
+		l.sh("a", broken)
+		l.becomesAsItShould("a", broken)
+		for _, to := range []string{"red-c", "red-b"} {
+			if who, _, err := l.ask("red-a", "tcp", l.addr4(to, "red")+":80"); who != to {
+				t.Errorf("%s: %s answers %q, %v", broken, to, who, err)
+			}
+		}
+		if who, _, err := l.ask("red-b", "tcp", "["+l.addr6("red-a", "red")+"]:80"); who != "red-a" {
+			t.Errorf("%s: red-a answers %q over IPv6, %v", broken, who, err)
+		}
+		if who, _, err := l.ask("bridge-a", "tcp", "10.10.1.1:81"); who == "" && !strings.Contains(err.Error(), "refused") {
+			t.Errorf("%s: the default bridge: %v", broken, err)
+		}
+	}
+}
+
+// What is not reported is found by a look.
+func TestCheckNamesWhatIsWrong(t *testing.T) {
+	l := newLab(t)
+	l.run("red-a", "a", l.to("red", "a", 10))
+	l.becomesAsItShould("a", "at first")
+	l.at("a", func() { must(t, l.nets["a"].links.Close()); must(t, l.nets["a"].fire.Close()) }) // nothing is mended
+	for broken, want := range map[string]string{
+		"ip link set dvn2 down":                                      "link dvn2 is not as it should be: it is down, or of another kind",
+		"ip link del dvn3":                                           "link dvn3 is missing",
+		"ip link add dvn9 type bridge":                               "link dvn9 is left of a network that is not here",
+		"sysctl -qw net.ipv4.conf.dvn1.proxy_arp=0":                  "link dvn1 is not as it should be: net/ipv4/conf/dvn1/proxy_arp is 0, not 1",
+		"ip route del 10.220.0.128/26":                               "route 10.220.0.128/26 is missing: it should go by dvx to 10.10.2.3",
+		"ip route add 10.220.0.200/32 dev dvn1 metric 77 proto 77":   "route 10.220.0.200/32 is left: it goes by dvn1",
+		"ip route replace 10.220.0.0/20 dev drv0 metric 77 proto 77": "route 10.220.0.0/20 goes by drv0, not by nothing",
+		"ip neigh del 10.210.3.1 dev dvx":                            "neighbour 10.210.3.1 on dvx is missing",
+		"ip neigh add 10.210.9.1 lladdr 02:00:00:00:00:09 dev dvx":   "neighbour 10.210.9.1 on dvx is left",
+		"ip link set dvrnoname nomaster":                             "is not on bridge dvn1",
+		"nft add element inet drover_drv0 nodes '{ 10.9.9.9 }'":      "firewall: the set nodes holds 4 elements",
+		"nft delete element bridge drover_drv0 ports '{ dvrnoname . 02:42:0a:dc:00:0a . 10.220.0.10 }'":    "firewall: the set ports holds 0 elements",
+		"nft add table ip x; nft add chain ip x f '{ type filter hook forward priority 0; policy drop; }'": "firewall: chain f of table ip x has not drover's rules",
+	} {
+		l.sh("a", strings.ReplaceAll(broken, "dvrnoname", l.box["red-a"].Endpoints[0].Link))
+		var diff []string
+		var err error
+		l.at("a", func() { diff, err = l.nets["a"].Check(t.Context()) })
+		if err != nil || !slices.ContainsFunc(diff, func(s string) bool { return strings.Contains(s, want) }) {
+			t.Errorf("%s: %v, %q; want %q", broken, err, diff, want)
+		}
+	}
+	l.sh("a", "nft delete table ip x")
+	l.at("a", func() { must(t, l.nets["a"].Apply(t.Context(), l.topo["a"])) })
+	var diff []string
+	l.at("a", func() {
+		_, _ = l.nets["a"].fabric.repair()
+		_, _ = l.nets["a"].nft.reconcile(false)
+		diff, _ = l.nets["a"].Check(t.Context())
+	})
+	if len(diff) > 0 {
+		t.Errorf("mended, and yet: %q", diff)
+	}
+}
+
+// A container that goes on while its agent is away, and after it came back, also one that
+// was told nothing yet.
+func TestNetworksGoOnOverARestart(t *testing.T) {
+	l := newLab(t)
+	l.run("red-a", "a", l.to("red", "a", 10))
+	l.run("red-c", "c", l.to("red", "c", 10))
+	reached := func(when string) {
+		t.Helper()
+		for _, to := range []string{l.addr4("red-c", "red") + ":80", "[" + l.addr6("red-c", "red") + "]:80"} {
+			if who, _, err := l.ask("red-a", "tcp", to); who != "red-c" {
+				t.Errorf("%s: %s answers %q, %v", when, to, who, err)
+			}
+		}
+	}
+	reached("at first")
+	before := l.sh("a", "ip route; ip -6 route show proto 77; ip -br link")
+	l.at("a", func() { must(t, l.nets["a"].Close()) })
+	reached("without an agent")
+	l.open("a")
+	reached("after a restart")
+	if after := l.sh("a", "ip route; ip -6 route show proto 77; ip -br link"); after != before {
+		t.Errorf("was\n%s\nis\n%s", before, after)
+	}
+	l.becomesAsItShould("a", "after a restart")
+	l.at("a", func() { must(t, l.nets["a"].Close()) })
+	o := l.opts["a"]
+	o.Topology = Topology{}
+	l.opts["a"] = o
+	l.open("a")
+	if after := l.sh("a", "ip route; ip -6 route show proto 77; ip -br link"); after != before {
+		t.Errorf("told nothing, it has\n%s\nwas\n%s", after, before)
+	}
+	l.topo["a"] = l.topology("a")
+	l.change(func(*Topology) {}, "a")
+	reached("told again")
+}
+
+// Networks come and go, and leave nothing.
+func TestNetworksComeAndGo(t *testing.T) {
+	l := newLab(t)
+	none := func(t *Topology) { t.Networks = nil }
+	l.change(none, "a", "b", "c")
+	l.becomesAsItShould("a", "without networks")
+	if out := l.sh("a", "ip -br link; ip route show proto 77; ip -6 route show proto 77"); strings.Contains(out, "dvn") || strings.Contains(out, "10.220") || strings.Contains(out, "fd20") {
+		t.Errorf("left is\n%s", out)
+	}
+	if _, err := l.nets["a"].Attach(t.Context(), name(1), []Connection{l.to("red", "a", 10)}); err == nil {
+		t.Error("a container is connected to a network that is not here")
+	}
+	l.change(func(x *Topology) { x.Networks = l.topology(x.Self).Networks }, "a", "c")
+	l.run("red-a", "a", l.to("red", "a", 10))
+	l.run("red-c", "c", l.to("red", "c", 10))
+	if who, _, err := l.ask("red-a", "tcp", l.addr4("red-c", "red")+":80"); who != "red-c" {
+		t.Errorf("red-c answers %q, %v", who, err)
+	}
+	l.change(func(x *Topology) { x.Peers = x.Peers[:1]; x.Networks = nil }, "a") // the others left the fleet
+	if out := l.sh("a", "ip -br link"); strings.Contains(out, "dvx") {
+		t.Errorf("a node alone has a tunnel:\n%s", out)
+	}
+}
+
+// A node that comes back at another address is reached there from the next topology on.
+func TestANodeChangesItsAddress(t *testing.T) {
+	l := newLab(t)
+	l.run("red-a", "a", l.to("red", "a", 10))
+	l.run("red-c", "c", l.to("red", "c", 10))
+	l.sh("c", "ip addr add 10.10.2.33/24 dev eth0; ip addr del 10.10.2.3/24 dev eth0; ip addr show dev eth0 | grep -q 10.10.2.33 || ip addr add 10.10.2.33/24 dev eth0; ip route replace default via 10.10.2.254")
+	l.change(func(x *Topology) { x.Peers[2].Addr = addrs("10.10.2.33")[0] }, "a", "b", "c")
+	for _, from := range []string{"red-a", "red-c"} {
+		to := map[string]string{"red-a": "red-c", "red-c": "red-a"}[from]
+		if who, _, err := l.ask(from, "tcp", l.addr4(to, "red")+":80"); who != to {
+			t.Errorf("from %s: %q, %v", from, who, err)
+		}
+	}
+}
+
+func TestContainersJoinAndLeaveNetworksWhileTheyRun(t *testing.T) {
+	l := newLab(t)
+	l.run("one", "a", l.to("red", "a", 10))
+	l.run("red-c", "c", l.to("red", "c", 10))
+	l.run("blue-c", "c", l.to("blue", "c", 10))
+	l.run("dark-c", "c", l.to("dark", "c", 10))
+	l.serve("outside", ":80")
+	reaches := func(what string, want map[string]bool) {
+		t.Helper()
+		for to, ok := range want {
+			addr := "198.51.100.1:80"
+			if to != "outside" {
+				addr = l.box[to].Endpoints[0].IPv4().Addr().String() + ":80"
+			}
+			if who, _, err := l.ask("one", "tcp", addr); (who == to) != ok {
+				t.Errorf("%s: %s answers %q, %v; want an answer: %v", what, to, who, err, ok)
+			}
+		}
+	}
+	connect := func(c Connection) {
+		t.Helper()
+		l.at("a", func() {
+			s, err := l.nets["a"].Connect(t.Context(), l.box["one"].ID, c)
+			must(t, err)
+			l.box["one"] = s
+		})
+	}
+	leave := func(network string) {
+		t.Helper()
+		l.at("a", func() { must(t, l.nets["a"].Disconnect(t.Context(), l.box["one"].ID, network)) })
+		l.box["one"] = l.nets["a"].Get(l.box["one"].ID)
+	}
+	reaches("in red", map[string]bool{"red-c": true, "blue-c": false, "dark-c": false, "outside": true})
+	connect(l.to("blue", "a", 10))
+	connect(l.to("dark", "a", 10))
+	connect(l.to("dark", "a", 10)) // again
+	reaches("in all", map[string]bool{"red-c": true, "blue-c": true, "dark-c": true, "outside": true})
+	if got := l.sh("one", "ip -br link | cut -d@ -f1 | cut -d' ' -f1"); got != "lo\neth0\neth1\neth2\n" {
+		t.Errorf("its links are %q", got)
+	}
+	leave("red")
+	reaches("without red", map[string]bool{"red-c": false, "blue-c": true, "dark-c": true, "outside": true})
+	leave("blue")
+	leave("blue")
+	reaches("in dark", map[string]bool{"red-c": false, "blue-c": false, "dark-c": true, "outside": false})
+	connect(l.to("red", "a", 11))
+	if e := l.box["one"].in("red"); e.Name != "eth0" || e.Link == l.box["one"].in("dark").Link {
+		t.Errorf("it has %+v", e)
+	}
+	reaches("in red again", map[string]bool{"red-c": true, "blue-c": false, "dark-c": true, "outside": true})
+	l.becomesAsItShould("a", "afterwards")
+	// A restart of the agent finds it as it is.
+	before := l.box["one"]
+	l.at("a", func() { must(t, l.nets["a"].Close()) })
+	l.open("a")
+	l.at("a", func() {
+		s, err := l.nets["a"].Attach(t.Context(), before.ID, nil)
+		if err != nil || len(s.Endpoints) != 2 || s.Endpoints[1].Name != "eth0" {
+			t.Errorf("after a restart it is %+v, %v", s, err)
+		}
+	})
+	reaches("after a restart", map[string]bool{"red-c": true, "blue-c": false, "dark-c": true, "outside": true})
+	connect(Connection{Network: Bridge, GatewayPriority: 1})
+	if got := l.sh("one", "ip route show default"); !strings.Contains(got, "10.210.1.1") {
+		t.Errorf("the default route with the highest priority is %s", got)
+	}
+	l.at("a", func() { must(t, l.nets["a"].Detach(t.Context(), before.ID)) })
+	if out := l.sh("a", "ip -br link"); strings.Contains(out, vethPrefix) {
+		t.Errorf("left is\n%s", out)
+	}
+}
+
+func TestASandboxWithoutNetworksHasOnlyItsLoopback(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.n.Attach(t.Context(), name(1), nil)
+	must(t, err)
+	links, err := in(w.ns(a), func() (int, error) { l, err := net.Interfaces(); return len(l), err })
+	if err != nil || links != 1 {
+		t.Errorf("%d links, %v", links, err)
+	}
+	must(t, w.n.Close())
+	w.open()
+	if again, err := w.n.Attach(t.Context(), name(1), nil); err != nil || !linked(again) {
+		t.Errorf("after a restart: %+v, %v", again, err)
+	}
+}
