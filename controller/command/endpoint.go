@@ -3,10 +3,10 @@ package command
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"net"
 	"net/netip"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/ipam"
@@ -60,7 +60,8 @@ func checkAsked(n *dv1.Network, e *dv1.Endpoint) *dv1.Error {
 		}
 	}
 	if e.AskedMac != "" {
-		if mac, err := net.ParseMAC(e.AskedMac); err != nil || len(mac) != 6 {
+		var mac network.HardwareAddr
+		if err := mac.UnmarshalText([]byte(e.AskedMac)); err != nil || len(mac) != 6 {
 			return refuse(dv1.Error_INVALID, "invalid MAC address: %s", e.AskedMac)
 		}
 	}

@@ -98,6 +98,7 @@ func (h *Hub) begin() *term {
 		h.term.Store(t) // before reading the state, so that later commits are marked
 		return h.o.Log.Snapshot()
 	})
+	t.topology.begin(h.o.Log.Snapshot)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	close(h.led)
@@ -114,7 +115,8 @@ func (h *Hub) end(t *term) {
 
 // Committed marks what sessions have to send. It is consensus' OnCommit and never
 // blocks: marks coalesce, and senders read the state themselves. Its cost depends on
-// the number of effects, not of sessions.
+// the number of effects, not of sessions, but for what is of all nodes, or of a network
+// and the nodes in it.
 func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 	t := h.term.Load()
 	if t == nil {
@@ -123,16 +125,38 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 	for _, e := range effects {
 		switch of := e.Of.(type) {
 		case *dv1.Effect_Task:
-			t.mark(of.Task.NodeId, of.Task.Id, index)
+			t.markTask(of.Task, index)
+		case *dv1.Effect_DeleteTask:
+			t.topology.forget(of.DeleteTask)
 		case *dv1.Effect_Tombstone:
-			t.mark(of.Tombstone.NodeId, of.Tombstone.TaskId, index)
+			t.mark(of.Tombstone.NodeId, mark{markTask, string(of.Tombstone.TaskId)}, index)
+		case *dv1.Effect_Network:
+			t.topology.mark(of.Network.Id, mark{markNetwork, string(of.Network.Id)}, index)
+		case *dv1.Effect_Slice:
+			t.topology.mark(of.Slice.NetworkId, mark{markSlice, string(of.Slice.NetworkId) + of.Slice.NodeId}, index)
+		case *dv1.Effect_DeleteSlice:
+			network, _ := split(of.DeleteSlice)
+			t.topology.mark(network, mark{markSlice, string(of.DeleteSlice)}, index)
+		case *dv1.Effect_Endpoint:
+			t.markEndpoint(of.Endpoint.NodeId, of.Endpoint.TaskId, of.Endpoint.NetworkId, index)
+		case *dv1.Effect_DeleteEndpoint:
+			task, network := split(of.DeleteEndpoint)
+			t.markEndpoint(t.o.Log.Snapshot().Task(task).GetNodeId(), task, network, index)
 		case *dv1.Effect_Identity:
 			t.roster.changed(of.Identity.Uri, index)
 		case *dv1.Effect_Node:
 			t.moved(of.Node, index)
+			t.markPeer(of.Node.Id, index)
 		case *dv1.Effect_DeleteNode:
 			t.remove(of.DeleteNode)
-		case *dv1.Effect_Controller, *dv1.Effect_DeleteController, *dv1.Effect_Sealed, *dv1.Effect_DeleteSealed:
+			t.markPeer(of.DeleteNode, index)
+		case *dv1.Effect_Controller:
+			t.roster.changed("", index)
+			t.markPeer(of.Controller.Id, index)
+		case *dv1.Effect_DeleteController:
+			t.roster.changed("", index)
+			t.markPeer(of.DeleteController, index)
+		case *dv1.Effect_Sealed, *dv1.Effect_DeleteSealed:
 			t.roster.changed("", index)
 		}
 	}

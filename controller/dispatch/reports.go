@@ -52,23 +52,28 @@ func (t *term) report(ctx context.Context, s *session) {
 
 // record proposes what is pending; more reports that it didn't fit into one entry.
 func (t *term) record(ctx context.Context, s *session) (more bool, err error) {
-	pending, removed := s.takePending()
-	tasks, tombs := slices.Sorted(maps.Keys(pending)), slices.Sorted(maps.Keys(removed))
-	r, a := &dv1.Report{NodeId: s.node}, &dv1.AckTombstones{NodeId: s.node}
+	pending, removed, left := s.takePending()
+	tasks, tombs, ends := slices.Sorted(maps.Keys(pending)), slices.Sorted(maps.Keys(removed)), slices.Sorted(maps.Keys(left))
+	r, a, l := &dv1.Report{NodeId: s.node}, &dv1.AckTombstones{NodeId: s.node}, &dv1.LeftNetworks{NodeId: s.node}
 	for _, id := range tasks {
 		r.Tasks = append(r.Tasks, pending[id])
 	}
 	for _, id := range tombs {
 		a.TaskIds = append(a.TaskIds, []byte(id))
 	}
+	for _, key := range ends {
+		task, network := split([]byte(key))
+		l.TaskIds, l.NetworkIds = append(l.TaskIds, task), append(l.NetworkIds, network)
+	}
 	by := nodeURI(t.o.Log, s.node)
 	tasksLeft, rerr := t.propose(ctx, &dv1.Command{Principal: by, Of: &dv1.Command_Report{Report: r}}, tasks)
 	tombsLeft, aerr := t.propose(ctx, &dv1.Command{Principal: by, Of: &dv1.Command_AckTombstones{AckTombstones: a}}, tombs)
+	endsLeft, lerr := t.propose(ctx, &dv1.Command{Principal: by, Of: &dv1.Command_LeftNetworks{LeftNetworks: l}}, ends)
 	if done := tombs[:len(tombs)-len(tombsLeft)]; len(done) > 0 {
 		t.forget(s.of, done) // the agent is done with these tasks: drop their statuses
 	}
-	s.putBack(pending, tasksLeft, tombsLeft)
-	return len(tasksLeft)+len(tombsLeft) > 0, errors.Join(rerr, aerr)
+	s.putBack(pending, tasksLeft, tombsLeft, endsLeft)
+	return len(tasksLeft)+len(tombsLeft)+len(endsLeft) > 0, errors.Join(rerr, aerr, lerr)
 }
 
 // propose proposes c, which concerns ids, and returns the ids that were not

@@ -176,11 +176,11 @@ func TestTombstonesThatNoEntryTakesAreAcknowledgedInParts(t *testing.T) {
 	for i := range tombs {
 		a.Removed = append(a.Removed, tid(i))
 	}
-	removed := hub.term.Load().removed(s, a)
-	if len(removed) != tombs {
-		t.Errorf("of %d acknowledgements %d are kept", len(a.Removed), len(removed))
+	acked := hub.term.Load().acked(s, a)
+	if len(acked.Removed) != tombs {
+		t.Errorf("of %d acknowledgements %d are kept", len(a.Removed), len(acked.Removed))
 	}
-	s.add(nil, removed)
+	s.add(nil, acked)
 	until(t, node, "every tombstone is gone", func() bool {
 		for range node.Snapshot().Tombstones("n1") {
 			return false

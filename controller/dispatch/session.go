@@ -2,12 +2,15 @@ package dispatch
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,63 +37,95 @@ type session struct {
 
 	sent   uint64          // last change of the roster that was sent; used by the sender only
 	has    map[string]bool // ids of specs that the agent has until its first sync, by its hello; used by the sender only
+	told   map[string]bool // networks that it was told of; used by the sender only
 	warned bool            // warned that it reports more than the limit; used by the receiver only
 
 	mu      sync.Mutex // guards the fields below
-	dirty   map[string]bool
+	dirty   map[mark]bool
 	index   uint64 // of the entry that made the latest of them dirty
 	pending map[string]*dv1.TaskReport
 	removed map[string]bool
+	left    map[string]bool // endpoints, by task and network
+}
+
+// mark names a record of the state that an agent must be sent again.
+type mark struct {
+	kind int
+	key  string
+}
+
+// Kinds of marks, in the order in which they are sent. Keys of all that is of a network
+// begin with its id.
+const (
+	markPeer    = iota // of a node
+	markNetwork        // of a network
+	markSlice          // of a network and a node
+	markName           // of a network and a task
+	markTask           // of a task, its endpoints and its tombstone
+)
+
+// network returns the id of the network that a record is of, "" if it is of none.
+func (m mark) network() string {
+	if m.kind == markPeer || m.kind == markTask || len(m.key) < idLength {
+		return ""
+	}
+	return m.key[:idLength]
 }
 
 func newSession(node string, cancel context.CancelCauseFunc) *session {
 	return &session{node: node, cancel: cancel, wake: make(chan struct{}, 1), report: make(chan struct{}, 1),
-		dirty: map[string]bool{}, pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}}
+		told: map[string]bool{}, dirty: map[mark]bool{}, pending: map[string]*dv1.TaskReport{}, removed: map[string]bool{}, left: map[string]bool{}}
 }
 
-// mark records that the agent must be sent a task's state.
-func (s *session) mark(task []byte, index uint64) {
+// mark records that the agent must be sent a record.
+func (s *session) mark(m mark, index uint64) {
 	s.mu.Lock()
-	s.dirty[string(task)] = true
+	s.dirty[m] = true
 	s.index = index
 	s.mu.Unlock()
 	notify(s.wake)
 }
 
-func (s *session) takeDirty() (tasks map[string]bool, index uint64) {
+// takeDirty returns what was marked, in the order in which it is sent.
+func (s *session) takeDirty() (dirty []mark, index uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	tasks = s.dirty
-	s.dirty = map[string]bool{}
-	return tasks, s.index
+	if len(s.dirty) > 0 {
+		dirty = slices.SortedFunc(maps.Keys(s.dirty), func(a, b mark) int { return cmp.Or(a.kind-b.kind, strings.Compare(a.key, b.key)) })
+		s.dirty = map[mark]bool{}
+	}
+	return dirty, s.index
 }
 
-// add queues reports and acknowledged removals.
-func (s *session) add(reports []*dv1.TaskReport, removed [][]byte) {
-	if len(reports)+len(removed) == 0 {
+// add queues reports and acknowledgements.
+func (s *session) add(reports []*dv1.TaskReport, acks *dv1.Acks) {
+	if len(reports)+len(acks.GetRemoved())+len(acks.GetLeft()) == 0 {
 		return
 	}
 	s.mu.Lock()
 	for _, r := range reports {
 		s.pending[string(r.TaskId)] = r
 	}
-	for _, id := range removed {
+	for _, id := range acks.GetRemoved() {
 		s.removed[string(id)] = true
+	}
+	for _, e := range acks.GetLeft() {
+		s.left[string(e.TaskId)+string(e.NetworkId)] = true
 	}
 	s.mu.Unlock()
 	notify(s.report)
 }
 
-func (s *session) takePending() (reports map[string]*dv1.TaskReport, removed map[string]bool) {
+func (s *session) takePending() (reports map[string]*dv1.TaskReport, removed, left map[string]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	reports, removed = s.pending, s.removed
-	s.pending, s.removed = map[string]*dv1.TaskReport{}, map[string]bool{}
-	return reports, removed
+	reports, removed, left = s.pending, s.removed, s.left
+	s.pending, s.removed, s.left = map[string]*dv1.TaskReport{}, map[string]bool{}, map[string]bool{}
+	return reports, removed, left
 }
 
 // putBack queues again what of the reports the log did not accept.
-func (s *session) putBack(reports map[string]*dv1.TaskReport, tasks, removed []string) {
+func (s *session) putBack(reports map[string]*dv1.TaskReport, tasks, removed, left []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range tasks {
@@ -100,6 +135,9 @@ func (s *session) putBack(reports map[string]*dv1.TaskReport, tasks, removed []s
 	}
 	for _, id := range removed {
 		s.removed[id] = true
+	}
+	for _, id := range left {
+		s.left[id] = true
 	}
 }
 
@@ -197,6 +235,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 	err = t.receive(s, st, quiet)
 	cancel(err)
 	wg.Wait()
+	t.topology.leaveAll(s)
 	if cause := context.Cause(ctx); errors.Is(cause, errSuperseded) || errors.Is(cause, errSilent) || errors.Is(cause, errDeposed) || errors.Is(cause, errRemoved) {
 		return connect.NewError(connect.CodeAborted, fmt.Errorf("session of node %s: %w", s.node, cause))
 	}
@@ -292,7 +331,7 @@ func (t *term) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToA
 		case *dv1.FromAgent_Observation:
 			s.add(t.observe(s, of.Observation), nil)
 		case *dv1.FromAgent_Acks:
-			s.add(nil, t.removed(s, of.Acks))
+			s.add(nil, t.acked(s, of.Acks))
 		case *dv1.FromAgent_Beat:
 		default:
 			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("node %s sent a %T within a session", s.node, m.Of))
@@ -300,12 +339,19 @@ func (t *term) receive(s *session, st *connect.BidiStream[dv1.FromAgent, dv1.ToA
 	}
 }
 
-// removed returns the acknowledged ids that have a tombstone of this node.
-func (t *term) removed(s *session, a *dv1.Acks) (out [][]byte) {
+// acked returns what of the acknowledgements the log still has of this node: tombstones,
+// and endpoints that had to go.
+func (t *term) acked(s *session, a *dv1.Acks) *dv1.Acks {
 	snap := t.o.Log.Snapshot()
+	out := &dv1.Acks{}
 	for _, id := range a.Removed {
 		if snap.Tombstone(id).GetNodeId() == s.node {
-			out = append(out, id)
+			out.Removed = append(out.Removed, id)
+		}
+	}
+	for _, k := range a.Left {
+		if e := snap.Endpoint(k.TaskId, k.NetworkId); e.GetLeaving() && e.NodeId == s.node {
+			out.Left = append(out.Left, k)
 		}
 	}
 	return out

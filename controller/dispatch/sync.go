@@ -3,7 +3,6 @@ package dispatch
 import (
 	"bytes"
 	"cmp"
-	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -29,6 +28,16 @@ func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
 		return nil
 	}
 	index = max(index, sent)
+	var touched []string
+	for _, d := range dirty {
+		if network := d.network(); network != "" {
+			touched = append(touched, network)
+		}
+	}
+	var joined membership
+	if full || len(touched) > 0 {
+		joined = t.members(s, full, touched)
+	}
 	snap := t.o.Log.Snapshot()
 	var tasks []*dv1.Task
 	var tombs []*dv1.Tombstone
@@ -37,25 +46,27 @@ func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
 		tasks = slices.Collect(snap.TasksOfNode(s.node))
 		tombs = slices.Collect(snap.Tombstones(s.node))
 	}
-	for _, id := range slices.Sorted(maps.Keys(dirty)) {
-		if full {
-			break
+	for _, d := range dirty {
+		if full || d.kind != markTask {
+			continue
 		}
-		if task := snap.Task([]byte(id)); task != nil && task.NodeId == s.node {
+		id := []byte(d.key)
+		if task := snap.Task(id); task != nil && task.NodeId == s.node {
 			tasks = append(tasks, task)
 		}
-		if tomb := snap.Tombstone([]byte(id)); tomb.GetNodeId() == s.node {
+		if tomb := snap.Tombstone(id); tomb.GetNodeId() == s.node {
 			tombs = append(tombs, tomb)
 		}
 	}
 	p := &parts{has: s.has, of: func() *dv1.Sync {
 		return &dv1.Sync{Epoch: snap.Cluster().GetEpoch(), Term: t.o.Log.Term(), Index: index, Full: full}
 	}}
+	p.topology(snap, t, s, full, joined, dirty)
 	// Tasks of one spec are adjacent, so that a spec is sent once, or again where a part
 	// ends between them.
 	slices.SortStableFunc(tasks, func(a, b *dv1.Task) int { return cmp.Or(bytes.Compare(a.SpecId, b.SpecId), bytes.Compare(a.Id, b.Id)) })
 	for _, task := range tasks {
-		p.task(task, snap.Spec(task.SpecId))
+		p.task(&dv1.Assignment{Task: task, Endpoints: endpointsOf(snap, task.Id)}, snap.Spec(task.SpecId))
 	}
 	for _, tomb := range tombs {
 		p.room(proto.Size(tomb))
@@ -75,8 +86,8 @@ type parts struct {
 	spec *dv1.Spec // of the last task in now
 }
 
-func (p *parts) task(t *dv1.Task, spec *dv1.Spec) {
-	size := proto.Size(t)
+func (p *parts) task(a *dv1.Assignment, spec *dv1.Spec) {
+	size := proto.Size(a)
 	if spec == nil || p.spec == spec && p.fits(size) {
 		p.room(size)
 	} else {
@@ -89,7 +100,7 @@ func (p *parts) task(t *dv1.Task, spec *dv1.Spec) {
 			p.now.Specs = append(p.now.Specs, spec)
 		}
 	}
-	p.now.Tasks = append(p.now.Tasks, &dv1.Assignment{Task: t})
+	p.now.Tasks = append(p.now.Tasks, a)
 }
 
 func (p *parts) fits(size int) bool { return p.size == 0 || p.size+size <= maxPart }

@@ -18,6 +18,7 @@ type term struct {
 	started  time.Time // times of nodes are relative to it
 	reported observations
 	roster   rosterLog
+	topology *topology
 
 	mu    sync.RWMutex // guards the fields below
 	over  bool
@@ -39,7 +40,7 @@ type node struct {
 }
 
 func newTerm(o Options) *term {
-	return &term{o: o, started: o.Now(), nodes: map[string]*node{}, roster: rosterLog{addrs: map[string]string{}, next: make(chan struct{})}}
+	return &term{o: o, started: o.Now(), nodes: map[string]*node{}, topology: newTopology(), roster: rosterLog{addrs: map[string]string{}, next: make(chan struct{})}}
 }
 
 // end ends all sessions and refuses new ones.
@@ -70,10 +71,10 @@ func (t *term) session(node string) *session {
 	return nil
 }
 
-// mark records that a node's agent must be sent a task's state.
-func (t *term) mark(node string, task []byte, index uint64) {
+// mark records that a node's agent must be sent a record.
+func (t *term) mark(node string, m mark, index uint64) {
 	if s := t.session(node); s != nil {
-		s.mark(task, index)
+		s.mark(m, index)
 	}
 }
 

@@ -111,7 +111,7 @@ func TestAnAcknowledgedTaskIsForgotten(t *testing.T) {
 		t.Fatal("the task is not seen until its removal is done")
 	}
 	term, s := f.hub.term.Load(), sessions[0]
-	s.add(nil, term.removed(s, &dv1.Acks{Removed: [][]byte{tid(0)}}))
+	s.add(nil, term.acked(s, &dv1.Acks{Removed: [][]byte{tid(0)}}))
 	if more, err := term.record(t.Context(), s); more || err != nil {
 		t.Fatal(more, err)
 	}
