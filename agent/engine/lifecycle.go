@@ -73,6 +73,7 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1
 			return task.Attempt{}, fmt.Errorf("starting %s: %w", short(id), err)
 		}
 	}
+	release := task.Timing{Name: "release", Start: time.Now()}
 	if a.Number > 0 || e.tasks.Has(id) { // remains of an earlier life, or of a try of this one
 		if err := e.clear(ctx, id); err != nil {
 			return task.Attempt{}, err
@@ -81,7 +82,12 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1
 			return task.Attempt{}, err
 		}
 	}
-	return e.begin(ctx, s, a, l, ports)
+	release.End = time.Now()
+	out, err := e.begin(ctx, s, a, l, ports)
+	if err == nil && a.Number > 0 {
+		out.Timings = append(out.Timings, release)
+	}
+	return out, err
 }
 
 // startAgain finishes what a try had reached before its agent died. The shim may be
