@@ -50,6 +50,7 @@ type Shims struct {
 	// Shims have it, so that none is left that has no container yet.
 	lifeline, held *os.File
 	spares         *spares
+	migration      *migration
 
 	endWithin   time.Duration
 	removeAgain time.Duration // pause after a removal that failed
@@ -79,7 +80,7 @@ func New(o Options) (*Shims, error) {
 	if err != nil {
 		return nil, fmt.Errorf("preparing for shims: %w", err)
 	}
-	s := &Shims{o: o, lifeline: lifeline, held: held, endWithin: endWithin, removeAgain: removeAgain, open: map[string]*shim{}}
+	s := &Shims{o: o, lifeline: lifeline, held: held, migration: newMigration(), endWithin: endWithin, removeAgain: removeAgain, open: map[string]*shim{}}
 	s.life, s.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
 	s.spares = newSpares(s, o.Spares, o.Runtime)
 	if err := s.spares.sweep(); err != nil {
@@ -105,7 +106,7 @@ func (s *Shims) Close() error {
 		x.unlock()
 	}
 	s.wg.Wait()
-	return errors.Join(s.held.Close(), s.lifeline.Close())
+	return errors.Join(s.held.Close(), s.lifeline.Close(), s.migration.Close())
 }
 
 // Container describes what a shim is to run.
@@ -126,6 +127,7 @@ func (s *Shims) Launch(id string, runtime shimapi.Choice) error {
 	if s.Has(id) {
 		return fmt.Errorf("starting a shim for %s: %w", short(id), os.ErrExist)
 	}
+	s.wg.Go(s.migration.rehearse)
 	s.spares.note(0)
 	if s.spares.take(x, runtime) {
 		return nil
