@@ -129,7 +129,7 @@ func restart(c *contest, _ *row) []peers.Contender {
 func startBurst(c *contest, _ *row) []peers.Contender {
 	d := c.one()
 	all := []peers.Contender{{
-		Name: d.name, CPU: d.group.CPU, Do: peers.Timed(func(int) error { return startMany(c, burst, d.lead.Socket()) }),
+		Name: d.name, CPU: d.group.CPU, Do: peers.Timed(func(int) error { return startMany(c, burst, burst, d.lead.Socket()) }),
 		Undo: func(int) error {
 			return removeEach(func(args ...string) (string, error) { return d.run(d.lead, args...) })
 		},
@@ -152,7 +152,7 @@ func startBurst(c *contest, _ *row) []peers.Contender {
 	}
 	if p := c.docker(); p != nil {
 		all = append(all, peers.Contender{
-			Name: "docker", CPU: p.Group.CPU, Do: peers.Timed(func(int) error { return startMany(c, burst, p.Socket()) }),
+			Name: "docker", CPU: p.Group.CPU, Do: peers.Timed(func(int) error { return startMany(c, burst, burst, p.Socket()) }),
 			Undo: func(int) error { return removeEach(p.Run) },
 		})
 	}
@@ -166,7 +166,7 @@ func startSpread(c *contest, _ *row) []peers.Contender {
 		sockets = append(sockets, h.Socket())
 	}
 	all := []peers.Contender{{
-		Name: d.name, CPU: d.group.CPU, Do: peers.Timed(func(int) error { return startMany(c, spread, sockets...) }),
+		Name: d.name, CPU: d.group.CPU, Do: peers.Timed(func(int) error { return startMany(c, spread, spread, sockets...) }),
 		Undo: func(int) error {
 			return removeEach(func(args ...string) (string, error) { return d.run(d.lead, args...) })
 		},
@@ -194,7 +194,7 @@ func removeMany(c *contest, r *row) []peers.Contender {
 func removal(c *contest, r *row, name string, g *peers.Group, socket string, run func(args ...string) (string, error)) peers.Contender {
 	var spent time.Duration
 	return peers.Contender{Name: name, CPU: func() time.Duration { return spent }, Do: func(int) (float64, error) {
-		if err := startMany(c, r.Count, socket); err != nil {
+		if err := startMany(c, r.Count, few, socket); err != nil {
 			return 0, err
 		}
 		ids, err := run("ps", "-aq")
@@ -215,7 +215,7 @@ func memoryOfContainers(c *contest, _ *row) []peers.Contender {
 	grown := func(g *peers.Group, socket string) func(int) (float64, error) {
 		return func(int) (float64, error) {
 			before := g.PSS()
-			err := startMany(c, resting, socket)
+			err := startMany(c, resting, few, socket)
 			settle()
 			return megabytes(g.PSS()-before) / resting, err
 		}

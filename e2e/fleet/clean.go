@@ -159,6 +159,43 @@ func (f *Fleet) destroy() {
 	alive.done()
 }
 
+// Left returns what there is of the fleet on the machine: its processes, mounts, network
+// namespaces, links and files. After the test, that should be nothing.
+func (f *Fleet) Left() (left []string) {
+	for _, pid := range pids([]string{f.Dir + "/"}) {
+		left = append(left, "process "+strconv.Itoa(pid))
+	}
+	for _, m := range f.Mounts() {
+		left = append(left, "mount "+m)
+	}
+	for _, what := range []string{"netns", "link"} {
+		out, _ := exec.Command("ip", "-o", what).Output()
+		for line := range strings.Lines(string(out)) {
+			if slices.ContainsFunc(strings.Fields(line), f.named) {
+				left = append(left, what+" "+strings.TrimSpace(line))
+			}
+		}
+	}
+	if _, err := os.Stat(f.Dir); err == nil {
+		left = append(left, f.Dir)
+	}
+	return left
+}
+
+// named reports whether a word of ip's output is one of the fleet's names.
+func (f *Fleet) named(word string) bool {
+	name, _, _ := strings.Cut(strings.TrimSuffix(word, ":"), "@")
+	if name == f.prefix {
+		return true
+	}
+	for _, h := range append(f.Hosts, &Host{Name: "reg"}) {
+		if name == f.prefix+"-"+h.Name || name == f.prefix+h.Name {
+			return true
+		}
+	}
+	return false
+}
+
 // alive counts the process's fleets: the last one removes the control groups that all
 // share. Earlier, another fleet could be about to make its own in them.
 var alive census
