@@ -72,7 +72,7 @@ func (t *transport) first(r *http.Request) (*http.Response, error) {
 	}
 	answered := make(chan answer, 1)
 	go func() {
-		resp, err := t.next.RoundTrip(r.WithContext(ctx))
+		resp, err := t.next.RoundTrip(r.WithContext(ctx)) //nolint:bodyclose // whoever receives it closes it
 		answered <- answer{resp, err}
 	}()
 	doubt := time.NewTimer(doubtAfter)

@@ -182,7 +182,7 @@ func TestAnInterruptLeavesNoController(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := tr.RoundTrip(r); !errors.Is(err, context.DeadlineExceeded) || s.frozen.Load() { //nolint:bodyclose // there is none
+		if _, err := tr.RoundTrip(r); !errors.Is(err, context.DeadlineExceeded) || s.frozen.Load() {
 			t.Errorf("%v, and it is left: %v", err, s.frozen.Load())
 		}
 	})
