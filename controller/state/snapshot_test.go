@@ -53,7 +53,7 @@ func TestWrongFilesAreRefused(t *testing.T) {
 		{"no head", "head section is missing", joined(section("tag", 1, record))},
 		{"two heads", "head section is missing or misplaced", joined(head, head)},
 		{"a short head", "head section is malformed", joined(section("head", 1, make([]byte, 15)))},
-		{"a kind of the future", "unknown", joined(head, section("volume", 1, record))},
+		{"a kind of the future", "unknown", joined(head, section("later", 1, record))},
 		{"fewer records than counted", "missing records", joined(head, section("tag", 2, record))},
 		{"more records than counted", "malformed records", joined(head, section("tag", 0, record))},
 		{"a record that is cut off", "truncated record", joined(head, section("tag", 1, record[:len(record)-1]))},

@@ -13,8 +13,10 @@ const (
 	LevelRuns = 2
 	// LevelNetworks has networks, slices and endpoints.
 	LevelNetworks = 3
+	// LevelVolumes has volumes, their removals, and tasks' mounts.
+	LevelVolumes = 4
 	// FeatureLevel is the highest level of entries that this build can apply.
-	FeatureLevel = LevelNetworks
+	FeatureLevel = LevelVolumes
 )
 
 // Level is what entries may hold now, from 1.

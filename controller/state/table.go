@@ -17,6 +17,7 @@ var table = numbered(
 	controllers,
 	tokens,
 	ended,
+	volumes,
 	networks,
 	addressSlices,
 	endpoints,

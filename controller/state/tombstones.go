@@ -8,15 +8,23 @@ import (
 
 var tombstones = &kind[*dv1.Tombstone]{
 	name:    "tombstone",
-	key:     func(m *dv1.Tombstone) string { return string(m.TaskId) },
+	key:     func(m *dv1.Tombstone) string { return string(Removed(m)) },
 	indexes: []*index[*dv1.Tombstone]{tombstonesByNode},
 	stamp:   func(m *dv1.Tombstone, index uint64) { m.Revision = index },
 }
 
 var tombstonesByNode = &index[*dv1.Tombstone]{key: func(m *dv1.Tombstone) string { return m.NodeId + sep }}
 
-// Tombstone returns a task's unacknowledged removal, or nil.
-func (s *Snapshot) Tombstone(task []byte) *dv1.Tombstone { return tombstones.get(s, string(task)) }
+// Removed returns the id of the task or volume whose removal a tombstone is.
+func Removed(m *dv1.Tombstone) []byte {
+	if len(m.VolumeId) > 0 {
+		return m.VolumeId
+	}
+	return m.TaskId
+}
+
+// Tombstone returns the unacknowledged removal of a task or volume, or nil.
+func (s *Snapshot) Tombstone(id []byte) *dv1.Tombstone { return tombstones.get(s, string(id)) }
 
 // Tombstones yields the unacknowledged removals of a node; of all nodes for "".
 func (s *Snapshot) Tombstones(node string) iter.Seq[*dv1.Tombstone] {

@@ -78,16 +78,28 @@ type usage struct {
 	all     Counts
 	byNode  tree[*Use] // nodes without tasks are missing
 	byImage tree[int]  // number of tasks per image and node
+
+	byVolume tree[none] // ids of a volume and of a task that mounts it
 }
 
-func newUsage() total[*dv1.Task] { return &usage{byNode: newTree[*Use](), byImage: newTree[int]()} }
+func newUsage() total[*dv1.Task] {
+	return &usage{byNode: newTree[*Use](), byImage: newTree[int](), byVolume: newTree[none]()}
+}
 
-func (u *usage) copy() total[*dv1.Task] { return &usage{u.all, u.byNode.copy(), u.byImage.copy()} }
+func (u *usage) copy() total[*dv1.Task] {
+	return &usage{u.all, u.byNode.copy(), u.byImage.copy(), u.byVolume.copy()}
+}
 
 func (u *usage) change(s *Snapshot, old, m *dv1.Task) {
 	if from, to := imageOnNode(s, old), imageOnNode(s, m); from != to {
 		u.hold(from, -1)
 		u.hold(to, 1)
+	}
+	for _, id := range volumesOf(old) {
+		u.byVolume.del(id + string(old.Id))
+	}
+	for _, id := range volumesOf(m) {
+		u.byVolume.set(id+string(m.Id), none{})
 	}
 	was, is := taken(s, old), taken(s, m)
 	u.all.add(was.Counts, -1)
@@ -136,6 +148,7 @@ func (u *usage) hold(image string, by int) {
 
 func (u *usage) load(s *Snapshot, all iter.Seq[*dv1.Task]) {
 	byNode, byImage := map[string]*Use{}, map[string]int{}
+	var mounts []string
 	for t := range all {
 		is := taken(s, t)
 		u.all.add(is.Counts, 1)
@@ -144,6 +157,13 @@ func (u *usage) load(s *Snapshot, all iter.Seq[*dv1.Task]) {
 		}
 		byNode[t.NodeId].add(is, 1)
 		byImage[imageOnNode(s, t)]++
+		for _, id := range volumesOf(t) {
+			mounts = append(mounts, id+string(t.Id))
+		}
+	}
+	slices.Sort(mounts)
+	for _, e := range mounts {
+		u.byVolume.load(e, none{})
 	}
 	delete(byNode, "")
 	delete(byImage, "")

@@ -96,7 +96,7 @@ func (x Error_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Error_Kind.Descriptor instead.
 func (Error_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39, 0}
+	return file_command_proto_rawDescGZIP(), []int{41, 0}
 }
 
 type Command struct {
@@ -140,6 +140,8 @@ type Command struct {
 	//	*Command_Connect
 	//	*Command_Disconnect
 	//	*Command_LeftNetworks
+	//	*Command_CreateVolume
+	//	*Command_RemoveVolumes
 	Of            isCommand_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -507,6 +509,24 @@ func (x *Command) GetLeftNetworks() *LeftNetworks {
 	return nil
 }
 
+func (x *Command) GetCreateVolume() *CreateVolume {
+	if x != nil {
+		if x, ok := x.Of.(*Command_CreateVolume); ok {
+			return x.CreateVolume
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveVolumes() *RemoveVolumes {
+	if x != nil {
+		if x, ok := x.Of.(*Command_RemoveVolumes); ok {
+			return x.RemoveVolumes
+		}
+	}
+	return nil
+}
+
 type isCommand_Of interface {
 	isCommand_Of()
 }
@@ -643,6 +663,14 @@ type Command_LeftNetworks struct {
 	LeftNetworks *LeftNetworks `protobuf:"bytes,54,opt,name=left_networks,json=leftNetworks,proto3,oneof"`
 }
 
+type Command_CreateVolume struct {
+	CreateVolume *CreateVolume `protobuf:"bytes,60,opt,name=create_volume,json=createVolume,proto3,oneof"`
+}
+
+type Command_RemoveVolumes struct {
+	RemoveVolumes *RemoveVolumes `protobuf:"bytes,61,opt,name=remove_volumes,json=removeVolumes,proto3,oneof"`
+}
+
 func (*Command_Init) isCommand_Of() {}
 
 func (*Command_Create) isCommand_Of() {}
@@ -708,6 +736,10 @@ func (*Command_Connect) isCommand_Of() {}
 func (*Command_Disconnect) isCommand_Of() {}
 
 func (*Command_LeftNetworks) isCommand_Of() {}
+
+func (*Command_CreateVolume) isCommand_Of() {}
+
+func (*Command_RemoveVolumes) isCommand_Of() {}
 
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1547,6 +1579,121 @@ func (x *Killed) GetAttempt() int32 {
 	return 0
 }
 
+// CreateVolume makes a volume, unless there is one of that name. Its id, and the name of an
+// anonymous one, are minted by the receiver.
+type CreateVolume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	On            []string               `protobuf:"bytes,2,rep,name=on,proto3" json:"on,omitempty"`           // constraints on its home
+	Contact       string                 `protobuf:"bytes,3,opt,name=contact,proto3" json:"contact,omitempty"` // node id or "": the home of a volume whose options name a path
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateVolume) Reset() {
+	*x = CreateVolume{}
+	mi := &file_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVolume) ProtoMessage() {}
+
+func (x *CreateVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVolume.ProtoReflect.Descriptor instead.
+func (*CreateVolume) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CreateVolume) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *CreateVolume) GetOn() []string {
+	if x != nil {
+		return x.On
+	}
+	return nil
+}
+
+func (x *CreateVolume) GetContact() string {
+	if x != nil {
+		return x.Contact
+	}
+	return ""
+}
+
+// RemoveVolumes removes as many volumes as one entry takes: the answer says how many are left.
+type RemoveVolumes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeIds     [][]byte               `protobuf:"bytes,1,rep,name=volume_ids,json=volumeIds,proto3" json:"volume_ids,omitempty"`
+	Unused        bool                   `protobuf:"varint,2,opt,name=unused,proto3" json:"unused,omitempty"` // those in use stay; else they are a conflict
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveVolumes) Reset() {
+	*x = RemoveVolumes{}
+	mi := &file_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveVolumes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveVolumes) ProtoMessage() {}
+
+func (x *RemoveVolumes) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveVolumes.ProtoReflect.Descriptor instead.
+func (*RemoveVolumes) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RemoveVolumes) GetVolumeIds() [][]byte {
+	if x != nil {
+		return x.VolumeIds
+	}
+	return nil
+}
+
+func (x *RemoveVolumes) GetUnused() bool {
+	if x != nil {
+		return x.Unused
+	}
+	return false
+}
+
 type CommitImage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
@@ -1557,7 +1704,7 @@ type CommitImage struct {
 
 func (x *CommitImage) Reset() {
 	*x = CommitImage{}
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1716,7 @@ func (x *CommitImage) String() string {
 func (*CommitImage) ProtoMessage() {}
 
 func (x *CommitImage) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[15]
+	mi := &file_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1729,7 @@ func (x *CommitImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitImage.ProtoReflect.Descriptor instead.
 func (*CommitImage) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{15}
+	return file_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CommitImage) GetImage() *Image {
@@ -1609,7 +1756,7 @@ type PutTag struct {
 
 func (x *PutTag) Reset() {
 	*x = PutTag{}
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1768,7 @@ func (x *PutTag) String() string {
 func (*PutTag) ProtoMessage() {}
 
 func (x *PutTag) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[16]
+	mi := &file_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1781,7 @@ func (x *PutTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTag.ProtoReflect.Descriptor instead.
 func (*PutTag) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{16}
+	return file_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PutTag) GetRef() string {
@@ -1662,7 +1809,7 @@ type Untag struct {
 
 func (x *Untag) Reset() {
 	*x = Untag{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1821,7 @@ func (x *Untag) String() string {
 func (*Untag) ProtoMessage() {}
 
 func (x *Untag) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1834,7 @@ func (x *Untag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Untag.ProtoReflect.Descriptor instead.
 func (*Untag) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Untag) GetRef() string {
@@ -1720,7 +1867,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1879,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1892,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RegisterNode) GetNode() *Node {
@@ -1764,7 +1911,7 @@ type SetLiveness struct {
 
 func (x *SetLiveness) Reset() {
 	*x = SetLiveness{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1923,7 @@ func (x *SetLiveness) String() string {
 func (*SetLiveness) ProtoMessage() {}
 
 func (x *SetLiveness) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1936,7 @@ func (x *SetLiveness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiveness.ProtoReflect.Descriptor instead.
 func (*SetLiveness) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetLiveness) GetNodes() []*Verdict {
@@ -1809,7 +1956,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1968,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1981,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Verdict) GetNodeId() string {
@@ -1861,7 +2008,7 @@ type AckTombstones struct {
 
 func (x *AckTombstones) Reset() {
 	*x = AckTombstones{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2020,7 @@ func (x *AckTombstones) String() string {
 func (*AckTombstones) ProtoMessage() {}
 
 func (x *AckTombstones) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2033,7 @@ func (x *AckTombstones) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckTombstones.ProtoReflect.Descriptor instead.
 func (*AckTombstones) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AckTombstones) GetTaskIds() [][]byte {
@@ -1919,7 +2066,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2078,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2091,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Join) GetTokenId() string {
@@ -1998,7 +2145,7 @@ type PutToken struct {
 
 func (x *PutToken) Reset() {
 	*x = PutToken{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2157,7 @@ func (x *PutToken) String() string {
 func (*PutToken) ProtoMessage() {}
 
 func (x *PutToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2170,7 @@ func (x *PutToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
 func (*PutToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutToken) GetToken() *Token {
@@ -2042,7 +2189,7 @@ type RevokeToken struct {
 
 func (x *RevokeToken) Reset() {
 	*x = RevokeToken{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2201,7 @@ func (x *RevokeToken) String() string {
 func (*RevokeToken) ProtoMessage() {}
 
 func (x *RevokeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2214,7 @@ func (x *RevokeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeToken.ProtoReflect.Descriptor instead.
 func (*RevokeToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RevokeToken) GetId() string {
@@ -2090,7 +2237,7 @@ type UpdateNode struct {
 
 func (x *UpdateNode) Reset() {
 	*x = UpdateNode{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2249,7 @@ func (x *UpdateNode) String() string {
 func (*UpdateNode) ProtoMessage() {}
 
 func (x *UpdateNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2262,7 @@ func (x *UpdateNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNode.ProtoReflect.Descriptor instead.
 func (*UpdateNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UpdateNode) GetNodeId() string {
@@ -2163,7 +2310,7 @@ type RemoveNode struct {
 
 func (x *RemoveNode) Reset() {
 	*x = RemoveNode{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2322,7 @@ func (x *RemoveNode) String() string {
 func (*RemoveNode) ProtoMessage() {}
 
 func (x *RemoveNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2335,7 @@ func (x *RemoveNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
 func (*RemoveNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RemoveNode) GetNodeId() string {
@@ -2214,7 +2361,7 @@ type RemoveController struct {
 
 func (x *RemoveController) Reset() {
 	*x = RemoveController{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2373,7 @@ func (x *RemoveController) String() string {
 func (*RemoveController) ProtoMessage() {}
 
 func (x *RemoveController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2386,7 @@ func (x *RemoveController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveController.ProtoReflect.Descriptor instead.
 func (*RemoveController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveController) GetId() string {
@@ -2258,7 +2405,7 @@ type PutController struct {
 
 func (x *PutController) Reset() {
 	*x = PutController{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2417,7 @@ func (x *PutController) String() string {
 func (*PutController) ProtoMessage() {}
 
 func (x *PutController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2430,7 @@ func (x *PutController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutController.ProtoReflect.Descriptor instead.
 func (*PutController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PutController) GetController() *Controller {
@@ -2302,7 +2449,7 @@ type AddPool struct {
 
 func (x *AddPool) Reset() {
 	*x = AddPool{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2461,7 @@ func (x *AddPool) String() string {
 func (*AddPool) ProtoMessage() {}
 
 func (x *AddPool) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2474,7 @@ func (x *AddPool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPool.ProtoReflect.Descriptor instead.
 func (*AddPool) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AddPool) GetPool() string {
@@ -2346,7 +2493,7 @@ type SetTiming struct {
 
 func (x *SetTiming) Reset() {
 	*x = SetTiming{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2505,7 @@ func (x *SetTiming) String() string {
 func (*SetTiming) ProtoMessage() {}
 
 func (x *SetTiming) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2518,7 @@ func (x *SetTiming) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTiming.ProtoReflect.Descriptor instead.
 func (*SetTiming) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetTiming) GetTiming() *Timing {
@@ -2390,7 +2537,7 @@ type PutIdentity struct {
 
 func (x *PutIdentity) Reset() {
 	*x = PutIdentity{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2549,7 @@ func (x *PutIdentity) String() string {
 func (*PutIdentity) ProtoMessage() {}
 
 func (x *PutIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2562,7 @@ func (x *PutIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIdentity.ProtoReflect.Descriptor instead.
 func (*PutIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PutIdentity) GetIdentity() *Identity {
@@ -2434,7 +2581,7 @@ type PutSealed struct {
 
 func (x *PutSealed) Reset() {
 	*x = PutSealed{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2446,7 +2593,7 @@ func (x *PutSealed) String() string {
 func (*PutSealed) ProtoMessage() {}
 
 func (x *PutSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2459,7 +2606,7 @@ func (x *PutSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSealed.ProtoReflect.Descriptor instead.
 func (*PutSealed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PutSealed) GetSealed() *Sealed {
@@ -2480,7 +2627,7 @@ type RotateDataKey struct {
 
 func (x *RotateDataKey) Reset() {
 	*x = RotateDataKey{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2492,7 +2639,7 @@ func (x *RotateDataKey) String() string {
 func (*RotateDataKey) ProtoMessage() {}
 
 func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2652,7 @@ func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDataKey.ProtoReflect.Descriptor instead.
 func (*RotateDataKey) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RotateDataKey) GetFrom() string {
@@ -2533,7 +2680,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2545,7 +2692,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2558,7 +2705,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Report) GetNodeId() string {
@@ -2590,7 +2737,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +2749,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +2762,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -2683,13 +2830,14 @@ type CommandResult struct {
 	RunId         []byte                 `protobuf:"bytes,12,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	Placed        []*Placed              `protobuf:"bytes,13,rep,name=placed,proto3" json:"placed,omitempty"`     // tasks of a run over nodes that this entry made; with left, the leader makes the others
 	Rejected      []*Rejected            `protobuf:"bytes,14,rep,name=rejected,proto3" json:"rejected,omitempty"` // nodes that get none of its tasks
+	Volumes       []string               `protobuf:"bytes,20,rep,name=volumes,proto3" json:"volumes,omitempty"`   // names of volumes that were created, existed already, or were removed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2849,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2862,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -2815,6 +2963,13 @@ func (x *CommandResult) GetRejected() []*Rejected {
 	return nil
 }
 
+func (x *CommandResult) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
 type Placed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        []byte                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
@@ -2826,7 +2981,7 @@ type Placed struct {
 
 func (x *Placed) Reset() {
 	*x = Placed{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +2993,7 @@ func (x *Placed) String() string {
 func (*Placed) ProtoMessage() {}
 
 func (x *Placed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +3006,7 @@ func (x *Placed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placed.ProtoReflect.Descriptor instead.
 func (*Placed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Placed) GetTaskId() []byte {
@@ -2885,7 +3040,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3052,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3065,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Rejected) GetNodes() uint32 {
@@ -2938,7 +3093,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3105,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3118,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Error) GetKind() Error_Kind {
@@ -2984,7 +3139,7 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xf1\x0e\n" +
+	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xf4\x0f\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x1c\n" +
@@ -3029,7 +3184,9 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"disconnect\x185 \x01(\v2\x15.drover.v1.DisconnectH\x00R\n" +
 	"disconnect\x12>\n" +
-	"\rleft_networks\x186 \x01(\v2\x17.drover.v1.LeftNetworksH\x00R\fleftNetworksB\x04\n" +
+	"\rleft_networks\x186 \x01(\v2\x17.drover.v1.LeftNetworksH\x00R\fleftNetworks\x12>\n" +
+	"\rcreate_volume\x18< \x01(\v2\x17.drover.v1.CreateVolumeH\x00R\fcreateVolume\x12A\n" +
+	"\x0eremove_volumes\x18= \x01(\v2\x18.drover.v1.RemoveVolumesH\x00R\rremoveVolumesB\x04\n" +
 	"\x02of\"\xcb\x01\n" +
 	"\x04Init\x12,\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterR\acluster\x123\n" +
@@ -3095,7 +3252,15 @@ const file_command_proto_rawDesc = "" +
 	"\avolumes\x18\x03 \x01(\bR\avolumes\";\n" +
 	"\x06Killed\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x18\n" +
-	"\aattempt\x18\x02 \x01(\x05R\aattempt\"I\n" +
+	"\aattempt\x18\x02 \x01(\x05R\aattempt\"c\n" +
+	"\fCreateVolume\x12)\n" +
+	"\x06volume\x18\x01 \x01(\v2\x11.drover.v1.VolumeR\x06volume\x12\x0e\n" +
+	"\x02on\x18\x02 \x03(\tR\x02on\x12\x18\n" +
+	"\acontact\x18\x03 \x01(\tR\acontact\"F\n" +
+	"\rRemoveVolumes\x12\x1d\n" +
+	"\n" +
+	"volume_ids\x18\x01 \x03(\fR\tvolumeIds\x12\x16\n" +
+	"\x06unused\x18\x02 \x01(\bR\x06unused\"I\n" +
 	"\vCommitImage\x12&\n" +
 	"\x05image\x18\x01 \x01(\v2\x10.drover.v1.ImageR\x05image\x12\x12\n" +
 	"\x04refs\x18\x02 \x03(\tR\x04refs\"2\n" +
@@ -3180,7 +3345,7 @@ const file_command_proto_rawDesc = "" +
 	"\x04exit\x18\x04 \x01(\v2\x0f.drover.v1.ExitR\x04exit\x12\x16\n" +
 	"\x06failed\x18\x05 \x01(\tR\x06failed\x12%\n" +
 	"\x05ports\x18\x06 \x03(\v2\x0f.drover.v1.PortR\x05ports\x12\x1a\n" +
-	"\brestarts\x18\a \x01(\x05R\brestarts\"\xa0\x03\n" +
+	"\brestarts\x18\a \x01(\x05R\brestarts\"\xba\x03\n" +
 	"\rCommandResult\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\fR\x06taskId\x12\x12\n" +
@@ -3196,7 +3361,8 @@ const file_command_proto_rawDesc = "" +
 	"\x04left\x18\v \x01(\rR\x04left\x12\x15\n" +
 	"\x06run_id\x18\f \x01(\fR\x05runId\x12)\n" +
 	"\x06placed\x18\r \x03(\v2\x11.drover.v1.PlacedR\x06placed\x12/\n" +
-	"\brejected\x18\x0e \x03(\v2\x13.drover.v1.RejectedR\brejected\"N\n" +
+	"\brejected\x18\x0e \x03(\v2\x13.drover.v1.RejectedR\brejected\x12\x18\n" +
+	"\avolumes\x18\x14 \x03(\tR\avolumes\"N\n" +
 	"\x06Placed\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
@@ -3237,7 +3403,7 @@ func file_command_proto_rawDescGZIP() []byte {
 }
 
 var file_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_command_proto_goTypes = []any{
 	(Error_Kind)(0),          // 0: drover.v1.Error.Kind
 	(*Command)(nil),          // 1: drover.v1.Command
@@ -3255,49 +3421,52 @@ var file_command_proto_goTypes = []any{
 	(*Rename)(nil),           // 13: drover.v1.Rename
 	(*Remove)(nil),           // 14: drover.v1.Remove
 	(*Killed)(nil),           // 15: drover.v1.Killed
-	(*CommitImage)(nil),      // 16: drover.v1.CommitImage
-	(*PutTag)(nil),           // 17: drover.v1.PutTag
-	(*Untag)(nil),            // 18: drover.v1.Untag
-	(*RegisterNode)(nil),     // 19: drover.v1.RegisterNode
-	(*SetLiveness)(nil),      // 20: drover.v1.SetLiveness
-	(*Verdict)(nil),          // 21: drover.v1.Verdict
-	(*AckTombstones)(nil),    // 22: drover.v1.AckTombstones
-	(*Join)(nil),             // 23: drover.v1.Join
-	(*PutToken)(nil),         // 24: drover.v1.PutToken
-	(*RevokeToken)(nil),      // 25: drover.v1.RevokeToken
-	(*UpdateNode)(nil),       // 26: drover.v1.UpdateNode
-	(*RemoveNode)(nil),       // 27: drover.v1.RemoveNode
-	(*RemoveController)(nil), // 28: drover.v1.RemoveController
-	(*PutController)(nil),    // 29: drover.v1.PutController
-	(*AddPool)(nil),          // 30: drover.v1.AddPool
-	(*SetTiming)(nil),        // 31: drover.v1.SetTiming
-	(*PutIdentity)(nil),      // 32: drover.v1.PutIdentity
-	(*PutSealed)(nil),        // 33: drover.v1.PutSealed
-	(*RotateDataKey)(nil),    // 34: drover.v1.RotateDataKey
-	(*Report)(nil),           // 35: drover.v1.Report
-	(*TaskReport)(nil),       // 36: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 37: drover.v1.CommandResult
-	(*Placed)(nil),           // 38: drover.v1.Placed
-	(*Rejected)(nil),         // 39: drover.v1.Rejected
-	(*Error)(nil),            // 40: drover.v1.Error
-	nil,                      // 41: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 42: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 43: drover.v1.Cluster
-	(*Identity)(nil),         // 44: drover.v1.Identity
-	(*Sealed)(nil),           // 45: drover.v1.Sealed
-	(*Controller)(nil),       // 46: drover.v1.Controller
-	(*Spec)(nil),             // 47: drover.v1.Spec
-	(Run_Mode)(0),            // 48: drover.v1.Run.Mode
-	(*Endpoint)(nil),         // 49: drover.v1.Endpoint
-	(*Network)(nil),          // 50: drover.v1.Network
-	(*Image)(nil),            // 51: drover.v1.Image
-	(*Node)(nil),             // 52: drover.v1.Node
-	(Node_Liveness)(0),       // 53: drover.v1.Node.Liveness
-	(*Token)(nil),            // 54: drover.v1.Token
-	(Node_Availability)(0),   // 55: drover.v1.Node.Availability
-	(*Timing)(nil),           // 56: drover.v1.Timing
-	(*Exit)(nil),             // 57: drover.v1.Exit
-	(*Port)(nil),             // 58: drover.v1.Port
+	(*CreateVolume)(nil),     // 16: drover.v1.CreateVolume
+	(*RemoveVolumes)(nil),    // 17: drover.v1.RemoveVolumes
+	(*CommitImage)(nil),      // 18: drover.v1.CommitImage
+	(*PutTag)(nil),           // 19: drover.v1.PutTag
+	(*Untag)(nil),            // 20: drover.v1.Untag
+	(*RegisterNode)(nil),     // 21: drover.v1.RegisterNode
+	(*SetLiveness)(nil),      // 22: drover.v1.SetLiveness
+	(*Verdict)(nil),          // 23: drover.v1.Verdict
+	(*AckTombstones)(nil),    // 24: drover.v1.AckTombstones
+	(*Join)(nil),             // 25: drover.v1.Join
+	(*PutToken)(nil),         // 26: drover.v1.PutToken
+	(*RevokeToken)(nil),      // 27: drover.v1.RevokeToken
+	(*UpdateNode)(nil),       // 28: drover.v1.UpdateNode
+	(*RemoveNode)(nil),       // 29: drover.v1.RemoveNode
+	(*RemoveController)(nil), // 30: drover.v1.RemoveController
+	(*PutController)(nil),    // 31: drover.v1.PutController
+	(*AddPool)(nil),          // 32: drover.v1.AddPool
+	(*SetTiming)(nil),        // 33: drover.v1.SetTiming
+	(*PutIdentity)(nil),      // 34: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 35: drover.v1.PutSealed
+	(*RotateDataKey)(nil),    // 36: drover.v1.RotateDataKey
+	(*Report)(nil),           // 37: drover.v1.Report
+	(*TaskReport)(nil),       // 38: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 39: drover.v1.CommandResult
+	(*Placed)(nil),           // 40: drover.v1.Placed
+	(*Rejected)(nil),         // 41: drover.v1.Rejected
+	(*Error)(nil),            // 42: drover.v1.Error
+	nil,                      // 43: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 44: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 45: drover.v1.Cluster
+	(*Identity)(nil),         // 46: drover.v1.Identity
+	(*Sealed)(nil),           // 47: drover.v1.Sealed
+	(*Controller)(nil),       // 48: drover.v1.Controller
+	(*Spec)(nil),             // 49: drover.v1.Spec
+	(Run_Mode)(0),            // 50: drover.v1.Run.Mode
+	(*Endpoint)(nil),         // 51: drover.v1.Endpoint
+	(*Network)(nil),          // 52: drover.v1.Network
+	(*Volume)(nil),           // 53: drover.v1.Volume
+	(*Image)(nil),            // 54: drover.v1.Image
+	(*Node)(nil),             // 55: drover.v1.Node
+	(Node_Liveness)(0),       // 56: drover.v1.Node.Liveness
+	(*Token)(nil),            // 57: drover.v1.Token
+	(Node_Availability)(0),   // 58: drover.v1.Node.Availability
+	(*Timing)(nil),           // 59: drover.v1.Timing
+	(*Exit)(nil),             // 60: drover.v1.Exit
+	(*Port)(nil),             // 61: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
@@ -3307,70 +3476,73 @@ var file_command_proto_depIdxs = []int32{
 	12, // 4: drover.v1.Command.restart:type_name -> drover.v1.Restart
 	13, // 5: drover.v1.Command.rename:type_name -> drover.v1.Rename
 	14, // 6: drover.v1.Command.remove:type_name -> drover.v1.Remove
-	16, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
-	17, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
-	18, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
-	19, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
-	20, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	35, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
-	22, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	32, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	33, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	18, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
+	19, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
+	20, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
+	21, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
+	22, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
+	37, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	24, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
+	34, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	35, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
 	15, // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
-	23, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
-	24, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
-	25, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
-	26, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
-	27, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
-	28, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
-	29, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	34, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
-	31, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
-	30, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
+	25, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
+	26, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
+	27, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
+	28, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
+	29, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
+	30, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
+	31, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
+	36, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	33, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
+	32, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
 	9,  // 27: drover.v1.Command.fill_run:type_name -> drover.v1.FillRun
 	4,  // 28: drover.v1.Command.create_network:type_name -> drover.v1.CreateNetwork
 	5,  // 29: drover.v1.Command.remove_network:type_name -> drover.v1.RemoveNetwork
 	6,  // 30: drover.v1.Command.connect:type_name -> drover.v1.Connect
 	7,  // 31: drover.v1.Command.disconnect:type_name -> drover.v1.Disconnect
 	8,  // 32: drover.v1.Command.left_networks:type_name -> drover.v1.LeftNetworks
-	43, // 33: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	44, // 34: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	45, // 35: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	46, // 36: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	47, // 37: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	48, // 38: drover.v1.CreateRun.mode:type_name -> drover.v1.Run.Mode
-	49, // 39: drover.v1.CreateRun.endpoints:type_name -> drover.v1.Endpoint
-	50, // 40: drover.v1.CreateNetwork.network:type_name -> drover.v1.Network
-	49, // 41: drover.v1.Connect.endpoint:type_name -> drover.v1.Endpoint
-	51, // 42: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	52, // 43: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	21, // 44: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
-	53, // 45: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
-	52, // 46: drover.v1.Join.node:type_name -> drover.v1.Node
-	44, // 47: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	46, // 48: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	45, // 49: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	54, // 50: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	41, // 51: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	55, // 52: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
-	42, // 53: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	46, // 54: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	56, // 55: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
-	44, // 56: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	45, // 57: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	45, // 58: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
-	36, // 59: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	57, // 60: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	58, // 61: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	40, // 62: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	38, // 63: drover.v1.CommandResult.placed:type_name -> drover.v1.Placed
-	39, // 64: drover.v1.CommandResult.rejected:type_name -> drover.v1.Rejected
-	0,  // 65: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	16, // 33: drover.v1.Command.create_volume:type_name -> drover.v1.CreateVolume
+	17, // 34: drover.v1.Command.remove_volumes:type_name -> drover.v1.RemoveVolumes
+	45, // 35: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	46, // 36: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	47, // 37: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	48, // 38: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	49, // 39: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	50, // 40: drover.v1.CreateRun.mode:type_name -> drover.v1.Run.Mode
+	51, // 41: drover.v1.CreateRun.endpoints:type_name -> drover.v1.Endpoint
+	52, // 42: drover.v1.CreateNetwork.network:type_name -> drover.v1.Network
+	51, // 43: drover.v1.Connect.endpoint:type_name -> drover.v1.Endpoint
+	53, // 44: drover.v1.CreateVolume.volume:type_name -> drover.v1.Volume
+	54, // 45: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	55, // 46: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	23, // 47: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
+	56, // 48: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
+	55, // 49: drover.v1.Join.node:type_name -> drover.v1.Node
+	46, // 50: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	48, // 51: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	47, // 52: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	57, // 53: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	43, // 54: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	58, // 55: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
+	44, // 56: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	48, // 57: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	59, // 58: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
+	46, // 59: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	47, // 60: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	47, // 61: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	38, // 62: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	60, // 63: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	61, // 64: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	42, // 65: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	40, // 66: drover.v1.CommandResult.placed:type_name -> drover.v1.Placed
+	41, // 67: drover.v1.CommandResult.rejected:type_name -> drover.v1.Rejected
+	0,  // 68: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
+	69, // [69:69] is the sub-list for method output_type
+	69, // [69:69] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -3413,6 +3585,8 @@ func file_command_proto_init() {
 		(*Command_Connect)(nil),
 		(*Command_Disconnect)(nil),
 		(*Command_LeftNetworks)(nil),
+		(*Command_CreateVolume)(nil),
+		(*Command_RemoveVolumes)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3420,7 +3594,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   42,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

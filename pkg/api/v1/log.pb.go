@@ -135,6 +135,7 @@ type Effect struct {
 	//	*Effect_Network
 	//	*Effect_Slice
 	//	*Effect_Endpoint
+	//	*Effect_Volume
 	//	*Effect_DeleteSpec
 	//	*Effect_DeleteRun
 	//	*Effect_DeleteTask
@@ -150,6 +151,7 @@ type Effect struct {
 	//	*Effect_DeleteNetwork
 	//	*Effect_DeleteSlice
 	//	*Effect_DeleteEndpoint
+	//	*Effect_DeleteVolume
 	Of            isEffect_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -336,6 +338,15 @@ func (x *Effect) GetEndpoint() *Endpoint {
 	return nil
 }
 
+func (x *Effect) GetVolume() *Volume {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_Volume); ok {
+			return x.Volume
+		}
+	}
+	return nil
+}
+
 func (x *Effect) GetDeleteSpec() []byte {
 	if x != nil {
 		if x, ok := x.Of.(*Effect_DeleteSpec); ok {
@@ -471,6 +482,15 @@ func (x *Effect) GetDeleteEndpoint() []byte {
 	return nil
 }
 
+func (x *Effect) GetDeleteVolume() []byte {
+	if x != nil {
+		if x, ok := x.Of.(*Effect_DeleteVolume); ok {
+			return x.DeleteVolume
+		}
+	}
+	return nil
+}
+
 type isEffect_Of interface {
 	isEffect_Of()
 }
@@ -539,6 +559,10 @@ type Effect_Endpoint struct {
 	Endpoint *Endpoint `protobuf:"bytes,16,opt,name=endpoint,proto3,oneof"`
 }
 
+type Effect_Volume struct {
+	Volume *Volume `protobuf:"bytes,40,opt,name=volume,proto3,oneof"`
+}
+
 type Effect_DeleteSpec struct {
 	DeleteSpec []byte `protobuf:"bytes,20,opt,name=delete_spec,json=deleteSpec,proto3,oneof"`
 }
@@ -599,6 +623,10 @@ type Effect_DeleteEndpoint struct {
 	DeleteEndpoint []byte `protobuf:"bytes,34,opt,name=delete_endpoint,json=deleteEndpoint,proto3,oneof"`
 }
 
+type Effect_DeleteVolume struct {
+	DeleteVolume []byte `protobuf:"bytes,41,opt,name=delete_volume,json=deleteVolume,proto3,oneof"`
+}
+
 func (*Effect_Cluster) isEffect_Of() {}
 
 func (*Effect_Spec) isEffect_Of() {}
@@ -631,6 +659,8 @@ func (*Effect_Slice) isEffect_Of() {}
 
 func (*Effect_Endpoint) isEffect_Of() {}
 
+func (*Effect_Volume) isEffect_Of() {}
+
 func (*Effect_DeleteSpec) isEffect_Of() {}
 
 func (*Effect_DeleteRun) isEffect_Of() {}
@@ -660,6 +690,8 @@ func (*Effect_DeleteNetwork) isEffect_Of() {}
 func (*Effect_DeleteSlice) isEffect_Of() {}
 
 func (*Effect_DeleteEndpoint) isEffect_Of() {}
+
+func (*Effect_DeleteVolume) isEffect_Of() {}
 
 // KeyResult answers a repeated command.
 type KeyResult struct {
@@ -743,7 +775,7 @@ const file_log_proto_rawDesc = "" +
 	"\x04base\x18\x04 \x01(\x04R\x04base\x12\x12\n" +
 	"\x04time\x18\x05 \x01(\x03R\x04time\x12+\n" +
 	"\aeffects\x18\x06 \x03(\v2\x11.drover.v1.EffectR\aeffects\x12.\n" +
-	"\aresults\x18\a \x03(\v2\x14.drover.v1.KeyResultR\aresults\"\x91\n" +
+	"\aresults\x18\a \x03(\v2\x14.drover.v1.KeyResultR\aresults\"\xe5\n" +
 	"\n" +
 	"\x06Effect\x12.\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterH\x00R\acluster\x12%\n" +
@@ -764,7 +796,8 @@ const file_log_proto_rawDesc = "" +
 	"\x05ended\x18\r \x01(\v2\x0f.drover.v1.TaskH\x00R\x05ended\x12.\n" +
 	"\anetwork\x18\x0e \x01(\v2\x12.drover.v1.NetworkH\x00R\anetwork\x12(\n" +
 	"\x05slice\x18\x0f \x01(\v2\x10.drover.v1.SliceH\x00R\x05slice\x121\n" +
-	"\bendpoint\x18\x10 \x01(\v2\x13.drover.v1.EndpointH\x00R\bendpoint\x12!\n" +
+	"\bendpoint\x18\x10 \x01(\v2\x13.drover.v1.EndpointH\x00R\bendpoint\x12+\n" +
+	"\x06volume\x18( \x01(\v2\x11.drover.v1.VolumeH\x00R\x06volume\x12!\n" +
 	"\vdelete_spec\x18\x14 \x01(\fH\x00R\n" +
 	"deleteSpec\x12\x1f\n" +
 	"\n" +
@@ -784,7 +817,8 @@ const file_log_proto_rawDesc = "" +
 	"\fdelete_ended\x18\x1f \x01(\fH\x00R\vdeleteEnded\x12'\n" +
 	"\x0edelete_network\x18  \x01(\fH\x00R\rdeleteNetwork\x12#\n" +
 	"\fdelete_slice\x18! \x01(\fH\x00R\vdeleteSlice\x12)\n" +
-	"\x0fdelete_endpoint\x18\" \x01(\fH\x00R\x0edeleteEndpointB\x04\n" +
+	"\x0fdelete_endpoint\x18\" \x01(\fH\x00R\x0edeleteEndpoint\x12%\n" +
+	"\rdelete_volume\x18) \x01(\fH\x00R\fdeleteVolumeB\x04\n" +
 	"\x02of\"s\n" +
 	"\tKeyResult\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
@@ -824,7 +858,8 @@ var file_log_proto_goTypes = []any{
 	(*Network)(nil),       // 15: drover.v1.Network
 	(*Slice)(nil),         // 16: drover.v1.Slice
 	(*Endpoint)(nil),      // 17: drover.v1.Endpoint
-	(*CommandResult)(nil), // 18: drover.v1.CommandResult
+	(*Volume)(nil),        // 18: drover.v1.Volume
+	(*CommandResult)(nil), // 19: drover.v1.CommandResult
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: drover.v1.Entry.effects:type_name -> drover.v1.Effect
@@ -845,12 +880,13 @@ var file_log_proto_depIdxs = []int32{
 	15, // 15: drover.v1.Effect.network:type_name -> drover.v1.Network
 	16, // 16: drover.v1.Effect.slice:type_name -> drover.v1.Slice
 	17, // 17: drover.v1.Effect.endpoint:type_name -> drover.v1.Endpoint
-	18, // 18: drover.v1.KeyResult.result:type_name -> drover.v1.CommandResult
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	18, // 18: drover.v1.Effect.volume:type_name -> drover.v1.Volume
+	19, // 19: drover.v1.KeyResult.result:type_name -> drover.v1.CommandResult
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -877,6 +913,7 @@ func file_log_proto_init() {
 		(*Effect_Network)(nil),
 		(*Effect_Slice)(nil),
 		(*Effect_Endpoint)(nil),
+		(*Effect_Volume)(nil),
 		(*Effect_DeleteSpec)(nil),
 		(*Effect_DeleteRun)(nil),
 		(*Effect_DeleteTask)(nil),
@@ -892,6 +929,7 @@ func file_log_proto_init() {
 		(*Effect_DeleteNetwork)(nil),
 		(*Effect_DeleteSlice)(nil),
 		(*Effect_DeleteEndpoint)(nil),
+		(*Effect_DeleteVolume)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -623,20 +623,21 @@ func (x *Member) GetAddr() string {
 // of one position, each with the specs of its own tasks: only with the last of them
 // the agent has taken the sync, and a full one said all that there is.
 type Sync struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
-	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
-	Full          bool                   `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
-	Tasks         []*Assignment          `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
-	Tombstones    []*Tombstone           `protobuf:"bytes,6,rep,name=tombstones,proto3" json:"tombstones,omitempty"`
-	Sources       []*Source              `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`    // of the tasks' images
-	Specs         []*Spec                `protobuf:"bytes,8,rep,name=specs,proto3" json:"specs,omitempty"`        // of the tasks, but for those that the hello named
-	Part          uint32                 `protobuf:"varint,9,opt,name=part,proto3" json:"part,omitempty"`         // counts from 0
-	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`        // another part follows
-	Topology      *Topology              `protobuf:"bytes,11,opt,name=topology,proto3" json:"topology,omitempty"` // what changed of it; with full, all of it
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Epoch          uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Term           uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Index          uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Full           bool                   `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
+	Tasks          []*Assignment          `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	Tombstones     []*Tombstone           `protobuf:"bytes,6,rep,name=tombstones,proto3" json:"tombstones,omitempty"`
+	Sources        []*Source              `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`                                      // of the tasks' images
+	Specs          []*Spec                `protobuf:"bytes,8,rep,name=specs,proto3" json:"specs,omitempty"`                                          // of the tasks, but for those that the hello named
+	Part           uint32                 `protobuf:"varint,9,opt,name=part,proto3" json:"part,omitempty"`                                           // counts from 0
+	More           bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`                                          // another part follows
+	Topology       *Topology              `protobuf:"bytes,11,opt,name=topology,proto3" json:"topology,omitempty"`                                   // what changed of it; with full, all of it
+	VolumesRemoved []*Tombstone           `protobuf:"bytes,20,rep,name=volumes_removed,json=volumesRemoved,proto3" json:"volumes_removed,omitempty"` // of volumes
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Sync) Reset() {
@@ -742,6 +743,13 @@ func (x *Sync) GetMore() bool {
 func (x *Sync) GetTopology() *Topology {
 	if x != nil {
 		return x.Topology
+	}
+	return nil
+}
+
+func (x *Sync) GetVolumesRemoved() []*Tombstone {
+	if x != nil {
+		return x.VolumesRemoved
 	}
 	return nil
 }
@@ -1214,6 +1222,7 @@ type Assignment struct {
 	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`           // as agents' stores had it; else the sync or the store has it by its id
 	Endpoints     []*Endpoint            `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // in networks of the fleet, in the order of their interfaces
+	Volumes       []*Volume              `protobuf:"bytes,5,rep,name=volumes,proto3" json:"volumes,omitempty"`     // that the task mounts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1265,6 +1274,13 @@ func (x *Assignment) GetSpec() *Spec {
 func (x *Assignment) GetEndpoints() []*Endpoint {
 	if x != nil {
 		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *Assignment) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
 	}
 	return nil
 }
@@ -1696,6 +1712,7 @@ type Event struct {
 	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
 	TimeNano      int64                  `protobuf:"varint,3,opt,name=time_nano,json=timeNano,proto3" json:"time_nano,omitempty"`
 	Attributes    map[string]string      `protobuf:"bytes,4,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Volume        string                 `protobuf:"bytes,10,opt,name=volume,proto3" json:"volume,omitempty"` // the volume that it is about, by name; unset: the task, or an image
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1756,6 +1773,13 @@ func (x *Event) GetAttributes() map[string]string {
 		return x.Attributes
 	}
 	return nil
+}
+
+func (x *Event) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
 }
 
 // Holding is what a node's mirror has, as agents gossip it: signed by that node, so
@@ -2205,7 +2229,7 @@ const file_session_proto_rawDesc = "" +
 	"\arevoked\x18\x05 \x03(\tR\arevoked\".\n" +
 	"\x06Member\x12\x10\n" +
 	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x12\n" +
-	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xea\x02\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\"\xa9\x03\n" +
 	"\x04Sync\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -2220,7 +2244,8 @@ const file_session_proto_rawDesc = "" +
 	"\x04part\x18\t \x01(\rR\x04part\x12\x12\n" +
 	"\x04more\x18\n" +
 	" \x01(\bR\x04more\x12/\n" +
-	"\btopology\x18\v \x01(\v2\x13.drover.v1.TopologyR\btopology\"\xf6\x01\n" +
+	"\btopology\x18\v \x01(\v2\x13.drover.v1.TopologyR\btopology\x12=\n" +
+	"\x0fvolumes_removed\x18\x14 \x03(\v2\x14.drover.v1.TombstoneR\x0evolumesRemoved\"\xf6\x01\n" +
 	"\bTopology\x12%\n" +
 	"\x05peers\x18\x01 \x03(\v2\x0f.drover.v1.PeerR\x05peers\x12\x1d\n" +
 	"\n" +
@@ -2258,12 +2283,13 @@ const file_session_proto_rawDesc = "" +
 	"\aGranted\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
-	"\x05until\x18\x03 \x01(\x03R\x05until\"\x8f\x01\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"\xbc\x01\n" +
 	"\n" +
 	"Assignment\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.drover.v1.TaskR\x04task\x12#\n" +
 	"\x04spec\x18\x02 \x01(\v2\x0f.drover.v1.SpecR\x04spec\x121\n" +
-	"\tendpoints\x18\x04 \x03(\v2\x13.drover.v1.EndpointR\tendpointsJ\x04\b\x03\x10\x04\"b\n" +
+	"\tendpoints\x18\x04 \x03(\v2\x13.drover.v1.EndpointR\tendpoints\x12+\n" +
+	"\avolumes\x18\x05 \x03(\v2\x11.drover.v1.VolumeR\avolumesJ\x04\b\x03\x10\x04\"b\n" +
 	"\x04Acks\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
 	"\aremoved\x18\x02 \x03(\fR\aremoved\x12*\n" +
@@ -2303,14 +2329,16 @@ const file_session_proto_rawDesc = "" +
 	"\brestarts\x18\x12 \x01(\x05R\brestarts\"9\n" +
 	"\vImageStatus\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\xd6\x01\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\xee\x01\n" +
 	"\x05Event\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x1b\n" +
 	"\ttime_nano\x18\x03 \x01(\x03R\btimeNano\x12@\n" +
 	"\n" +
 	"attributes\x18\x04 \x03(\v2 .drover.v1.Event.AttributesEntryR\n" +
-	"attributes\x1a=\n" +
+	"attributes\x12\x16\n" +
+	"\x06volume\x18\n" +
+	" \x01(\tR\x06volume\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
@@ -2405,9 +2433,10 @@ var file_session_proto_goTypes = []any{
 	(*Slice)(nil),       // 36: drover.v1.Slice
 	(*Task)(nil),        // 37: drover.v1.Task
 	(*Endpoint)(nil),    // 38: drover.v1.Endpoint
-	(Phase)(0),          // 39: drover.v1.Phase
-	(*Exit)(nil),        // 40: drover.v1.Exit
-	(*Port)(nil),        // 41: drover.v1.Port
+	(*Volume)(nil),      // 39: drover.v1.Volume
+	(Phase)(0),          // 40: drover.v1.Phase
+	(*Exit)(nil),        // 41: drover.v1.Exit
+	(*Port)(nil),        // 42: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
@@ -2427,36 +2456,38 @@ var file_session_proto_depIdxs = []int32{
 	11, // 14: drover.v1.Sync.sources:type_name -> drover.v1.Source
 	34, // 15: drover.v1.Sync.specs:type_name -> drover.v1.Spec
 	8,  // 16: drover.v1.Sync.topology:type_name -> drover.v1.Topology
-	9,  // 17: drover.v1.Topology.peers:type_name -> drover.v1.Peer
-	35, // 18: drover.v1.Topology.networks:type_name -> drover.v1.Network
-	36, // 19: drover.v1.Topology.slices:type_name -> drover.v1.Slice
-	10, // 20: drover.v1.Topology.names:type_name -> drover.v1.Name
-	37, // 21: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	34, // 22: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
-	38, // 23: drover.v1.Assignment.endpoints:type_name -> drover.v1.Endpoint
-	16, // 24: drover.v1.Acks.left:type_name -> drover.v1.EndpointKey
-	18, // 25: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
-	19, // 26: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
-	20, // 27: drover.v1.Observation.events:type_name -> drover.v1.Event
-	39, // 28: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	40, // 29: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	41, // 30: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	28, // 31: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
-	21, // 32: drover.v1.Holdings.all:type_name -> drover.v1.Holding
-	37, // 33: drover.v1.TaskView.task:type_name -> drover.v1.Task
-	18, // 34: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
-	29, // 35: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	30, // 36: drover.v1.Digest.tasks:type_name -> drover.v1.Digest.TasksEntry
-	31, // 37: drover.v1.Digest.images:type_name -> drover.v1.Digest.ImagesEntry
-	18, // 38: drover.v1.Digest.TasksEntry.value:type_name -> drover.v1.TaskStatus
-	27, // 39: drover.v1.Digest.ImagesEntry.value:type_name -> drover.v1.Holders
-	0,  // 40: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 41: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	41, // [41:42] is the sub-list for method output_type
-	40, // [40:41] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	33, // 17: drover.v1.Sync.volumes_removed:type_name -> drover.v1.Tombstone
+	9,  // 18: drover.v1.Topology.peers:type_name -> drover.v1.Peer
+	35, // 19: drover.v1.Topology.networks:type_name -> drover.v1.Network
+	36, // 20: drover.v1.Topology.slices:type_name -> drover.v1.Slice
+	10, // 21: drover.v1.Topology.names:type_name -> drover.v1.Name
+	37, // 22: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	34, // 23: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	38, // 24: drover.v1.Assignment.endpoints:type_name -> drover.v1.Endpoint
+	39, // 25: drover.v1.Assignment.volumes:type_name -> drover.v1.Volume
+	16, // 26: drover.v1.Acks.left:type_name -> drover.v1.EndpointKey
+	18, // 27: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
+	19, // 28: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
+	20, // 29: drover.v1.Observation.events:type_name -> drover.v1.Event
+	40, // 30: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	41, // 31: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	42, // 32: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	28, // 33: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
+	21, // 34: drover.v1.Holdings.all:type_name -> drover.v1.Holding
+	37, // 35: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	18, // 36: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
+	29, // 37: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	30, // 38: drover.v1.Digest.tasks:type_name -> drover.v1.Digest.TasksEntry
+	31, // 39: drover.v1.Digest.images:type_name -> drover.v1.Digest.ImagesEntry
+	18, // 40: drover.v1.Digest.TasksEntry.value:type_name -> drover.v1.TaskStatus
+	27, // 41: drover.v1.Digest.ImagesEntry.value:type_name -> drover.v1.Holders
+	0,  // 42: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 43: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	43, // [43:44] is the sub-list for method output_type
+	42, // [42:43] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }

@@ -238,7 +238,7 @@ func (x Node_Availability) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Node_Availability.Descriptor instead.
 func (Node_Availability) EnumDescriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{6, 0}
+	return file_state_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type Node_Liveness int32
@@ -290,7 +290,7 @@ func (x Node_Liveness) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Node_Liveness.Descriptor instead.
 func (Node_Liveness) EnumDescriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{6, 1}
+	return file_state_proto_rawDescGZIP(), []int{8, 1}
 }
 
 // Spec is docker's create request, kept as sent, once per version.
@@ -651,6 +651,7 @@ type Task struct {
 	Restarts      int32                  `protobuf:"varint,19,opt,name=restarts,proto3" json:"restarts,omitempty"`                          // how often its agent began the attempt anew by itself; started is of that life
 	Slot          uint32                 `protobuf:"varint,20,opt,name=slot,proto3" json:"slot,omitempty"`                                  // its place in the run, from 1; it owns the name
 	Generation    uint64                 `protobuf:"varint,21,opt,name=generation,proto3" json:"generation,omitempty"`                      // of the run, that it was made for
+	Mounts        []*Mount               `protobuf:"bytes,30,rep,name=mounts,proto3" json:"mounts,omitempty"`                               // volumes, and what it shares with other tasks; its own binds are in the spec
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -832,6 +833,231 @@ func (x *Task) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *Task) GetMounts() []*Mount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
+// Mount is a volume in a task, or a path of the task's node that another task mounts.
+type Mount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // unset: a path
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`                     // the path; with create_source, it is created if it is missing
+	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	NoCopy        bool                   `protobuf:"varint,5,opt,name=no_copy,json=noCopy,proto3" json:"no_copy,omitempty"` // an empty volume is not seeded from the image
+	Anonymous     bool                   `protobuf:"varint,6,opt,name=anonymous,proto3" json:"anonymous,omitempty"`         // the request named no volume
+	Subpath       string                 `protobuf:"bytes,7,opt,name=subpath,proto3" json:"subpath,omitempty"`              // what is mounted of the volume
+	Mode          string                 `protobuf:"bytes,8,opt,name=mode,proto3" json:"mode,omitempty"`                    // as docker shows it
+	Propagation   string                 `protobuf:"bytes,9,opt,name=propagation,proto3" json:"propagation,omitempty"`      // of a path
+	CreateSource  bool                   `protobuf:"varint,10,opt,name=create_source,json=createSource,proto3" json:"create_source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mount) Reset() {
+	*x = Mount{}
+	mi := &file_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mount) ProtoMessage() {}
+
+func (x *Mount) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mount.ProtoReflect.Descriptor instead.
+func (*Mount) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Mount) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *Mount) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Mount) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Mount) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *Mount) GetNoCopy() bool {
+	if x != nil {
+		return x.NoCopy
+	}
+	return false
+}
+
+func (x *Mount) GetAnonymous() bool {
+	if x != nil {
+		return x.Anonymous
+	}
+	return false
+}
+
+func (x *Mount) GetSubpath() string {
+	if x != nil {
+		return x.Subpath
+	}
+	return ""
+}
+
+func (x *Mount) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *Mount) GetPropagation() string {
+	if x != nil {
+		return x.Propagation
+	}
+	return ""
+}
+
+func (x *Mount) GetCreateSource() bool {
+	if x != nil {
+		return x.CreateSource
+	}
+	return false
+}
+
+// Volume is a volume of the fleet. Its data is on one node, or outside the fleet.
+type Volume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`         // 32 bytes: a later volume of the same name is another one
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`     // unique
+	Driver        string                 `protobuf:"bytes,3,opt,name=driver,proto3" json:"driver,omitempty"` // local
+	Options       map[string]string      `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
+	Home          string                 `protobuf:"bytes,7,opt,name=home,proto3" json:"home,omitempty"` // id of the node with its data; "" before it is used, and if it has no home
+	Revision      uint64                 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Volume) Reset() {
+	*x = Volume{}
+	mi := &file_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Volume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Volume) ProtoMessage() {}
+
+func (x *Volume) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Volume.ProtoReflect.Descriptor instead.
+func (*Volume) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Volume) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Volume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Volume) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *Volume) GetOptions() map[string]string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *Volume) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Volume) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *Volume) GetHome() string {
+	if x != nil {
+		return x.Home
+	}
+	return ""
+}
+
+func (x *Volume) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`       // "" is every address
@@ -844,7 +1070,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_state_proto_msgTypes[4]
+	mi := &file_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1082,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[4]
+	mi := &file_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1095,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{4}
+	return file_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Port) GetIp() string {
@@ -900,10 +1126,11 @@ func (x *Port) GetContainer() uint32 {
 	return 0
 }
 
-// Tombstone keeps a removal until the task's agent acknowledged it.
+// Tombstone keeps a removal, of a task or of a volume, until the node's agent acknowledged it.
 type Tombstone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        []byte                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	VolumeId      []byte                 `protobuf:"bytes,10,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"` // set instead of task_id
 	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	At            int64                  `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`
 	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
@@ -915,7 +1142,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_state_proto_msgTypes[5]
+	mi := &file_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1154,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[5]
+	mi := &file_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,12 +1167,19 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{5}
+	return file_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Tombstone) GetTaskId() []byte {
 	if x != nil {
 		return x.TaskId
+	}
+	return nil
+}
+
+func (x *Tombstone) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
 	}
 	return nil
 }
@@ -1006,7 +1240,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_state_proto_msgTypes[6]
+	mi := &file_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1252,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[6]
+	mi := &file_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1265,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{6}
+	return file_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Node) GetId() string {
@@ -1140,7 +1374,7 @@ type Controller struct {
 
 func (x *Controller) Reset() {
 	*x = Controller{}
-	mi := &file_state_proto_msgTypes[7]
+	mi := &file_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1386,7 @@ func (x *Controller) String() string {
 func (*Controller) ProtoMessage() {}
 
 func (x *Controller) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[7]
+	mi := &file_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1399,7 @@ func (x *Controller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Controller.ProtoReflect.Descriptor instead.
 func (*Controller) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{7}
+	return file_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Controller) GetId() string {
@@ -1228,7 +1462,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_state_proto_msgTypes[8]
+	mi := &file_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1474,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[8]
+	mi := &file_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1487,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{8}
+	return file_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Token) GetId() string {
@@ -1340,7 +1574,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_state_proto_msgTypes[9]
+	mi := &file_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1586,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[9]
+	mi := &file_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1599,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{9}
+	return file_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Capacity) GetNanoCpus() int64 {
@@ -1478,7 +1712,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_state_proto_msgTypes[10]
+	mi := &file_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1724,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[10]
+	mi := &file_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1737,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{10}
+	return file_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Image) GetDigest() string {
@@ -1580,7 +1814,7 @@ type Tag struct {
 
 func (x *Tag) Reset() {
 	*x = Tag{}
-	mi := &file_state_proto_msgTypes[11]
+	mi := &file_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1826,7 @@ func (x *Tag) String() string {
 func (*Tag) ProtoMessage() {}
 
 func (x *Tag) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[11]
+	mi := &file_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1839,7 @@ func (x *Tag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tag.ProtoReflect.Descriptor instead.
 func (*Tag) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{11}
+	return file_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Tag) GetRef() string {
@@ -1641,7 +1875,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_state_proto_msgTypes[12]
+	mi := &file_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1887,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[12]
+	mi := &file_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1900,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{12}
+	return file_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Identity) GetUri() string {
@@ -1709,7 +1943,7 @@ type Sealed struct {
 
 func (x *Sealed) Reset() {
 	*x = Sealed{}
-	mi := &file_state_proto_msgTypes[13]
+	mi := &file_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1955,7 @@ func (x *Sealed) String() string {
 func (*Sealed) ProtoMessage() {}
 
 func (x *Sealed) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[13]
+	mi := &file_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1968,7 @@ func (x *Sealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sealed.ProtoReflect.Descriptor instead.
 func (*Sealed) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{13}
+	return file_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Sealed) GetName() string {
@@ -1782,7 +2016,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_state_proto_msgTypes[14]
+	mi := &file_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1794,7 +2028,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[14]
+	mi := &file_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1807,7 +2041,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{14}
+	return file_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Cluster) GetId() string {
@@ -1885,7 +2119,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_state_proto_msgTypes[15]
+	mi := &file_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2131,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[15]
+	mi := &file_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2144,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{15}
+	return file_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Timing) GetHeartbeat() int64 {
@@ -1961,7 +2195,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_state_proto_msgTypes[16]
+	mi := &file_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2207,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[16]
+	mi := &file_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2220,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{16}
+	return file_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Network) GetId() []byte {
@@ -2122,7 +2356,7 @@ type Subnet struct {
 
 func (x *Subnet) Reset() {
 	*x = Subnet{}
-	mi := &file_state_proto_msgTypes[17]
+	mi := &file_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2368,7 @@ func (x *Subnet) String() string {
 func (*Subnet) ProtoMessage() {}
 
 func (x *Subnet) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[17]
+	mi := &file_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2381,7 @@ func (x *Subnet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subnet.ProtoReflect.Descriptor instead.
 func (*Subnet) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{17}
+	return file_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Subnet) GetPrefix() string {
@@ -2198,7 +2432,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_state_proto_msgTypes[18]
+	mi := &file_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2444,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[18]
+	mi := &file_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2457,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{18}
+	return file_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Slice) GetNetworkId() []byte {
@@ -2284,7 +2518,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_state_proto_msgTypes[19]
+	mi := &file_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2530,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[19]
+	mi := &file_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2543,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{19}
+	return file_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Endpoint) GetTaskId() []byte {
@@ -2487,7 +2721,7 @@ const file_state_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
 	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x17\n" +
 	"\alog_end\x18\a \x01(\x04R\x06logEnd\x12\x1a\n" +
-	"\brestarts\x18\b \x01(\x05R\brestarts\"\xee\x04\n" +
+	"\brestarts\x18\b \x01(\x05R\brestarts\"\x98\x05\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\fR\x05runId\x12\x17\n" +
@@ -2514,14 +2748,44 @@ const file_state_proto_rawDesc = "" +
 	"\x04slot\x18\x14 \x01(\rR\x04slot\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x15 \x01(\x04R\n" +
-	"generation\"^\n" +
+	"generation\x12(\n" +
+	"\x06mounts\x18\x1e \x03(\v2\x10.drover.v1.MountR\x06mounts\"\x9d\x02\n" +
+	"\x05Mount\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x17\n" +
+	"\ano_copy\x18\x05 \x01(\bR\x06noCopy\x12\x1c\n" +
+	"\tanonymous\x18\x06 \x01(\bR\tanonymous\x12\x18\n" +
+	"\asubpath\x18\a \x01(\tR\asubpath\x12\x12\n" +
+	"\x04mode\x18\b \x01(\tR\x04mode\x12 \n" +
+	"\vpropagation\x18\t \x01(\tR\vpropagation\x12#\n" +
+	"\rcreate_source\x18\n" +
+	" \x01(\bR\fcreateSource\"\xf6\x02\n" +
+	"\x06Volume\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06driver\x18\x03 \x01(\tR\x06driver\x128\n" +
+	"\aoptions\x18\x04 \x03(\v2\x1e.drover.v1.Volume.OptionsEntryR\aoptions\x125\n" +
+	"\x06labels\x18\x05 \x03(\v2\x1d.drover.v1.Volume.LabelsEntryR\x06labels\x12\x18\n" +
+	"\acreated\x18\x06 \x01(\x03R\acreated\x12\x12\n" +
+	"\x04home\x18\a \x01(\tR\x04home\x12\x1a\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\x1a:\n" +
+	"\fOptionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"^\n" +
 	"\x04Port\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x14\n" +
 	"\x05proto\x18\x02 \x01(\tR\x05proto\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\rR\x04host\x12\x1c\n" +
-	"\tcontainer\x18\x04 \x01(\rR\tcontainer\"\x99\x01\n" +
+	"\tcontainer\x18\x04 \x01(\rR\tcontainer\"\xb6\x01\n" +
 	"\tTombstone\x12\x17\n" +
-	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x1b\n" +
+	"\tvolume_id\x18\n" +
+	" \x01(\fR\bvolumeId\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x0e\n" +
 	"\x02at\x18\x03 \x01(\x03R\x02at\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x12\x18\n" +
@@ -2752,7 +3016,7 @@ func file_state_proto_rawDescGZIP() []byte {
 }
 
 var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_state_proto_goTypes = []any{
 	(Desired)(0),           // 0: drover.v1.Desired
 	(Phase)(0),             // 1: drover.v1.Phase
@@ -2763,59 +3027,66 @@ var file_state_proto_goTypes = []any{
 	(*Run)(nil),            // 6: drover.v1.Run
 	(*Exit)(nil),           // 7: drover.v1.Exit
 	(*Task)(nil),           // 8: drover.v1.Task
-	(*Port)(nil),           // 9: drover.v1.Port
-	(*Tombstone)(nil),      // 10: drover.v1.Tombstone
-	(*Node)(nil),           // 11: drover.v1.Node
-	(*Controller)(nil),     // 12: drover.v1.Controller
-	(*Token)(nil),          // 13: drover.v1.Token
-	(*Capacity)(nil),       // 14: drover.v1.Capacity
-	(*Image)(nil),          // 15: drover.v1.Image
-	(*Tag)(nil),            // 16: drover.v1.Tag
-	(*Identity)(nil),       // 17: drover.v1.Identity
-	(*Sealed)(nil),         // 18: drover.v1.Sealed
-	(*Cluster)(nil),        // 19: drover.v1.Cluster
-	(*Timing)(nil),         // 20: drover.v1.Timing
-	(*Network)(nil),        // 21: drover.v1.Network
-	(*Subnet)(nil),         // 22: drover.v1.Subnet
-	(*Slice)(nil),          // 23: drover.v1.Slice
-	(*Endpoint)(nil),       // 24: drover.v1.Endpoint
-	nil,                    // 25: drover.v1.Node.LabelsEntry
-	nil,                    // 26: drover.v1.Node.SetLabelsEntry
-	nil,                    // 27: drover.v1.Node.RolesEntry
-	nil,                    // 28: drover.v1.Capacity.RuntimesEntry
-	nil,                    // 29: drover.v1.Network.OptionsEntry
-	nil,                    // 30: drover.v1.Network.LabelsEntry
-	nil,                    // 31: drover.v1.Network.IpamOptionsEntry
-	nil,                    // 32: drover.v1.Subnet.ReservedEntry
-	nil,                    // 33: drover.v1.Endpoint.DriverOptsEntry
-	nil,                    // 34: drover.v1.Endpoint.LinksEntry
+	(*Mount)(nil),          // 9: drover.v1.Mount
+	(*Volume)(nil),         // 10: drover.v1.Volume
+	(*Port)(nil),           // 11: drover.v1.Port
+	(*Tombstone)(nil),      // 12: drover.v1.Tombstone
+	(*Node)(nil),           // 13: drover.v1.Node
+	(*Controller)(nil),     // 14: drover.v1.Controller
+	(*Token)(nil),          // 15: drover.v1.Token
+	(*Capacity)(nil),       // 16: drover.v1.Capacity
+	(*Image)(nil),          // 17: drover.v1.Image
+	(*Tag)(nil),            // 18: drover.v1.Tag
+	(*Identity)(nil),       // 19: drover.v1.Identity
+	(*Sealed)(nil),         // 20: drover.v1.Sealed
+	(*Cluster)(nil),        // 21: drover.v1.Cluster
+	(*Timing)(nil),         // 22: drover.v1.Timing
+	(*Network)(nil),        // 23: drover.v1.Network
+	(*Subnet)(nil),         // 24: drover.v1.Subnet
+	(*Slice)(nil),          // 25: drover.v1.Slice
+	(*Endpoint)(nil),       // 26: drover.v1.Endpoint
+	nil,                    // 27: drover.v1.Volume.OptionsEntry
+	nil,                    // 28: drover.v1.Volume.LabelsEntry
+	nil,                    // 29: drover.v1.Node.LabelsEntry
+	nil,                    // 30: drover.v1.Node.SetLabelsEntry
+	nil,                    // 31: drover.v1.Node.RolesEntry
+	nil,                    // 32: drover.v1.Capacity.RuntimesEntry
+	nil,                    // 33: drover.v1.Network.OptionsEntry
+	nil,                    // 34: drover.v1.Network.LabelsEntry
+	nil,                    // 35: drover.v1.Network.IpamOptionsEntry
+	nil,                    // 36: drover.v1.Subnet.ReservedEntry
+	nil,                    // 37: drover.v1.Endpoint.DriverOptsEntry
+	nil,                    // 38: drover.v1.Endpoint.LinksEntry
 }
 var file_state_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Run.mode:type_name -> drover.v1.Run.Mode
-	24, // 1: drover.v1.Run.endpoints:type_name -> drover.v1.Endpoint
+	26, // 1: drover.v1.Run.endpoints:type_name -> drover.v1.Endpoint
 	0,  // 2: drover.v1.Task.desired:type_name -> drover.v1.Desired
 	7,  // 3: drover.v1.Task.exit:type_name -> drover.v1.Exit
-	9,  // 4: drover.v1.Task.ports:type_name -> drover.v1.Port
-	25, // 5: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
-	14, // 6: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
-	3,  // 7: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
-	4,  // 8: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
-	26, // 9: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
-	27, // 10: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
-	28, // 11: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
-	20, // 12: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
-	22, // 13: drover.v1.Network.subnets:type_name -> drover.v1.Subnet
-	29, // 14: drover.v1.Network.options:type_name -> drover.v1.Network.OptionsEntry
-	30, // 15: drover.v1.Network.labels:type_name -> drover.v1.Network.LabelsEntry
-	31, // 16: drover.v1.Network.ipam_options:type_name -> drover.v1.Network.IpamOptionsEntry
-	32, // 17: drover.v1.Subnet.reserved:type_name -> drover.v1.Subnet.ReservedEntry
-	33, // 18: drover.v1.Endpoint.driver_opts:type_name -> drover.v1.Endpoint.DriverOptsEntry
-	34, // 19: drover.v1.Endpoint.links:type_name -> drover.v1.Endpoint.LinksEntry
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	11, // 4: drover.v1.Task.ports:type_name -> drover.v1.Port
+	9,  // 5: drover.v1.Task.mounts:type_name -> drover.v1.Mount
+	27, // 6: drover.v1.Volume.options:type_name -> drover.v1.Volume.OptionsEntry
+	28, // 7: drover.v1.Volume.labels:type_name -> drover.v1.Volume.LabelsEntry
+	29, // 8: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
+	16, // 9: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
+	3,  // 10: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
+	4,  // 11: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
+	30, // 12: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
+	31, // 13: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
+	32, // 14: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
+	22, // 15: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
+	24, // 16: drover.v1.Network.subnets:type_name -> drover.v1.Subnet
+	33, // 17: drover.v1.Network.options:type_name -> drover.v1.Network.OptionsEntry
+	34, // 18: drover.v1.Network.labels:type_name -> drover.v1.Network.LabelsEntry
+	35, // 19: drover.v1.Network.ipam_options:type_name -> drover.v1.Network.IpamOptionsEntry
+	36, // 20: drover.v1.Subnet.reserved:type_name -> drover.v1.Subnet.ReservedEntry
+	37, // 21: drover.v1.Endpoint.driver_opts:type_name -> drover.v1.Endpoint.DriverOptsEntry
+	38, // 22: drover.v1.Endpoint.links:type_name -> drover.v1.Endpoint.LinksEntry
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -2829,7 +3100,7 @@ func file_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   30,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
