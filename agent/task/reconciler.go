@@ -28,11 +28,19 @@ type Reporter interface {
 // Options of a Reconciler.
 type Options struct {
 	Runtime  Runtime
-	Images   Puller // for images that a task needs and the node lacks
+	Images   Puller  // for images that a task needs and the node lacks
+	Volumes  Volumes // may be nil: then no volume is removed
 	Store    *Store
 	Reporter Reporter
 	Log      *slog.Logger
 	Tracer   trace.Tracer // nil: none
+}
+
+// Volumes is the data of the node's volumes.
+type Volumes interface {
+	// Remove deletes a volume's data, once no task of the node uses it: it blocks until
+	// then. What is not there is no error.
+	Remove(ctx context.Context, id string) error
 }
 
 // Reconciler brings an engine to the state that the store holds. Safe for concurrent
@@ -52,6 +60,7 @@ type Reconciler struct {
 	ctx      context.Context
 	workers  map[string]*worker
 	statuses map[string]*dv1.TaskStatus
+	removing map[string]bool // volumes, by raw id
 }
 
 // New returns a Reconciler that is not running yet.
@@ -59,7 +68,7 @@ func New(o Options) *Reconciler {
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	return &Reconciler{o: o, ready: make(chan struct{}), workers: map[string]*worker{}, statuses: map[string]*dv1.TaskStatus{}}
+	return &Reconciler{o: o, ready: make(chan struct{}), workers: map[string]*worker{}, statuses: map[string]*dv1.TaskStatus{}, removing: map[string]bool{}}
 }
 
 // Run adopts what the engine holds, resumes from the store even without a controller,
@@ -137,7 +146,38 @@ func (r *Reconciler) Take(ctx context.Context, y *dv1.Sync) error {
 		}
 		k.set(w)
 	}
+	for _, t := range y.VolumesRemoved {
+		r.removeVolume(t.VolumeId)
+	}
 	return nil
+}
+
+// removeVolume removes a volume in the background, and acknowledges its tombstone. It is
+// not stored: controllers repeat what was not acknowledged.
+func (r *Reconciler) removeVolume(raw []byte) {
+	r.mu.Lock()
+	ctx, already := r.ctx, r.removing[string(raw)]
+	r.removing[string(raw)] = true
+	r.mu.Unlock()
+	if already || r.o.Volumes == nil {
+		return
+	}
+	r.wg.Go(func() {
+		id := hex.EncodeToString(raw)
+		err := again(ctx, func() error {
+			err := r.o.Volumes.Remove(ctx, id)
+			if err != nil && ctx.Err() == nil {
+				r.o.Log.Warn("removing a volume", "volume", id[:min(12, len(id))], "err", err)
+			}
+			return err
+		})
+		r.mu.Lock()
+		delete(r.removing, string(raw))
+		r.mu.Unlock()
+		if err == nil {
+			r.o.Reporter.Removed(raw)
+		}
+	})
 }
 
 // Statuses returns the current statuses of all tasks on this node.

@@ -24,6 +24,26 @@ type Spec struct {
 	SpecHash   string
 	Create     container.CreateRequest // docker's request, decoded
 	AutoRemove bool
+	Mounts     []Mount // besides the request's own binds and tmpfs
+}
+
+// Mount is a volume in a container, or a path of the node that another container mounts.
+type Mount struct {
+	Volume       *Volume `json:",omitempty"` // nil: a path
+	Source       string  `json:",omitempty"` // the path
+	CreateSource bool    `json:",omitempty"` // it is created if it is missing
+	Target       string
+	ReadOnly     bool   `json:",omitempty"`
+	NoCopy       bool   `json:",omitempty"` // an empty volume is not seeded from the image
+	Subpath      string `json:",omitempty"` // what is mounted of the volume
+	Propagation  string `json:",omitempty"` // of a path
+}
+
+// Volume is a volume with data on this node, or one that the node mounts.
+type Volume struct {
+	ID      string // 64 hex characters
+	Name    string
+	Options map[string]string `json:",omitempty"` // of docker's driver local
 }
 
 // Attempt is one life of a task's process, as seen by the engine.

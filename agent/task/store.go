@@ -75,6 +75,7 @@ func (p Position) Before(q Position) bool {
 type want struct {
 	task   *dv1.Task // nil: never assigned
 	spec   *dv1.Spec
+	vols   []*dv1.Volume // that it mounts
 	tomb   *dv1.Tombstone
 	failed *dv1.TaskStatus
 	orphan bool
@@ -476,6 +477,7 @@ func (r reader) want(id []byte) (w want, err error) {
 		if err := proto.Unmarshal(b, a); err != nil {
 			return w, fmt.Errorf("task %x: %w", id, err)
 		}
+		w.vols = a.Volumes
 		if w.task, w.spec = a.Task, a.Spec; w.spec == nil {
 			if w.spec, err = r.spec(a.Task.GetSpecId()); err != nil {
 				return w, fmt.Errorf("task %x: %w", id, err)

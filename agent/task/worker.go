@@ -1,7 +1,9 @@
 package task
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -347,6 +349,18 @@ func specOf(id string, x want) (Spec, error) {
 		SpecHash: fmt.Sprintf("%x", x.spec.GetId()), AutoRemove: x.task.AutoRemove}
 	if err := json.Unmarshal(x.spec.GetBody(), &s.Create); err != nil {
 		return s, &StartError{Code: 125, Message: fmt.Sprintf("reading the spec of container %s: %v", x.task.Name, err)}
+	}
+	for _, m := range x.task.Mounts {
+		mount := Mount{Source: m.Source, CreateSource: m.CreateSource, Target: m.Target, ReadOnly: m.ReadOnly, NoCopy: m.NoCopy, Subpath: m.Subpath, Propagation: m.Propagation}
+		for _, v := range x.vols {
+			if bytes.Equal(v.Id, m.VolumeId) {
+				mount.Volume = &Volume{ID: hex.EncodeToString(v.Id), Name: v.Name, Options: v.Options}
+			}
+		}
+		if mount.Volume == nil && m.Source == "" {
+			return s, &StartError{Code: 125, Message: fmt.Sprintf("container %s mounts a volume at %s that this node was not told of", x.task.Name, m.Target)}
+		}
+		s.Mounts = append(s.Mounts, mount)
 	}
 	return s, nil
 }

@@ -1,0 +1,333 @@
+// Package volume keeps the data of a node's volumes: their directories, what is mounted on
+// them while they are used, and what an image puts into an empty one. Which volumes there
+// are, and which containers mount them, is up to others.
+//
+// A volume has a directory named by its id:
+//
+//	DATA/volumes/ID/_data      what containers see
+//	DATA/volumes/ID/seed       a complete copy of an image's directory, which is being moved to _data
+//	DATA/volumes/ID/seed.part  a copy that is not complete
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/volumes"
+)
+
+// Options of a Store. Dir is durable, RunDir volatile; both are created.
+type Options struct {
+	Dir, RunDir string
+	Node        string // id of this node: what it leaves in directories that other nodes mount is named by it
+	// MountWithin bounds how long a server may take to answer a mount; 0 is 30 s.
+	MountWithin time.Duration
+	// Mount mounts a device on a directory; nil runs mount(8).
+	Mount func(ctx context.Context, m Mounting) error
+	Log   *slog.Logger // nil: none
+}
+
+// Store is a node's volumes. Safe for concurrent use.
+type Store struct {
+	o Options
+
+	mu   sync.Mutex // guards the fields below, and those of vols
+	vols map[string]*vol
+}
+
+// vol is what is known of a volume in memory.
+type vol struct {
+	name    string
+	turn    chan struct{}   // has a value while somebody changes its files and mounts
+	held    map[string]bool // tasks that mount it, running or not
+	used    map[string]bool // tasks that have it mounted
+	freed   chan struct{}   // closed when held becomes empty
+	removed bool
+}
+
+// Open returns a store. It unmounts the parts of volumes that a dead agent had mounted for
+// containers that it was starting.
+func Open(o Options) (*Store, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.MountWithin == 0 {
+		o.MountWithin = 30 * time.Second
+	}
+	if o.Mount == nil {
+		o.Mount = mount8
+	}
+	// Nobody but root lists them. That who knows an id may enter is as in docker.
+	for dir, mode := range map[string]os.FileMode{o.Dir: 0o701, o.RunDir: 0o700} {
+		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {
+			return nil, fmt.Errorf("opening the node's volumes: %w", err)
+		}
+	}
+	s := &Store{o: o, vols: map[string]*vol{}}
+	parts, err := os.ReadDir(o.RunDir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the node's volumes: %w", err)
+	}
+	for _, task := range parts {
+		if err := s.Unpin(task.Name()); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Store) dir(id string) string { return filepath.Join(s.o.Dir, id) }
+
+// Path returns the directory that containers mount of a volume, which need not exist.
+func (s *Store) Path(id string) string { return filepath.Join(s.dir(id), "_data") }
+
+// vol is called with mu held.
+func (s *Store) vol(id string) *vol {
+	v := s.vols[id]
+	if v == nil {
+		v = &vol{turn: make(chan struct{}, 1), held: map[string]bool{}, used: map[string]bool{}, freed: make(chan struct{})}
+		s.vols[id] = v
+	}
+	return v
+}
+
+// take blocks until it is the caller's turn to change a volume. give ends the turn.
+func (s *Store) take(ctx context.Context, id string) (v *vol, give func(), err error) {
+	s.mu.Lock()
+	v = s.vol(id)
+	s.mu.Unlock()
+	select {
+	case v.turn <- struct{}{}:
+		return v, func() { <-v.turn }, nil
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+}
+
+// ErrRemoved means that a volume was removed.
+var ErrRemoved = errors.New("the volume was removed")
+
+// Hold records that a task mounts volumes, whether it runs or not: they stay until Drop.
+func (s *Store) Hold(task string, all []task.Volume) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range all {
+		if s.vol(x.ID).removed {
+			return fmt.Errorf("volume %s: %w", x.Name, ErrRemoved)
+		}
+	}
+	for _, x := range all {
+		v := s.vol(x.ID)
+		v.held[task], v.name = true, x.Name
+	}
+	return nil
+}
+
+// Drop forgets a task, which has nothing mounted any more.
+func (s *Store) Drop(task string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.vols {
+		if v.held[task] {
+			if delete(v.held, task); len(v.held) == 0 {
+				close(v.freed)
+				v.freed = make(chan struct{})
+			}
+		}
+	}
+}
+
+// Remove implements task.Volumes.
+func (s *Store) Remove(ctx context.Context, id string) error {
+	if err := valid(id); err != nil {
+		return err
+	}
+	for {
+		s.mu.Lock()
+		v := s.vol(id)
+		free, freed := len(v.held) == 0, v.freed
+		v.removed = v.removed || free
+		s.mu.Unlock()
+		if free {
+			break
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	_, give, err := s.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer give()
+	if err := unmount(s.Path(id)); err != nil {
+		return err
+	}
+	// Whatever a container has mounted there is not the volume's.
+	below, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.dir(id)))
+	if err != nil {
+		return fmt.Errorf("removing volume %.12s: %w", id, err)
+	}
+	if len(below) > 0 {
+		return fmt.Errorf("removing volume %.12s: something is mounted at %s", id, below[0].Mountpoint)
+	}
+	if err := os.RemoveAll(s.dir(id)); err != nil {
+		return fmt.Errorf("removing volume %.12s: %w", id, err)
+	}
+	return syncDir(s.o.Dir)
+}
+
+// valid refuses what is no id: it names a directory.
+func valid(id string) error {
+	if len(id) != 64 || strings.Trim(id, "0123456789abcdef") != "" {
+		return fmt.Errorf("%q is not the id of a volume", id)
+	}
+	return nil
+}
+
+// Using records that a running task has volumes mounted: an earlier agent started it.
+func (s *Store) Using(task string, all []task.Volume) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range all {
+		s.vol(x.ID).used[task] = true
+	}
+}
+
+// Use readies a volume for a task: its directory, and what its options mount there.
+func (s *Store) Use(ctx context.Context, task string, x task.Volume) error {
+	if err := valid(x.ID); err != nil {
+		return err
+	}
+	v, give, err := s.take(ctx, x.ID)
+	if err != nil {
+		return err
+	}
+	defer give()
+	if s.gone(v) {
+		return fmt.Errorf("volume %s: %w", x.Name, ErrRemoved)
+	}
+	err = os.MkdirAll(s.dir(x.ID), 0o701)
+	if err == nil {
+		err = os.MkdirAll(s.Path(x.ID), 0o755)
+	}
+	if err != nil {
+		return fmt.Errorf("creating volume %s: %w", x.Name, err)
+	}
+	if volumes.Mounted(x.Options) {
+		if err := s.mount(ctx, x); err != nil {
+			return err
+		}
+	}
+	if err := s.settle(x); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.used[task] = true
+	return nil
+}
+
+func (s *Store) gone(v *vol) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return v.removed
+}
+
+// Unuse ends a task's use of all its volumes, and returns their names. What is mounted on
+// one that nobody uses is unmounted.
+func (s *Store) Unuse(ctx context.Context, task string) (names []string, err error) {
+	errs := []error{s.Unpin(task)}
+	s.mu.Lock()
+	var last []string
+	for id, v := range s.vols {
+		if v.used[task] {
+			last = append(last, id)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(last)
+	for _, id := range last {
+		name, err := s.leave(ctx, id, task)
+		if errs = append(errs, err); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names, errors.Join(errs...)
+}
+
+func (s *Store) leave(ctx context.Context, id, task string) (name string, err error) {
+	v, give, err := s.take(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer give()
+	s.mu.Lock()
+	last := len(v.used) == 0 || len(v.used) == 1 && v.used[task]
+	s.mu.Unlock()
+	if last {
+		if err := unmount(s.Path(id)); err != nil {
+			return "", err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(v.used, task)
+	return v.name, nil
+}
+
+// Settle unmounts what is mounted on volumes that no task uses: a dead agent left it. It is
+// called once all that run were named by Using.
+func (s *Store) Settle(ctx context.Context) error {
+	mounted, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.o.Dir))
+	if err != nil {
+		return fmt.Errorf("looking for mounts of volumes: %w", err)
+	}
+	var errs []error
+	for _, m := range mounted {
+		id := filepath.Base(filepath.Dir(m.Mountpoint))
+		if m.Mountpoint == s.Path(id) {
+			_, err := s.leave(ctx, id, "")
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unmount unmounts all that is mounted on a directory.
+func unmount(dir string) error {
+	for {
+		mounted, err := mountinfo.Mounted(dir)
+		if errors.Is(err, os.ErrNotExist) || err == nil && !mounted {
+			return nil
+		}
+		if err == nil {
+			err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+		if err != nil {
+			return fmt.Errorf("unmounting %s: %w", dir, err)
+		}
+	}
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
