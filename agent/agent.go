@@ -36,6 +36,7 @@ import (
 	"github.com/drover/drover/agent/socketproxy"
 	"github.com/drover/drover/agent/streams"
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/agent/volume"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/bulk"
@@ -281,9 +282,13 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 		return err
 	}
 	stored := images.New(images.Options{Containerd: a.daemon, Registry: a.reg, Peers: a.peers.Clients, Public: a.peers.Public, Log: a.Logger})
+	vols, err := volume.Open(volume.Options{Dir: filepath.Join(a.DataDir, "volumes"), RunDir: filepath.Join(a.RunDir, "volumes"), Node: a.NodeID, Log: a.Logger})
+	if err != nil {
+		return err
+	}
 	a.eng, err = engine.Open(engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
-		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: stored, Spares: a.Spares, Event: a.event, Log: a.Logger,
+		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: stored, Volumes: vols, Spares: a.Spares, Event: a.event, VolumeEvent: a.volumeEvent, Log: a.Logger,
 	})
 	if err != nil {
 		return err
@@ -293,13 +298,14 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	if err := a.serveMirror(stored); err != nil {
 		return err
 	}
-	a.rec = task.New(task.Options{Runtime: a.eng, Images: a.images, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
+	a.rec = task.New(task.Options{Runtime: a.eng, Images: a.images, Volumes: vols, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
 	a.parts.Go(func() error {
 		h := streams.Handler(a.eng, a.images, streams.Options{
 			Log: a.Logger, Probe: a.probe, Pull: a.pulling, Calls: a.store,
-			Reading: func(id string) streams.Reader { return a.rec.Reading(id) },
-			Peers:   registry.New(registry.Options{Store: stored.Content(), Log: a.Logger, May: a.peers.MayRead(stored)}),
+			Reading:    func(id string) streams.Reader { return a.rec.Reading(id) },
+			VolumeSize: vols.Size,
+			Peers:      registry.New(registry.Options{Store: stored.Content(), Log: a.Logger, May: a.peers.MayRead(stored)}),
 		})
 		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))
 	})

@@ -112,3 +112,11 @@ func (a *agent) event(taskID, action string, attributes map[string]string) {
 	}
 	a.box.Event(&dv1.Event{TaskId: id, Action: action, TimeNano: time.Now().UnixNano(), Attributes: attributes})
 }
+
+func (a *agent) volumeEvent(taskID, volume, action string, attributes map[string]string) {
+	id, err := hex.DecodeString(taskID)
+	if err != nil {
+		return
+	}
+	a.box.Event(&dv1.Event{TaskId: id, Volume: volume, Action: action, TimeNano: time.Now().UnixNano(), Attributes: attributes})
+}

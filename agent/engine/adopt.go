@@ -87,6 +87,7 @@ func (e *Engine) found(ctx context.Context, s prepared, a attempt, p *tasktypes.
 	if p == nil || p.Status == tasktypes.Status_STOPPED || p.Status == tasktypes.Status_CREATED {
 		return e.neverBegan(f)
 	}
+	e.o.Volumes.Using(s.ID, volumesOf(s.Spec))
 	f.Running, f.Paused, f.Attempt.Pid = true, p.Status == tasktypes.Status_PAUSED, int(p.Pid)
 	return f, nil
 }
@@ -145,6 +146,9 @@ func (e *Engine) List(ctx context.Context) ([]task.Found, error) {
 			e.o.Log.Error("whether a task runs can't be determined", "task", short(s.ID), "err", err)
 		}
 		out = append(out, f)
+	}
+	if err := e.o.Volumes.Settle(ctx); err != nil {
+		e.o.Log.Warn("what nobody uses is still mounted on volumes", "err", err)
 	}
 	return out, nil
 }

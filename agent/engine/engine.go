@@ -26,6 +26,7 @@ import (
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/shims"
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/agent/volume"
 	"github.com/drover/drover/pkg/life"
 )
 
@@ -48,9 +49,12 @@ type Options struct {
 	Network          *network.Network
 	Images           *images.Store
 	Spares           int // shims that wait for a container, once there was one
+	Volumes          *volume.Store
 	// Event is called with events that only the engine sees; nil: they are dropped.
 	Event func(taskID, action string, attributes map[string]string)
-	Log   *slog.Logger
+	// VolumeEvent is called with events of volumes that a task mounts; nil: they are dropped.
+	VolumeEvent func(taskID, volume, action string, attributes map[string]string)
+	Log         *slog.Logger
 }
 
 // Engine implements task.Runtime and task.Streams. Safe for concurrent use.
@@ -96,6 +100,9 @@ func Open(o Options) (*Engine, error) {
 	if o.Event == nil {
 		o.Event = func(string, string, map[string]string) {}
 	}
+	if o.VolumeEvent == nil {
+		o.VolumeEvent = func(string, string, string, map[string]string) {}
+	}
 	for _, d := range []string{o.tasks(), filepath.Join(o.RunDir, "t")} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
 			return nil, fmt.Errorf("opening the engine: %w", err)
@@ -108,7 +115,7 @@ func Open(o Options) (*Engine, error) {
 	e := &Engine{o: o, c: o.Containerd, follow: f, boot: bootID(), recordWithin: recordWithin, execs: map[string]*execution{}}
 	e.life, e.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
 	e.node = sync.OnceValues(func() (spec.Node, error) { return readNode(e.life, o) })
-	if err := e.sweep(); err != nil {
+	if err := errors.Join(e.sweep(), e.holdVolumes()); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
 	runtime, err := e.runtimeOptions(nil)

@@ -24,6 +24,7 @@ import (
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/task"
 	"github.com/drover/drover/agent/task/enginetest"
+	"github.com/drover/drover/agent/volume"
 	testimages "github.com/drover/drover/deploy/images"
 	upstream "github.com/drover/drover/pkg/registry"
 	"github.com/drover/drover/pkg/testenv"
@@ -150,7 +151,8 @@ func (w *world) unmount() {
 // node is what an agent has of its node: an engine and its images.
 type node struct {
 	*engine.Engine
-	images *images.Store
+	images  *images.Store
+	volumes *volume.Store
 }
 
 func (w *world) open(t *testing.T) *node {
@@ -163,12 +165,15 @@ func (w *world) open(t *testing.T) *node {
 	from, o := w.images, w.o
 	from.Containerd, o.Containerd = c, c
 	o.Images = images.New(from)
+	if o.Volumes, err = volume.Open(volume.Options{Dir: w.dir + "/volumes", RunDir: w.run + "/volumes", Node: o.NodeID}); err != nil {
+		t.Fatal(err)
+	}
 	e, err := engine.Open(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = e.Close() })
-	return &node{Engine: e, images: o.Images}
+	return &node{Engine: e, images: o.Images, volumes: o.Volumes}
 }
 
 func TestConformance(t *testing.T) {

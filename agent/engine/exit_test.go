@@ -18,6 +18,7 @@ import (
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/agent/volume"
 	"github.com/drover/drover/pkg/life"
 )
 
@@ -31,7 +32,7 @@ func bare(t *testing.T) *Engine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	e := &Engine{o: Options{DataDir: t.TempDir(), RunDir: t.TempDir(), Event: func(string, string, map[string]string) {}}, follow: f, boot: bootID(), recordWithin: time.Minute, execs: map[string]*execution{}}
+	e := &Engine{o: Options{DataDir: t.TempDir(), RunDir: t.TempDir(), Volumes: new(volume.Store), Event: func(string, string, map[string]string) {}}, follow: f, boot: bootID(), recordWithin: time.Minute, execs: map[string]*execution{}}
 	if err := os.MkdirAll(e.o.logDir(testID), 0o700); err != nil {
 		t.Fatal(err)
 	}

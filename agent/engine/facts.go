@@ -62,6 +62,9 @@ func (e *Engine) facts(ctx context.Context, p *prepared, user func(name string, 
 			return f, err
 		}
 	}
+	if f.Mounts, err = e.mountsOf(p); err != nil {
+		return f, err
+	}
 	if names, _ := spec.Networks(p.Create); len(names) > 0 {
 		f.Netns = e.o.Network.NetnsPath(p.ID)
 	}

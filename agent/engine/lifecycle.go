@@ -160,6 +160,11 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 	if unsynced != nil {
 		return out, fmt.Errorf("starting %s: %w", short(s.ID), unsynced)
 	}
+	if len(s.Mounts) > 0 { // the container has what it mounts
+		if err := e.o.Volumes.Unpin(s.ID); err != nil {
+			e.o.Log.Warn("a start left mounts behind", "task", short(s.ID), "err", err)
+		}
+	}
 	timed("shim create", began)
 	failpoint.Here("engine.create.after")
 	began = time.Now()
@@ -283,7 +288,7 @@ func (e *Engine) undoStart(ctx context.Context, id string, a, before attempt) er
 		return err
 	}
 	failpoint.Here("engine.undo")
-	err := errors.Join(e.forgetTry(id, a), e.o.Network.Detach(ctx, id))
+	err := errors.Join(e.forgetTry(id, a), e.o.Network.Detach(ctx, id), e.unuseVolumes(ctx, id))
 	if before.life().Before(a.life()) {
 		err = errors.Join(err, e.writeAttempt(id, before))
 	}
@@ -397,7 +402,8 @@ func (e *Engine) clear(ctx context.Context, id string) error {
 	return e.endLife(ctx, id, r)
 }
 
-// endLife ends a task's process and its shim; r is the process, nil if there is none.
+// endLife ends a task's process, its shim, and its use of volumes; r is the process, nil if
+// there is none.
 func (e *Engine) endLife(ctx context.Context, id string, r *tasktypes.Process) error {
 	e.forgetExecs(id)
 	end := e.deleteTask
@@ -410,7 +416,7 @@ func (e *Engine) endLife(ctx context.Context, id string, r *tasktypes.Process) e
 	if err := os.Remove(e.o.stdinSocket(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("releasing %s: %w", short(id), err)
 	}
-	return nil
+	return e.unuseVolumes(ctx, id)
 }
 
 // Remove implements task.Runtime.
@@ -438,6 +444,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	if err := os.RemoveAll(e.o.dir(id)); err != nil {
 		return fmt.Errorf("removing %s: %w", short(id), err)
 	}
+	e.o.Volumes.Drop(id)
 	return nil
 }
 

@@ -99,6 +99,9 @@ func (e *Engine) replan(ctx context.Context, s prepared) (made, error) {
 	if err := loadProfile(n); err != nil {
 		return made{}, fmt.Errorf("starting %s: %w", short(s.ID), err)
 	}
+	if err := e.useVolumes(ctx, &s); err != nil {
+		return made{}, err
+	}
 	if s.ImageConfig == nil { // prepared by an agent that did not keep it
 		img, err := e.o.Images.Image(ctx, s.Digest)
 		if errors.Is(err, task.ErrNoImage) {

@@ -19,6 +19,9 @@ import (
 // Prepare implements task.Runtime.
 func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	ctx = e.ctx(ctx)
+	if err := e.o.Volumes.Hold(s.ID, volumesOf(s)); err != nil {
+		return task.Refuse("%v", err)
+	}
 	img, err := e.o.Images.Image(ctx, s.Digest)
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
@@ -39,6 +42,9 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
 	failpoint.Here("engine.snapshot.after")
+	if err := e.seedVolumes(ctx, s, p.Root); err != nil {
+		return err
+	}
 	return e.writeSpec(p)
 }
 

@@ -50,6 +50,8 @@ type prepared struct {
 	task.Spec
 	ImageConfig *ocispec.ImageConfig `json:"imageConfig,omitempty"` // nil: written by an agent that did not keep it
 	Root        []mount.Mount        `json:"root,omitempty"`        // the container's files; nil: the same
+
+	sources []string // what is mounted by Mounts in an attempt that is being started
 }
 
 func (e *Engine) writeSpec(s prepared) error {

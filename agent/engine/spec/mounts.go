@@ -12,11 +12,12 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/mounts"
 )
 
 // Binds returns the host paths that a request mounts, with -v and --mount.
 func Binds(h *container.HostConfig) ([]mount.Mount, error) {
-	out, err := volumes(h)
+	out, err := binds(h)
 	for _, m := range h.Mounts {
 		if m.Type == mount.TypeBind {
 			out = append(out, m)
@@ -25,14 +26,16 @@ func Binds(h *container.HostConfig) ([]mount.Mount, error) {
 	return out, err
 }
 
-// volumes returns the mounts of -v.
-func volumes(h *container.HostConfig) (out []mount.Mount, err error) {
+// binds returns the host paths that -v mounts; the others are volumes.
+func binds(h *container.HostConfig) (out []mount.Mount, err error) {
 	for _, b := range h.Binds {
-		m, err := bindOf(b)
+		p, err := mounts.ParseBind(b)
 		if err != nil {
-			return nil, err
+			return nil, task.Refuse("%v", err)
 		}
-		out = append(out, m)
+		if p.Type == mount.TypeBind {
+			out = append(out, p.Mount)
+		}
 	}
 	return out, nil
 }
@@ -43,11 +46,11 @@ func wanted(h *container.HostConfig, f Facts) ([]specs.Mount, error) {
 	if h.IpcMode.IsHost() {
 		out = append(out, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "rprivate"}})
 	}
-	binds, err := volumes(h)
+	own, err := binds(h)
 	if err != nil {
 		return nil, err
 	}
-	for _, b := range binds {
+	for _, b := range slices.Concat(f.Mounts, own) {
 		m, err := bind(b, f.Node)
 		if err != nil {
 			return nil, err
@@ -64,6 +67,8 @@ func wanted(h *container.HostConfig, f Facts) ([]specs.Mount, error) {
 			m, err = bind(x, f.Node)
 		case mount.TypeTmpfs:
 			m, err = tmpfsOf(x)
+		case mount.TypeVolume: // it is among the facts
+			continue
 		default:
 			err = task.Refuse("mounts of type %q are not there yet", x.Type)
 		}
@@ -91,57 +96,6 @@ func inOrder(all []specs.Mount) (out []specs.Mount) {
 		out = append(out, m)
 	}
 	return out
-}
-
-// bindOf parses -v's source:target[:mode].
-func bindOf(b string) (mount.Mount, error) {
-	p := strings.Split(b, ":")
-	if len(p) < 2 || len(p) > 3 || !filepath.IsAbs(p[1]) {
-		return mount.Mount{}, task.Refuse("invalid volume specification: '%s'", b)
-	}
-	if !filepath.IsAbs(p[0]) {
-		return mount.Mount{}, task.Refuse("named volumes (%s) are not there yet; a folder of the host is named by its absolute path", p[0])
-	}
-	m := mount.Mount{Type: mount.TypeBind, Source: p[0], Target: p[1], BindOptions: &mount.BindOptions{CreateMountpoint: true}}
-	if len(p) == 3 && !readMode(p[2], &m) {
-		return mount.Mount{}, task.Refuse("invalid mode: %s", p[2])
-	}
-	return m, nil
-}
-
-// readMode parses a mode, which has at most one of each kind. SELinux labels and the
-// consistency of a mount are ignored, as docker on Linux without SELinux ignores them.
-func readMode(mode string, m *mount.Mount) bool {
-	kinds := map[string]int{}
-	for _, f := range strings.Split(mode, ",") {
-		switch f {
-		case "":
-			if mode != "" {
-				return false
-			}
-		case "ro", "rw":
-			kinds["rw"]++
-			m.ReadOnly = f == "ro"
-		case "z", "Z":
-			kinds["label"]++
-		case "nocopy":
-			kinds["copy"]++
-		case "consistent", "cached", "delegated":
-			kinds["consistency"]++
-		default:
-			if !slices.Contains(propagations, mount.Propagation(f)) {
-				return false
-			}
-			kinds["propagation"]++
-			m.BindOptions.Propagation = mount.Propagation(f)
-		}
-	}
-	for _, n := range kinds {
-		if n > 1 {
-			return false
-		}
-	}
-	return true
 }
 
 var propagations = []mount.Propagation{mount.PropagationPrivate, mount.PropagationRPrivate, mount.PropagationShared,
@@ -218,9 +172,9 @@ func tmpfs(to, opts string) specs.Mount {
 	return specs.Mount{Destination: to, Type: "tmpfs", Source: "tmpfs", Options: o}
 }
 
-// mounts replaces default mounts at the same path with the container's, and sets the
+// allMounts replaces default mounts at the same path with the container's, and sets the
 // root propagation that they need: a container whose root is private shares nothing.
-func mounts(s *specs.Spec, h *container.HostConfig, f Facts) error {
+func allMounts(s *specs.Spec, h *container.HostConfig, f Facts) error {
 	all, err := wanted(h, f)
 	if err != nil {
 		return err

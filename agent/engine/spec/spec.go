@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -41,6 +42,9 @@ type Facts struct {
 	// Devices are those that the request names, by their path on the host; for a
 	// privileged container also all of the host's, under "".
 	Devices map[string][]specs.LinuxDevice
+	// Mounts are binds beside the request's own: its volumes, and what other containers
+	// mount.
+	Mounts []mount.Mount
 }
 
 // Files that are mounted into each container.
@@ -73,7 +77,7 @@ func Plan(c container.CreateRequest, img *ocispec.ImageConfig, f Facts) (*specs.
 	if p.Terminal = c.Tty; c.Tty {
 		p.ConsoleSize = &specs.Box{Height: c.HostConfig.ConsoleSize[0], Width: c.HostConfig.ConsoleSize[1]}
 	}
-	if err := mounts(s, c.HostConfig, f); err != nil {
+	if err := allMounts(s, c.HostConfig, f); err != nil {
 		return nil, err
 	}
 	namespaces(s, c, f.Netns)
