@@ -38,6 +38,9 @@ var commands = map[protoreflect.Name]route.Who{
 	"connect":        route.User,
 	"disconnect":     route.User,
 
+	"create_volume":  route.User, // command refuses users what is the host's
+	"remove_volumes": route.User,
+
 	"put_token":         route.Admin,
 	"revoke_token":      route.Admin,
 	"update_node":       route.Admin,

@@ -39,7 +39,7 @@ func TestEveryFieldOfACreateIsGuardedOrFree(t *testing.T) {
 }
 
 func TestARoleThatMayNotBeRootIsNotRootByACreate(t *testing.T) {
-	f := newFleet(t, "10.210.0.0/16", "a")
+	f := current(t, "a")
 	f.ok(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: "spiffe://fleet/user/u", Roles: []string{"user"}}}}})
 	f.ok(&dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "a", Roles: map[string]string{"0": "user", "7": "admin"}}}})
 	n := 0
@@ -77,7 +77,7 @@ func TestARoleThatMayNotBeRootIsNotRootByACreate(t *testing.T) {
 			}
 		}
 	}
-	for _, use := range []string{``, `"Binds":["v:/v"]`, `"Mounts":[{"Type":"tmpfs","Target":"/x"},{"Type":"volume","Source":"v","Target":"/y"}]`, `"SecurityOpt":["no-new-privileges"]`,
+	for _, use := range []string{``, `"Binds":["vol:/v"]`, `"Mounts":[{"Type":"tmpfs","Target":"/x"},{"Type":"volume","Source":"vol","Target":"/y"}]`, `"SecurityOpt":["no-new-privileges"]`,
 		`"NetworkMode":"bridge","PidMode":"","IpcMode":"private","CapDrop":["ALL"],"Memory":10000000,"PortBindings":{"80/tcp":[{"HostPort":"8080"}]},"Runtime":"runc"`, `"Runtime":"drover"`} {
 		for _, who := range users {
 			if e := try(who, use); e != nil {

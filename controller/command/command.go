@@ -33,8 +33,9 @@ type decision struct {
 	effects []*dv1.Effect
 	sized   int // number of effects that size includes
 	size    int
-	dropped map[string]int // removed by this command: tasks per run, runs and tasks per spec, endpoints per network and place
-	plan    *ipam.Plan     // of addresses that this command chooses; nil until it does
+	dropped map[string]int  // removed by this command: tasks per run, runs and tasks per spec, endpoints per network and place
+	plan    *ipam.Plan      // of addresses that this command chooses; nil until it does
+	without map[string]bool // ids of tasks and volumes that this command removes
 	res     *dv1.CommandResult
 }
 
@@ -64,6 +65,10 @@ func (d *decision) decide() *dv1.Error {
 		return d.init(c.Init)
 	case *dv1.Command_Create:
 		return d.create(c.Create)
+	case *dv1.Command_CreateVolume:
+		return d.createVolume(c.CreateVolume)
+	case *dv1.Command_RemoveVolumes:
+		return d.removeVolumes(c.RemoveVolumes)
 	case *dv1.Command_FillRun:
 		return d.fillRun(c.FillRun.RunId)
 	case *dv1.Command_Start:

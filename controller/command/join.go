@@ -175,12 +175,16 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 		return refuse(dv1.Error_FORBIDDEN, "%s is not an admin of this fleet", d.who.URI)
 	}
 	tasks := slices.Collect(d.TasksOfNode(n.Id))
+	held := slices.Collect(d.VolumesOfNode(n.Id))
 	if !c.Force && n.Availability != dv1.Node_REMOVING {
 		if n.Liveness == dv1.Node_READY {
 			return refuse(dv1.Error_CONFLICT, "node %s is up: stop drover there first, or force it", n.Name)
 		}
 		if len(tasks) > 0 {
 			return refuse(dv1.Error_CONFLICT, "node %s has %s, which would be forgotten: remove what is there first, or force it", n.Name, plural.Of(len(tasks), "container"))
+		}
+		if len(held) > 0 {
+			return refuse(dv1.Error_CONFLICT, "node %s has the data of %s (%s), which would be out of reach: remove them first, or force it", n.Name, plural.Of(len(held), "volume"), held[0].Name)
 		}
 	}
 	d.add(revoke(d.Snapshot, pki.KindNode, n.Id)...)
@@ -192,7 +196,7 @@ func (d *decision) removeNode(c *dv1.RemoveNode) *dv1.Error {
 			d.gone(tasks[i].Id)
 			return
 		}
-		id := tombs[i-len(tasks)].TaskId
+		id := state.Removed(tombs[i-len(tasks)])
 		d.add(&dv1.Effect{Of: &dv1.Effect_DeleteTombstone{DeleteTombstone: id}})
 		d.gone(id)
 	})

@@ -15,6 +15,7 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/route"
+	"github.com/drover/drover/pkg/volumes"
 )
 
 func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
@@ -69,20 +70,42 @@ func (d *decision) create(c *dv1.CreateRun) *dv1.Error {
 		run.Name, run.Start, run.Filling, run.Traceparent, run.Endpoints = name, c.Start, true, d.cmd.Traceparent, c.Endpoints
 		return d.fill(run, spec, r, g)
 	}
+	m, e := d.mounting(c.TaskIds[0], spec, r)
+	if e != nil {
+		return e
+	}
 	g.Contact = c.Contact
 	if c.Contact != "" && !scheduler.NamesNode(c.On) && r.HostConfig != nil && pinned(r.HostConfig) {
-		g.Pins = append(g.Pins, scheduler.Pin{Node: c.Contact, Why: "lack the bind's source, which is the contact's"})
+		m.places = append(m.places, place{c.Contact, "the bind's source is on " + d.homeName(c.Contact) + ", the contact", "lack the bind's source, which is the contact's"})
 	}
-	place := d.batch.place(g)
+	if e := agree(m.places); e != nil {
+		return e
+	}
+	place := d.placeWith(m, g)
 	if len(place.Nodes) == 0 {
 		return refuse(dv1.Error_UNAVAILABLE, "%s", place.Reason())
 	}
+	m.settle(place.Nodes[0])
 	run.Count = 1
 	d.add(&dv1.Effect{Of: &dv1.Effect_Run{Run: run}})
 	t := d.newTask(run, 1, place.Nodes[0])
-	t.Id, t.Name, t.Traceparent = c.TaskIds[0], name, d.cmd.Traceparent
+	t.Id, t.Name, t.Traceparent, t.Mounts = c.TaskIds[0], name, d.cmd.Traceparent, m.mounts
 	d.put(t)
 	return d.attach(t, c.Endpoints)
+}
+
+// placeWith places a task with its mounts, beside other volumes that belong to its own if
+// there is room.
+func (d *decision) placeWith(m *mounting, g scheduler.Group) scheduler.Decision {
+	g.Pins = append(g.Pins, pins(m.places)...)
+	if node := m.beside(); node != "" && len(m.places) == 0 {
+		with := g
+		with.Pins = append(slices.Clip(g.Pins), scheduler.Pin{Node: node, Why: "excluded: volumes of the same group are on " + d.homeName(node)})
+		if place := d.batch.place(with); len(place.Nodes) > 0 {
+			return place
+		}
+	}
+	return d.batch.place(g)
 }
 
 // group returns what tasks of a spec require of a node.
@@ -118,14 +141,22 @@ func (d *decision) newTask(run *dv1.Run, slot uint32, node string) *dv1.Task {
 // leader continues with the rest. Nodes are processed in order of their ids, so that
 // one id records the progress, and auto-removed tasks aren't created again.
 func (d *decision) fill(run *dv1.Run, spec *dv1.Spec, r *container.CreateRequest, g scheduler.Group) *dv1.Error {
+	m, e := d.mounting(run.Id, spec, r)
+	if e == nil {
+		e = m.onNodes()
+	}
+	if e != nil {
+		return e
+	}
+	g.Pins = append(g.Pins, pins(m.places)...)
 	fits := scheduler.Each(d.Snapshot, g, run.Filled)
 	var made []*dv1.Task
 	for _, node := range fits.Nodes {
 		t := d.newTask(run, run.Count+uint32(len(made))+1, node)
 		if run.Start {
-			ports, taken, e := d.bind(t, spec, r)
-			if e != nil {
-				return e
+			ports, taken, refused := d.bind(t, spec, r)
+			if refused != nil {
+				return refused
 			}
 			if taken != nil {
 				fits.Reject(fmt.Sprintf("have port %d taken", taken.Host))
@@ -140,8 +171,16 @@ func (d *decision) fill(run *dv1.Run, spec *dv1.Spec, r *container.CreateRequest
 	}
 	var failed *dv1.Error
 	left := d.some(len(made), func(i int) {
+		m, e := d.mounting(made[i].Id, spec, r) // as for the run
+		if e == nil {
+			m.settle(made[i].NodeId)
+			made[i].Mounts = m.mounts
+		}
 		d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: made[i]}})
-		if e := d.attach(made[i], run.Endpoints); e != nil {
+		if e == nil {
+			e = d.attach(made[i], run.Endpoints)
+		}
+		if e != nil {
 			failed = e
 		}
 	})
@@ -224,4 +263,16 @@ func slotOf(name string) (run string, slot uint32) {
 		return "", 0
 	}
 	return name[:i], uint32(n)
+}
+
+// onNodes refuses volumes that the tasks of a run over nodes would have to share, on one
+// node.
+func (m *mounting) onNodes() *dv1.Error {
+	for _, v := range m.volumes {
+		if _, anonymous := v.Labels[volumes.LabelAnonymous]; anonymous || v.Home != "" || m.d.Volume(v.Id) != nil && !volumes.HasHome(v.Options) {
+			continue
+		}
+		return refuse(dv1.Error_INVALID, "volume %s has no node yet, and would be on one of them only: use anonymous volumes, or create one whose data is elsewhere (type nfs, cifs, tmpfs)", v.Name)
+	}
+	return agree(m.places)
 }

@@ -308,6 +308,9 @@ func (d *decision) remove(c *dv1.Remove) *dv1.Error {
 func (d *decision) drop(t *dv1.Task, force, volumes bool) {
 	d.leaveAll(t.Id)
 	d.add(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{TaskId: t.Id, NodeId: t.NodeId, At: d.now, Force: force, Volumes: volumes}}})
+	if d.without[string(t.Id)] = true; volumes {
+		d.dropAnonymous(t)
+	}
 	d.forget(t)
 }
 

@@ -24,11 +24,12 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/fields"
+	"github.com/drover/drover/pkg/volumes"
 )
 
 // drover's labels: where to run (in), where it runs (out).
 const (
-	LabelOn   = "io.drover.on"
+	LabelOn   = volumes.LabelOn
 	LabelNode = "io.drover.node"
 )
 
@@ -143,9 +144,6 @@ func checkPlatform(i *dv1.Image, name, want string) error {
 
 // imageWarnings lists what the image asks for and its container does without.
 func imageWarnings(req *container.CreateRequest, img *dockerspec.DockerOCIImage) (warnings []string) {
-	if v := fields.Uncovered(req, img.Config.Volumes); len(v) > 0 {
-		warnings = append(warnings, fmt.Sprintf("the image's volumes (%s) are not available on this fleet yet: what is written there goes with the container", strings.Join(v, ", ")))
-	}
 	if h := img.Config.Healthcheck; req.Healthcheck == nil && h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
 		warnings = append(warnings, "health checks are not available on this fleet yet")
 	}
@@ -159,8 +157,9 @@ func placeable(h *container.HostConfig) error {
 	}
 	var sources []string
 	for _, b := range h.Binds {
-		src, _, _ := strings.Cut(b, ":")
-		sources = append(sources, src)
+		if src, _, _ := strings.Cut(b, ":"); strings.HasPrefix(src, "/") && src != b { // else it is a volume
+			sources = append(sources, src)
+		}
 	}
 	for _, m := range h.Mounts {
 		if m.Type == mount.TypeBind {

@@ -129,7 +129,7 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 		case *dv1.Effect_DeleteTask:
 			t.topology.forget(of.DeleteTask)
 		case *dv1.Effect_Tombstone:
-			t.mark(of.Tombstone.NodeId, mark{markTask, string(of.Tombstone.TaskId)}, index)
+			t.mark(of.Tombstone.NodeId, mark{markTask, string(state.Removed(of.Tombstone))}, index)
 		case *dv1.Effect_Network:
 			t.topology.mark(of.Network.Id, mark{markNetwork, string(of.Network.Id)}, index)
 		case *dv1.Effect_Slice:

@@ -66,14 +66,28 @@ func (t *term) next(s *session, full bool, sent uint64) []*dv1.Sync {
 	// ends between them.
 	slices.SortStableFunc(tasks, func(a, b *dv1.Task) int { return cmp.Or(bytes.Compare(a.SpecId, b.SpecId), bytes.Compare(a.Id, b.Id)) })
 	for _, task := range tasks {
-		p.task(&dv1.Assignment{Task: task, Endpoints: endpointsOf(snap, task.Id)}, snap.Spec(task.SpecId))
+		p.task(&dv1.Assignment{Task: task, Endpoints: endpointsOf(snap, task.Id), Volumes: volumesOf(snap, task)}, snap.Spec(task.SpecId))
 	}
 	for _, tomb := range tombs {
 		p.room(proto.Size(tomb))
-		p.now.Tombstones = append(p.now.Tombstones, tomb)
+		if len(tomb.VolumeId) > 0 {
+			p.now.VolumesRemoved = append(p.now.VolumesRemoved, tomb)
+		} else {
+			p.now.Tombstones = append(p.now.Tombstones, tomb)
+		}
 	}
 	s.has = nil
 	return p.end()
+}
+
+// volumesOf returns the volumes that a task mounts, each once.
+func volumesOf(snap *state.Snapshot, t *dv1.Task) (out []*dv1.Volume) {
+	for _, m := range t.Mounts {
+		if v := snap.Volume(m.VolumeId); v != nil && !slices.Contains(out, v) {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // parts builds a sync.

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"encoding/hex"
+	"slices"
 	"strconv"
 
 	"google.golang.org/protobuf/proto"
@@ -100,6 +101,10 @@ func (l *Local) Seed(s *state.Snapshot) {
 	for t := range s.Tasks() {
 		l.known[hex.EncodeToString(t.Id)] = t
 	}
+	clear(l.volumes)
+	for v := range s.Volumes() {
+		l.volumes[string(v.Id)] = v
+	}
 	for t := range s.Tags() {
 		l.tags[t.Ref] = t.Digest
 	}
@@ -136,6 +141,16 @@ func (l *Local) Committed(effects []*dv1.Effect, at int64) {
 		case *dv1.Effect_DeleteTag:
 			l.imageEvent("untag", l.tags[of.DeleteTag], of.DeleteTag, at)
 			delete(l.tags, of.DeleteTag)
+		case *dv1.Effect_Volume:
+			if l.volumes[string(of.Volume.Id)] == nil {
+				l.volumeEvent(of.Volume, "create", at)
+			}
+			l.volumes[string(of.Volume.Id)] = of.Volume
+		case *dv1.Effect_DeleteVolume:
+			if v := l.volumes[string(of.DeleteVolume)]; v != nil {
+				l.volumeEvent(v, "destroy", at)
+			}
+			delete(l.volumes, string(of.DeleteVolume))
 		case *dv1.Effect_DeleteImage:
 			l.imageEvent("delete", of.DeleteImage, of.DeleteImage, at)
 		}
@@ -179,6 +194,11 @@ func (l *Local) taskEvent(t *dv1.Task, action string, at int64, kv ...string) {
 	l.events.publish(&dv1.Event{TaskId: t.Id, Action: action, TimeNano: at, Attributes: a})
 }
 
+// volumeEvent is called with mu held.
+func (l *Local) volumeEvent(v *dv1.Volume, action string, at int64) {
+	l.events.publish(&dv1.Event{Volume: v.Name, Action: action, TimeNano: at, Attributes: map[string]string{"driver": v.Driver}})
+}
+
 // imageEvent is called with mu held. An image's event has no task.
 func (l *Local) imageEvent(action, digest, ref string, at int64) {
 	l.events.publish(&dv1.Event{Action: action, TimeNano: at, Attributes: map[string]string{"id": digest, "name": ref}})
@@ -186,11 +206,18 @@ func (l *Local) imageEvent(action, digest, ref string, at int64) {
 
 // Reported publishes an agent's event, unless its kind is created from the log.
 func (l *Local) Reported(e *dv1.Event) {
-	switch e.Action {
-	case "create", "start", "die", "destroy", "rename":
+	switch {
+	case e.Volume != "":
+		if e.Action != "mount" && e.Action != "unmount" {
+			return
+		}
+	case slices.Contains(logged, e.Action):
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.events.publish(e)
 }
+
+// logged are a task's events that are created from the log.
+var logged = []string{"create", "start", "die", "destroy", "rename"}

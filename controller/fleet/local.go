@@ -53,6 +53,7 @@ type Local struct {
 	waiters map[string]map[chan struct{}]bool
 	known   map[string]*dv1.Task // by hex id, as of the last commit
 	tags    map[string]string    // digest by reference
+	volumes map[string]*dv1.Volume
 	events  events
 	removed removed
 }
@@ -72,7 +73,7 @@ type ending struct {
 
 // NewLocal returns an empty Local: Seed it.
 func NewLocal(o LocalOptions) *Local {
-	return &Local{o: o, waiters: map[string]map[chan struct{}]bool{}, known: map[string]*dv1.Task{}, tags: map[string]string{},
+	return &Local{o: o, waiters: map[string]map[chan struct{}]bool{}, known: map[string]*dv1.Task{}, tags: map[string]string{}, volumes: map[string]*dv1.Volume{},
 		events: events{subs: map[chan struct{}]bool{}}, removed: removed{byID: map[string]*ending{}}}
 }
 

@@ -41,6 +41,12 @@ var Queries = map[string][]Param{
 	"POST /images/{name}/tag": {{"repo", Fleet, ""}, {"tag", Fleet, ""}},
 	"DELETE /images/{name}":   {{"force", Fleet, ""}, {"noprune", Inert, "there are no untagged parents"}, {"platforms", Refused, "removing a platform of an image is"}},
 
+	"GET /volumes":           {{"filters", Fleet, ""}},
+	"POST /volumes/prune":    {{"filters", Fleet, ""}},
+	"DELETE /volumes/{name}": {{"force", Fleet, ""}},
+	"PUT /volumes/{name}":    {{"version", Inert, "of volumes of Swarm, which are refused"}},
+	"GET /system/df":         {{"type", Fleet, ""}, {"verbose", Fleet, ""}},
+
 	"GET /plugins": {{"filters", Inert, "there are none"}},
 	"POST /build/prune": {{"reserved-space", Inert, "nothing is built here"}, {"max-used-space", Inert, "nothing is built here"}, {"min-free-space", Inert, "nothing is built here"},
 		{"all", Inert, "nothing is built here"}, {"filters", Inert, "nothing is built here"}},

@@ -34,7 +34,7 @@ func TestValues(t *testing.T) {
 		{`{"Env":[""]}`, "Env", "invalid environment variable: "},
 
 		{body: `{"Volumes":{"/data":{},"/t/":{},"/b":{}},"HostConfig":{"Binds":["/x:/b:ro"],"Tmpfs":{"/t":""},"Mounts":[{"Type":"bind","Source":"/x","Target":"/data"}]}}`},
-		{`{"Volumes":{"/data":{},"/b":{}},"HostConfig":{"Binds":["/x:/b"]}}`, "Volumes", "Volumes: anonymous volumes are not available"},
+		{body: `{"Volumes":{"/data":{}},"HostConfig":{"Binds":["/a","data:/b:ro,nocopy"],"VolumesFrom":["web:ro"]}}`},
 
 		{body: `{"HostConfig":{"RestartPolicy":{"Name":"no"}}}`},
 		{body: `{"HostConfig":{"RestartPolicy":{"MaximumRetryCount":3}}}`},
@@ -120,9 +120,10 @@ func TestValues(t *testing.T) {
 		{`{"HostConfig":{"Init":true}}`, "HostConfig.Init", "an init process is not available"},
 
 		{body: `{"HostConfig":{"Binds":["/a:/b","/a:/c:ro"],"Tmpfs":{"/t":"size=1m"}}}`},
-		{`{"HostConfig":{"Binds":["/a"]}}`, "HostConfig.Binds", "invalid volume specification: '/a'"},
+		{`{"HostConfig":{"Binds":["/a:ro"]}}`, "HostConfig.Binds", "invalid volume specification: '/a:ro'"},
 		{`{"HostConfig":{"Binds":[":/a"]}}`, "HostConfig.Binds", "invalid volume specification: ':/a'"},
-		{`{"HostConfig":{"Binds":["data:/a"]}}`, "HostConfig.Binds", "named volumes are not available"},
+		{`{"HostConfig":{"Binds":["data:/a:shared"]}}`, "HostConfig.Binds", "field BindOptions must not be specified"},
+		{`{"HostConfig":{"Binds":["data:/a","/x:/a"]}}`, "HostConfig.Mounts[].Target", "Duplicate mount point: /a"},
 		{`{"HostConfig":{"Tmpfs":{"/":""}}}`, "HostConfig.Tmpfs", "destination can't be '/'"},
 		{`{"HostConfig":{"Tmpfs":{"t":""}}}`, "HostConfig.Tmpfs", "invalid mount path: 't' mount path must be absolute"},
 		{body: `{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"Consistency":"cached","BindOptions":{"Propagation":"rslave","NonRecursive":true}},{"Type":"tmpfs","Target":"/t","TmpfsOptions":{"Mode":511}}]}}`},
@@ -137,10 +138,12 @@ func TestValues(t *testing.T) {
 		{`{"HostConfig":{"Mounts":[{"Type":"tmpfs","Source":"/a","Target":"/b"}]}}`, "HostConfig.Mounts[].Source", "field Source must not be specified"},
 		{`{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/a","Target":"/b","BindOptions":{"Propagation":"x"}}]}}`, "HostConfig.Mounts[].BindOptions.Propagation", "invalid propagation mode: x"},
 		{`{"HostConfig":{"Mounts":[{"Type":"npipe","Source":"/a","Target":"/b"}]}}`, "HostConfig.Mounts[].Type", "mount type unknown"},
-		{`{"HostConfig":{"Mounts":[{"Type":"volume","Source":"v","Target":"/b","VolumeOptions":{"NoCopy":true}}]}}`, "HostConfig.Mounts[].Type", "volumes are not available"},
+		{body: `{"HostConfig":{"Mounts":[{"Type":"volume","Source":"v","Target":"/b","VolumeOptions":{"NoCopy":true,"Subpath":"a/b","Labels":{"x":"y"},"DriverConfig":{"Name":"local","Options":{"type":"tmpfs"}}}}]}}`},
+		{`{"HostConfig":{"Mounts":[{"Type":"volume","Source":"v","Target":"/b","VolumeOptions":{"DriverConfig":{"Name":"rexray"}}}]}}`, "HostConfig.Mounts[].VolumeOptions.DriverConfig.Name", "volume drivers are not available"},
+		{`{"HostConfig":{"Mounts":[{"Type":"volume","Source":"v","Target":"/b","VolumeOptions":{"Subpath":"../x"}}]}}`, "HostConfig.Mounts[].VolumeOptions.Subpath", "subpath must be a relative path within the volume"},
+		{`{"HostConfig":{"VolumesFrom":["web:nocopy"]}}`, "HostConfig.VolumesFrom", "invalid mode: nocopy"},
 		{`{"HostConfig":{"Mounts":[{"Type":"image","Source":"v","Target":"/b"}]}}`, "HostConfig.Mounts[].Type", "mounts of images are not available"},
 		{`{"HostConfig":{"Mounts":[{"Type":"cluster","Source":"v","Target":"/b"}]}}`, "HostConfig.Mounts[].Type", "volumes of Swarm are not available"},
-		{`{"HostConfig":{"VolumesFrom":["c"]}}`, "HostConfig.VolumesFrom", "volumes from other containers are not available"},
 	} {
 		_, err := CheckCreate(decode(t, c.body))
 		var e *Error

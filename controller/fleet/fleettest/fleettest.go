@@ -70,7 +70,7 @@ func New(t testing.TB, nodes ...string) *Fleet {
 		ids = append(ids, fmt.Sprint("n", i))
 	}
 	users := append(accesstest.Identities(Cluster, ids...), &dv1.Identity{Uri: User, Roles: []string{pki.KindUser}})
-	f.Do(&dv1.Command{Of: &dv1.Command_Init{Init: &dv1.Init{Cluster: &dv1.Cluster{Id: Cluster, Name: Cluster, Pool: "10.210.0.0/16"}, Identities: users,
+	f.Do(&dv1.Command{Of: &dv1.Command_Init{Init: &dv1.Init{Cluster: &dv1.Cluster{Id: Cluster, Name: Cluster, Pool: "10.210.0.0/16", FeatureLevel: state.FeatureLevel}, Identities: users,
 		Controller: &dv1.Controller{Id: "c1", Name: "ctl", Addr: "10.0.0.1:7443"}}}})
 	for i, name := range nodes {
 		f.AddNode(&dv1.Node{Id: ids[i], Name: name})
