@@ -304,6 +304,13 @@ var calls = map[string]call{
 	"GET /images/{name...}/json":    {"/images/busybox/json", "", 200, false, false},
 	"POST /images/{name...}/tag":    {"/images/busybox/tag?repo=mine", "", 201, false, true},
 	"DELETE /images/{name...}":      {"/images/busybox?force=1", "", 409, false, false},
+	"GET /volumes":                  {"/volumes", "", 200, false, false},
+	"POST /volumes/create":          {"/volumes/create", `{"Name":"new"}`, 201, false, true},
+	"POST /volumes/prune":           {"/volumes/prune?filters=%7B%22all%22:%5B%22true%22%5D%7D", "", 200, false, true},
+	"GET /volumes/{name}":           {"/volumes/data", "", 200, false, false},
+	"PUT /volumes/{name}":           {"/volumes/data", "{}", 503, false, false},
+	"DELETE /volumes/{name}":        {"/volumes/data", "", 204, false, true},
+	"GET /system/df":                {"/system/df", "", 200, false, false},
 	"/":                             {"/networks/prune", "", 501, false, false},
 }
 
@@ -331,6 +338,9 @@ func TestEveryRoute(t *testing.T) {
 		t.Run(r.String(), func(t *testing.T) {
 			a := newAPI(t)
 			task := a.run("web")
+			if strings.Contains(r.Pattern, "/volumes") {
+				a.is(a.do("POST", "/volumes/create", `{"Name":"data"}`), "a volume", 201, "data")
+			}
 			var node sync.WaitGroup
 			switch { // some wait for the node's report
 			case strings.Contains(c.path, "/stop"):
@@ -427,6 +437,7 @@ func TestWithoutALeader(t *testing.T) {
 	a := newAPI(t)
 	a.run("web")
 	exec := a.exec("web", `{"Cmd":["true"]}`)
+	a.is(a.do("POST", "/volumes/create", `{"Name":"data"}`), "a volume", 201, "data")
 	a.f.SetLeader(false)
 	for route, c := range calls {
 		if c.leader {
@@ -506,8 +517,18 @@ func TestBadRequests(t *testing.T) {
 		{"DELETE /images/busybox?platforms=[1]", "", 501, "platforms: removing a platform of an image is not available"},
 		{"POST /auth", `{"ServerAddress":"127.0.0.1:1","Username":"u"}`, 500, "127.0.0.1:1"},
 		{"GET /networks/x", "", 404, "network x not found"},
-		{"GET /volumes/x", "", 404, "volume x not found"},
-		{"POST /volumes/create", "{}", 501, "POST /volumes/create is not available on this fleet yet"},
+		{"GET /volumes/x", "", 404, "get x: no such volume"},
+		{"DELETE /volumes/x", "", 404, "get x: no such volume"},
+		{"POST /volumes/create", `{"Name":"a/b"}`, 400, `create a/b: \"a/b\" includes invalid characters for a local volume name`},
+		{"POST /volumes/create", `{"Name":"x"}`, 400, "create x: volume name is too short"},
+		{"POST /volumes/create", `{"Name":"vol","Driver":"rexray"}`, 404, `error looking up volume plugin rexray: plugin \"rexray\" not found`},
+		{"POST /volumes/create", `{"Name":"vol","DriverOpts":{"x":"y"}}`, 400, `create vol: invalid option: \"x\"`},
+		{"POST /volumes/create", `{"Name":"vol","ClusterVolumeSpec":{}}`, 503, "This node is not a swarm manager"},
+		{"PUT /volumes/x", "{}", 503, "volume update only valid for cluster volumes, but swarm is unavailable"},
+		{"GET /volumes?filters={\"x\":[\"y\"]}", "", 400, "invalid filter 'x'"},
+		{"GET /volumes?filters={\"dangling\":[\"y\"]}", "", 400, "invalid filter 'dangling"},
+		{"POST /volumes/prune?filters={\"name\":[\"y\"]}", "", 400, "invalid filter 'name'"},
+		{"GET /system/df?type=x", "", 400, "unknown object type: x"},
 		{"GET /services", "", 503, "This node is not a swarm manager"},
 		{"POST /build", "", 501, "this fleet has no built-in builder"},
 		{"POST /plugins/pull", "", 501, "plugins are not available on a fleet"},
@@ -533,7 +554,7 @@ func TestRefusedFieldsOfACreate(t *testing.T) {
 	a := newAPI(t)
 	for _, c := range []struct{ body, words string }{
 		{`"HostConfig":{"CgroupParent":"/x"}`, "HostConfig.CgroupParent"}, {`"HostConfig":{"StorageOpt":{"size":"1g"}}`, "HostConfig.StorageOpt"},
-		{`"HostConfig":{"LogConfig":{"Config":{"max-size":"1m"}}}`, "HostConfig.LogConfig.Config"}, {`"Volumes":{"/data":{}}`, "Volumes"},
+		{`"HostConfig":{"LogConfig":{"Config":{"max-size":"1m"}}}`, "HostConfig.LogConfig.Config"},
 		{`"HostConfig":{"RestartPolicy":{"Name":"always"}}`, "HostConfig.RestartPolicy.Name"}, {`"HostConfig":{"BlkioWeight":100}`, "HostConfig.BlkioWeight"},
 		{`"NetworkingConfig":{"EndpointsConfig":{"bridge":{"IPAMConfig":{"IPv4Address":"10.0.0.9"}}}}`, "NetworkingConfig.EndpointsConfig.*.IPAMConfig.IPv4Address"},
 	} {

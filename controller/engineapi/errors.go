@@ -120,7 +120,7 @@ func (s *server) notYet(_ http.ResponseWriter, r *http.Request) error {
 		return refuse(http.StatusNotImplemented, "this fleet has no built-in builder: docker buildx create --use --driver docker-container, then build --load")
 	case "plugins":
 		return refuse(http.StatusNotImplemented, "plugins are not available on a fleet")
-	case "networks", "volumes":
+	case "networks":
 		// docker's inspect asks for these if nothing else has the name.
 		if r.Method == http.MethodGet && rest != "" {
 			return refuse(http.StatusNotFound, "%s %s not found", strings.TrimSuffix(first, "s"), rest)

@@ -128,9 +128,9 @@ const fewSpecs = 8
 // candidates yields the tasks that may pass, newest first.
 func (k *sieve) candidates() iter.Seq[*dv1.Task] {
 	switch {
-	case k.has("name", "id", "node"):
+	case k.has("name", "id", "node", "volume"):
 		return newestFirst(k.snap.Tasks(), k.recorded)
-	case k.has("label", "ancestor", "network", "volume"):
+	case k.has("label", "ancestor", "network"):
 		var specs []*dv1.Spec
 		all := 0
 		for spec := range k.snap.Specs() {
@@ -239,6 +239,9 @@ func (k *sieve) recorded(t *dv1.Task) bool {
 	case !k.inState(&view{t: t}): // agents know no more about it
 		return false
 	}
+	if !k.mounting(t) {
+		return false
+	}
 	return remember(k.nodes, t.NodeId, func() bool { return k.onNode(t.NodeId) }) &&
 		remember(k.specs, string(t.SpecId), func() bool { return k.decideSpec(k.snap.Spec(t.SpecId)) })
 }
@@ -288,8 +291,16 @@ func (k *sieve) decideSpec(spec *dv1.Spec) bool {
 		k.any("network", func(n string) bool { return n == v.networkMode() || n == networkID(v.networkMode()) }) &&
 		k.any("is-task", func(b string) bool { return b == "false" || b == "0" }) &&
 		k.any("isolation", func(i string) bool { return i == string(v.req.HostConfig.Isolation) }) &&
-		k.any("health", func(h string) bool { return h == "none" }) &&
-		k.any("volume", v.hasMount)
+		k.any("health", func(h string) bool { return h == "none" })
+}
+
+// mounting decides what is a task's own.
+func (k *sieve) mounting(t *dv1.Task) bool {
+	if !k.has("volume") {
+		return true
+	}
+	v := &view{snap: k.snap, t: t, shape: k.s.shapes.of(k.snap, k.snap.Spec(t.SpecId))}
+	return k.any("volume", v.hasMount)
 }
 
 // inState reports whether a container is in one of the requested states.
@@ -342,5 +353,7 @@ func (v *view) hasPort(want string, public bool) bool {
 }
 
 func (v *view) hasMount(want string) bool {
-	return slices.ContainsFunc(v.mounts(), func(m container.MountPoint) bool { return m.Source == want || m.Destination == want || m.Name == want })
+	return slices.ContainsFunc(v.mounts(), func(m container.MountPoint) bool {
+		return m.Source == want || m.Destination == want || m.Name == want && want != ""
+	})
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/scheduler"
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/registry"
@@ -170,6 +171,13 @@ func familiarAll(refs []string) []string {
 	return out
 }
 
+func imageSummary(snap *state.Snapshot, i *dv1.Image) image.Summary {
+	return image.Summary{
+		ID: i.Digest, Containers: int64(snap.TaskCountOfImage(i.Digest)), Created: createdAt(i), Labels: images.Config(i).Config.Labels, RepoTags: familiarAll(snap.TagsOf(i.Digest)),
+		RepoDigests: familiarAll(i.RepoDigests), SharedSize: -1, Size: i.Size,
+	}
+}
+
 func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 	snap, err := s.state(w, r)
 	if err != nil {
@@ -209,10 +217,7 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 			len(f["until"]) > 0 && time.Unix(at, 0).UnixNano() >= before:
 			continue
 		}
-		out = append(out, image.Summary{
-			ID: i.Digest, Containers: int64(snap.TaskCountOfImage(i.Digest)), Created: at, Labels: c.Config.Labels, RepoTags: tags,
-			RepoDigests: familiarAll(i.RepoDigests), SharedSize: -1, Size: i.Size,
-		})
+		out = append(out, imageSummary(snap, i))
 	}
 	slices.SortFunc(out, func(a, b image.Summary) int {
 		if a.Created != b.Created {

@@ -21,6 +21,7 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/plural"
 	"github.com/drover/drover/pkg/runtimes"
+	"github.com/drover/drover/pkg/volumes"
 )
 
 // drain is how long stored events are read if until is already over.
@@ -36,7 +37,7 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 	}
 	i := system.Info{
 		Driver: "overlayfs", DriverStatus: [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}},
-		Plugins:     system.PluginsInfo{Volume: []string{}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file"}},
+		Plugins:     system.PluginsInfo{Volume: []string{volumes.Local}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file"}},
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		IPv4Forwarding: true, SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file", OSType: "linux",
 		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: &regtypes.ServiceConfig{}, ServerVersion: EngineVersion,
@@ -195,6 +196,11 @@ type oldMessage struct {
 
 func (s *server) event(r *http.Request, h *dv1.Event) oldMessage {
 	m := events.Message{Type: events.ContainerEventType, Action: events.Action(h.Action), Scope: "local", Time: h.TimeNano / 1e9, TimeNano: h.TimeNano}
+	if h.Volume != "" {
+		m.Type = events.VolumeEventType
+		m.Actor = events.Actor{ID: h.Volume, Attributes: h.Attributes}
+		return oldMessage{Message: m}
+	}
 	if len(h.TaskId) == 0 {
 		m.Type = events.ImageEventType
 		m.Actor = events.Actor{ID: h.Attributes["id"], Attributes: map[string]string{"name": familiar(h.Attributes["name"])}}

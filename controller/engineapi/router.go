@@ -105,6 +105,14 @@ var table = route.Table[handler]{
 	on("POST", "/images/{name...}/tag", route.Leader, (*server).tagImage),
 	on("DELETE", "/images/{name...}", route.Leader, (*server).deleteImage),
 
+	on("GET", "/volumes", route.Leader, (*server).listVolumes),
+	on("POST", "/volumes/create", route.Leader, (*server).createVolume),
+	on("POST", "/volumes/prune", route.Leader, (*server).pruneVolumes),
+	on("GET", "/volumes/{name}", route.Leader, (*server).inspectVolume),
+	on("PUT", "/volumes/{name}", route.Leader, (*server).updateVolume),
+	on("DELETE", "/volumes/{name}", route.Leader, (*server).removeVolume),
+	on("GET", "/system/df", route.Leader, (*server).diskUsage),
+
 	on("", "/", route.Here, (*server).notYet),
 }
 

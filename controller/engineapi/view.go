@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -19,13 +20,16 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/life"
+	"github.com/drover/drover/pkg/mounts"
+	"github.com/drover/drover/pkg/volumes"
 )
 
 // view is a container as clients see it: what raft has, what its agent observed
 // last, and its request merged with its image.
 type view struct {
-	t  *dv1.Task
-	st *dv1.TaskStatus // of the current life, or one that the log does not have yet; nil if none
+	snap *state.Snapshot
+	t    *dv1.Task
+	st   *dv1.TaskStatus // of the current life, or one that the log does not have yet; nil if none
 	*shape
 	image *dv1.Image
 	ref   string // the image as the user wrote it
@@ -44,7 +48,7 @@ func current(seen *fleet.Observations, t *dv1.Task) *dv1.TaskStatus {
 
 func (s *server) view(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Task) *view {
 	spec := snap.Spec(t.SpecId)
-	v := &view{t: t, st: current(seen, t), shape: s.shapes.of(snap, spec), node: t.NodeId}
+	v := &view{snap: snap, t: t, st: current(seen, t), shape: s.shapes.of(snap, spec), node: t.NodeId}
 	if n := snap.Node(t.NodeId); n != nil {
 		v.node = n.Name
 	}
@@ -230,22 +234,34 @@ func networkID(name string) string {
 	return fmt.Sprintf("%x", sha(name))
 }
 
+// mounts returns a container's mount points in docker's shape, sorted by destination: the
+// binds of its request, and what the log has of volumes and of other containers.
 func (v *view) mounts() []container.MountPoint {
 	out := []container.MountPoint{}
-	for _, b := range v.req.HostConfig.Binds {
-		p := strings.Split(b, ":")
-		if len(p) < 2 {
-			continue
+	points, _ := mounts.Of(v.req.HostConfig) // they were checked before they were committed
+	for _, p := range points {
+		switch p.Type {
+		case mount.TypeBind:
+			m := container.MountPoint{Type: p.Type, Source: p.Source, Destination: p.Target, Mode: p.Mode, RW: !p.ReadOnly, Propagation: mount.PropagationRPrivate}
+			if o := p.BindOptions; o != nil && o.Propagation != "" {
+				m.Propagation = o.Propagation
+			}
+			out = append(out, m)
+		case mount.TypeTmpfs:
+			out = append(out, container.MountPoint{Type: p.Type, Destination: p.Target, RW: !p.ReadOnly})
 		}
-		m := container.MountPoint{Type: mount.TypeBind, Source: p[0], Destination: p[1], RW: true, Propagation: mount.PropagationRPrivate}
-		if len(p) > 2 {
-			m.Mode, m.RW = p[2], !slices.Contains(strings.Split(p[2], ","), "ro")
+	}
+	for _, m := range v.t.GetMounts() {
+		p := container.MountPoint{Type: mount.TypeBind, Source: m.Source, Destination: m.Target, Mode: m.Mode, RW: !m.ReadOnly, Propagation: mount.Propagation(cmp.Or(m.Propagation, string(mount.PropagationRPrivate)))}
+		if len(m.VolumeId) > 0 {
+			p.Type, p.Propagation, p.Driver = mount.TypeVolume, "", volumes.Local
+			if of := v.snap.Volume(m.VolumeId); of != nil {
+				p.Name, p.Source = of.Name, mountpoint(of)
+			}
 		}
-		out = append(out, m)
+		out = append(out, p)
 	}
-	for _, m := range v.req.HostConfig.Mounts {
-		out = append(out, container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly, Propagation: mount.PropagationRPrivate})
-	}
+	slices.SortStableFunc(out, func(a, b container.MountPoint) int { return strings.Compare(a.Destination, b.Destination) })
 	return out
 }
 
