@@ -10,6 +10,9 @@ import (
 // psFormat is docker's table with an additional column for the node.
 const psFormat = `table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}\t{{.Label "io.drover.node"}}`
 
+// volumesFormat is docker's table with an additional column for the home.
+const volumesFormat = `table {{.Driver}}\t{{.Name}}\t{{.Label "io.drover.node"}}`
+
 // imagesFormat is docker's classic table.
 const imagesFormat = `table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{if .CreatedSince}}{{.CreatedSince}}{{else}}N/A{{end}}\t{{.Size}}`
 
@@ -26,13 +29,15 @@ func rename(c *cobra.Command) {
 	}
 }
 
-// shown reports whether args are a ps with our table.
+// shown reports whether args are a ps, or a list of volumes, with our table.
 func shown(args []string) bool {
 	ps := false
 	for i, x := range args {
 		switch {
-		case x == "ps" && (i == 0 || !strings.HasPrefix(args[i-1], "-")), (x == "ls" || x == "list") && i > 0 && args[i-1] == "container":
+		case x == "ps" && (i == 0 || !strings.HasPrefix(args[i-1], "-")), (x == "ls" || x == "list") && i > 0 && (args[i-1] == "container" || args[i-1] == "volume"):
 			ps = true
+		case ps && strings.HasPrefix(x, "-") && !strings.HasPrefix(x, "--") && strings.Contains(x, "q"): // names of volumes are no heading
+			return false
 		case x == "--format" || strings.HasPrefix(x, "--format="), x == "--quiet", x == "exec" || x == "run":
 			return false
 		}

@@ -38,6 +38,7 @@ func TestWhichCommandsShowOurTable(t *testing.T) {
 	for args, want := range map[string]bool{
 		"ps": true, "ps -a": true, "-H unix:///x ps": true, "container ls": true, "container list -a": true,
 		"ps --format {{.ID}}": false, "ps --format=x": false, "ps --quiet": false, "images": false, "node ls": false,
+		"volume ls": true, "volume list -f dangling=true": true, "volume ls -q": false, "volume ls -fq": false, "volume ls --quiet": false, "ps -aq": false,
 		"run alpine ps": false, "exec web ps": false, "logs ps": true, // a container of that name: its log has no heading
 	} {
 		if got := shown(strings.Fields(args)); got != want {

@@ -130,6 +130,9 @@ func (a *app) before(cmd *cobra.Command, opts *cliflags.ClientOptions) error {
 	if c.PsFormat == "" {
 		c.PsFormat = psFormat
 	}
+	if c.VolumesFormat == "" {
+		c.VolumesFormat = volumesFormat
+	}
 	if c.ImagesFormat == "" {
 		c.ImagesFormat = imagesFormat
 	}
