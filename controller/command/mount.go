@@ -79,10 +79,10 @@ func (d *decision) mounting(task []byte, spec *dv1.Spec, r *container.CreateRequ
 // declared returns the paths that the request or its image declare as volumes.
 func (m *mounting) declared(spec *dv1.Spec, r *container.CreateRequest) map[string]struct{} {
 	of := ofImage(m.d.Image(spec.Digest))
-	if r.Config == nil || len(r.Config.Volumes) == 0 {
+	if r.Config == nil || len(r.Volumes) == 0 {
 		return of
 	}
-	out := maps.Clone(r.Config.Volumes)
+	out := maps.Clone(r.Volumes)
 	maps.Copy(out, of)
 	return out
 }
