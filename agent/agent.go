@@ -32,6 +32,7 @@ import (
 	"github.com/drover/drover/agent/images/registry"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/payload"
+	"github.com/drover/drover/agent/resolver"
 	"github.com/drover/drover/agent/session"
 	"github.com/drover/drover/agent/socketproxy"
 	"github.com/drover/drover/agent/streams"
@@ -93,6 +94,8 @@ type agent struct {
 
 	stored atomic.Pointer[images.Store] // nil until the store is open
 
+	namesLog string // of the resolver
+
 	port *mux.Mux
 	bulk net.Listener // of port
 
@@ -100,6 +103,8 @@ type agent struct {
 	up     bool
 	daemon *client.Client
 	net    *network.Network
+	fabric *fabric
+	names  *resolver.Resolver
 	eng    *engine.Engine
 	images *reporting
 	rec    *task.Reconciler
@@ -181,13 +186,8 @@ func (a *agent) run(ctx context.Context) error {
 				Conns: &a.fleet.dialed, TLS: a.toController(wire.ALPNSocket)})
 		})
 	}
-	containerdLog := filepath.Join(a.DataDir, "containerd.log")
-	a.parts.Go(func() error {
-		logfile.Watch(a.ctx, containerdLog, logfile.MaxSize, func(err error) {
-			a.Logger.Warn("containerd's log can't be rotated", "err", err)
-		})
-		return a.ctx.Err()
-	})
+	containerdLog := a.rotated("containerd.log")
+	a.namesLog = a.rotated("resolver.log")
 	a.parts.Go(func() error {
 		first := sync.OnceFunc(func() { close(a.alive) })
 		return containerd.Supervise(a.ctx, containerd.Options{
@@ -214,6 +214,16 @@ func (a *agent) run(ctx context.Context) error {
 		})
 	})
 	return a.parts.Wait()
+}
+
+// rotated returns the path of a log in DataDir, which is kept small until the agent ends.
+func (a *agent) rotated(name string) string {
+	log := filepath.Join(a.DataDir, name)
+	a.parts.Go(func() error {
+		logfile.Watch(a.ctx, log, logfile.MaxSize, func(err error) { a.Logger.Warn("a log can't be rotated", "log", name, "err", err) })
+		return a.ctx.Err()
+	})
+	return log
 }
 
 // listen accepts the port's bulk connections, from members of the fleet only.
@@ -271,12 +281,8 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	if err != nil {
 		return fmt.Errorf("the node's subnet: %w", err)
 	}
-	a.net, err = network.Open(ctx, network.Options{
-		Dir: filepath.Join(a.DataDir, "network"), NetnsDir: filepath.Join(a.RunDir, "netns"),
-		Bridge: a.Bridge, Subnet: prefix, Reserved: a.Reserved, Log: a.Logger,
-	})
-	if err != nil {
-		return fmt.Errorf("opening the node's network: %w", err)
+	if err := a.openNetwork(ctx, prefix); err != nil {
+		return err
 	}
 	if a.daemon, err = containerd.Connect(a.socket()); err != nil {
 		return err
@@ -288,11 +294,17 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	}
 	a.eng, err = engine.Open(engine.Options{
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
-		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Images: stored, Volumes: vols, Spares: a.Spares, Event: a.event, VolumeEvent: a.volumeEvent, Log: a.Logger,
+		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Fleet: a.fabric, Resolver: a.names, Images: stored, Volumes: vols,
+		Spares: a.Spares, Event: a.event, VolumeEvent: a.volumeEvent, Log: a.Logger,
 	})
 	if err != nil {
 		return err
 	}
+	answered, err := a.eng.Answered()
+	if err != nil {
+		return err
+	}
+	a.names.Restore(answered)
 	a.stored.Store(stored)
 	a.images = &reporting{store: stored, box: &a.box, changed: a.peers.Announce}
 	if err := a.serveMirror(stored); err != nil {
@@ -300,6 +312,9 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	}
 	a.rec = task.New(task.Options{Runtime: a.eng, Images: a.images, Volumes: vols, Store: a.store, Reporter: &a.box, Log: a.Logger, Tracer: a.Tracer})
 	a.parts.Go(func() error { return a.rec.Run(a.ctx) })
+	fabric, names := a.fabric, a.names
+	a.parts.Go(func() error { return fabric.run(a.ctx) })
+	a.parts.Go(func() error { return names.Run(a.ctx) })
 	a.parts.Go(func() error {
 		h := streams.Handler(a.eng, a.images, streams.Options{
 			Log: a.Logger, Probe: a.probe, Pull: a.pulling, Calls: a.store,
@@ -354,7 +369,7 @@ func (a *agent) shut() {
 	if a.net != nil {
 		_ = a.net.Close()
 	}
-	a.eng, a.daemon, a.net = nil, nil, nil
+	a.eng, a.daemon, a.net, a.fabric, a.names = nil, nil, nil, nil, nil
 }
 
 // Port returns the port of a host:port, 0 if there is none.

@@ -47,6 +47,8 @@ type Options struct {
 	Containerd       *client.Client
 	ShimPath         string
 	Network          *network.Network
+	Fleet            Fleet
+	Resolver         Resolver
 	Images           *images.Store
 	Spares           int // shims that wait for a container, once there was one
 	Volumes          *volume.Store

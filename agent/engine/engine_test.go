@@ -37,6 +37,7 @@ type world struct {
 	socket    string // of containerd
 	o         engine.Options
 	images    images.Options
+	told      *told
 	ref, dgst string
 	ready     chan struct{} // gets a token each time that containerd is up
 }
@@ -57,12 +58,14 @@ func newWorld(t *testing.T) *world {
 	w.run = run
 	testenv.BuildShim(t, w.dir+"/drover-shim")
 	testenv.Build(t, w.dir+"/drover-containerd", "../containerd/drover-containerd")
+	testenv.Build(t, w.dir+"/drover-resolver", "../resolver/drover-resolver")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	co := containerd.Options{Binary: w.dir + "/drover-containerd", Root: w.dir + "/root", State: run + "/st", Socket: run + "/s", LogTo: w.dir + "/log", Log: slog.New(slog.DiscardHandler)}
 	go func() { _ = containerd.Supervise(ctx, co, func() { w.ready <- struct{}{} }); close(done) }()
 	seq++
-	net, err := network.Open(t.Context(), network.Options{Dir: w.dir + "/net", NetnsDir: run + "/ns", Bridge: "dvent" + strconv.Itoa(seq), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 199, byte(seq), 0}), 24)})
+	net, err := network.Open(t.Context(), network.Options{Dir: w.dir + "/net", NetnsDir: run + "/ns", Bridge: "dvent" + strconv.Itoa(seq), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 199, byte(seq), 0}), 24),
+		Prefix: "e" + strconv.Itoa(seq) + "n", Tunnel: "e" + strconv.Itoa(seq) + "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,6 +74,7 @@ func newWorld(t *testing.T) *world {
 		<-done
 		w.kill("drover-shim")
 		w.kill("drover-containerd")
+		w.kill("drover-resolver")
 		if err := net.Destroy(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -94,6 +98,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.o = engine.Options{DataDir: w.dir, RunDir: run, NodeID: "enginetest" + strconv.Itoa(seq), HostName: "h", ClusterID: "c",
 		ShimPath: w.dir + "/drover-shim", Network: net, Spares: 1}
+	w.tell(net)
 	w.socket, w.images.Registry = co.Socket, reg
 	return w
 }

@@ -65,7 +65,7 @@ func (e *Engine) facts(ctx context.Context, p *prepared, user func(name string, 
 	if f.Mounts, err = e.mountsOf(p); err != nil {
 		return f, err
 	}
-	if names, _ := spec.Networks(p.Create); len(names) > 0 {
+	if spec.NetworkOf(p.Create) == spec.OwnNetwork {
 		f.Netns = e.o.Network.NetnsPath(p.ID)
 	}
 	f.User, err = user(spec.User(p.Create, p.ImageConfig))

@@ -16,17 +16,20 @@ import (
 
 // writeFiles writes the container's hosts, hostname and resolv.conf for its sandbox, nil
 // for none. They are changed in place, since a running container has them mounted.
-func (e *Engine) writeFiles(s task.Spec, in *network.Sandbox) error {
+func (e *Engine) writeFiles(s task.Spec, in *network.Sandbox, want []connection) error {
 	name := spec.Hostname(s.Create, s.ID, e.o.HostName)
 	h := s.Create.HostConfig
 	if h == nil {
 		h = &container.HostConfig{}
 	}
-	names, _ := spec.Networks(s.Create)
+	resolv := resolvConf("/", h, spec.NetworkOf(s.Create) == spec.OwnNetwork)
+	if inFleet(want) {
+		resolv = resolverConf("/", h)
+	}
 	for file, text := range map[string]string{
 		spec.HostsFile:    hostsText("/", s.Create, name, in, e.o.Network.Gateway()),
 		spec.HostnameFile: name + "\n",
-		spec.ResolvFile:   resolvConf("/", h, len(names) > 0),
+		spec.ResolvFile:   resolv,
 	} {
 		if err := os.WriteFile(filepath.Join(e.o.dir(s.ID), file), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("writing %s of %s: %w", file, short(s.ID), err)
@@ -43,7 +46,7 @@ const usualHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopb
 // networks.
 func hostsText(root string, c container.CreateRequest, name string, in *network.Sandbox, gateway netip.Addr) string {
 	text := usualHosts
-	if _, host := spec.Networks(c); host {
+	if spec.NetworkOf(c) == spec.HostNetwork {
 		if b, err := os.ReadFile(filepath.Join(root, "etc/hosts")); err == nil {
 			text = string(b)
 		}
@@ -60,16 +63,32 @@ func hostsText(root string, c container.CreateRequest, name string, in *network.
 			text += addr + "\t" + host + "\n"
 		}
 	}
-	names := name
-	if c.Config != nil && c.Domainname != "" {
-		names = name + "." + c.Domainname + " " + name
-	}
-	if in != nil {
-		for _, e := range in.Endpoints {
-			for _, a := range e.Addresses {
-				text += a.Addr().String() + "\t" + names + "\n"
-			}
-		}
+	for _, l := range ownHosts(in, ownNames(c, name)) {
+		text += l + "\n"
 	}
 	return text
+}
+
+// ownNames returns a container's names in its hosts file: with its domain, and without.
+func ownNames(c container.CreateRequest, name string) string {
+	if c.Config != nil && c.Domainname != "" {
+		name += "." + c.Domainname
+	}
+	if first, _, ok := strings.Cut(name, "."); ok {
+		name += " " + first
+	}
+	return name
+}
+
+// ownHosts returns a container's lines in its hosts file, none without a sandbox.
+func ownHosts(in *network.Sandbox, names string) (lines []string) {
+	if in == nil {
+		return nil
+	}
+	for _, e := range in.Endpoints {
+		for _, a := range e.Addresses {
+			lines = append(lines, a.Addr().String()+"\t"+names)
+		}
+	}
+	return lines
 }

@@ -22,14 +22,12 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/moby/sys/signal"
 
-	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/shim/shimapi"
 	"github.com/drover/drover/agent/shims"
 	"github.com/drover/drover/agent/task"
-	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/durable"
 	"github.com/drover/drover/pkg/failpoint"
 	"github.com/drover/drover/pkg/life"
@@ -42,7 +40,10 @@ const (
 )
 
 // Start implements task.Runtime.
-func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1.Port) (task.Attempt, error) {
+func (e *Engine) Start(ctx context.Context, id string, l life.Life, w *task.Wiring) (task.Attempt, error) {
+	if w == nil {
+		w = &task.Wiring{}
+	}
 	ctx = e.ctx(ctx)
 	s, err := e.readSpec(id)
 	if err != nil {
@@ -83,7 +84,7 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, ports []*dv1
 		}
 	}
 	release.End = time.Now()
-	out, err := e.begin(ctx, s, a, l, ports)
+	out, err := e.begin(ctx, s, a, l, w)
 	if err == nil && a.Number > 0 {
 		out.Timings = append(out.Timings, release)
 	}
@@ -116,7 +117,7 @@ func (e *Engine) startAgain(ctx context.Context, s prepared, a attempt) (task.Fo
 // begin begins life l of a task; before is the one that was its newest. Nothing that an
 // agent or a host that dies in between leaves is taken for a life that has begun: that
 // takes the attempt, durable, and in the same boot the file that is written next to last.
-func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.Life, ports []*dv1.Port) (out task.Attempt, err error) {
+func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.Life, w *task.Wiring) (out task.Attempt, err error) {
 	end, err := logs.End(e.o.logDir(s.ID))
 	if err != nil {
 		return out, err
@@ -140,7 +141,7 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 			err = errors.Join(err, e.undoStart(context.WithoutCancel(ctx), s.ID, a, before))
 		}
 	}()
-	made, sandbox, staged, err := e.assemble(ctx, s, a, ports, runtime, timed)
+	made, sandbox, staged, err := e.assemble(ctx, s, a, w, runtime, timed)
 	if err != nil {
 		return out, err
 	}
@@ -194,7 +195,7 @@ func (e *Engine) begin(ctx context.Context, s prepared, before attempt, l life.L
 
 // assemble does at the same time what an attempt's container needs before it is created:
 // its record, which is staged, its shim, its plan and its network.
-func (e *Engine) assemble(ctx context.Context, s prepared, a attempt, ports []*dv1.Port, runtime *options.Options, timed func(string, time.Time)) (m made, sandbox *network.Sandbox, staged durable.Staged, err error) {
+func (e *Engine) assemble(ctx context.Context, s prepared, a attempt, w *task.Wiring, runtime *options.Options, timed func(string, time.Time)) (m made, sandbox *network.Sandbox, staged durable.Staged, err error) {
 	var (
 		meanwhile                    sync.WaitGroup
 		refusal, without, unrecorded error
@@ -203,7 +204,7 @@ func (e *Engine) assemble(ctx context.Context, s prepared, a attempt, ports []*d
 	meanwhile.Go(func() { without = e.tasks.Launch(s.ID, shimapi.ChoiceOf(runtime)) })
 	meanwhile.Go(func() { m, refusal = e.replan(ctx, s) })
 	began := time.Now()
-	sandbox, err = e.connect(ctx, s.Spec, ports)
+	sandbox, err = e.connect(ctx, s.Spec, w)
 	timed("network", began)
 	meanwhile.Wait()
 	if err = cmp.Or(refusal, err, without, unrecorded); err != nil && unrecorded == nil {
@@ -233,29 +234,6 @@ func (e *Engine) begunFile(id string, a attempt) string {
 		return filepath.Join(e.o.dir(id), fmt.Sprintf("begun.%d", a.Number))
 	}
 	return e.o.recordFile(id, a) + ".begun"
-}
-
-// connect creates the sandbox of an attempt and the files that name it. nil: the
-// container has no network of its own.
-func (e *Engine) connect(ctx context.Context, s task.Spec, ports []*dv1.Port) (*network.Sandbox, error) {
-	names, _ := spec.Networks(s.Create)
-	if len(names) == 0 {
-		return nil, e.writeFiles(s, nil)
-	}
-	var to []network.Connection
-	for _, n := range names {
-		to = append(to, network.Connection{Network: n})
-	}
-	to[0].Ports = ports // docker's ports belong to the endpoint with the default route
-	in, err := e.o.Network.Attach(ctx, s.ID, to)
-	var pe *network.PortError
-	if errors.As(err, &pe) {
-		return nil, task.Refuse("driver failed programming external connectivity on endpoint %s (%s): %s", s.Name, short(s.ID), pe.Message)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return in, e.writeFiles(s, in)
 }
 
 // mayConfigureNetwork reports whether something that ran in a container could change its
@@ -288,7 +266,7 @@ func (e *Engine) undoStart(ctx context.Context, id string, a, before attempt) er
 		return err
 	}
 	failpoint.Here("engine.undo")
-	err := errors.Join(e.forgetTry(id, a), e.o.Network.Detach(ctx, id), e.unuseVolumes(ctx, id))
+	err := errors.Join(e.forgetTry(id, a), e.disconnect(ctx, id), e.unuseVolumes(ctx, id))
 	if before.life().Before(a.life()) {
 		err = errors.Join(err, e.writeAttempt(id, before))
 	}
@@ -386,7 +364,7 @@ func (e *Engine) Release(ctx context.Context, id string) error {
 	if err := e.clear(e.ctx(ctx), id); err != nil {
 		return err
 	}
-	return e.o.Network.Detach(ctx, id)
+	return e.disconnect(ctx, id)
 }
 
 // clear removes what the last life of a task holds, except for its network. A shim that
@@ -429,7 +407,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	if err := e.endLife(ctx, id, r); err != nil {
 		return err
 	}
-	if err := e.o.Network.Detach(ctx, id); err != nil {
+	if err := e.disconnect(ctx, id); err != nil {
 		return err
 	}
 	failpoint.Here("engine.remove.before")

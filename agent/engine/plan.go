@@ -39,7 +39,11 @@ func (e *Engine) plan(ctx context.Context, s *prepared) (m made, err error) {
 	if err != nil {
 		return m, err
 	}
-	planned, err := spec.Plan(s.Create, s.ImageConfig, f)
+	create, err := e.join(ctx, s.Spec, &f)
+	if err != nil {
+		return m, err
+	}
+	planned, err := spec.Plan(create, s.ImageConfig, f)
 	if err != nil {
 		return m, err
 	}

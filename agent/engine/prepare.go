@@ -29,7 +29,7 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	if err := os.MkdirAll(e.o.logDir(s.ID), 0o700); err != nil {
 		return fmt.Errorf("preparing %s: %w", short(s.ID), err)
 	}
-	if err := e.writeFiles(s, nil); err != nil {
+	if err := e.writeFiles(s, nil, nil); err != nil {
 		return err
 	}
 	failpoint.Here("engine.snapshot.before")

@@ -220,14 +220,19 @@ func readJSON(path string, to any) error {
 	return nil
 }
 
-// place fills in an attempt's place in its networks.
+// place fills in an attempt's place in the node's own network. That in networks of the
+// fleet is the fleet's choice.
 func place(a *task.Attempt, in *network.Sandbox) {
 	if in == nil {
 		return
 	}
-	e := in.Default()
-	a.IP, a.PrefixLen, a.Gateway, a.MAC = e.IPv4().Addr().String(), e.IPv4().Bits(), e.Gateway.String(), e.MAC
 	a.Ports = in.Ports()
+	i := slices.IndexFunc(in.Endpoints, func(e network.Endpoint) bool { return e.Network == network.Bridge })
+	if i < 0 {
+		return
+	}
+	e := in.Endpoints[i]
+	a.IP, a.PrefixLen, a.Gateway, a.MAC = e.IPv4().Addr().String(), e.IPv4().Bits(), e.Gateway.String(), e.MAC
 }
 
 func nano(t time.Time) int64 {

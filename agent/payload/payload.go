@@ -26,6 +26,7 @@ var bin embed.FS
 // there: running shims, and bundles that name them, outlive upgrades.
 type Paths struct {
 	Containerd string
+	Resolver   string
 	Shim       string
 }
 
@@ -33,16 +34,17 @@ type Paths struct {
 var ErrMissing = errors.New("this drover was built without its payloads: run `make payload` before building it")
 
 // Extract extracts the payloads below dir, except those that are there already.
-func Extract(dir string) (Paths, error) {
-	c, err := extract(dir, "drover-containerd")
-	if err != nil {
+func Extract(dir string) (p Paths, err error) {
+	if p.Containerd, err = extract(dir, "drover-containerd"); err != nil {
 		return Paths{}, err
 	}
-	s, err := extract(dir, "drover-shim")
-	if err != nil {
+	if p.Resolver, err = extract(dir, "drover-resolver"); err != nil {
 		return Paths{}, err
 	}
-	return Paths{Containerd: c, Shim: s}, nil
+	if p.Shim, err = extract(dir, "drover-shim"); err != nil {
+		return Paths{}, err
+	}
+	return p, nil
 }
 
 // Supervisor extracts the program that keeps controller and agent running, and returns

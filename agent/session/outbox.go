@@ -36,6 +36,7 @@ type Outbox struct {
 	shortened int
 	acked     uint64
 	remove    map[string][]byte
+	left      map[string]*dv1.EndpointKey
 	ready     chan struct{}
 }
 
@@ -127,6 +128,19 @@ func (o *Outbox) Removed(id []byte) {
 	})
 }
 
+// Left acknowledges that a task that stays is no longer in a network.
+func (o *Outbox) Left(task, network []byte) {
+	o.change(func() { o.leave(&dv1.EndpointKey{TaskId: task, NetworkId: network}) })
+}
+
+// leave must be called with mu held.
+func (o *Outbox) leave(k *dv1.EndpointKey) {
+	if o.left == nil {
+		o.left = map[string]*dv1.EndpointKey{}
+	}
+	o.left[string(k.GetTaskId())+string(k.GetNetworkId())] = k
+}
+
 func (o *Outbox) change(f func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -146,7 +160,7 @@ func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 	if obs := o.observation(); obs != nil {
 		out = append(out, &dv1.FromAgent{Of: &dv1.FromAgent_Observation{Observation: obs}})
 	}
-	if len(o.remove) > 0 {
+	if len(o.remove)+len(o.left) > 0 {
 		a := &dv1.Acks{Index: o.acked}
 		for k, id := range o.remove {
 			if len(a.Removed) == maxRemoved {
@@ -154,6 +168,13 @@ func (o *Outbox) take() ([]*dv1.FromAgent, <-chan struct{}) {
 			}
 			a.Removed = append(a.Removed, id)
 			delete(o.remove, k)
+		}
+		for k, e := range o.left {
+			if len(a.Left) == maxRemoved/2 { // each has two ids
+				break
+			}
+			a.Left = append(a.Left, e)
+			delete(o.left, k)
 		}
 		o.acked = 0
 		out = append(out, &dv1.FromAgent{Of: &dv1.FromAgent_Acks{Acks: a}})
@@ -246,6 +267,9 @@ func (o *Outbox) putBack(msgs []*dv1.FromAgent) {
 					o.remove = map[string][]byte{}
 				}
 				o.remove[string(id)] = id
+			}
+			for _, k := range m.GetAcks().GetLeft() {
+				o.leave(k)
 			}
 		})
 	}

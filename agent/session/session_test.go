@@ -392,6 +392,8 @@ func TestOutboxKeepsWhatCouldNotBeSentUnlessNewerIsThere(t *testing.T) {
 	o.Status(&dv1.TaskStatus{Id: []byte("a"), Attempt: 1})
 	o.Status(&dv1.TaskStatus{Id: []byte("b"), Attempt: 1})
 	o.Removed([]byte("c"))
+	o.Left([]byte("d"), []byte("n"))
+	o.Left([]byte("d"), []byte("n"))
 	o.Ack(4)
 	msgs, _ := o.take()
 	o.Status(&dv1.TaskStatus{Id: []byte("a"), Attempt: 2})
@@ -401,7 +403,8 @@ func TestOutboxKeepsWhatCouldNotBeSentUnlessNewerIsThere(t *testing.T) {
 	for _, s := range again[0].GetObservation().GetTasks() {
 		attempts[string(s.GetId())] = s.GetAttempt()
 	}
-	if attempts["a"] != 2 || attempts["b"] != 1 || again[1].GetAcks().GetIndex() != 4 || len(again[1].GetAcks().GetRemoved()) != 1 {
+	if attempts["a"] != 2 || attempts["b"] != 1 || again[1].GetAcks().GetIndex() != 4 || len(again[1].GetAcks().GetRemoved()) != 1 ||
+		len(again[1].GetAcks().GetLeft()) != 1 || string(again[1].GetAcks().Left[0].NetworkId) != "n" {
 		t.Fatalf("got %v", again)
 	}
 	if more, ready := o.take(); more != nil || ready == nil {

@@ -23,6 +23,8 @@ type Reporter interface {
 	Status(*dv1.TaskStatus)
 	Ack(index uint64)
 	Removed(id []byte)
+	// Left acknowledges that a task that stays is no longer in a network.
+	Left(task, network []byte)
 }
 
 // Options of a Reconciler.

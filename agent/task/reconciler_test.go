@@ -25,6 +25,7 @@ type box struct {
 	changed chan struct{}
 	last    map[string]*dv1.TaskStatus
 	removed []string
+	left    []string
 	acked   uint64
 }
 
@@ -37,7 +38,10 @@ func (b *box) note(f func()) {
 }
 func (b *box) Status(s *dv1.TaskStatus) { b.note(func() { b.last[string(s.Id)] = s }) }
 func (b *box) Ack(i uint64)             { b.note(func() { b.acked = i }) }
-func (b *box) Removed(id []byte)        { b.note(func() { b.removed = append(b.removed, string(id)) }) }
+func (b *box) Left(task, network []byte) {
+	b.note(func() { b.left = append(b.left, string(task[:1])+string(network[:1])) })
+}
+func (b *box) Removed(id []byte) { b.note(func() { b.removed = append(b.removed, string(id)) }) }
 
 type node struct {
 	*task.Reconciler
@@ -487,4 +491,77 @@ func TestCallsAreRememberedOnDisk(t *testing.T) {
 	}
 	defer func() { _ = store.Close() }()
 	first("task/1/a", false)
+}
+
+func endpoint(network byte, ip string, leaving bool) *dv1.Endpoint {
+	return &dv1.Endpoint{TaskId: id('a'), NetworkId: id(network), Id: id(network), Ip: ip, Leaving: leaving}
+}
+
+func TestARunningTaskFollowsItsEndpoints(t *testing.T) {
+	n, path := begin(t)
+	index := uint64(0)
+	take := func(desired dv1.Desired, attempt int32, ends ...*dv1.Endpoint) {
+		t.Helper()
+		index++
+		a := assigned('a', desired, attempt, `"sleep","100"`)
+		a.Endpoints = ends
+		n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: index, Tasks: []*dv1.Assignment{a}})
+	}
+	left := func(want ...string) {
+		t.Helper()
+		n.until("left "+strings.Join(want, " "), func(b *box) bool { return slices.Equal(b.left, want) })
+	}
+	wired := func(want string) {
+		t.Helper()
+		got := ""
+		for _, e := range n.engine.Wiring(hexID('a')).Endpoints {
+			got += e.Ip + " "
+		}
+		if got != want {
+			t.Errorf("its endpoints are %q, want %q", got, want)
+		}
+	}
+	red, blue := endpoint('r', "10.0.0.1", false), endpoint('b', "10.1.0.1", false)
+	take(dv1.Desired_CREATED, 0, red)
+	take(dv1.Desired_RUNNING, 1, red, blue)
+	n.phase('a', 1, dv1.Phase_ACTIVE)
+	wired("10.0.0.1 10.1.0.1 ")
+	if n.did("rewire") != 0 {
+		t.Error("what it started with was changed")
+	}
+	failed := false
+	n.engine.Hook(func(_ context.Context, call, _ string) error {
+		if call == "rewire" && !failed {
+			failed = true
+			return errors.New("no")
+		}
+		return nil
+	})
+	leaving := endpoint('b', "10.1.0.1", true)
+	take(dv1.Desired_RUNNING, 1, red, leaving)
+	left("ab")
+	wired("10.0.0.1 ")
+	if !failed || n.did("rewire") != 2 {
+		t.Errorf("the networks were changed %d times", n.did("rewire"))
+	}
+	// Told again, it says so again: what it said may not have reached the log.
+	take(dv1.Desired_RUNNING, 1, red, leaving)
+	left("ab", "ab")
+
+	// An agent that starts does not know what a task has.
+	n.stop()
+	rewired := make(chan struct{}, 1)
+	n.engine.Hook(func(_ context.Context, call, _ string) error {
+		if call == "rewire" {
+			rewired <- struct{}{}
+		}
+		return nil
+	})
+	n = open(t, n.engine, path)
+	<-rewired
+	left("ab")
+	take(dv1.Desired_RUNNING, 1, red)
+	take(dv1.Desired_STOPPED, 1, endpoint('r', "10.0.0.1", true))
+	n.phase('a', 1, dv1.Phase_EXITED)
+	left("ab", "ar") // without a process it has none
 }

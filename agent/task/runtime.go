@@ -51,7 +51,7 @@ type Attempt struct {
 	Life      life.Life
 	Pid       int
 	Started   time.Time
-	IP        string
+	IP        string // this and the next three: in the node's own network, "" without
 	Gateway   string
 	MAC       string
 	PrefixLen int
@@ -61,6 +61,12 @@ type Attempt struct {
 	// StopSignal is the image's stop signal, "" if it names none.
 	StopSignal string
 	Timings    []Timing // of this start, for traces
+}
+
+// Wiring is what a start connects a task to.
+type Wiring struct {
+	Ports     []*dv1.Port     // to be published; host 0 is any
+	Endpoints []*dv1.Endpoint // in networks of the fleet
 }
 
 // Timing is a step in the engine or the shim, for a span created later.
@@ -87,13 +93,16 @@ type Runtime interface {
 	// Prepare creates snapshot and container for s, but not its network. Its image must be
 	// in the store (ErrNoImage otherwise).
 	Prepare(ctx context.Context, s Spec) error
-	// Start connects the task to its network, binds ports (host 0: any) and begins life l.
-	// What the life before it held is released; if that was not released yet, its addresses
-	// and ports are this one's.
-	// If that is running or has ended already, Start returns it as it is; if a later one
+	// Start connects the task to its networks, binds ports and begins life l; a nil w is an
+	// empty one. What the life before it held is released; if that was not released yet, its
+	// addresses and ports are this one's.
+	// If l is running or has ended already, Start returns it as it is; if a later one
 	// has begun, the error is ErrNotFound. It is a *StartError if the user's request is at
 	// fault.
-	Start(ctx context.Context, id string, l life.Life, ports []*dv1.Port) (Attempt, error)
+	Start(ctx context.Context, id string, l life.Life, w *Wiring) (Attempt, error)
+	// Rewire brings the networks of the fleet that a running task is in to endpoints. One
+	// that does not run is left as it is.
+	Rewire(ctx context.Context, id string, endpoints []*dv1.Endpoint) error
 	// Wait blocks until life l has ended and returns its durable exit record, never that
 	// of another life. If l never was and a later one has begun, the error is ErrNotFound.
 	Wait(ctx context.Context, id string, l life.Life) (*dv1.Exit, error)

@@ -1,6 +1,9 @@
 package task
 
 import (
+	"fmt"
+	"strings"
+
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/life"
 )
@@ -16,6 +19,8 @@ const (
 	stop    step = "stop"    // signal the running process
 	await   step = "await"   // its exit
 	release step = "release" // what an ended life holds
+	rewire  step = "rewire"  // the running process's networks
+	leave   step = "leave"   // acknowledge that endpoints are gone
 	hold    step = "hold"    // keep the logs for a reader
 	remove  step = "remove"  // everything
 )
@@ -29,9 +34,12 @@ type have struct {
 	held     bool // the network and shim of an ended life aren't released yet
 	failed   bool // the last life never began
 	stopping stopping
-	reading  bool // somebody reads the log of a life up to the last
-	read     bool // a reader has the end of the last life's log, and nobody is reading
-	waited   bool // the time for readers has passed
+	wired    string // the endpoints that the last life has, as by wiring; "?" if it is not known
+	unwired  bool   // the last attempt to change that failed a moment ago
+	left     string // the endpoints that were acknowledged to be gone
+	reading  bool   // somebody reads the log of a life up to the last
+	read     bool   // a reader has the end of the last life's log, and nobody is reading
+	waited   bool   // the time for readers has passed
 }
 
 // stopping distinguishes orders to stop.
@@ -50,6 +58,12 @@ func next(w want, h have) step {
 		if o := order(w, h); o.ordered && o != h.stopping {
 			return stop
 		}
+		if w.task != nil && !w.orphan && w.wiring() != h.wired && !h.unwired {
+			return rewire
+		}
+		if w.wiring() == h.wired && w.leaving() != h.left {
+			return leave
+		}
 		return await
 	}
 	switch {
@@ -57,6 +71,8 @@ func next(w want, h have) step {
 		return start // which releases, but keeps what the attempt before it had of the network
 	case h.held:
 		return release
+	case w.leaving() != h.left: // it has no endpoints
+		return leave
 	case w.task == nil || w.orphan:
 		return idle
 	case w.task.Attempt > h.life.Attempt && w.task.Desired == dv1.Desired_STOPPED:
@@ -88,6 +104,32 @@ func (w want) wants(attempt int32) bool {
 		return false
 	}
 	return attempt == 0 || attempt == w.task.Attempt && w.task.Desired == dv1.Desired_RUNNING
+}
+
+// wiring identifies the endpoints that a task should have.
+func (w want) wiring() string { return w.keys(false) }
+
+// leaving identifies the endpoints that a task has to leave.
+func (w want) leaving() string { return w.keys(true) }
+
+func (w want) keys(leaving bool) string {
+	var b strings.Builder
+	for _, e := range w.ends {
+		if e.Leaving == leaving {
+			fmt.Fprintf(&b, "%x %x %s %s %s\n", e.NetworkId, e.Id, e.Ip, e.Ip6, e.Mac)
+		}
+	}
+	return b.String()
+}
+
+// endpoints returns those that a task should have.
+func (w want) endpoints() (out []*dv1.Endpoint) {
+	for _, e := range w.ends {
+		if !e.Leaving {
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 // order reports whether the running attempt is to be stopped. It does not apply to an

@@ -75,7 +75,8 @@ func (p Position) Before(q Position) bool {
 type want struct {
 	task   *dv1.Task // nil: never assigned
 	spec   *dv1.Spec
-	vols   []*dv1.Volume // that it mounts
+	vols   []*dv1.Volume   // that it mounts
+	ends   []*dv1.Endpoint // of the task in networks of the fleet, also those that it has to leave
 	tomb   *dv1.Tombstone
 	failed *dv1.TaskStatus
 	orphan bool
@@ -478,6 +479,7 @@ func (r reader) want(id []byte) (w want, err error) {
 			return w, fmt.Errorf("task %x: %w", id, err)
 		}
 		w.vols = a.Volumes
+		w.ends = a.Endpoints
 		if w.task, w.spec = a.Task, a.Spec; w.spec == nil {
 			if w.spec, err = r.spec(a.Task.GetSpecId()); err != nil {
 				return w, fmt.Errorf("task %x: %w", id, err)

@@ -46,6 +46,8 @@ type worker struct {
 	want    want
 	pull    *pull                 // in progress, else nil
 	readers map[*Reader]life.Life // whose output each reads, zero if unknown
+	rewired bool                  // it is time to try to rewire again
+	told    bool                  // anew what is wanted: endpoints to leave may not be known to be gone
 	read    bool
 
 	wake chan struct{} // one of the above changed
@@ -65,7 +67,7 @@ type pull struct {
 
 func (w *worker) set(x want) {
 	w.mu.Lock()
-	w.want = x
+	w.want, w.told = x, true
 	if w.pull != nil && !x.wants(w.pull.attempt) {
 		w.pull.end()
 	}
@@ -114,6 +116,10 @@ func (w *worker) look() want {
 		w.have.reading = w.have.reading || !w.have.life.Before(of)
 	}
 	w.have.read = w.read && !w.have.reading
+	w.have.unwired = w.have.unwired && !w.rewired
+	if w.told {
+		w.told, w.have.left = false, ""
+	}
 	return w.want
 }
 
@@ -125,7 +131,7 @@ func (w *worker) adopt(f *Found) {
 		w.signal = a.StopSignal
 		started := a.Life != life.Life{}
 		// A life without a record of its end is waited on: the engine knows more.
-		w.have = have{prepared: true, life: a.Life, running: started && (f.Running || a.Exit == nil)}
+		w.have = have{prepared: true, life: a.Life, running: started && (f.Running || a.Exit == nil), wired: "?"}
 		w.have.held = started && !w.have.running
 		s.Phase = dv1.Phase_READY
 		if started {
@@ -194,6 +200,10 @@ func (w *worker) run(ctx context.Context, f *Found) {
 			w.stop(ctx, x)
 		case release:
 			w.release(ctx)
+		case rewire:
+			w.rewire(ctx, x)
+		case leave:
+			w.leave(x)
 		case remove:
 			if w.remove(ctx) {
 				return
@@ -386,6 +396,39 @@ func (w *worker) release(ctx context.Context) {
 	}, ErrNotFound)
 }
 
+// rewireAgain is the pause before networks that could not be changed are tried again.
+const rewireAgain = time.Second
+
+// rewire changes the networks of the running process. What fails is tried again while
+// the worker does what else is wanted.
+func (w *worker) rewire(ctx context.Context, x want) {
+	err := w.logged("changing the networks of", w.r.o.Runtime.Rewire(ctx, w.id, x.endpoints()))
+	if err == nil || ctx.Err() != nil {
+		w.have.wired = x.wiring()
+		return
+	}
+	w.have.unwired = true
+	w.mu.Lock()
+	w.rewired = false
+	w.mu.Unlock()
+	time.AfterFunc(rewireAgain, func() {
+		w.mu.Lock()
+		w.rewired = true
+		w.mu.Unlock()
+		w.poke()
+	})
+}
+
+// leave acknowledges endpoints that are gone.
+func (w *worker) leave(x want) {
+	for _, e := range x.ends {
+		if e.Leaving {
+			w.r.o.Reporter.Left(e.TaskId, e.NetworkId)
+		}
+	}
+	w.have.left = x.leaving()
+}
+
 // start starts the wanted attempt. Errors of the user fail it at once; an engine that is
 // away is given time to come back.
 func (w *worker) start(ctx context.Context, x want) {
@@ -432,7 +475,7 @@ func (w *worker) start(ctx context.Context, x want) {
 		s.End(trace.WithTimestamp(t.End))
 	}
 	w.signal = a.StopSignal
-	w.have.life, w.have.running, w.have.held = a.Life, a.Exit == nil, a.Exit != nil
+	w.have.life, w.have.running, w.have.held, w.have.wired = a.Life, a.Exit == nil, a.Exit != nil, x.wiring()
 	if w.have.running {
 		w.watch(ctx, a.Life)
 	}
@@ -457,7 +500,7 @@ func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
 	if !w.wants(n) {
 		return Attempt{}, errUnwanted
 	}
-	return w.r.o.Runtime.Start(ctx, w.id, life.First(n), x.task.Ports)
+	return w.r.o.Runtime.Start(ctx, w.id, life.First(n), &Wiring{Ports: x.task.Ports, Endpoints: x.endpoints()})
 }
 
 // fail records that the wanted attempt never ran.

@@ -216,7 +216,8 @@ func (a *agent) Status(s *dv1.TaskStatus) {
 func (a *agent) Ack(index uint64) { a.box.Ack(index) }
 
 // Removed implements task.Reporter.
-func (a *agent) Removed(id []byte) { a.box.Removed(id) }
+func (a *agent) Left(task, network []byte) { a.box.Left(task, network) }
+func (a *agent) Removed(id []byte)         { a.box.Removed(id) }
 
 // Hello implements session.Agent. It waits for a turn, which ends with the welcome or
 // with the attempt.

@@ -8,31 +8,53 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// DefaultNetwork is the name of a node's own network.
-const DefaultNetwork = "bridge"
+// Network says where a container's network namespace comes from.
+type Network int
 
-// Networks returns the names of the networks that a request asks for, in a network
-// namespace of the container's own; host reports that it uses the host's instead.
-func Networks(c container.CreateRequest) (names []string, host bool) {
-	var mode container.NetworkMode
-	if c.HostConfig != nil {
-		mode = c.HostConfig.NetworkMode
-	}
+const (
+	NoNetwork    Network = iota // it has an empty one, which the runtime makes
+	OwnNetwork                  // its sandbox
+	HostNetwork                 // the host's
+	OtherNetwork                // that of another container
+)
+
+// NetworkOf returns where a container's network namespace comes from.
+func NetworkOf(c container.CreateRequest) Network {
+	mode := mode(c)
 	switch {
 	case mode.IsHost():
-		return nil, true
+		return HostNetwork
+	case mode.IsContainer():
+		return OtherNetwork
 	case mode.IsNone(), c.HostConfig != nil && c.Config != nil && c.NetworkDisabled:
-		return nil, false
+		return NoNetwork
 	}
-	return []string{DefaultNetwork}, false
+	return OwnNetwork
+}
+
+// Bridged reports whether a container is in the node's own network.
+func Bridged(c container.CreateRequest) bool {
+	m := mode(c)
+	return NetworkOf(c) == OwnNetwork && (m == "" || m.IsDefault() || m.IsBridge())
+}
+
+// Joined returns the id of the container whose network namespace a container shares, ""
+// for none.
+func Joined(c container.CreateRequest) string { return mode(c).ConnectedContainer() }
+
+func mode(c container.CreateRequest) container.NetworkMode {
+	if c.HostConfig == nil {
+		return ""
+	}
+	return c.HostConfig.NetworkMode
 }
 
 func namespaces(s *specs.Spec, c container.CreateRequest, netns string) {
 	h := c.HostConfig
-	switch names, host := Networks(c); {
-	case host:
+	switch NetworkOf(c) {
+	case HostNetwork:
 		share(s, specs.NetworkNamespace)
-	case len(names) > 0: // the sandbox that is created at each start
+	case OwnNetwork, OtherNetwork: // the sandbox that is created at each start
 		own(s, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})
 	}
 	if h.PidMode.IsHost() {
@@ -74,7 +96,7 @@ func sysctls(s *specs.Spec, c container.CreateRequest) {
 	if c.Domainname != "" { // not the spec's field, which only runc 1.2 and later supports
 		all["kernel.domainname"] = c.Domainname
 	}
-	if _, host := Networks(c); !host {
+	if n := NetworkOf(c); n == OwnNetwork || n == NoNetwork {
 		all["net.ipv4.ping_group_range"] = "0 2147483647"
 		all["net.ipv4.ip_unprivileged_port_start"] = "0"
 	}

@@ -123,7 +123,7 @@ func Hostname(c container.CreateRequest, id, node string) string {
 	if c.Config != nil && c.Hostname != "" {
 		return c.Hostname
 	}
-	if _, host := Networks(c); host {
+	if NetworkOf(c) == HostNetwork {
 		return node
 	}
 	return id[:min(12, len(id))]

@@ -51,6 +51,7 @@ type container_ struct {
 	placed  bool     // it has its place in the network
 	first   int      // index in log where the last attempt begins
 	log     []record // of every attempt
+	wiring  task.Wiring
 	gone    bool
 	changed chan struct{} // closed when one of the above changes
 }
@@ -93,7 +94,33 @@ func (e *Engine) Prepare(ctx context.Context, s task.Spec) error {
 	return nil
 }
 
-func (e *Engine) Start(ctx context.Context, id string, l life.Life, _ []*dv1.Port) (task.Attempt, error) {
+// Wiring returns what a task was connected to last.
+func (e *Engine) Wiring(id string) task.Wiring {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.tasks[id]; t != nil {
+		return t.wiring
+	}
+	return task.Wiring{}
+}
+
+func (e *Engine) Rewire(ctx context.Context, id string, endpoints []*dv1.Endpoint) error {
+	if err := e.steps.take(ctx, "rewire", id); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.tasks[id]
+	if t == nil {
+		return notFound(id)
+	}
+	if t.p != nil {
+		t.wiring.Endpoints = endpoints
+	}
+	return nil
+}
+
+func (e *Engine) Start(ctx context.Context, id string, l life.Life, w *task.Wiring) (task.Attempt, error) {
 	if err := e.steps.take(ctx, "start", id); err != nil {
 		return task.Attempt{}, err
 	}
@@ -128,7 +155,10 @@ func (e *Engine) Start(ctx context.Context, id string, l life.Life, _ []*dv1.Por
 	}
 	t.attempt = task.Attempt{Life: l, Before: last, Pid: 1000 + int(e.nextIP), Started: time.Now(), IP: ip,
 		Gateway: "10.0.0.1", MAC: "02:00:00:00:00:01", PrefixLen: 24, Ports: ports}
-	t.first = len(t.log)
+	t.first, t.wiring = len(t.log), task.Wiring{}
+	if w != nil {
+		t.wiring = *w
+	}
 	p := newProcess(t.spec.Create.Config != nil && t.spec.Create.OpenStdin)
 	t.p = p
 	t.change()

@@ -14,7 +14,7 @@ type steps struct {
 	hook  func(ctx context.Context, call, id string) error
 }
 
-// Hook is called before each step ("prepare", "start", "signal SIGTERM", "release",
+// Hook is called before each step ("prepare", "start", "signal SIGTERM", "rewire", "release",
 // "remove", and "list" and "pull", which belong to no task) with the step's context; its
 // error becomes the step's. It may block.
 func (e *Engine) Hook(f func(ctx context.Context, call, id string) error) {
