@@ -140,3 +140,31 @@ func TestUncovered(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// Whatever -v is sent as, what is read of it is valid, and means the same when it is read
+// again.
+func FuzzParseBind(f *testing.F) {
+	for _, raw := range []string{"/data", "data:/data:ro,z", "/a//b:/c:rslave", "a:b:c:d", "::", "data:/x/../y:nocopy", ",:/"} {
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		p, err := ParseBind(raw)
+		if err != nil {
+			return
+		}
+		if err := Check(&p.Mount); err != nil || !strings.HasPrefix(p.Target, "/") || p.Target == "/" {
+			t.Errorf("%q is %+v, %v", raw, p, err)
+		}
+		again := p.Target
+		if p.Source != "" {
+			again = p.Source + ":" + again
+		}
+		if p.Mode != "" {
+			again += ":" + p.Mode
+		}
+		q, err := ParseBind(again)
+		if err != nil || q.Target != p.Target || q.Source != p.Source || q.ReadOnly != p.ReadOnly || q.Type != p.Type {
+			t.Errorf("%q is %+v, and %q is %+v, %v", raw, p, again, q, err)
+		}
+	})
+}
