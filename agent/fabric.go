@@ -135,6 +135,6 @@ func pass(top *topology.Topology, to *resolver.Resolver) {
 		for _, n := range c.Names {
 			names = append(names, topology.Name(n))
 		}
-		to.Changed(networks, c.Gone, names)
+		to.Changed(c.Gone, networks, names)
 	})
 }

@@ -85,7 +85,7 @@ func (f *told) network(name string, internal bool) *dv1.Network {
 	if err := f.net.Apply(context.Background(), t); err != nil {
 		f.w.t.Fatal(err)
 	}
-	f.resolver.Changed([]resolverapi.Network{{ID: hex.EncodeToString(n.Id), Name: name}}, nil, nil)
+	f.resolver.Changed(nil, []resolverapi.Network{{ID: hex.EncodeToString(n.Id), Name: name}}, nil)
 	return n
 }
 

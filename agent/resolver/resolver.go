@@ -119,9 +119,9 @@ func (r *Resolver) Drop(id string) {
 	r.queue(&message{Update: resolverapi.Update{SandboxesGone: []string{id}}})
 }
 
-// Changed passes changes of networks and names on: networks first, then those that are
-// gone, then names. It doesn't block.
-func (r *Resolver) Changed(networks []resolverapi.Network, gone []string, names []resolverapi.Name) {
+// Changed passes changes on: first of networks that are gone, by id, then of networks,
+// then of names. It doesn't block.
+func (r *Resolver) Changed(gone []string, networks []resolverapi.Network, names []resolverapi.Name) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if n := len(r.pending); n > 0 && len(networks)+len(gone) == 0 && r.pending[n-1].of == nil && r.pending[n-1].SandboxesGone == nil {

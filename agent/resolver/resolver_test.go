@@ -201,7 +201,7 @@ func TestTheResolverRunsWhileThereAreSandboxes(t *testing.T) {
 		}
 	}
 	r.Changed(nil, nil, []resolverapi.Name{name("web", "10.0.0.2")})
-	r.Changed([]resolverapi.Network{{ID: "b", Name: "blue"}}, nil, nil)
+	r.Changed(nil, []resolverapi.Network{{ID: "b", Name: "blue"}}, nil)
 	r.Changed(nil, nil, []resolverapi.Name{name("db", "10.0.0.3")})
 	n.served(b, "db.", "NOERROR 10.0.0.3")
 	n.served(b, "web.", "NOERROR 10.0.0.2")
@@ -340,7 +340,7 @@ func TestManyChangesAreToldAsAWhole(t *testing.T) {
 		t.Errorf("three changes are %+v", m)
 	}
 	for i := range maxPending + 1 {
-		r.Changed([]resolverapi.Network{{ID: strconv.Itoa(i)}}, nil, nil)
+		r.Changed(nil, []resolverapi.Network{{ID: strconv.Itoa(i)}}, nil)
 	}
 	if m := r.next(); !m.Full {
 		t.Errorf("after very many changes comes %+v", m)

@@ -21,8 +21,9 @@ type Update struct {
 	Full bool   `json:",omitempty"`
 	Node string `json:",omitempty"`
 
+	// Applied in this order. A network goes with all of its names.
+	NetworksGone []string  `json:",omitempty"` // ids
 	Networks     []Network `json:",omitempty"`
-	NetworksGone []string  `json:",omitempty"` // ids; with all of their names
 	Names        []Name    `json:",omitempty"`
 
 	Sandboxes     []Sandbox `json:",omitempty"`

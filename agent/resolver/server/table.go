@@ -42,6 +42,9 @@ func (t *table) change(u *resolverapi.Update) {
 	if u.Full {
 		t.node, t.zones = u.Node, map[string]*zone{}
 	}
+	for _, id := range u.NetworksGone {
+		delete(t.zones, id)
+	}
 	for _, n := range u.Networks {
 		z := t.zones[n.ID]
 		if z == nil {
@@ -49,9 +52,6 @@ func (t *table) change(u *resolverapi.Update) {
 			t.zones[n.ID] = z
 		}
 		z.name = n.Name
-	}
-	for _, id := range u.NetworksGone {
-		delete(t.zones, id)
 	}
 	for _, n := range u.Names {
 		z := t.zones[n.Network]

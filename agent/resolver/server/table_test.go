@@ -127,6 +127,10 @@ func TestChangesOfNames(t *testing.T) {
 	if got := ask("renamed.") + table.nameOf(in("r"), netip.MustParseAddr("10.0.0.9")); got != "[] falsenext.red" {
 		t.Error("the first was forgotten:", got)
 	}
+	table.change(&resolverapi.Update{NetworksGone: []string{"r"}, Networks: []resolverapi.Network{{ID: "r", Name: "red"}}})
+	if got := ask("web."); got != "[] false" || table.zones["r"] == nil {
+		t.Error("the network is another one:", got)
+	}
 	table.change(&resolverapi.Update{NetworksGone: []string{"r"}})
 	if got := ask("web."); got != "[] false" {
 		t.Error("the network is gone:", got)
