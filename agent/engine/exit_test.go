@@ -24,6 +24,12 @@ import (
 
 var testID = strings.Repeat("a", 64)
 
+// alive are tasks whose shims run, and are not called.
+type alive struct{ tasks }
+
+func (alive) Has(string) bool { return true }
+func (alive) Close() error    { return nil }
+
 // bare is an engine without a containerd, with one task.
 func bare(t *testing.T) *Engine {
 	t.Helper()
@@ -32,7 +38,7 @@ func bare(t *testing.T) *Engine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	e := &Engine{o: Options{DataDir: t.TempDir(), RunDir: t.TempDir(), Volumes: new(volume.Store), Event: func(string, string, map[string]string) {}}, follow: f, boot: bootID(), recordWithin: time.Minute, execs: map[string]*execution{}}
+	e := &Engine{o: Options{DataDir: t.TempDir(), RunDir: t.TempDir(), Volumes: new(volume.Store), Event: func(string, string, map[string]string) {}}, follow: f, tasks: alive{}, boot: bootID(), recordWithin: time.Minute, execs: map[string]*execution{}}
 	if err := os.MkdirAll(e.o.logDir(testID), 0o700); err != nil {
 		t.Fatal(err)
 	}
