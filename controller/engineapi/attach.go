@@ -36,7 +36,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	}
 	in := r.URL.Query()
 	if snap != nil && boolean(in, "stdin") {
-		if err := s.within(r, s.shapeOf(snap, t).req.HostConfig); err != nil {
+		if err := s.within(r, snap, t, s.shapeOf(snap, t).req.HostConfig); err != nil {
 			return err
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/drover/drover/pkg/fields"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
+	"github.com/drover/drover/pkg/volumes"
 )
 
 // An exec's id consists of 16 random bytes and the first 16 of its task's id, so
@@ -69,11 +70,11 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.within(r, s.shapeOf(snap, t).req.HostConfig); err != nil {
+	if err := s.within(r, snap, t, s.shapeOf(snap, t).req.HostConfig); err != nil {
 		return err
 	}
 	if o.Privileged {
-		if err := s.within(r, &container.HostConfig{Privileged: true}); err != nil {
+		if err := s.within(r, snap, t, &container.HostConfig{Privileged: true}); err != nil {
 			return err
 		}
 	}
@@ -96,8 +97,13 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 
 // within refuses access to the inside of a container that could be root on its host,
 // unless the caller may be.
-func (s *server) within(r *http.Request, h *container.HostConfig) error {
+func (s *server) within(r *http.Request, snap *state.Snapshot, t *dv1.Task, h *container.HostConfig) error {
 	if p, _ := pki.PrincipalFrom(r.Context()); !route.Admin.Has(p) {
+		for _, m := range t.GetMounts() {
+			if v := snap.Volume(m.VolumeId); volumes.Rootly(v.GetOptions()) {
+				return refuse(http.StatusForbidden, "volume %s is refused: the role user may not be root on a host, as a container with it could be", v.Name)
+			}
+		}
 		if field := command.Rootly(h); field != "" {
 			return refuse(http.StatusForbidden, "HostConfig.%s is refused: the role user may not be root on a host, as a container with it could be", field)
 		}
@@ -157,7 +163,7 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	}
 	inside := *s.shapeOf(snap, t).req.HostConfig
 	inside.Privileged = inside.Privileged || st.Options.Privileged
-	if err := s.within(r, &inside); err != nil {
+	if err := s.within(r, snap, t, &inside); err != nil {
 		return err
 	}
 	if st.Running || st.ExitCode != nil {

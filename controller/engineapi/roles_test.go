@@ -24,6 +24,8 @@ func TestTheRoleUserIsNotRoot(t *testing.T) {
 	a := newAPI(t)
 	a.f.Run(a.created("plain", `{"Image":"busybox"}`).Id)
 	a.f.Run(a.created("host", `{"Image":"busybox","HostConfig":{"PidMode":"host"}}`).Id)
+	a.is(a.do("POST", "/volumes/create", `{"Name":"srv","DriverOpts":{"type":"none","device":"/srv","o":"bind"}}`), "an admin's volume of the host", 201, "")
+	a.f.Run(a.created("mounts", `{"Image":"busybox","HostConfig":{"Binds":["srv:/srv"]}}`).Id)
 	id := a.exec("host", `{"Cmd":["x"]}`)
 	privileged := a.exec("plain", `{"Cmd":["x"],"Privileged":true}`)
 	for _, c := range []struct {
@@ -37,6 +39,10 @@ func TestTheRoleUserIsNotRoot(t *testing.T) {
 		{"POST", "/containers/plain/exec", `{"Cmd":["x"]}`, 201, ""},
 		{"POST", "/containers/plain/exec", `{"Cmd":["x"],"Privileged":true}`, 403, "HostConfig.Privileged"},
 		{"POST", "/containers/host/exec", `{"Cmd":["x"]}`, 403, "HostConfig.PidMode"},
+		{"POST", "/containers/mounts/exec", `{"Cmd":["x"]}`, 403, "volume srv is refused: the role user may not be root on a host"},
+		{"POST", "/containers/create", `{"Image":"busybox","HostConfig":{"Binds":["srv:/srv"]}}`, 403, "volume srv is refused"},
+		{"POST", "/volumes/create", `{"Name":"own","DriverOpts":{"type":"none","device":"/","o":"bind"}}`, 403, "may not be root on a host"},
+		{"POST", "/volumes/create", `{"Name":"own"}`, 201, ""},
 		{"POST", "/exec/" + id + "/start", `{"Detach":true}`, 403, "HostConfig.PidMode"},
 		{"POST", "/exec/" + privileged + "/start", `{"Detach":true}`, 403, "HostConfig.Privileged"},
 		{"POST", "/containers/host/attach?stdin=1&stream=1", "", 403, "HostConfig.PidMode"},
