@@ -25,7 +25,7 @@ var absent = map[string]string{
 	"swarm": noSwarm, "stack": noSwarm, "service": noSwarm, "config": noSwarm, "secret": noSwarm,
 	"search": noSearch, "context": noContext, "compose": noCompose,
 	"plugin": never, "trust": never, "manifest": never, "checkpoint": never,
-	"network": notYet, "system prune": notYet, "volume update": noSwarm,
+	"system prune": notYet, "volume update": noSwarm,
 	"commit": notYet, "cp": notYet, "diff": notYet, "export": notYet, "pause": notYet, "unpause": notYet, "stats": notYet, "top": notYet, "update": notYet,
 	"history": notYet, "import": notYet, "load": notYet, "push": notYet, "save": notYet,
 	"container prune": notYet, "image prune": notYet,

@@ -46,7 +46,6 @@ func TestWhatIsNotThereSaysWhatToDo(t *testing.T) {
 		"compose up -d":            "DOCKER_HOST=unix:///run/drover/drover.sock docker compose",
 		"context use x":            "-H or DROVER_HOST",
 		"plugin ls":                "not there on a fleet\n",
-		"network create x":         "not there on a fleet yet",
 		"container cp a:/x y":      "not there on a fleet yet",
 		"cp a:/x y":                "not there on a fleet yet",
 		"image push x":             "not there on a fleet yet",

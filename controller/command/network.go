@@ -86,7 +86,7 @@ func (d *decision) createNetwork(asked *dv1.Network) *dv1.Error {
 		return refuse(dv1.Error_INVALID, "the network's definition has %d bytes; %d at most", size, maxNetwork)
 	}
 	d.add(&dv1.Effect{Of: &dv1.Effect_Network{Network: n}})
-	d.res.Name = n.Name
+	d.res.NetworkId, d.res.Name = n.Id, n.Name
 	return nil
 }
 

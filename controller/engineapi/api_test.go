@@ -311,7 +311,12 @@ var calls = map[string]call{
 	"PUT /volumes/{name}":           {"/volumes/data", "{}", 503, false, false},
 	"DELETE /volumes/{name}":        {"/volumes/data", "", 204, false, true},
 	"GET /system/df":                {"/system/df", "", 200, false, false},
-	"/":                             {"/networks/prune", "", 501, false, false},
+	"GET /networks":                 {"/networks", "", 200, false, false},
+	"GET /networks/{id}":            {"/networks/bridge", "", 200, false, false},
+	"POST /networks/create":         {"/networks/create", `{"Name":"web"}`, 201, false, true},
+	"POST /networks/prune":          {"/networks/prune", "", 200, false, false},
+	"DELETE /networks/{id}":         {"/networks/bridge", "", 403, false, false},
+	"/":                             {"/containers/prune", "", 501, false, false},
 }
 
 // ask makes a route's good call against a container that runs.
@@ -336,7 +341,7 @@ func TestEveryRoute(t *testing.T) {
 			continue
 		}
 		t.Run(r.String(), func(t *testing.T) {
-			a := newAPI(t)
+			a := upgraded(t)
 			task := a.run("web")
 			if strings.Contains(r.Pattern, "/volumes") {
 				a.is(a.do("POST", "/volumes/create", `{"Name":"data"}`), "a volume", 201, "data")

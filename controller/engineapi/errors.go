@@ -120,11 +120,6 @@ func (s *server) notYet(_ http.ResponseWriter, r *http.Request) error {
 		return refuse(http.StatusNotImplemented, "this fleet has no built-in builder: docker buildx create --use --driver docker-container, then build --load")
 	case "plugins":
 		return refuse(http.StatusNotImplemented, "plugins are not available on a fleet")
-	case "networks":
-		// docker's inspect asks for these if nothing else has the name.
-		if r.Method == http.MethodGet && rest != "" {
-			return refuse(http.StatusNotFound, "%s %s not found", strings.TrimSuffix(first, "s"), rest)
-		}
 	case "containers":
 		if strings.Contains(rest, "/checkpoints") {
 			return refuse(http.StatusNotImplemented, "checkpoints are not available on a fleet")

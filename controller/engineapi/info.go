@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -199,6 +200,10 @@ func (s *server) event(r *http.Request, h *dv1.Event) oldMessage {
 	if h.Volume != "" {
 		m.Type = events.VolumeEventType
 		m.Actor = events.Actor{ID: h.Volume, Attributes: h.Attributes}
+		return oldMessage{Message: m}
+	}
+	if len(h.NetworkId) > 0 {
+		m.Type, m.Actor = events.NetworkEventType, events.Actor{ID: hex.EncodeToString(h.NetworkId), Attributes: h.Attributes}
 		return oldMessage{Message: m}
 	}
 	if len(h.TaskId) == 0 {

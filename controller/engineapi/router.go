@@ -112,6 +112,11 @@ var table = route.Table[handler]{
 	on("PUT", "/volumes/{name}", route.Leader, (*server).updateVolume),
 	on("DELETE", "/volumes/{name}", route.Leader, (*server).removeVolume),
 	on("GET", "/system/df", route.Leader, (*server).diskUsage),
+	on("GET", "/networks", route.Leader, (*server).listNetworks),
+	on("GET", "/networks/{id}", route.Leader, (*server).inspectNetwork),
+	on("POST", "/networks/create", route.Leader, (*server).createNetwork),
+	on("POST", "/networks/prune", route.Leader, (*server).pruneNetworks),
+	on("DELETE", "/networks/{id}", route.Leader, (*server).removeNetwork),
 
 	on("", "/", route.Here, (*server).notYet),
 }

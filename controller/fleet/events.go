@@ -98,6 +98,7 @@ func (l *Local) Seed(s *state.Snapshot) {
 	defer l.mu.Unlock()
 	clear(l.known)
 	clear(l.tags)
+	clear(l.networks)
 	for t := range s.Tasks() {
 		l.known[hex.EncodeToString(t.Id)] = t
 	}
@@ -107,6 +108,9 @@ func (l *Local) Seed(s *state.Snapshot) {
 	}
 	for t := range s.Tags() {
 		l.tags[t.Ref] = t.Digest
+	}
+	for n := range s.Networks() {
+		l.networks[string(n.Id)] = n
 	}
 	for id := range l.waiters {
 		l.wake(id)
@@ -133,6 +137,13 @@ func (l *Local) Committed(effects []*dv1.Effect, at int64) {
 			}
 			delete(l.known, id)
 			l.wake(id)
+		case *dv1.Effect_Network:
+			l.networkChanged(of.Network, at)
+		case *dv1.Effect_DeleteNetwork:
+			if old := l.networks[string(of.DeleteNetwork)]; old != nil && !old.Removing {
+				l.networkEvent(old, "destroy", at)
+			}
+			delete(l.networks, string(of.DeleteNetwork))
 		case *dv1.Effect_Image:
 			l.imageEvent("pull", of.Image.Digest, nameOf(of.Image), at)
 		case *dv1.Effect_Tag:
@@ -204,9 +215,32 @@ func (l *Local) imageEvent(action, digest, ref string, at int64) {
 	l.events.publish(&dv1.Event{Action: action, TimeNano: at, Attributes: map[string]string{"id": digest, "name": ref}})
 }
 
+// networkChanged creates the events of a network that is made, or removed, with mu held.
+func (l *Local) networkChanged(n *dv1.Network, at int64) {
+	old := l.networks[string(n.Id)]
+	l.networks[string(n.Id)] = n
+	switch {
+	case old == nil:
+		l.networkEvent(n, "create", at)
+	case n.Removing && !old.Removing:
+		l.networkEvent(n, "destroy", at)
+	}
+}
+
+// networkEvent is called with mu held.
+func (l *Local) networkEvent(n *dv1.Network, action string, at int64, kv ...string) {
+	a := map[string]string{"name": n.Name, "type": n.Driver}
+	for i := 0; i+1 < len(kv); i += 2 {
+		a[kv[i]] = kv[i+1]
+	}
+	l.events.publish(&dv1.Event{NetworkId: n.Id, Action: action, TimeNano: at, Attributes: a})
+}
+
 // Reported publishes an agent's event, unless its kind is created from the log.
 func (l *Local) Reported(e *dv1.Event) {
 	switch {
+	case len(e.NetworkId) > 0: // created from the log
+		return
 	case e.Volume != "":
 		if e.Action != "mount" && e.Action != "unmount" {
 			return

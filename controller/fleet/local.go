@@ -49,13 +49,14 @@ type LocalOptions struct {
 type Local struct {
 	o LocalOptions
 
-	mu      sync.Mutex // guards the fields below
-	waiters map[string]map[chan struct{}]bool
-	known   map[string]*dv1.Task // by hex id, as of the last commit
-	tags    map[string]string    // digest by reference
-	volumes map[string]*dv1.Volume
-	events  events
-	removed removed
+	mu       sync.Mutex // guards the fields below
+	waiters  map[string]map[chan struct{}]bool
+	known    map[string]*dv1.Task // by hex id, as of the last commit
+	tags     map[string]string    // digest by reference
+	volumes  map[string]*dv1.Volume
+	networks map[string]*dv1.Network // by id, as of the last commit
+	events   events
+	removed  removed
 }
 
 // removed holds the final statuses of recently removed tasks.
@@ -73,7 +74,7 @@ type ending struct {
 
 // NewLocal returns an empty Local: Seed it.
 func NewLocal(o LocalOptions) *Local {
-	return &Local{o: o, waiters: map[string]map[chan struct{}]bool{}, known: map[string]*dv1.Task{}, tags: map[string]string{}, volumes: map[string]*dv1.Volume{},
+	return &Local{o: o, waiters: map[string]map[chan struct{}]bool{}, known: map[string]*dv1.Task{}, tags: map[string]string{}, volumes: map[string]*dv1.Volume{}, networks: map[string]*dv1.Network{},
 		events: events{subs: map[chan struct{}]bool{}}, removed: removed{byID: map[string]*ending{}}}
 }
 

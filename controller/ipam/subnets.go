@@ -4,7 +4,10 @@ package ipam
 
 import (
 	"crypto/sha256"
+	"maps"
+	"math"
 	"net/netip"
+	"slices"
 
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -138,4 +141,31 @@ func reserved(s *dv1.Subnet, p netip.Prefix, a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// Usage returns how many addresses of a network's subnet are in use or reserved, and how
+// many of its range are free to be chosen. Both end at the largest number.
+func Usage(snap *state.Snapshot, n *dv1.Network, s *dv1.Subnet) (used, free uint64) {
+	p, err := netip.ParsePrefix(s.Prefix)
+	if err != nil {
+		return 0, 0
+	}
+	kept := map[netip.Addr]bool{}
+	for _, text := range append(slices.Collect(maps.Values(s.Reserved)), s.Gateway, p.Addr().String(), subnet.Last(p).String()) {
+		if a, err := netip.ParseAddr(text); err == nil && reserved(s, p, a) {
+			kept[a] = true
+		}
+	}
+	r := Range(s)
+	size := subnet.Offset(r.Addr(), subnet.Last(r))
+	taken := uint64(snap.AddressesIn(n.Id, r.Addr(), subnet.Last(r)))
+	for a := range kept {
+		if r.Contains(a) {
+			taken++
+		}
+	}
+	if size != math.MaxUint64 {
+		size++
+	}
+	return uint64(snap.AddressesIn(n.Id, p.Addr(), subnet.Last(p)) + len(kept)), size - min(size, taken)
 }

@@ -2,28 +2,28 @@ package fields
 
 import "github.com/moby/moby/api/types/network"
 
-// NetworkCreate, Connect and Disconnect list the fields of network requests, none of
-// which is carried out yet. Their rows apply once networks exist.
+// NetworkCreate, Connect and Disconnect list the fields of network requests. What their
+// values mean is decided with the fleet's state.
 var (
 	NetworkCreate = table([]Row[network.CreateRequest]{
 		{Path: "Name", Class: Fleet},
-		{Path: "Driver", Class: Refused, Why: "network drivers other than bridge are", But: []string{"bridge"}},
+		{Path: "Driver", Class: Fleet},
 		{Path: "Scope", Class: Refused, Why: "scopes of networks are", But: []string{"local"}},
-		{Path: "EnableIPv4", Class: Refused, Why: "networks without IPv4 are", Asks: func(r *network.CreateRequest) bool { return r.EnableIPv4 != nil && !*r.EnableIPv4 }},
-		{Path: "EnableIPv6", Class: Refused, Why: "IPv6 is"},
+		{Path: "EnableIPv4", Class: Fleet},
+		{Path: "EnableIPv6", Class: Fleet},
 		{Path: "IPAM.Driver", Class: Refused, Why: "address drivers are", But: []string{"default"}},
-		{Path: "IPAM.Options", Class: Refused, Why: "options of addresses are"},
-		{Path: "IPAM.Config[].Subnet", Class: Refused, Why: "chosen subnets are"},
-		{Path: "IPAM.Config[].IPRange", Class: Refused, Why: "chosen ranges are"},
-		{Path: "IPAM.Config[].Gateway", Class: Refused, Why: "chosen gateways are"},
-		{Path: "IPAM.Config[].AuxiliaryAddresses", Class: Refused, Why: "reserved addresses are"},
-		{Path: "Internal", Class: Refused, Why: "internal networks are"},
+		{Path: "IPAM.Options", Class: Inert, Why: "docker's own driver of addresses has none"},
+		{Path: "IPAM.Config[].Subnet", Class: Fleet},
+		{Path: "IPAM.Config[].IPRange", Class: Fleet},
+		{Path: "IPAM.Config[].Gateway", Class: Fleet},
+		{Path: "IPAM.Config[].AuxiliaryAddresses", Class: Fleet},
+		{Path: "Internal", Class: Fleet},
 		{Path: "Attachable", Class: Inert, Why: "Swarm's; any container may join"},
 		{Path: "Ingress", Class: Refused, Why: "Swarm's routing mesh is"},
 		{Path: "ConfigOnly", Class: Refused, Why: "networks of configuration only are"},
 		{Path: "ConfigFrom", Class: Refused, Why: "networks of configuration only are"},
-		{Path: "Options", Class: Refused, Why: "options of networks are"},
-		{Path: "Labels", Class: Refused, Why: "labels of networks are"},
+		{Path: "Options", Class: Fleet},
+		{Path: "Labels", Class: Fleet},
 	})
 	Connect = table([]Row[network.ConnectRequest]{
 		{Path: "Container", Class: Fleet},

@@ -46,6 +46,9 @@ var Queries = map[string][]Param{
 	"DELETE /volumes/{name}": {{"force", Fleet, ""}},
 	"PUT /volumes/{name}":    {{"version", Inert, "of volumes of Swarm, which are refused"}},
 	"GET /system/df":         {{"type", Fleet, ""}, {"verbose", Fleet, ""}},
+	"GET /networks":          {{"filters", Fleet, ""}},
+	"GET /networks/{id}":     {{"verbose", Inert, "services, which it adds, are Swarm's"}, {"scope", Fleet, ""}},
+	"POST /networks/prune":   {{"filters", Fleet, ""}},
 
 	"GET /plugins": {{"filters", Inert, "there are none"}},
 	"POST /build/prune": {{"reserved-space", Inert, "nothing is built here"}, {"max-used-space", Inert, "nothing is built here"}, {"min-free-space", Inert, "nothing is built here"},

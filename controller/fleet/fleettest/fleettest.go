@@ -94,6 +94,13 @@ func (f *Fleet) AddNode(n *dv1.Node) {
 	f.Do(&dv1.Command{Of: &dv1.Command_RegisterNode{RegisterNode: &dv1.RegisterNode{Node: n}}})
 }
 
+// Upgrade raises the fleet's feature level to this build's.
+func (f *Fleet) Upgrade() {
+	f.t.Helper()
+	f.Do(&dv1.Command{Of: &dv1.Command_PutIdentity{PutIdentity: &dv1.PutIdentity{Identity: &dv1.Identity{Uri: pki.URI(Cluster, pki.KindController, "c1"), Roles: []string{pki.KindController}}}}})
+	f.Do(&dv1.Command{Of: &dv1.Command_PutController{PutController: &dv1.PutController{Controller: &dv1.Controller{Id: "c1", Level: state.FeatureLevel}}}})
+}
+
 // AddImage commits an image under its references.
 func (f *Fleet) AddImage(i *dv1.Image, refs ...string) {
 	f.t.Helper()

@@ -2828,7 +2828,8 @@ type CommandResult struct {
 	Attempt       int32                  `protobuf:"varint,10,opt,name=attempt,proto3" json:"attempt,omitempty"` // that the command asked for
 	Left          uint32                 `protobuf:"varint,11,opt,name=left,proto3" json:"left,omitempty"`       // how much did not fit this entry: of a list its end; propose that again
 	RunId         []byte                 `protobuf:"bytes,12,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
-	Placed        []*Placed              `protobuf:"bytes,13,rep,name=placed,proto3" json:"placed,omitempty"`     // tasks of a run over nodes that this entry made; with left, the leader makes the others
+	Placed        []*Placed              `protobuf:"bytes,13,rep,name=placed,proto3" json:"placed,omitempty"` // tasks of a run over nodes that this entry made; with left, the leader makes the others
+	NetworkId     []byte                 `protobuf:"bytes,15,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
 	Rejected      []*Rejected            `protobuf:"bytes,14,rep,name=rejected,proto3" json:"rejected,omitempty"` // nodes that get none of its tasks
 	Volumes       []string               `protobuf:"bytes,20,rep,name=volumes,proto3" json:"volumes,omitempty"`   // names of volumes that were created, existed already, or were removed
 	unknownFields protoimpl.UnknownFields
@@ -2952,6 +2953,13 @@ func (x *CommandResult) GetRunId() []byte {
 func (x *CommandResult) GetPlaced() []*Placed {
 	if x != nil {
 		return x.Placed
+	}
+	return nil
+}
+
+func (x *CommandResult) GetNetworkId() []byte {
+	if x != nil {
+		return x.NetworkId
 	}
 	return nil
 }
@@ -3345,7 +3353,7 @@ const file_command_proto_rawDesc = "" +
 	"\x04exit\x18\x04 \x01(\v2\x0f.drover.v1.ExitR\x04exit\x12\x16\n" +
 	"\x06failed\x18\x05 \x01(\tR\x06failed\x12%\n" +
 	"\x05ports\x18\x06 \x03(\v2\x0f.drover.v1.PortR\x05ports\x12\x1a\n" +
-	"\brestarts\x18\a \x01(\x05R\brestarts\"\xba\x03\n" +
+	"\brestarts\x18\a \x01(\x05R\brestarts\"\xd9\x03\n" +
 	"\rCommandResult\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\fR\x06taskId\x12\x12\n" +
@@ -3360,7 +3368,9 @@ const file_command_proto_rawDesc = "" +
 	" \x01(\x05R\aattempt\x12\x12\n" +
 	"\x04left\x18\v \x01(\rR\x04left\x12\x15\n" +
 	"\x06run_id\x18\f \x01(\fR\x05runId\x12)\n" +
-	"\x06placed\x18\r \x03(\v2\x11.drover.v1.PlacedR\x06placed\x12/\n" +
+	"\x06placed\x18\r \x03(\v2\x11.drover.v1.PlacedR\x06placed\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x0f \x01(\fR\tnetworkId\x12/\n" +
 	"\brejected\x18\x0e \x03(\v2\x13.drover.v1.RejectedR\brejected\x12\x18\n" +
 	"\avolumes\x18\x14 \x03(\tR\avolumes\"N\n" +
 	"\x06Placed\x12\x17\n" +

@@ -1712,7 +1712,8 @@ type Event struct {
 	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
 	TimeNano      int64                  `protobuf:"varint,3,opt,name=time_nano,json=timeNano,proto3" json:"time_nano,omitempty"`
 	Attributes    map[string]string      `protobuf:"bytes,4,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Volume        string                 `protobuf:"bytes,10,opt,name=volume,proto3" json:"volume,omitempty"` // the volume that it is about, by name; unset: the task, or an image
+	Volume        string                 `protobuf:"bytes,10,opt,name=volume,proto3" json:"volume,omitempty"`                       // the volume that it is about, by name; unset: the task, or an image
+	NetworkId     []byte                 `protobuf:"bytes,5,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"` // of an event of a network, which has no task
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1780,6 +1781,13 @@ func (x *Event) GetVolume() string {
 		return x.Volume
 	}
 	return ""
+}
+
+func (x *Event) GetNetworkId() []byte {
+	if x != nil {
+		return x.NetworkId
+	}
+	return nil
 }
 
 // Holding is what a node's mirror has, as agents gossip it: signed by that node, so
@@ -2329,7 +2337,7 @@ const file_session_proto_rawDesc = "" +
 	"\brestarts\x18\x12 \x01(\x05R\brestarts\"9\n" +
 	"\vImageStatus\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\xee\x01\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\x8d\x02\n" +
 	"\x05Event\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x1b\n" +
@@ -2338,7 +2346,9 @@ const file_session_proto_rawDesc = "" +
 	"attributes\x18\x04 \x03(\v2 .drover.v1.Event.AttributesEntryR\n" +
 	"attributes\x12\x16\n" +
 	"\x06volume\x18\n" +
-	" \x01(\tR\x06volume\x1a=\n" +
+	" \x01(\tR\x06volume\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x05 \x01(\fR\tnetworkId\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
