@@ -136,6 +136,7 @@ func (r *resolvers) agent(conn net.Conn) {
 
 // apply must be called with mu held.
 func (r *resolvers) apply(u *resolverapi.Update) map[string]string {
+	idle := len(r.all) == 0
 	r.table.change(u)
 	named := map[string]bool{}
 	errs := map[string]string{}
@@ -156,9 +157,10 @@ func (r *resolvers) apply(u *resolverapi.Update) map[string]string {
 			}
 		}
 	}
-	if len(r.all) == 0 {
+	switch now := len(r.all) == 0; { // an update that changes neither doesn't prolong it
+	case now && !idle:
 		r.idle.Reset(r.o.Idle)
-	} else {
+	case idle && !now:
 		r.idle.Stop()
 	}
 	return errs
