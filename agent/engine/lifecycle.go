@@ -265,7 +265,7 @@ func (e *Engine) undoStart(ctx context.Context, id string, a, before attempt) er
 	if err := e.deleteTask(ctx, id); err != nil {
 		return err
 	}
-	failpoint.Here("engine.undo")
+	failpoint.Here("engine.undo.before")
 	err := errors.Join(e.forgetTry(id, a), e.disconnect(ctx, id), e.unuseVolumes(ctx, id))
 	if before.life().Before(a.life()) {
 		err = errors.Join(err, e.writeAttempt(id, before))

@@ -218,6 +218,7 @@ func (n *Network) Renew(ctx context.Context, id string, changed bool) error {
 	if err := unlink(s); err != nil {
 		return fmt.Errorf("disconnecting container %s: %w", short(id), err)
 	}
+	failpoint.Here("network.renew.unlinked")
 	return ctx.Err()
 }
 
@@ -427,6 +428,7 @@ func (n *Network) link(s *Sandbox) error {
 	if s.Boot == n.boot && linked(s) {
 		return nil
 	}
+	failpoint.Here("network.link.before")
 	if err := unlink(s); err != nil {
 		return err
 	}
@@ -439,6 +441,7 @@ func (n *Network) link(s *Sandbox) error {
 	if err := link(s, n.o); err != nil {
 		return err
 	}
+	failpoint.Here("network.link.after")
 	s.Boot = n.boot
 	return n.save(s)
 }

@@ -479,7 +479,7 @@ func (w *worker) start(ctx context.Context, x want) {
 	if w.have.running {
 		w.watch(ctx, a.Life)
 	}
-	failpoint.Here("task.started")
+	failpoint.Here("task.start.done")
 	w.report(w.seen(a), x)
 }
 
@@ -540,7 +540,7 @@ func (w *worker) exited(e *dv1.Exit, x want) {
 		s = &dv1.TaskStatus{Id: w.raw, Attempt: w.have.life.Attempt, Restarts: w.have.life.Restarts}
 	}
 	ended(s, e)
-	failpoint.Here("task.exited")
+	failpoint.Here("task.exit.seen")
 	w.report(s, x)
 }
 
