@@ -26,6 +26,7 @@ func (w *world) ns(a *Sandbox) netns.NsHandle {
 // echo sends one datagram to the gateway, where it must come back: the time that
 // this took, or an error after wait.
 func (w *world) echo(from netns.NsHandle, to string, wait time.Duration) error {
+	carried()
 	_, err := in(from, func() (struct{}, error) {
 		carried()
 		c, err := net.Dial("udp4", to)

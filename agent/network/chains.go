@@ -144,9 +144,10 @@ func inputRules() []match {
 		all(ip6(), among("pool6", to6), notLo, drop()))
 }
 
-// bridgeChain lets containers speak as themselves only, and of nothing but IP and ARP.
+// bridgeChain lets containers speak as themselves only, and of nothing but IP and ARP. A
+// link is among those from before it is made until it is gone.
 func (t *table) bridgeChain() chain {
-	ours := is(key{inLink.load, uint32(len(vethPrefix))}, begins(vethPrefix))
+	ours := among("links", inLink)
 	arps, v4, v6 := etherType(unix.ETH_P_ARP), etherType(unix.ETH_P_IP), etherType(unix.ETH_P_IPV6)
 	const (
 		routerAdvertisement, neighbourSolicitation, neighbourAdvertisement, redirect = 134, 135, 136, 137

@@ -77,7 +77,7 @@ func (n *Network) remove(s *Sandbox, network string) error {
 	gone := *s.in(network)
 	after := *s
 	after.Endpoints = slices.DeleteFunc(slices.Clone(s.Endpoints), func(e Endpoint) bool { return e.Network == network })
-	err := errors.Join(n.nft.publish(&after), removeLink(gone.Link), reroute(&after))
+	err := errors.Join(removeLink(gone.Link), n.nft.publish(&after), reroute(&after))
 	if err != nil {
 		return err
 	}

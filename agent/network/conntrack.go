@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -22,9 +23,14 @@ func forgetAddresses(s *Sandbox) error {
 			ips = append(ips, a.Addr().AsSlice())
 		}
 	}
-	return forget(func(f *netlink.ConntrackFlow) bool {
+	mine := func(f *netlink.ConntrackFlow) bool {
 		return slices.ContainsFunc(ips, func(ip net.IP) bool { return f.Forward.SrcIP.Equal(ip) || f.Reverse.SrcIP.Equal(ip) })
-	})
+	}
+	err := forget(unix.AF_INET, mine)
+	if slices.ContainsFunc(ips, func(ip net.IP) bool { return ip.To4() == nil }) {
+		err = errors.Join(err, forget(unix.AF_INET6, mine))
+	}
+	return err
 }
 
 // forgetDatagrams drops UDP connections to this host's published ports that lead
@@ -38,7 +44,7 @@ func forgetDatagrams(ports []destination) error {
 	if err != nil {
 		return fmt.Errorf("listing this host's addresses: %w", err)
 	}
-	return forget(func(f *netlink.ConntrackFlow) bool {
+	return forget(unix.AF_INET, func(f *netlink.ConntrackFlow) bool {
 		to, ok := netip.AddrFromSlice(f.Forward.DstIP)
 		if !ok || f.Forward.Protocol != unix.IPPROTO_UDP || !isLocal(local, f.Forward.DstIP) {
 			return false
@@ -62,8 +68,8 @@ type flowFilter func(*netlink.ConntrackFlow) bool
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (f flowFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool { return f(flow) }
 
-func forget(f flowFilter) error {
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f); err != nil {
+func forget(family netlink.InetFamily, f flowFilter) error {
+	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); err != nil {
 		return fmt.Errorf("dropping connections from conntrack: %w", err)
 	}
 	return nil

@@ -23,6 +23,11 @@ type fabric struct {
 	mu   sync.Mutex // orders changes; guards the fields below
 	t    Topology
 	ways map[string]way
+	// what depends on the host's own addresses and links, as last looked at
+	peers     []Peer
+	own       netip.Addr
+	tunnelMTU int
+
 	want plan
 	have routes.Picture // as last looked at, and changed since
 	seen bool           // have can be relied on
@@ -48,9 +53,12 @@ func (f *fabric) repair() (changed bool, err error) {
 // bring makes the plan and carries it out. It must be called with mu held.
 func (f *fabric) bring() (changed bool, err error) {
 	before := f.want
-	f.want = planFor(f.o, f.t, f.ways, f.self())
+	if !f.seen || !slices.Equal(f.peers, f.t.Peers) {
+		f.peers, f.own, f.tunnelMTU = f.t.Peers, f.self(), f.measureTunnel()
+	}
+	f.want = planFor(f.o, f.t, f.ways, f.own)
 	if t, ok := f.want.Links[f.o.Tunnel]; ok {
-		t.MTU = f.tunnelMTU()
+		t.MTU = f.tunnelMTU
 		f.want.Links[f.o.Tunnel] = t
 	}
 	// First what is compared with packets, so that none passes unseen.
@@ -125,17 +133,25 @@ func plugAgain(link, bridge string) error {
 func (f *fabric) announceMoved(before plan, changed []netip.Prefix) error {
 	var errs []error
 	for _, dst := range changed {
-		was, is := before.Routes[dst], f.want.Routes[dst]
-		if !dst.IsSingleIP() || !dst.Addr().Is4() || is.Dev == was.Dev || is.Unreachable {
+		if !dst.IsSingleIP() || !dst.Addr().Is4() {
 			continue
 		}
-		bridge := f.bridgeFor(dst)
-		if bridge == "" || is.Dev == bridge {
-			continue // containers announce their own
+		bridge, was := f.bridgeFor(dst), before.link(dst)
+		if bridge != "" && was == bridge && f.want.Routes[dst].Dev != bridge {
+			errs = append(errs, announce(bridge, f.want.Links[bridge].MAC, dst.Addr()))
 		}
-		errs = append(errs, announce(bridge, f.want.Links[bridge].MAC, dst.Addr()))
 	}
 	return errors.Join(errs...)
+}
+
+// link returns the link by which an address is reached, "" if by none.
+func (p plan) link(dst netip.Prefix) string {
+	for bits := dst.Bits(); bits > 0; bits-- {
+		if r, ok := p.Routes[netip.PrefixFrom(dst.Addr(), bits).Masked()]; ok {
+			return r.Dev
+		}
+	}
+	return ""
 }
 
 // bridgeFor returns the bridge of the network that has dst, "" if there is none here.
@@ -168,8 +184,8 @@ const (
 	overhead6 = 14 + 8 + 8 + 40
 )
 
-// tunnelMTU is what fits through the tunnel to all peers.
-func (f *fabric) tunnelMTU() int {
+// measureTunnel returns what fits through the tunnel to all peers.
+func (f *fabric) measureTunnel() int {
 	mtu := 0
 	for _, p := range f.t.Peers {
 		if p.ID == f.t.Self || !p.Addr.IsValid() {
@@ -242,4 +258,44 @@ func (f *fabric) setWays(ways map[string]way) error {
 	f.ways = maps.Clone(ways)
 	_, err := f.bring()
 	return err
+}
+
+// adopt takes over the direct ways of an earlier agent's routes, so that they stay until
+// the nodes are known not to be there any more.
+func (f *fabric) adopt() error {
+	have, err := routes.Read(routes.NewPicture(), f.o.Prefix)
+	if err != nil {
+		return fmt.Errorf("looking at the host's network: %w", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ways = map[string]way{}
+	for _, p := range f.t.Peers {
+		r, ok := have.Routes[p.Subnet]
+		if !ok || r.To.IsValid() || !r.Via.IsValid() || r.Via != p.Addr.Unmap() {
+			continue
+		}
+		if mac, ok := neighbourOn(r.Dev, r.Via); ok {
+			f.ways[p.ID] = way{dev: r.Dev, mac: mac, proven: true}
+		}
+	}
+	return nil
+}
+
+// neighbourOn returns what the kernel knows to be an address's hardware address.
+func neighbourOn(dev string, a netip.Addr) (mac routes.MAC, ok bool) {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return mac, false
+	}
+	all, err := netlink.NeighList(l.Attrs().Index, netlink.FAMILY_V4)
+	if err != nil {
+		return mac, false
+	}
+	for _, n := range all {
+		if n.IP.Equal(a.AsSlice()) && len(n.HardwareAddr) == len(mac) {
+			return routes.MAC(n.HardwareAddr), true
+		}
+	}
+	return mac, false
 }

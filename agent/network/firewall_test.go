@@ -18,7 +18,7 @@ import (
 )
 
 // nft runs a script in the test thread's namespace and returns its output.
-func nft(t *testing.T, script string) string {
+func nft(t testing.TB, script string) string {
 	t.Helper()
 	c := exec.Command("nft", "-f", "-")
 	c.Stdin = strings.NewReader(script)

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,7 +48,7 @@ func newLab(t *testing.T) *lab {
 		l.places[name] = ns
 		l.sh(name, "ip link set lo up")
 	}
-	l.sh("r", `sysctl -qw net.ipv4.ip_forward=1
+	l.sh("r", `sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 || true
 ip link add A type bridge; ip link set A up; ip addr add 10.10.1.254/24 dev A
 ip link add B type bridge; ip link set B up; ip addr add 10.10.2.254/24 dev B
 ip link add C type bridge; ip link set C up; ip addr add 198.51.100.254/24 dev C
@@ -182,6 +183,8 @@ func (l *lab) run(name, host string, to ...Connection) {
 	must(l.t, err)
 	l.t.Cleanup(func() { _ = ns.Close() })
 	l.places[name] = ns
+	l.at(host, carried)
+	l.at(name, carried)
 	l.serve(name, ":80")
 }
 
@@ -278,6 +281,35 @@ func (l *lab) fleet() {
 func TestWhoReachesWhom(t *testing.T) {
 	l := newLab(t)
 	l.fleet()
+	l.sh("stranger", "ip route replace 10.220.0.0/14 via 10.10.1.1; ip route replace 10.210.0.0/16 via 10.10.1.1")
+	l.whoReachesWhom("through the tunnel or on a link")
+	l.direct("a", "b")
+	l.direct("b", "a")
+	l.whoReachesWhom("on a link, where there is one")
+}
+
+// direct waits until a host sends another one's packets over the link that both share.
+func (l *lab) direct(from, to string) {
+	l.t.Helper()
+	l.goes(from, to, "eth0")
+}
+
+// goes waits until the way from one host to another is by a link.
+func (l *lab) goes(from, to, link string) {
+	l.t.Helper()
+	subnet, got := l.opts[to].Subnet.Addr().Next().String(), ""
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if got = l.sh(from, "ip route get "+subnet); strings.Contains(got, " dev "+link+" ") {
+			return
+		}
+	}
+	l.t.Fatalf("%s goes to %s by %s, want %s", from, to, got, link)
+}
+
+func (l *lab) whoReachesWhom(ways string) {
+	t := l.t
+	t.Helper()
+	var asking sync.WaitGroup
 	at := func(a string) string { return net.JoinHostPort(a, "80") }
 	for _, c := range []struct {
 		from, to string
@@ -352,17 +384,16 @@ func TestWhoReachesWhom(t *testing.T) {
 		{"bridge-a", "10.220.0.1:81", ""},
 		{"red-a", "[fd20:0:0:1::1]:81", ""},
 	} {
-		if c.from == "stranger" {
-			l.sh("stranger", "ip route replace 10.220.0.0/14 via 10.10.1.1; ip route replace 10.210.0.0/16 via 10.10.1.1")
-		}
 		for _, proto := range []string{"tcp", "udp"} {
 			if proto == "udp" && strings.HasSuffix(c.to, ":81") {
 				continue // a host with several addresses answers from another one than was asked
 			}
-			who, _, err := l.ask(c.from, proto, c.to)
-			if who != c.want {
-				t.Errorf("%s to %s over %s: %q answers (%v), want %q", c.from, c.to, proto, who, err, c.want)
-			}
+			asking.Go(func() {
+				if who, _, err := l.ask(c.from, proto, c.to); who != c.want {
+					t.Errorf("%s: %s to %s over %s: %q answers (%v), want %q", ways, c.from, c.to, proto, who, err, c.want)
+				}
+			})
 		}
 	}
+	asking.Wait()
 }

@@ -20,6 +20,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/drover/drover/pkg/failpoint"
 )
 
@@ -48,6 +50,7 @@ type Network struct {
 	fire   *watcher
 	fabric *fabric
 	links  *watcher
+	scout  *scout
 
 	mu        sync.Mutex          // guards the fields below; the caller orders calls with the same id
 	nets      map[string]Fleet    // by id
@@ -77,8 +80,14 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	n.nft = newTable(o)
 	n.fabric = &fabric{o: o, nft: n.nft, endpoints: n.endpoints, t: o.Topology}
 	n.nets = byID(o.Topology)
-	if _, err := n.fabric.repair(); err != nil {
+	if err := n.fabric.adopt(); err != nil {
 		return nil, err
+	}
+	if _, err := n.fabric.repair(); err != nil {
+		if _, missing := netlink.LinkByName(o.Bridge); missing != nil {
+			return nil, err
+		}
+		o.Log.Error("containers may be unreachable: this host's network is not as it should be", "err", err)
 	}
 	var err error
 	if n.fire, err = watch(n.nft.firewall(), o.Log); err != nil {
@@ -86,6 +95,9 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	}
 	if n.links, err = watch(n.fabric.links(), o.Log); err != nil {
 		return nil, errors.Join(err, n.fire.Close())
+	}
+	if n.scout, err = newScout(n.fabric, o.Log); err != nil {
+		return nil, errors.Join(err, n.fire.Close(), n.links.Close())
 	}
 	for _, s := range n.sandboxes {
 		if err := n.bind(ctx, s); err != nil {
@@ -141,10 +153,9 @@ func (n *Network) Apply(ctx context.Context, t Topology) error {
 	n.mu.Lock()
 	n.nets = byID(t)
 	n.mu.Unlock()
-	if err := n.enable(t); err != nil {
-		return err
-	}
-	return errors.Join(n.fabric.apply(t), ctx.Err())
+	err := errors.Join(n.enable(t), n.fabric.apply(t))
+	n.scout.again()
+	return errors.Join(err, ctx.Err())
 }
 
 // enable enables forwarding of what a topology's networks need.
@@ -195,14 +206,14 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 			return nil, errors.Join(err, n.forget(s))
 		}
 	}
-	if err := n.link(s); err != nil {
-		return nil, errors.Join(fmt.Errorf("connecting container %s: %w", short(id), err), n.Detach(ctx, id))
-	}
 	failpoint.Here("network.publish.before")
 	if err := n.publish(ctx, s); err != nil {
 		return nil, errors.Join(err, n.Detach(ctx, id))
 	}
 	failpoint.Here("network.publish.after")
+	if err := n.link(s); err != nil {
+		return nil, errors.Join(fmt.Errorf("connecting container %s: %w", short(id), err), n.Detach(ctx, id))
+	}
 	return s, ctx.Err()
 }
 
@@ -231,7 +242,7 @@ func (n *Network) Detach(ctx context.Context, id string) error {
 		return ctx.Err()
 	}
 	failpoint.Here("network.detach.before")
-	err := errors.Join(n.nft.unpublish(s), unlink(s))
+	err := errors.Join(unlink(s), n.nft.unpublish(s))
 	failpoint.Here("network.detach.unlinked")
 	if ferr := forgetAddresses(s); ferr != nil {
 		n.o.Log.Warn("senders may not reach a container when it starts again", "task", short(id), "err", ferr)
@@ -263,7 +274,7 @@ func (n *Network) Get(id string) *Sandbox {
 // Close closes the sockets and removes the rules in the host's firewall; containers keep
 // their network.
 func (n *Network) Close() error {
-	errs := []error{n.fire.Close(), n.links.Close()}
+	errs := []error{n.fire.Close(), n.links.Close(), n.scout.Close()}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id, hs := range n.held {
@@ -277,7 +288,7 @@ func (n *Network) Close() error {
 
 // Destroy removes every sandbox, the table, the routes and the bridges.
 func (n *Network) Destroy(ctx context.Context) error {
-	errs := []error{n.fire.Close(), n.links.Close()} // else they would recreate it
+	errs := []error{n.fire.Close(), n.links.Close(), n.scout.Close()} // else they would recreate it
 	for _, id := range n.List() {
 		errs = append(errs, n.Detach(ctx, id))
 	}

@@ -24,7 +24,7 @@ import (
 // world is a host and a neighbour on one cable, each a namespace of its own; the
 // test's thread lives in the host.
 type world struct {
-	t         *testing.T
+	t         testing.TB
 	host, nbr netns.NsHandle
 	n         *Network
 	o         Options
@@ -41,7 +41,7 @@ func on(ports []*dv1.Port) []Connection { return []Connection{{Network: Bridge, 
 
 func ip(s *Sandbox) netip.Addr { return s.Default().IPv4().Addr() }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	testenv.Root(t)
 	runtime.LockOSThread() // ends with the test's goroutine
@@ -95,7 +95,7 @@ func (w *world) open() {
 	w.n = n
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +131,8 @@ func (w *world) answer(a *Sandbox, port uint16) {
 	ns, err := netns.GetFromPath(a.Netns)
 	must(w.t, err)
 	defer ns.Close()
-	l, err := in(ns, func() (net.Listener, error) { return net.Listen("tcp4", fmt.Sprintf(":%d", port)) })
+	carried()
+	l, err := in(ns, func() (net.Listener, error) { carried(); return net.Listen("tcp4", fmt.Sprintf(":%d", port)) })
 	must(w.t, err)
 	u, err := in(ns, func() (net.PacketConn, error) { return net.ListenPacket("udp4", fmt.Sprintf(":%d", port)) })
 	must(w.t, err)

@@ -1,7 +1,10 @@
 package network
 
 import (
+	"fmt"
 	"net"
+	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -241,6 +244,39 @@ func TestContainersJoinAndLeaveNetworksWhileTheyRun(t *testing.T) {
 	l.at("a", func() { must(t, l.nets["a"].Detach(t.Context(), before.ID)) })
 	if out := l.sh("a", "ip -br link"); strings.Contains(out, vethPrefix) {
 		t.Errorf("left is\n%s", out)
+	}
+}
+
+// A tunnel that can't be made takes only those with it that need it.
+func TestWhatCannotBeMadeKeepsNoNodeFromWorking(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.n.Destroy(t.Context()))
+	must(t, w.n.Close())
+	w.sh("ip link add other type vxlan id 9 remote 10.99.0.2 dstport 4789; ip link set other up")
+	w.o.Topology, w.o.Subnet = three(), netip.MustParsePrefix("10.210.1.0/24")
+	for i := range 50 {
+		w.o.Topology.Networks[0].Routes = append(w.o.Topology.Networks[0].Routes, Route{netip.MustParsePrefix(fmt.Sprintf("10.220.8.%d/32", i)), "c"})
+	}
+	w.open()
+	a, err := w.n.Attach(t.Context(), name(1), []Connection{{Network: Bridge, Ports: publish(" tcp 8080 80")}, {Network: "red", Addresses: addrs("10.220.0.10")}})
+	must(t, err)
+	w.answer(a, 80)
+	w.reached("without a tunnel", a, hostIP+":8080")
+	err = w.n.Apply(t.Context(), w.o.Topology)
+	if err == nil || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "dvx") {
+		t.Errorf("got %v", err)
+	}
+	w.sh("ip link del other")
+	must(t, w.n.Apply(t.Context(), w.o.Topology))
+	if diff, err := w.n.Check(t.Context()); err != nil || len(diff) > 0 {
+		t.Errorf("with a tunnel there differs %q, %v", diff, err)
+	}
+}
+
+func (w *world) sh(script string) {
+	w.t.Helper()
+	if out, err := exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
+		w.t.Fatalf("%s: %v\n%s", script, err, out)
 	}
 }
 

@@ -34,6 +34,7 @@ func (t *table) sets() (map[string]*nftables.Set, error) {
 		{inet, []string{"stations"}, []nftables.SetDatatype{name, mac}, ""},
 		{inet, []string{"any_tcp", "any_udp"}, []nftables.SetDatatype{port}, "map"},
 		{inet, []string{"one_tcp", "one_udp"}, []nftables.SetDatatype{v4, port}, "map"},
+		{bridges, []string{"links"}, []nftables.SetDatatype{name}, ""},
 		{bridges, []string{"ports"}, []nftables.SetDatatype{name, mac, v4}, ""},
 		{bridges, []string{"ports6"}, []nftables.SetDatatype{name, mac, v6}, ""},
 	} {
@@ -116,6 +117,7 @@ func suffix(a netip.Addr) string {
 func elementsOf(s *Sandbox) elements {
 	out := elements{}
 	for _, e := range s.Endpoints {
+		out["links"] = append(out["links"], nftables.SetElement{Key: ifname(e.Link)})
 		hw, err := net.ParseMAC(e.MAC)
 		if err != nil {
 			continue // it can't speak
@@ -163,7 +165,11 @@ func destinations(s *Sandbox) []destination {
 
 // identity is what makes an element another one.
 func identity(e nftables.SetElement) string {
-	return fmt.Sprintf("%x-%x=%x %v", e.Key, e.KeyEnd, e.Val, e.IntervalEnd)
+	kind := byte(0)
+	if e.IntervalEnd {
+		kind = 1
+	}
+	return string(slices.Concat([]byte{kind, byte(len(e.KeyEnd))}, e.Key, e.KeyEnd, e.Val))
 }
 
 // difference returns the elements of a that are not in b.

@@ -1,6 +1,7 @@
 package routes
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -14,12 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// perSend is how many requests are sent before their answers are read: few enough for
-// the answers to fit into a socket's buffer.
-const perSend = 64
-
 // Read returns what the namespace has of what is drover's: of links those that want
-// names, and those whose names begin with prefix; neighbours on them.
+// names, and bridges whose names are prefix and a number; neighbours on them.
 func Read(want Picture, prefix string) (Picture, error) {
 	have := NewPicture()
 	all, err := vish.LinkList()
@@ -31,7 +28,7 @@ func Read(want Picture, prefix string) (Picture, error) {
 		a := l.Attrs()
 		name[a.Index] = a.Name
 		w, wanted := want.Links[a.Name]
-		if !wanted && !strings.HasPrefix(a.Name, prefix) {
+		if !wanted && (l.Type() != "bridge" || !numbered(a.Name, prefix)) {
 			continue
 		}
 		if have.Links[a.Name], err = readLink(l, w); err != nil {
@@ -49,6 +46,11 @@ func Read(want Picture, prefix string) (Picture, error) {
 		}
 	}
 	return have, readNeighbours(c, name, have)
+}
+
+func numbered(name, prefix string) bool {
+	number, ok := strings.CutPrefix(name, prefix)
+	return ok && number != "" && strings.Trim(number, "0123456789") == ""
 }
 
 func readRoutes(c *netlink.Conn, family byte, name map[int]string, into map[netip.Prefix]Route) error {
@@ -126,12 +128,7 @@ func (c Changes) Apply() error {
 			errs = append(errs, err)
 		}
 	}
-	conn, err := dial()
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	defer func() { _ = conn.Close() }()
-	if err := c.send(conn); err != nil {
+	if err := c.send(); err != nil {
 		errs = append(errs, err)
 	}
 	for _, name := range c.DelLinks { // routes that led through them are elsewhere by now
@@ -142,7 +139,7 @@ func (c Changes) Apply() error {
 	return errors.Join(errs...)
 }
 
-func (c Changes) send(conn *netlink.Conn) error {
+func (c Changes) send() error {
 	index := map[string]int{}
 	find := func(dev string) {
 		if _, ok := index[dev]; dev == "" || ok {
@@ -152,17 +149,21 @@ func (c Changes) send(conn *netlink.Conn) error {
 			index[dev] = l.Index
 		}
 	}
-	b := batch{conn: conn}
+	b, err := newBatch()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(b.fd) }()
 	for _, p := range c.Learn {
 		find(p.Dev)
 		data, err := p.encode(c.want.Neighbours[p], index)
-		b.add(unix.RTM_NEWNEIGH, netlink.Create|netlink.Replace, data, err, p.Addr)
+		b.add(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, data, err, p.Addr)
 	}
 	for _, dst := range c.Set {
 		r := c.want.Routes[dst]
 		find(r.Dev)
 		data, err := r.encode(dst, index)
-		b.add(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, data, err, dst)
+		b.add(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, data, err, dst)
 	}
 	for _, dst := range c.Del {
 		data, err := Route{Unreachable: true}.encode(dst, nil)
@@ -179,6 +180,9 @@ func (c Changes) send(conn *netlink.Conn) error {
 		}
 	}
 	b.flush()
+	if more := b.fails - mostErrors; more > 0 {
+		b.errs = append(b.errs, fmt.Errorf("and %d more", more))
+	}
 	return errors.Join(b.errs...)
 }
 
@@ -188,44 +192,98 @@ func anyRoute(b []byte) []byte {
 	return b
 }
 
-// batch sends requests and collects errors.
+// batch sends requests, many at once, and collects errors. The kernel carries each out
+// before the call that sent it returns, and answers only those that failed.
 type batch struct {
-	conn *netlink.Conn
-	msgs []netlink.Message
-	what []fmt.Stringer
-	errs []error
+	fd    int
+	buf   []byte
+	what  []fmt.Stringer // by sequence number, from 1
+	errs  []error
+	fails int
 }
 
-func (b *batch) add(typ netlink.HeaderType, flags netlink.HeaderFlags, data []byte, err error, what fmt.Stringer) {
+// perSend is how many bytes are sent at once.
+const perSend = 64 << 10
+
+func newBatch() (*batch, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
-		b.errs = append(b.errs, fmt.Errorf("setting the route to %v: %w", what, err))
+		return nil, fmt.Errorf("reaching the kernel's routes: %w", err)
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*perSend)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 16*perSend) // of answers that quote what they are to
+	return &batch{fd: fd, buf: make([]byte, 0, perSend)}, nil
+}
+
+func (b *batch) add(typ uint16, flags uint16, data []byte, err error, what fmt.Stringer) {
+	if err != nil {
+		b.failed(what, err)
 		return
 	}
-	b.msgs = append(b.msgs, netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Acknowledge | flags}, Data: data})
-	b.what = append(b.what, what)
-	if len(b.msgs) == perSend {
+	size := unix.SizeofNlMsghdr + len(data)
+	if len(b.buf)+size+4 > perSend {
 		b.flush()
+	}
+	b.what = append(b.what, what)
+	b.buf = binary.NativeEndian.AppendUint32(b.buf, uint32(size))
+	b.buf = binary.NativeEndian.AppendUint16(b.buf, typ)
+	b.buf = binary.NativeEndian.AppendUint16(b.buf, unix.NLM_F_REQUEST|flags)
+	b.buf = binary.NativeEndian.AppendUint32(b.buf, uint32(len(b.what)))
+	b.buf = append(append(b.buf, 0, 0, 0, 0), data...)
+	for len(b.buf)%4 != 0 {
+		b.buf = append(b.buf, 0)
+	}
+}
+
+// mostErrors is how many are told: where a link can't be made, no route through it can.
+const mostErrors = 5
+
+func (b *batch) failed(what fmt.Stringer, err error) {
+	if b.fails++; b.fails <= mostErrors {
+		b.errs = append(b.errs, fmt.Errorf("setting the route to %v: %w", what, err))
 	}
 }
 
 func (b *batch) flush() {
-	if len(b.msgs) == 0 {
+	if len(b.buf) == 0 {
 		return
 	}
-	defer func() { b.msgs, b.what = b.msgs[:0], b.what[:0] }()
-	if _, err := b.conn.SendMessages(b.msgs); err != nil {
+	err := unix.Sendto(b.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	b.buf = b.buf[:0]
+	if err != nil {
 		b.errs = append(b.errs, fmt.Errorf("setting routes: %w", err))
 		return
 	}
-	for i, m := range b.msgs {
-		_, err := b.conn.Receive()
-		gone := errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT)
-		if deletes := m.Header.Type == unix.RTM_DELROUTE || m.Header.Type == unix.RTM_DELNEIGH; deletes && gone {
-			continue
+	answer := make([]byte, 8<<10)
+	for {
+		n, _, err := unix.Recvfrom(b.fd, answer, unix.MSG_DONTWAIT)
+		if err == unix.EAGAIN {
+			return
 		}
 		if err != nil {
-			b.errs = append(b.errs, fmt.Errorf("setting the route to %v: %w", b.what[i], err))
+			b.errs = append(b.errs, fmt.Errorf("setting routes: %w", err))
+			return
 		}
+		b.take(answer[:n])
+	}
+}
+
+// take takes in answers.
+func (b *batch) take(answer []byte) {
+	const code = unix.SizeofNlMsghdr
+	quoted := code + 4 // the header of what it is to
+	for len(answer) >= quoted+unix.SizeofNlMsghdr {
+		size := int(binary.NativeEndian.Uint32(answer))
+		if size < quoted+unix.SizeofNlMsghdr || size > len(answer) {
+			return
+		}
+		errno := unix.Errno(-int32(binary.NativeEndian.Uint32(answer[code:])))
+		typ, seq := binary.NativeEndian.Uint16(answer[quoted+4:]), int(binary.NativeEndian.Uint32(answer[quoted+8:]))
+		gone := errno == unix.ESRCH || errno == unix.ENOENT
+		if deletes := typ == unix.RTM_DELROUTE || typ == unix.RTM_DELNEIGH; errno != 0 && seq > 0 && seq <= len(b.what) && (!deletes || !gone) {
+			b.failed(b.what[seq-1], errno)
+		}
+		answer = answer[min((size+3)&^3, len(answer)):]
 	}
 }
 
