@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/moby/moby/api/types/container"
@@ -42,15 +44,40 @@ func (e *Engine) join(ctx context.Context, s task.Spec, f *spec.Facts) (containe
 
 // joined returns the container whose network another one shares.
 func (e *Engine) joined(s task.Spec) (prepared, error) {
-	id := spec.Joined(s.Create)
-	if id == s.ID {
-		return prepared{}, task.Refuse("cannot join own network namespace")
+	named := spec.Joined(s.Create)
+	other, err := e.readSpec(named)
+	if errors.Is(err, task.ErrNotFound) || named == "" {
+		other, err = e.called(named)
 	}
-	other, err := e.readSpec(id)
-	if errors.Is(err, task.ErrNotFound) {
-		return other, task.Refuse("joining network namespace of container: No such container: %s", id)
+	if err == nil && other.ID == s.ID {
+		return other, task.Refuse("cannot join own network namespace")
 	}
 	return other, err
+}
+
+// called returns the container of this node with a name or the beginning of an id.
+func (e *Engine) called(name string) (prepared, error) {
+	dirs, err := os.ReadDir(e.o.tasks())
+	if err != nil {
+		return prepared{}, fmt.Errorf("looking for container %s: %w", name, err)
+	}
+	var found []prepared
+	for _, d := range dirs {
+		s, err := e.readSpec(d.Name())
+		if err != nil {
+			continue // it is being removed, or damaged
+		}
+		if s.Name == strings.TrimPrefix(name, "/") && name != "" {
+			return s, nil
+		}
+		if strings.HasPrefix(s.ID, name) {
+			found = append(found, s)
+		}
+	}
+	if name == "" || len(found) != 1 {
+		return prepared{}, task.Refuse("joining network namespace of container: No such container: %s", name)
+	}
+	return found[0], nil
 }
 
 // joinable refuses, in docker's words, to share the network of a container that does not

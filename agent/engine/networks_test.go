@@ -349,6 +349,14 @@ func TestSharingAContainersNetwork(t *testing.T) {
 			t.Errorf("of one with network %s: %q, %v", host, said, err)
 		}
 	}
+	for _, name := range []string{"t" + owner[:8], owner[:10]} {
+		said, err := w.said(e, ref, dgst, func(c *container.CreateRequest) {
+			c.HostConfig.NetworkMode = container.NetworkMode("container:" + name)
+		}, "hostname")
+		if err != nil || said != "owner\n" {
+			t.Errorf("of the one called %s: %q, %v", name, said, err)
+		}
+	}
 	for name, mode := range map[string]string{"joining network namespace of container: No such container: " + strings.Repeat("9", 64): strings.Repeat("9", 64)} {
 		_, err := w.made(t.Context(), e, ref, dgst, func(c *container.CreateRequest) {
 			c.HostConfig.NetworkMode = container.NetworkMode("container:" + mode)

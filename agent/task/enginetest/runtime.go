@@ -85,6 +85,9 @@ func (s *suite) startedOnce() {
 
 func (s *suite) notThere() {
 	id := s.make(nil, "no-such-program")
+	if err := s.e.Rewire(s.ctx, id, nil); err != nil {
+		s.Fatalf("changing the networks of one that does not run: %v", err)
+	}
 	_, err := s.e.Start(s.ctx, id, life.First(1), nil)
 	var se *task.StartError
 	if !errors.As(err, &se) || se.Code != 127 {
