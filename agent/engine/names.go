@@ -46,33 +46,41 @@ func (e *Engine) writeNames(c resolverapi.Sandbox) error {
 // hosts, beside what somebody wrote there, and the resolver, unless somebody changed
 // resolv.conf.
 func (e *Engine) changeFiles(s task.Spec, was, in *network.Sandbox, want []connection) error {
-	hosts := filepath.Join(e.o.dir(s.ID), spec.HostsFile)
-	text, err := os.ReadFile(hosts)
-	if err != nil {
-		return fmt.Errorf("reading %s of %s: %w", spec.HostsFile, short(s.ID), err)
-	}
 	names := ownNames(s.Create, spec.Hostname(s.Create, s.ID, e.o.HostName))
-	if now := changedHosts(string(text), ownHosts(was, names), ownHosts(in, names)); now != string(text) {
-		if err := os.WriteFile(hosts, []byte(now), 0o644); err != nil {
-			return fmt.Errorf("writing %s of %s: %w", spec.HostsFile, short(s.ID), err)
+	if before, now := ownHosts(was, names), ownHosts(in, names); !slices.Equal(before, now) {
+		err := e.edit(s.ID, spec.HostsFile, func(text string) string { return changedHosts(text, before, now) })
+		if err != nil {
+			return err
 		}
 	}
 	if !inFleet(want) {
 		return nil
 	}
-	resolv := filepath.Join(e.o.dir(s.ID), spec.ResolvFile)
-	if text, err = os.ReadFile(resolv); err != nil {
-		return fmt.Errorf("reading %s of %s: %w", spec.ResolvFile, short(s.ID), err)
-	}
 	h := s.Create.HostConfig
 	if h == nil {
 		h = &container.HostConfig{}
 	}
-	if string(text) != resolvConf("/", h, true) {
+	return e.edit(s.ID, spec.ResolvFile, func(text string) string {
+		if text == resolvConf("/", h, true) {
+			return resolverConf("/", h)
+		}
+		return text
+	})
+}
+
+// edit changes a file that a container has mounted, in place.
+func (e *Engine) edit(id, name string, change func(text string) string) error {
+	file := filepath.Join(e.o.dir(id), name)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("reading %s of %s: %w", name, short(id), err)
+	}
+	now := change(string(text))
+	if now == string(text) {
 		return nil
 	}
-	if err := os.WriteFile(resolv, []byte(resolverConf("/", h)), 0o644); err != nil {
-		return fmt.Errorf("writing %s of %s: %w", spec.ResolvFile, short(s.ID), err)
+	if err := os.WriteFile(file, []byte(now), 0o644); err != nil {
+		return fmt.Errorf("writing %s of %s: %w", name, short(id), err)
 	}
 	return nil
 }

@@ -222,12 +222,12 @@ func (c connection) is(x network.Endpoint) bool {
 // answer has the resolver answer in a sandbox that is in a network of the fleet, or was.
 // What it is told is in a file for the next agent.
 func (e *Engine) answer(ctx context.Context, s task.Spec, in *network.Sandbox, want []connection) error {
-	c := e.sandboxNames(s, in, want)
-	if len(c.Networks) == 0 {
+	if !inFleet(want) {
 		if _, err := os.Stat(e.namesFile(s.ID)); errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 	}
+	c := e.sandboxNames(s, in, want)
 	if err := e.writeNames(c); err != nil {
 		return err
 	}
