@@ -51,11 +51,17 @@ var builtImages = sync.OnceValues(func() (images.Set, error) { return images.Bui
 // tests on different fleets may run in parallel.
 func New(t testing.TB, hosts ...string) *Fleet {
 	t.Helper()
-	testenv.Root(t)
 	bin, err := filepath.Abs("../bin")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return Of(t, bin, hosts...)
+}
+
+// Of is New with the drover in the directory bin.
+func Of(t testing.TB, bin string, hosts ...string) *Fleet {
+	t.Helper()
+	testenv.Root(t)
 	if _, err := os.Stat(filepath.Join(bin, "drover")); err != nil {
 		t.Fatalf("build drover first (make build): %v", err)
 	}
@@ -354,6 +360,12 @@ func (h *Host) Link(up bool) {
 		state = "up"
 	}
 	h.f.must("ip", "link", "set", h.f.prefix+h.Name, state)
+}
+
+// Command returns a command of drover's that is to run on the host, with its configuration.
+func (h *Host) Command(args ...string) *exec.Cmd {
+	words := append([]string{"--net=/var/run/netns/" + h.Netns, "--", filepath.Join(h.f.Bin, "drover")}, args...)
+	return exec.Command("nsenter", append(words, "--config", filepath.Join(h.Dir, "config.yaml"))...)
 }
 
 // Start starts drover on the host without waiting for it.
