@@ -61,12 +61,13 @@ func checkAsked(n *dv1.Network, e *dv1.Endpoint) *dv1.Error {
 	}
 	if e.AskedMac != "" {
 		var mac network.HardwareAddr
-		if err := mac.UnmarshalText([]byte(e.AskedMac)); err != nil || len(mac) != 6 {
+		if err := mac.UnmarshalText([]byte(e.AskedMac)); err != nil || len(mac) != 6 || mac[0]&1 != 0 { // of one host
 			return refuse(dv1.Error_INVALID, "invalid MAC address: %s", e.AskedMac)
 		}
 	}
 	for _, l := range e.LinkLocal {
-		if a, err := netip.ParseAddr(l); err != nil || a.IsUnspecified() {
+		// Docker takes any; here it would pass the check of what a container may send as.
+		if a, err := netip.ParseAddr(l); err != nil || !a.IsLinkLocalUnicast() {
 			return refuse(dv1.Error_INVALID, "invalid endpoint settings:\ninvalid link-local IP address: %s", l)
 		}
 	}

@@ -321,7 +321,9 @@ func TestConnecting(t *testing.T) {
 		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), AskedIp6: "fd00::7"}), dv1.Error_INVALID, "no configured subnet contains IP address fd00::7"},
 		{connect("none", at("web", "fd00::7")), dv1.Error_INVALID, "invalid IPv4 address: fd00::7"},
 		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), AskedMac: "1:2"}), dv1.Error_INVALID, "invalid MAC address: 1:2"},
+		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), AskedMac: "01:00:5e:00:00:01"}), dv1.Error_INVALID, "invalid MAC address: 01:00:5e:00:00:01"},
 		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), LinkLocal: []string{"x"}}), dv1.Error_INVALID, "invalid link-local IP address: x"},
+		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), LinkLocal: []string{"169.254.1.1", "10.220.0.9"}}), dv1.Error_INVALID, "invalid link-local IP address: 10.220.0.9"},
 		{createIn("twice", "a", in("web"), in("web")), dv1.Error_INVALID, "network web is named twice"},
 		{&dv1.Command{Of: &dv1.Command_LeftNetworks{LeftNetworks: &dv1.LeftNetworks{NodeId: "n0", TaskIds: [][]byte{id("x")}}}}, dv1.Error_INVALID, "1 tasks left 0 networks"},
 	} {

@@ -102,11 +102,15 @@ func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []stri
 			return nil, nil, err
 		}
 	}
+	endpoints, err := Endpoints(snap, req)
+	if err != nil {
+		return nil, nil, err
+	}
 	sum := sha256.Sum256(body)
 	c = &dv1.CreateRun{
 		RunId: random(), Mode: r.Mode, Name: name, NameCandidates: names(nameTries), Contact: r.Contact, On: on,
-		AutoRemove: req.HostConfig != nil && req.HostConfig.AutoRemove,
-		Spec:       &dv1.Spec{Id: sum[:], Body: body, Image: req.Image, Digest: digest},
+		Endpoints: endpoints, AutoRemove: req.HostConfig != nil && req.HostConfig.AutoRemove,
+		Spec: &dv1.Spec{Id: sum[:], Body: body, Image: req.Image, Digest: digest},
 	}
 	if r.Mode == dv1.Run_ONE {
 		c.TaskIds = [][]byte{random()}

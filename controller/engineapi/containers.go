@@ -62,6 +62,7 @@ func (s *server) start(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return s.doneBefore(w, r, snap, err)
 	}
+	s.freed(r.Context(), snap, t)
 	res, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: t.Id}}})
 	if err != nil {
 		return err

@@ -13,11 +13,13 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 
 	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/images"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/fields"
 )
 
 // filters are docker's: for each key, one of its values must match.
@@ -242,8 +244,25 @@ func (k *sieve) recorded(t *dv1.Task) bool {
 	if !k.mounting(t) {
 		return false
 	}
+	if !k.any("network", func(ref string) bool { return k.inNetwork(t, ref) }) {
+		return false
+	}
 	return remember(k.nodes, t.NodeId, func() bool { return k.onNode(t.NodeId) }) &&
 		remember(k.specs, string(t.SpecId), func() bool { return k.decideSpec(k.snap.Spec(t.SpecId)) })
+}
+
+// inNetwork reports whether a task is in a network, by its name or id.
+func (k *sieve) inNetwork(t *dv1.Task, ref string) bool {
+	n, name, err := findNetwork(k.snap, ref)
+	switch {
+	case err != nil:
+		return false
+	case n != nil:
+		e := k.snap.Endpoint(t.Id, n.Id)
+		return e != nil && !e.Leaving
+	}
+	v := &view{shape: k.s.shapeOf(k.snap, t)}
+	return v.networkMode() == name && (name != network.NetworkBridge || fields.Bridged(&v.req))
 }
 
 func remember(known map[string]bool, key string, decide func() bool) bool {
@@ -288,7 +307,6 @@ func (k *sieve) decideSpec(spec *dv1.Spec) bool {
 		key, _, _ := strings.Cut(want, "=")
 		return key == create.LabelNode || has(want)
 	}) &&
-		k.any("network", func(n string) bool { return n == v.networkMode() || n == networkID(v.networkMode()) }) &&
 		k.any("is-task", func(b string) bool { return b == "false" || b == "0" }) &&
 		k.any("isolation", func(i string) bool { return i == string(v.req.HostConfig.Isolation) }) &&
 		k.any("health", func(h string) bool { return h == "none" })

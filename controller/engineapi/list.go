@@ -200,6 +200,13 @@ func (s *server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 	if v.quiet != "" {
 		missing(w, seen)
 	}
+	if apiVersion(r) < 45 { // the short id was an alias
+		for name, e := range out.NetworkSettings.Networks {
+			if predefined[name] == "" {
+				e.Aliases = append(slices.Clone(e.Aliases), hexID(t)[:12])
+			}
+		}
+	}
 	if apiVersion(r) < 52 {
 		return answer(w, http.StatusOK, oldInspect(out, v))
 	}
@@ -216,7 +223,7 @@ func oldInspect(out container.InspectResponse, v *view) any {
 	if json.Unmarshal(b, &m) != nil {
 		return out
 	}
-	if ns, ok := m["NetworkSettings"].(map[string]any); ok && v.networkMode() == "bridge" {
+	if ns, ok := m["NetworkSettings"].(map[string]any); ok && v.networks()["bridge"] != nil {
 		e := v.networks()["bridge"]
 		if e.IPAddress.IsValid() {
 			ns["IPAddress"], ns["Gateway"], ns["IPPrefixLen"], ns["MacAddress"] = e.IPAddress.String(), e.Gateway.String(), e.IPPrefixLen, v.st.GetMac()

@@ -223,7 +223,7 @@ func (s *server) predefinedMembers(r *http.Request, snap *state.Snapshot, name s
 	out := map[string]network.EndpointResource{}
 	var tasks []*dv1.Task
 	for t := range snap.LiveTasksByAge() {
-		if v := (&view{shape: s.shapeOf(snap, t)}); v.networkMode() == name {
+		if v := (&view{shape: s.shapeOf(snap, t)}); v.networkMode() == name && (name != network.NetworkBridge || fields.Bridged(&v.req)) {
 			tasks = append(tasks, t)
 		}
 	}

@@ -246,7 +246,7 @@ func TestEventsOfNetworks(t *testing.T) {
 		}
 		got = append(got, e.Action)
 	}
-	if want := []string{"create", "destroy"}; !slices.Equal(got, want) {
+	if want := []string{"create", "connect", "disconnect", "destroy"}; !slices.Equal(got, want) {
 		t.Errorf("the events are %v, want %v", got, want)
 	}
 }

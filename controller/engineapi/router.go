@@ -116,6 +116,8 @@ var table = route.Table[handler]{
 	on("GET", "/networks/{id}", route.Leader, (*server).inspectNetwork),
 	on("POST", "/networks/create", route.Leader, (*server).createNetwork),
 	on("POST", "/networks/prune", route.Leader, (*server).pruneNetworks),
+	on("POST", "/networks/{id}/connect", route.Leader, (*server).connectNetwork),
+	on("POST", "/networks/{id}/disconnect", route.Leader, (*server).disconnectNetwork),
 	on("DELETE", "/networks/{id}", route.Leader, (*server).removeNetwork),
 
 	on("", "/", route.Here, (*server).notYet),

@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"cmp"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -19,6 +20,7 @@ import (
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/fields"
 	"github.com/drover/drover/pkg/life"
 	"github.com/drover/drover/pkg/mounts"
 	"github.com/drover/drover/pkg/volumes"
@@ -217,16 +219,83 @@ func (v *view) networkMode() string {
 	}
 }
 
+// networks returns what docker says of a container in its networks, by name. Addresses are
+// there while it runs.
 func (v *view) networks() map[string]*network.EndpointSettings {
-	e := &network.EndpointSettings{NetworkID: networkID(v.networkMode())}
-	if st := v.state(); v.st != nil && v.st.Ip != "" && (st == container.StateRunning || st == container.StatePaused) {
-		e.EndpointID = hexID(v.t)
-		e.IPAddress, _ = netip.ParseAddr(v.st.Ip)
-		e.Gateway, _ = netip.ParseAddr(v.st.Gateway)
-		e.IPPrefixLen = int(v.st.PrefixLen)
-		_ = e.MacAddress.UnmarshalText([]byte(v.st.Mac))
+	st := v.state()
+	up := st == container.StateRunning || st == container.StatePaused
+	out := map[string]*network.EndpointSettings{}
+	if mode := v.networkMode(); fields.Bridged(&v.req) || mode == network.NetworkHost || mode == network.NetworkNone {
+		e := &network.EndpointSettings{NetworkID: networkID(mode)}
+		if up && v.st != nil && v.st.Ip != "" {
+			e.EndpointID = hexID(v.t)
+			e.IPAddress, _ = netip.ParseAddr(v.st.Ip)
+			e.Gateway, _ = netip.ParseAddr(v.st.Gateway)
+			e.IPPrefixLen = int(v.st.PrefixLen)
+			_ = e.MacAddress.UnmarshalText([]byte(v.st.Mac))
+		}
+		out[mode] = e
 	}
-	return map[string]*network.EndpointSettings{v.networkMode(): e}
+	for e := range v.snap.EndpointsOfTask(v.t.Id) {
+		if n := v.snap.Network(e.NetworkId); n != nil && !e.Leaving {
+			out[n.Name] = v.endpoint(n, e, up)
+		}
+	}
+	return out
+}
+
+func (v *view) endpoint(n *dv1.Network, e *dv1.Endpoint, up bool) *network.EndpointSettings {
+	out := &network.EndpointSettings{NetworkID: hex.EncodeToString(n.Id), Aliases: e.Aliases, DriverOpts: e.DriverOpts, GwPriority: int(e.GatewayPriority)}
+	out.DNSNames = append(append([]string{v.t.Name}, e.Aliases...), hexID(v.t)[:12])
+	if e.Hostname != "" {
+		out.DNSNames = append(out.DNSNames, e.Hostname)
+	}
+	for i := len(out.DNSNames) - 1; i > 0; i-- {
+		if slices.Contains(out.DNSNames[:i], out.DNSNames[i]) {
+			out.DNSNames = slices.Delete(out.DNSNames, i, i+1)
+		}
+	}
+	for _, alias := range slices.Sorted(maps.Keys(e.Links)) {
+		out.Links = append(out.Links, e.Links[alias]+":"+alias)
+	}
+	if e.AskedIp != "" || e.AskedIp6 != "" || len(e.LinkLocal) > 0 {
+		out.IPAMConfig = &network.EndpointIPAMConfig{}
+		out.IPAMConfig.IPv4Address, _ = netip.ParseAddr(e.AskedIp)
+		out.IPAMConfig.IPv6Address, _ = netip.ParseAddr(e.AskedIp6)
+		for _, l := range e.LinkLocal {
+			if a, err := netip.ParseAddr(l); err == nil {
+				out.IPAMConfig.LinkLocalIPs = append(out.IPAMConfig.LinkLocalIPs, a)
+			}
+		}
+	}
+	if !up {
+		return out
+	}
+	out.EndpointID = hex.EncodeToString(e.Id)
+	_ = out.MacAddress.UnmarshalText([]byte(e.Mac))
+	out.IPAddress, out.Gateway, out.IPPrefixLen = addressed(n, e.Ip)
+	out.GlobalIPv6Address, out.IPv6Gateway, out.GlobalIPv6PrefixLen = addressed(n, e.Ip6)
+	return out
+}
+
+// addressed returns an address with its subnet's gateway and prefix length. An internal
+// network has no gateway to its containers.
+func addressed(n *dv1.Network, text string) (ip, gateway netip.Addr, bits int) {
+	ip, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Addr{}, netip.Addr{}, 0
+	}
+	for _, s := range n.Subnets {
+		p, err := netip.ParsePrefix(s.Prefix)
+		if err != nil || !p.Contains(ip) {
+			continue
+		}
+		if !n.Internal {
+			gateway, _ = netip.ParseAddr(s.Gateway)
+		}
+		return ip, gateway, p.Bits()
+	}
+	return ip, gateway, ip.BitLen()
 }
 
 // networkID is stable: the default networks are the same across the fleet.

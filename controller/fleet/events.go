@@ -137,6 +137,12 @@ func (l *Local) Committed(effects []*dv1.Effect, at int64) {
 			}
 			delete(l.known, id)
 			l.wake(id)
+		case *dv1.Effect_Endpoint:
+			if t := l.known[hex.EncodeToString(of.Endpoint.TaskId)]; t != nil && state.Running(t) {
+				l.endpointEvent(of.Endpoint, at)
+			}
+		case *dv1.Effect_DeleteEndpoint: // who waits for its address waits for its task
+			l.wake(hex.EncodeToString(of.DeleteEndpoint[:min(len(of.DeleteEndpoint), 32)]))
 		case *dv1.Effect_Network:
 			l.networkChanged(of.Network, at)
 		case *dv1.Effect_DeleteNetwork:
@@ -188,11 +194,39 @@ func (l *Local) changed(t *dv1.Task, at int64) {
 	if old.Name != t.Name {
 		l.taskEvent(t, "rename", at, "oldName", "/"+old.Name)
 	}
+	if !state.Running(old) && state.Running(t) {
+		l.endpointEvents(t, at, "connect")
+	}
 	if t.Started != 0 && (old.Started == 0 || life.Of(old) != life.Of(t)) {
 		l.taskEvent(t, "start", at)
 	}
 	if life.Of(old.Exit).Before(life.Of(t.Exit)) {
 		l.taskEvent(t, "die", at, "exitCode", strconv.Itoa(int(t.Exit.Code)))
+	}
+	if state.Running(old) && !state.Running(t) {
+		l.endpointEvents(t, at, "disconnect")
+	}
+}
+
+// endpointEvents creates an event for each network of a task, with mu held.
+func (l *Local) endpointEvents(t *dv1.Task, at int64, action string) {
+	snap := l.o.Log.Snapshot()
+	for e := range snap.EndpointsOfTask(t.Id) {
+		if n := snap.Network(e.NetworkId); n != nil {
+			l.networkEvent(n, action, at, "container", hex.EncodeToString(t.Id))
+		}
+	}
+}
+
+// endpointEvent creates the event of a running task that was connected, or has to leave,
+// with mu held.
+func (l *Local) endpointEvent(e *dv1.Endpoint, at int64) {
+	action := "connect"
+	if e.Leaving {
+		action = "disconnect"
+	}
+	if n := l.o.Log.Snapshot().Network(e.NetworkId); n != nil {
+		l.networkEvent(n, action, at, "container", hex.EncodeToString(e.TaskId))
 	}
 }
 

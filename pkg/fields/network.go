@@ -1,6 +1,9 @@
 package fields
 
-import "github.com/moby/moby/api/types/network"
+import (
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
 
 // NetworkCreate, Connect and Disconnect list the fields of network requests. What their
 // values mean is decided with the fleet's state.
@@ -30,7 +33,7 @@ var (
 	}, endpoint[network.ConnectRequest]("EndpointConfig"))
 	Disconnect = table([]Row[network.DisconnectRequest]{
 		{Path: "Container", Class: Fleet},
-		{Path: "Force", Class: Refused, Why: "leaving a network by force is"},
+		{Path: "Force", Class: Inert, Why: "there is nothing left of a container that is gone"},
 	})
 )
 
@@ -39,22 +42,63 @@ var (
 func endpoint[T any](at string) []Row[T] {
 	const told = "docker's to say, not the client's"
 	return []Row[T]{
-		{Path: at + ".IPAMConfig.IPv4Address", Class: Refused, Why: "chosen addresses are"},
-		{Path: at + ".IPAMConfig.IPv6Address", Class: Refused, Why: "chosen addresses are"},
-		{Path: at + ".IPAMConfig.LinkLocalIPs", Class: Refused, Why: "chosen addresses are"},
-		{Path: at + ".Links", Class: Refused, Why: "links are"},
-		{Path: at + ".Aliases", Class: Refused, Why: "aliases in a network are"},
-		{Path: at + ".DriverOpts", Class: Refused, Why: "options of an endpoint are"},
-		{Path: at + ".GwPriority", Class: Refused, Why: "priorities of gateways are"},
+		{Path: at + ".IPAMConfig.IPv4Address", Class: Fleet},
+		{Path: at + ".IPAMConfig.IPv6Address", Class: Fleet},
+		{Path: at + ".IPAMConfig.LinkLocalIPs", Class: Node},
+		{Path: at + ".Links", Class: Fleet},
+		{Path: at + ".Aliases", Class: Fleet},
+		{Path: at + ".DriverOpts", Class: Node},
+		{Path: at + ".GwPriority", Class: Node},
 		{Path: at + ".NetworkID", Class: Inert, Why: told},
 		{Path: at + ".EndpointID", Class: Inert, Why: told},
 		{Path: at + ".Gateway", Class: Inert, Why: told},
 		{Path: at + ".IPAddress", Class: Inert, Why: told},
-		{Path: at + ".MacAddress", Class: Refused, Why: "chosen MAC addresses are"},
+		{Path: at + ".MacAddress", Class: Node},
 		{Path: at + ".IPPrefixLen", Class: Inert, Why: told},
 		{Path: at + ".IPv6Gateway", Class: Inert, Why: told},
 		{Path: at + ".GlobalIPv6Address", Class: Inert, Why: told},
 		{Path: at + ".GlobalIPv6PrefixLen", Class: Inert, Why: told},
 		{Path: at + ".DNSNames", Class: Inert, Why: told},
 	}
+}
+
+// Bridged reports whether a container is in its node's own network: as in docker, that is
+// the default only for one that names no other.
+func Bridged(r *container.CreateRequest) bool {
+	if r.Config != nil && r.NetworkDisabled {
+		return false
+	}
+	if r.HostConfig != nil && networkName(r.HostConfig.NetworkMode) != network.NetworkBridge {
+		return false
+	}
+	if r.NetworkingConfig == nil || len(r.NetworkingConfig.EndpointsConfig) == 0 {
+		return true
+	}
+	for name := range r.NetworkingConfig.EndpointsConfig {
+		if networkName(container.NetworkMode(name)) == network.NetworkBridge {
+			return true
+		}
+	}
+	return false
+}
+
+// checkBridged refuses settings that only networks of the fleet have, in docker's words
+// where it has some.
+func checkBridged(name string, e *network.EndpointSettings) error {
+	field := "NetworkingConfig.EndpointsConfig." + name
+	switch c := e.IPAMConfig; {
+	case c != nil && (c.IPv4Address.IsValid() || c.IPv6Address.IsValid()):
+		return invalid(field+".IPAMConfig", "invalid endpoint settings:\nuser-specified IP address is supported on user-defined networks only")
+	case len(e.Aliases) > 0:
+		return invalid(field+".Aliases", "invalid endpoint settings:\nnetwork-scoped aliases are only supported for user-defined networks")
+	case c != nil && len(c.LinkLocalIPs) > 0:
+		return unavailable(field+".IPAMConfig.LinkLocalIPs", "chosen addresses in the default network are")
+	case len(e.Links) > 0:
+		return unavailable(field+".Links", "links in the default network are")
+	case len(e.MacAddress) > 0:
+		return unavailable(field+".MacAddress", "chosen MAC addresses in the default network are")
+	case len(e.DriverOpts) > 0:
+		return unavailable(field+".DriverOpts", "options of an endpoint in the default network are")
+	}
+	return nil
 }

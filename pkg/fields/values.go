@@ -153,17 +153,13 @@ func checkModes(h *container.HostConfig) error {
 
 func checkNetwork(h *container.HostConfig, n *network.NetworkingConfig) error {
 	mode := h.NetworkMode
-	switch {
-	case mode == "", mode.IsDefault(), mode.IsBridge(), mode.IsHost(), mode.IsNone():
-	case mode.IsContainer():
+	if mode.IsContainer() {
 		return unavailable("HostConfig.NetworkMode", "sharing another container's network is")
-	default:
-		return invalid("HostConfig.NetworkMode", "network %s not found", mode)
 	}
 	if n != nil {
 		for _, name := range slices.Sorted(maps.Keys(n.EndpointsConfig)) {
-			if networkName(container.NetworkMode(name)) != networkName(mode) {
-				return unavailable("NetworkingConfig.EndpointsConfig."+name, "a network beside HostConfig.NetworkMode is")
+			if err := checkBeside(mode, name, n.EndpointsConfig[name]); err != nil {
+				return err
 			}
 		}
 	}
@@ -181,6 +177,24 @@ func checkNetwork(h *container.HostConfig, n *network.NetworkingConfig) error {
 		}
 	}
 	return nil
+}
+
+// checkBeside checks one network of a container with a mode, which may be another one.
+func checkBeside(mode container.NetworkMode, name string, e *network.EndpointSettings) error {
+	own := container.NetworkMode(name)
+	if own.IsUserDefined() {
+		if mode.IsHost() || mode.IsNone() {
+			return invalid("NetworkingConfig.EndpointsConfig."+name, "conflicting options: cannot attach both user-defined and non-user-defined network-modes")
+		}
+		return nil
+	}
+	if networkName(own) != networkName(mode) {
+		return unavailable("NetworkingConfig.EndpointsConfig."+name, "a network of docker's own beside HostConfig.NetworkMode is")
+	}
+	if e == nil {
+		return nil
+	}
+	return checkBridged(name, e)
 }
 
 func networkName(m container.NetworkMode) container.NetworkMode {

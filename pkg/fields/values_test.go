@@ -85,10 +85,18 @@ func TestValues(t *testing.T) {
 		{body: `{"HostConfig":{"NetworkMode":"bridge"},"NetworkingConfig":{"EndpointsConfig":{"default":{"NetworkID":"x","IPAMConfig":{}}}}}`},
 		{body: `{"HostConfig":{"NetworkMode":"none"},"NetworkingConfig":{"EndpointsConfig":{"none":{}}}}`},
 		{`{"HostConfig":{"NetworkMode":"container:c"}}`, "HostConfig.NetworkMode", "sharing another container's network is not available"},
-		{`{"HostConfig":{"NetworkMode":"mine"}}`, "HostConfig.NetworkMode", "network mine not found"},
-		{`{"NetworkingConfig":{"EndpointsConfig":{"bridge":{},"mine":{}}}}`, "NetworkingConfig.EndpointsConfig.mine", "NetworkingConfig.EndpointsConfig.mine: a network beside"},
-		{`{"HostConfig":{"NetworkMode":"host"},"NetworkingConfig":{"EndpointsConfig":{"bridge":{}}}}`, "NetworkingConfig.EndpointsConfig.bridge", "a network beside"},
-		{`{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"MacAddress":"02:42:ac:11:00:02"}}}}`, "NetworkingConfig.EndpointsConfig.*.MacAddress", "chosen MAC addresses are"},
+		{body: `{"HostConfig":{"NetworkMode":"mine"}}`},
+		{body: `{"HostConfig":{"NetworkMode":"mine"},"NetworkingConfig":{"EndpointsConfig":{"mine":{"Aliases":["a"],"MacAddress":"02:42:ac:11:00:02","IPAMConfig":{"IPv4Address":"10.0.0.9"}},"other":null}}}`},
+		{body: `{"NetworkingConfig":{"EndpointsConfig":{"bridge":{},"mine":{}}}}`},
+		{`{"HostConfig":{"NetworkMode":"mine"},"NetworkingConfig":{"EndpointsConfig":{"bridge":{},"mine":{}}}}`, "NetworkingConfig.EndpointsConfig.bridge", "a network of docker's own beside"},
+		{`{"HostConfig":{"NetworkMode":"host"},"NetworkingConfig":{"EndpointsConfig":{"bridge":{}}}}`, "NetworkingConfig.EndpointsConfig.bridge", "a network of docker's own beside"},
+		{`{"HostConfig":{"NetworkMode":"host"},"NetworkingConfig":{"EndpointsConfig":{"mine":{}}}}`, "NetworkingConfig.EndpointsConfig.mine", "conflicting options: cannot attach both user-defined"},
+		{`{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"MacAddress":"02:42:ac:11:00:02"}}}}`, "NetworkingConfig.EndpointsConfig.bridge.MacAddress", "chosen MAC addresses in the default network are"},
+		{`{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"Aliases":["a"]}}}}`, "NetworkingConfig.EndpointsConfig.bridge.Aliases", "network-scoped aliases are only supported for user-defined networks"},
+		{`{"NetworkingConfig":{"EndpointsConfig":{"default":{"IPAMConfig":{"IPv4Address":"10.0.0.9"}}}}}`, "NetworkingConfig.EndpointsConfig.default.IPAMConfig", "user-specified IP address is supported on user-defined networks only"},
+		{`{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"IPAMConfig":{"LinkLocalIPs":["169.254.1.1"]}}}}}`, "NetworkingConfig.EndpointsConfig.bridge.IPAMConfig.LinkLocalIPs", "chosen addresses in the default network are"},
+		{`{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"Links":["a"]}}}}`, "NetworkingConfig.EndpointsConfig.bridge.Links", "links in the default network are"},
+		{`{"NetworkingConfig":{"EndpointsConfig":{"bridge":{"DriverOpts":{"a":"b"}}}}}`, "NetworkingConfig.EndpointsConfig.bridge.DriverOpts", "options of an endpoint in the default network are"},
 		{body: `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080-8090"},{}],"53/udp":null}}}`},
 		{`{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"eighty"}]}}}`, "HostConfig.PortBindings", `invalid port specification: "eighty"`},
 		{`{"HostConfig":{"PortBindings":{"0/tcp":[{"HostPort":"80"}]}}}`, "HostConfig.PortBindings", `invalid port specification: "0/tcp"`},
@@ -184,6 +192,24 @@ func TestDeviceRule(t *testing.T) {
 	for _, bad := range []string{"", "c 1:1  rwm", " c 1:1 rwm", "c 1:1 rwm ", "d 1:1 r", "c 1:1 rwmx", "c 1 r", "c 1:99999999999999999999 r"} {
 		if d, err := DeviceRule(bad); err == nil {
 			t.Errorf("%q is %+v", bad, d)
+		}
+	}
+}
+
+// Who is in the node's own network, by what the request names.
+func TestBridged(t *testing.T) {
+	for body, want := range map[string]bool{
+		`{}`: true, `{"HostConfig":{}}`: true, `{"HostConfig":{"NetworkMode":"default"}}`: true, `{"HostConfig":{"NetworkMode":"bridge"}}`: true,
+		`{"HostConfig":{"NetworkMode":"mine"}}`: false, `{"HostConfig":{"NetworkMode":"host"}}`: false, `{"HostConfig":{"NetworkMode":"none"}}`: false, `{"HostConfig":{"NetworkMode":"container:x"}}`: false,
+		`{"NetworkDisabled":true}`: false, `{"NetworkingConfig":{"EndpointsConfig":{"mine":{}}}}`: false,
+		`{"NetworkingConfig":{"EndpointsConfig":{"mine":{},"bridge":{}}}}`: true, `{"NetworkingConfig":{"EndpointsConfig":{"default":null}}}`: true,
+	} {
+		var r container.CreateRequest
+		if err := json.Unmarshal([]byte(body), &r); err != nil {
+			t.Fatal(err)
+		}
+		if got := Bridged(&r); got != want {
+			t.Errorf("%s: %v", body, got)
 		}
 	}
 }

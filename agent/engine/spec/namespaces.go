@@ -6,6 +6,8 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/drover/drover/pkg/fields"
 )
 
 // Network says where a container's network namespace comes from.
@@ -33,10 +35,7 @@ func NetworkOf(c container.CreateRequest) Network {
 }
 
 // Bridged reports whether a container is in the node's own network.
-func Bridged(c container.CreateRequest) bool {
-	m := mode(c)
-	return NetworkOf(c) == OwnNetwork && (m == "" || m.IsDefault() || m.IsBridge())
-}
+func Bridged(c container.CreateRequest) bool { return fields.Bridged(&c) }
 
 // Joined returns the id of the container whose network namespace a container shares, ""
 // for none.
