@@ -169,6 +169,10 @@ func ownEvents(snap *state.Snapshot, node string, all []*dv1.Event) (own []*dv1.
 		case proto.Size(e) > maxEvent:
 			tooLarge++
 		case owns(snap, node, e.TaskId):
+			e.NodeId = ""
+			if e.Volume != "" {
+				e.NodeId = node
+			}
 			own = append(own, e)
 		}
 	}

@@ -18,7 +18,9 @@ func TestANodeSpeaksOfItsOwnTasksOnly(t *testing.T) {
 	f := newFakeLog()
 	var statuses, events []string
 	f.hub.o.OnStatus = func(id string) { statuses = append(statuses, id[:2]) }
-	f.hub.o.OnEvent = func(e *dv1.Event) { events = append(events, string(e.TaskId[:1])+" "+e.Action) }
+	f.hub.o.OnEvent = func(e *dv1.Event) {
+		events = append(events, strings.TrimSpace(string(e.TaskId[:1])+" "+e.Action+" "+e.NodeId))
+	}
 	f.hub.begin()
 	id := func(c byte) []byte { return slices.Repeat([]byte{c}, 32) }
 	task := func(c byte, node string) *dv1.Effect {
@@ -36,9 +38,9 @@ func TestANodeSpeaksOfItsOwnTasksOnly(t *testing.T) {
 	honest, liar := enter("honest"), enter("liar")
 	observe(f.hub, honest, &dv1.Observation{
 		Tasks:  []*dv1.TaskStatus{{Id: id('a'), Attempt: 1, Pid: 7}, {Id: id('c'), Attempt: 1, Pid: 8}},
-		Events: []*dv1.Event{{TaskId: id('a'), Action: "exec_start"}, {TaskId: id('c'), Action: "kill"}},
+		Events: []*dv1.Event{{TaskId: id('a'), Action: "exec_start", NodeId: "liar"}, {TaskId: id('c'), Action: "kill"}, {TaskId: id('a'), Action: "mount", Volume: "data", NodeId: "liar"}},
 	})
-	if want := []string{"a exec_start", "c kill"}; !slices.Equal(events, want) || !slices.Equal(statuses, []string{"61", "63"}) {
+	if want := []string{"a exec_start", "c kill", "a mount honest"}; !slices.Equal(events, want) || !slices.Equal(statuses, []string{"61", "63"}) {
 		t.Fatalf("a node's own tasks: events %v, statuses %v", events, statuses)
 	}
 	statuses, events = nil, nil

@@ -63,11 +63,13 @@ type Agents interface {
 	Agent(nodeID string) (*http.Client, error)
 }
 
-// Events reads the fleet's events.
+// Events reads the fleet's events, and publishes those that no entry of the log makes.
 type Events interface {
 	// Events delivers events from now on, after the stored ones since since (Unix ns, 0:
 	// none), until ctx is done.
 	Events(ctx context.Context, since int64) <-chan *dv1.Event
+	// Pruned publishes that a type of objects was pruned, and the bytes that freed.
+	Pruned(what string, reclaimed uint64)
 }
 
 // Leadership reports whether there is a leader.

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -197,9 +198,16 @@ type oldMessage struct {
 
 func (s *server) event(r *http.Request, h *dv1.Event) oldMessage {
 	m := events.Message{Type: events.ContainerEventType, Action: events.Action(h.Action), Scope: "local", Time: h.TimeNano / 1e9, TimeNano: h.TimeNano}
+	if h.Pruned != "" {
+		m.Type, m.Actor = events.Type(h.Pruned), events.Actor{Attributes: h.Attributes}
+		return oldMessage{Message: m}
+	}
 	if h.Volume != "" {
-		m.Type = events.VolumeEventType
-		m.Actor = events.Actor{ID: h.Volume, Attributes: h.Attributes}
+		m.Type, m.Actor = events.VolumeEventType, events.Actor{ID: h.Volume, Attributes: map[string]string{}}
+		maps.Copy(m.Actor.Attributes, h.Attributes)
+		if snap, err := s.Fleet.State(r.Context(), 0); err == nil && h.NodeId != "" {
+			m.Actor.Attributes[create.LabelNode] = nodeNameIn(snap, h.NodeId)
+		}
 		return oldMessage{Message: m}
 	}
 	if len(h.NetworkId) > 0 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 
 	"github.com/drover/drover/controller/command"
@@ -343,6 +344,7 @@ func (s *server) pruneNetworks(w http.ResponseWriter, r *http.Request) error {
 			out.NetworksDeleted = append(out.NetworksDeleted, n.Name)
 		}
 	}
+	s.Fleet.Pruned(string(events.NetworkEventType), 0)
 	return answer(w, http.StatusOK, out)
 }
 

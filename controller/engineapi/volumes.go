@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/drover/drover/controller/create"
@@ -253,6 +254,7 @@ func (s *server) pruneVolumes(w http.ResponseWriter, r *http.Request) error {
 	for _, name := range report.VolumesDeleted {
 		report.SpaceReclaimed += uint64(max(0, sizes[name]))
 	}
+	s.Fleet.Pruned(string(events.VolumeEventType), report.SpaceReclaimed)
 	return answer(w, http.StatusOK, report)
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/drover/drover/controller/fleet/fleettest"
+	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/api/wire"
 )
 
@@ -164,6 +165,10 @@ func TestPrune(t *testing.T) {
 			a.is(a.do("POST", "/volumes/create", body), body, 201, "")
 		}
 		r := a.do("POST", c.path+"?filters="+url.QueryEscape(c.filters), "")
+		events := a.do("GET", "/events?since=1&until="+url.QueryEscape(time.Now().Add(time.Millisecond).Format(time.RFC3339Nano))+"&filters="+url.QueryEscape(`{"event":["prune"]}`), "")
+		if _, freed, _ := strings.Cut(r.body, `"SpaceReclaimed":`); !strings.Contains(events.body, `{"reclaimed":"`+strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(freed), "}"))+`"}`) {
+			t.Errorf("%s %s: %s, and the event is %s", c.path, c.filters, r.body, events.body)
+		}
 		if got := a.volumesOf(`{}`); r.code != 200 || got != c.left || !strings.Contains(r.body, c.freed) {
 			t.Errorf("%s %s: %d %s, left is %q, want %q", c.path, c.filters, r.code, r.body, got, c.left)
 		}
@@ -216,24 +221,66 @@ func TestSystemDf(t *testing.T) {
 
 func TestEventsOfVolumes(t *testing.T) {
 	a := newAPI(t)
+	since := time.Now()
 	a.is(a.do("POST", "/volumes/create", `{"Name":"data"}`), "a volume", 201, "")
 	a.is(a.do("DELETE", "/volumes/data", ""), "removed", 204, "")
-	r := a.do("GET", "/events?since=1&until="+url.QueryEscape(fleettest.Start.Add(1000*time.Hour).Format(time.RFC3339))+"&filters="+url.QueryEscape(`{"type":["volume"]}`), "")
-	var got []string
-	for d := json.NewDecoder(strings.NewReader(r.body)); d.More(); {
-		var m struct {
-			Type, Action string
-			Actor        struct {
-				ID         string
-				Attributes map[string]string
-			}
+	a.is(a.do("POST", "/volumes/create", `{"Name":"homed","Labels":{"io.drover.on":"node==web-2"}}`), "with a home", 201, "")
+	a.is(a.do("POST", "/containers/create?name=db", `{"Image":"busybox","HostConfig":{"Binds":["homed:/x"]}}`), "db", 201, "")
+	db := a.f.Snapshot().TaskByName("db")
+	for _, e := range []*dv1.Event{
+		{Action: "mount", NodeId: "n1", Attributes: map[string]string{"driver": "local", "container": hexID(db), "io.drover.node": "elsewhere"}},
+		{Action: "unmount", NodeId: "n9"}, // of a node that was removed
+		{Action: "create", NodeId: "n1"},  // what the log has is not taken from agents
+		{Action: "prune", Pruned: "volume"},
+	} {
+		e.TaskId, e.TimeNano = db.Id, fleettest.Start.UnixNano()
+		if e.Pruned == "" {
+			e.Volume = "homed"
 		}
-		if err := d.Decode(&m); err != nil {
-			t.Fatal(err)
-		}
-		got = append(got, m.Type+" "+m.Action+" "+m.Actor.ID+" "+m.Actor.Attributes["driver"])
+		a.f.Publish(e)
 	}
-	if want := []string{"volume create data local", "volume destroy data local"}; !slices.Equal(got, want) {
-		t.Errorf("%q", got)
+	a.is(a.do("DELETE", "/containers/db", ""), "db", 204, "")
+	a.is(a.do("DELETE", "/volumes/homed", ""), "removed", 204, "")
+	a.is(a.do("POST", "/volumes/create", `{}`), "an anonymous one", 201, "")
+	told := func(filters string) (got []string) {
+		t.Helper()
+		until := time.Now().Add(time.Millisecond)
+		r := a.do("GET", "/events?since=1&until="+url.QueryEscape(until.Format(time.RFC3339Nano))+"&filters="+url.QueryEscape(filters), "")
+		for d := json.NewDecoder(strings.NewReader(r.body)); d.More(); {
+			var m struct {
+				Type, Action string
+				TimeNano     int64
+				Actor        struct {
+					ID         string
+					Attributes map[string]string
+				}
+			}
+			if err := d.Decode(&m); err != nil {
+				t.Fatal(err)
+			}
+			at := m.Actor.Attributes
+			if m.Action == "prune" && (m.TimeNano < since.UnixNano() || m.TimeNano > until.UnixNano()) {
+				t.Errorf("a prune is told as of %v", time.Unix(0, m.TimeNano))
+			}
+			if len(m.Actor.ID) == 64 {
+				m.Actor.ID = "anonymous"
+			}
+			got = append(got, strings.Join([]string{m.Type, m.Action, m.Actor.ID, at["driver"], at["io.drover.node"], at["reclaimed"]}, "|"))
+		}
+		return got
+	}
+	a.is(a.do("POST", "/volumes/prune", ""), "a prune", 200, "")
+	a.is(a.do("POST", "/volumes/prune", ""), "a prune of nothing", 200, "")
+	a.is(a.do("POST", "/networks/prune", ""), "a prune of networks", 200, "")
+	want := []string{"volume|create|data|local||", "volume|destroy|data|local||", "volume|create|homed|local|web-2|", "volume|mount|homed|local|web-2|", "volume|unmount|homed||n9|",
+		"volume|destroy|homed|local|web-2|", "volume|create|anonymous|local||", "volume|destroy|anonymous|local||", "volume|prune||||0", "volume|prune||||0"}
+	if got := told(`{"type":["volume"]}`); !slices.Equal(got, want) {
+		t.Errorf("the events are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if got, want := told(`{"type":["volume"],"node":["web-2"]}`), []string{want[2], want[3], want[5]}; !slices.Equal(got, want) {
+		t.Errorf("those of a node are %q, want %q", got, want)
+	}
+	if got, want := told(`{"event":["prune"]}`), []string{want[8], want[9], "network|prune||||0"}; !slices.Equal(got, want) {
+		t.Errorf("prunes are %q, want %q", got, want)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"slices"
 	"strconv"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -241,7 +242,15 @@ func (l *Local) taskEvent(t *dv1.Task, action string, at int64, kv ...string) {
 
 // volumeEvent is called with mu held.
 func (l *Local) volumeEvent(v *dv1.Volume, action string, at int64) {
-	l.events.publish(&dv1.Event{Volume: v.Name, Action: action, TimeNano: at, Attributes: map[string]string{"driver": v.Driver}})
+	l.events.publish(&dv1.Event{Volume: v.Name, NodeId: v.Home, Action: action, TimeNano: at, Attributes: map[string]string{"driver": v.Driver}})
+}
+
+// Pruned publishes that somebody pruned a type of objects ("volume"), and how many bytes
+// that freed. Only this controller's readers learn it.
+func (l *Local) Pruned(what string, reclaimed uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events.publish(&dv1.Event{Pruned: what, Action: "prune", TimeNano: time.Now().UnixNano(), Attributes: map[string]string{"reclaimed": strconv.FormatUint(reclaimed, 10)}})
 }
 
 // imageEvent is called with mu held. An image's event has no task.
@@ -273,7 +282,7 @@ func (l *Local) networkEvent(n *dv1.Network, action string, at int64, kv ...stri
 // Reported publishes an agent's event, unless its kind is created from the log.
 func (l *Local) Reported(e *dv1.Event) {
 	switch {
-	case len(e.NetworkId) > 0: // created from the log
+	case len(e.NetworkId) > 0, e.Pruned != "": // not an agent's
 		return
 	case e.Volume != "":
 		if e.Action != "mount" && e.Action != "unmount" {

@@ -1713,6 +1713,8 @@ type Event struct {
 	TimeNano      int64                  `protobuf:"varint,3,opt,name=time_nano,json=timeNano,proto3" json:"time_nano,omitempty"`
 	Attributes    map[string]string      `protobuf:"bytes,4,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Volume        string                 `protobuf:"bytes,10,opt,name=volume,proto3" json:"volume,omitempty"`                       // the volume that it is about, by name; unset: the task, or an image
+	NodeId        string                 `protobuf:"bytes,11,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`         // of a volume's event: its home, or the node of the task that mounts it
+	Pruned        string                 `protobuf:"bytes,12,opt,name=pruned,proto3" json:"pruned,omitempty"`                       // the type of what was pruned, which the event is about as a whole: volume, network
 	NetworkId     []byte                 `protobuf:"bytes,5,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"` // of an event of a network, which has no task
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1779,6 +1781,20 @@ func (x *Event) GetAttributes() map[string]string {
 func (x *Event) GetVolume() string {
 	if x != nil {
 		return x.Volume
+	}
+	return ""
+}
+
+func (x *Event) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Event) GetPruned() string {
+	if x != nil {
+		return x.Pruned
 	}
 	return ""
 }
@@ -2337,7 +2353,7 @@ const file_session_proto_rawDesc = "" +
 	"\brestarts\x18\x12 \x01(\x05R\brestarts\"9\n" +
 	"\vImageStatus\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\x8d\x02\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\xbe\x02\n" +
 	"\x05Event\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\fR\x06taskId\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x1b\n" +
@@ -2346,7 +2362,9 @@ const file_session_proto_rawDesc = "" +
 	"attributes\x18\x04 \x03(\v2 .drover.v1.Event.AttributesEntryR\n" +
 	"attributes\x12\x16\n" +
 	"\x06volume\x18\n" +
-	" \x01(\tR\x06volume\x12\x1d\n" +
+	" \x01(\tR\x06volume\x12\x17\n" +
+	"\anode_id\x18\v \x01(\tR\x06nodeId\x12\x16\n" +
+	"\x06pruned\x18\f \x01(\tR\x06pruned\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x05 \x01(\fR\tnetworkId\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
