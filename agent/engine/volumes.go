@@ -47,10 +47,10 @@ func (e *Engine) holdVolumes() error {
 // seedVolumes copies what the image has at the places of empty volumes into them.
 func (e *Engine) seedVolumes(ctx context.Context, s task.Spec, root []mount.Mount) error {
 	for _, m := range s.Mounts {
-		if m.Volume == nil || m.NoCopy || m.Subpath != "" {
+		if m.Volume == nil || m.NoCopy {
 			continue
 		}
-		err := e.o.Volumes.Seed(ctx, s.ID, *m.Volume, func(copy func(dir string) error) error {
+		err := e.o.Volumes.Seed(ctx, s.ID, *m.Volume, m.Subpath, func(copy func(dir string) error) error {
 			return mount.WithReadonlyTempMount(ctx, root, func(files string) error {
 				dir, err := fs.RootPath(files, m.Target)
 				if err != nil {

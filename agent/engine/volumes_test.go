@@ -67,6 +67,7 @@ func TestVolumesInContainers(t *testing.T) {
 	}
 	memory := &task.Volume{ID: volumeID("memory"), Name: "memory", Options: map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=64k"}}
 	bound := &task.Volume{ID: volumeID("bound"), Name: "bound", Options: map[string]string{"type": "none", "device": host, "o": "bind"}}
+	parts := &task.Volume{ID: volumeID("parts"), Name: "parts"}
 	empty := &task.Volume{ID: volumeID("empty"), Name: "empty"}
 	for _, c := range []struct {
 		what, script, want string
@@ -79,6 +80,9 @@ func TestVolumesInContainers(t *testing.T) {
 		{"not seeded with nocopy", "ls /data; echo end", "end\n", []task.Mount{{Volume: empty, Target: "/data", NoCopy: true}}},
 		{"a part", "cat /part/file; echo more > /part/more", "deep", []task.Mount{{Volume: data, Target: "/part", Subpath: "deep"}}},
 		{"a part that is a file", "cat /one", "more\n", []task.Mount{{Volume: data, Target: "/one", Subpath: "deep/more"}}},
+		{"an empty part", "mkdir /p/new; touch /p/other", "", []task.Mount{{Volume: parts, Target: "/p"}}},
+		{"an empty part is seeded", "cat /data/greeting /data/deep/file; echo more > /data/more", "from the imagedeep", []task.Mount{{Volume: parts, Target: "/data", Subpath: "new"}}},
+		{"and nothing else of its volume", "ls /p /p/new", "/p:\nnew\nother\n\n/p/new:\ndeep\ngreeting\nmore\n", []task.Mount{{Volume: parts, Target: "/p"}}},
 		{"twice", "echo a > /a/x; cat /b/x", "a\n", []task.Mount{{Volume: empty, Target: "/a"}, {Volume: empty, Target: "/b", ReadOnly: true}}},
 		{"in memory", "df -P /m | tail -1 | cut -d' ' -f1; cat /proc/mounts | grep -c ' /m tmpfs'", "tmpfs\n1\n", []task.Mount{{Volume: memory, Target: "/m"}}},
 		{"a bind of the host by its options", "cat /h/x", "of the host", []task.Mount{{Volume: bound, Target: "/h", NoCopy: true}}},

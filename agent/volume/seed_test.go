@@ -111,7 +111,7 @@ func TestAnEmptyVolumeIsSeeded(t *testing.T) {
 	for what, v := range map[string]task.Volume{"a directory": volumeOf("data"), "a mounted one": volumeOf("memory", "type", "tmpfs", "device", "tmpfs", "o", "size=20m")} {
 		s := open(t)
 		ok(t, s.Use(t.Context(), "keeps it", v))
-		ok(t, s.Seed(t.Context(), "one", v, from(image)))
+		ok(t, s.Seed(t.Context(), "one", v, "", from(image)))
 		got, want := listing(t, s.Path(v.ID)), want
 		if what != "a directory" { // other filesystems have no holes from this one, and may lack attributes
 			got, want = blocks.ReplaceAllString(got, ""), blocks.ReplaceAllString(want, "")
@@ -123,7 +123,7 @@ func TestAnEmptyVolumeIsSeeded(t *testing.T) {
 			t.Errorf("%s: there are %v", what, all)
 		}
 		ok(t, os.Remove(s.Path(v.ID)+"/plain"))
-		ok(t, s.Seed(t.Context(), "two", v, from(image)))
+		ok(t, s.Seed(t.Context(), "two", v, "", from(image)))
 		if _, err := os.Stat(s.Path(v.ID) + "/plain"); err == nil {
 			t.Errorf("%s: it was seeded although it has files", what)
 		}
@@ -133,15 +133,15 @@ func TestAnEmptyVolumeIsSeeded(t *testing.T) {
 func TestWhatIsNotSeeded(t *testing.T) {
 	s := open(t)
 	v := volumeOf("data")
-	ok(t, s.Seed(t.Context(), "one", v, func(func(string) error) error { return nil }))
+	ok(t, s.Seed(t.Context(), "one", v, "", func(func(string) error) error { return nil }))
 	if is, err := empty(s.Path(v.ID)); err != nil || !is {
 		t.Errorf("an image that has nothing there: %v %v", is, err)
 	}
 	broken := errors.New("no image")
-	if err := s.Seed(t.Context(), "one", v, func(func(string) error) error { return broken }); !errors.Is(err, broken) || !strings.Contains(err.Error(), "failed to populate volume data") {
+	if err := s.Seed(t.Context(), "one", v, "", func(func(string) error) error { return broken }); !errors.Is(err, broken) || !strings.Contains(err.Error(), "failed to populate volume data") {
 		t.Errorf("%v", err)
 	}
-	if err := s.Seed(t.Context(), "one", v, from("/nowhere")); err == nil {
+	if err := s.Seed(t.Context(), "one", v, "", from("/nowhere")); err == nil {
 		t.Error("an image that went is copied")
 	}
 	if all, _ := os.ReadDir(s.dir(v.ID)); len(all) != 1 {
@@ -178,7 +178,7 @@ func TestASeedingThatWasCutShort(t *testing.T) {
 		v := volumeOf("data")
 		ok(t, os.MkdirAll(s.Path(v.ID), 0o755))
 		left(s, v)
-		ok(t, s.Seed(t.Context(), "one", v, from(image)))
+		ok(t, s.Seed(t.Context(), "one", v, "", from(image)))
 		if got := listing(t, s.Path(v.ID)); got != want {
 			t.Errorf("%s: it has\n%s\nwant\n%s", what, got, want)
 		}
@@ -200,6 +200,142 @@ func TestASeedingThatWasCutShort(t *testing.T) {
 	}
 }
 
+// A part is seeded as a volume is, and nothing else of the volume.
+func TestAnEmptyPartIsSeeded(t *testing.T) {
+	image := imageDir(t)
+	want := blocks.ReplaceAllString(listing(t, image), "")
+	for what, v := range map[string]task.Volume{"a directory": volumeOf("data"), "a mounted one": volumeOf("memory", "type", "tmpfs", "device", "tmpfs", "o", "size=20m")} {
+		s := open(t)
+		ok(t, s.Use(t.Context(), "keeps it", v))
+		base, outside := s.Path(v.ID), t.TempDir()
+		write(t, base+"/file", "file")
+		write(t, base+"/full/file", "file")
+		ok(t, errors.Join(os.MkdirAll(base+"/deep/empty", 0o755), os.Mkdir(base+"/other", 0o700), os.Symlink("deep/../other", base+"/soft"), os.Symlink(outside, base+"/out"), os.Symlink("loop", base+"/loop"),
+			os.Mkdir(base+"/mount", 0o755), unix.Mount("tmpfs", base+"/mount", "tmpfs", 0, "")))
+		for _, subpath := range []string{"deep/empty", "soft", "full", "file", "missing", "file/x", "out", "../" + v.ID, "loop", "mount"} {
+			if err := s.Seed(t.Context(), "one", v, subpath, from(image)); err != nil {
+				t.Errorf("%s, %s: %v", what, subpath, err)
+			}
+		}
+		for _, dir := range []string{"deep/empty", "other"} {
+			if got := blocks.ReplaceAllString(listing(t, filepath.Join(base, dir)), ""); got != want {
+				t.Errorf("%s: %s has\n%s\nwant\n%s", what, dir, got, want)
+			}
+		}
+		for dir, want := range map[string]string{base: "deep file full loop mount other out soft", base + "/full": "file", base + "/deep": "empty", base + "/mount": "", outside: "", s.dir(v.ID): "_data"} {
+			if got := in(t, dir); got != want {
+				t.Errorf("%s: in %s are %q, want %q", what, dir, got, want)
+			}
+		}
+		ok(t, os.RemoveAll(base+"/other/deep"))
+		ok(t, s.Seed(t.Context(), "two", v, "other", from(image)))
+		if _, err := os.Stat(base + "/other/deep"); err == nil {
+			t.Errorf("%s: a part was seeded although it has files", what)
+		}
+	}
+}
+
+// in returns the names in a directory.
+func in(t *testing.T, dir string) string {
+	t.Helper()
+	all, err := os.ReadDir(dir)
+	ok(t, err)
+	var names []string
+	for _, e := range all {
+		names = append(names, e.Name())
+	}
+	return strings.Join(names, " ")
+}
+
+// What a dead agent left for a part comes there, or nowhere.
+func TestASeedingOfAPartThatWasCutShort(t *testing.T) {
+	outside := t.TempDir()
+	for what, c := range map[string]struct {
+		left func(base, dir string) error // besides a copy of two files for the empty part p
+		p    string                       // its files in the end; "-": it is gone
+		root string
+	}{
+		"before the move":  {nil, "more plain", "p"},
+		"in the move":      {func(base, dir string) error { return os.Rename(dir+"/seed/plain", base+"/p/plain") }, "more plain", "p"},
+		"the part is gone": {func(base, _ string) error { return os.Remove(base + "/p") }, "-", ""},
+		"the part is a file now": {func(base, _ string) error {
+			return errors.Join(os.Remove(base+"/p"), os.WriteFile(base+"/p", nil, 0o600))
+		}, "-", "p"},
+		"the part leads out now": {func(base, _ string) error { return errors.Join(os.Remove(base+"/p"), os.Symlink(outside, base+"/p")) }, "-", "p"},
+		"the part is elsewhere":  {func(base, _ string) error { return os.Rename(base+"/p", base+"/q") }, "-", "q"},
+		"before there was a copy": {func(_, dir string) error {
+			return errors.Join(os.RemoveAll(dir+"/seed.part"), os.Rename(dir+"/seed", dir+"/seed.part"))
+		}, "", "p"},
+	} {
+		s := open(t)
+		v := volumeOf("data")
+		base, dir := s.Path(v.ID), s.dir(v.ID)
+		ok(t, os.MkdirAll(base+"/p", 0o755))
+		write(t, dir+"/seed/plain", "plain")
+		write(t, dir+"/seed/more", "more")
+		write(t, dir+"/seed.part/half", "half")
+		write(t, dir+"/seed.of", "p")
+		if c.left != nil {
+			ok(t, c.left(base, dir))
+		}
+		ok(t, s.Use(t.Context(), "one", v))
+		if got := in(t, base); got != c.root {
+			t.Errorf("%s: the volume has %q, want %q", what, got, c.root)
+		}
+		if c.p != "-" {
+			if got := in(t, base+"/p"); got != c.p {
+				t.Errorf("%s: the part has %q, want %q", what, got, c.p)
+			}
+		}
+		if got := in(t, dir); got != "_data" {
+			t.Errorf("%s: there are %q", what, got)
+		}
+	}
+	if got := in(t, outside); got != "" {
+		t.Errorf("%q came out of the volume", got)
+	}
+}
+
+// A container that swaps a part and a symbolic link to the host has nothing put there.
+func TestAPartThatIsSwappedWhileItIsSeeded(t *testing.T) {
+	s := open(t)
+	v := volumeOf("data")
+	ok(t, s.Use(t.Context(), "keeps it", v))
+	base, outside, image := s.Path(v.ID), t.TempDir(), t.TempDir()
+	write(t, image+"/file", "file")
+	ok(t, errors.Join(os.Mkdir(base+"/p", 0o755), os.Symlink(outside, base+"/link")))
+	over, swapped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(swapped)
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, base+"/p", unix.AT_FDCWD, base+"/link", unix.RENAME_EXCHANGE)
+			}
+		}
+	}()
+	const seeds = 200
+	inside := 0
+	for range seeds {
+		ok(t, s.Seed(t.Context(), "one", v, "p", from(image)))
+		if got := in(t, outside); got != "" {
+			t.Fatalf("%q came out of the volume", got)
+		}
+		for _, p := range []string{base + "/p/file", base + "/link/file"} { // wherever it is now
+			if os.Remove(p) == nil {
+				inside++
+			}
+		}
+	}
+	close(over)
+	<-swapped
+	if not := seeds - inside; inside == 0 || not == 0 {
+		t.Errorf("%d times inside, %d times not: there was no race", inside, not)
+	}
+}
+
 const (
 	envSeedDir = "DROVER_TEST_SEED"
 	files      = 400
@@ -214,7 +350,7 @@ func TestSeedThatIsKilled(t *testing.T) {
 	s, err := Open(Options{Dir: dir + "/volumes", RunDir: dir + "/run", Node: "n1"})
 	ok(t, err)
 	fmt.Println("begun")
-	ok(t, s.Seed(t.Context(), "one", volumeOf("data"), from(dir+"/image")))
+	ok(t, s.Seed(t.Context(), "one", volumeOf("data"), "", from(dir+"/image")))
 }
 
 func TestAnAgentIsKilledWhileItSeeds(t *testing.T) {
@@ -255,7 +391,7 @@ func TestAnAgentIsKilledWhileItSeeds(t *testing.T) {
 	}
 	s, err := Open(Options{Dir: dir + "/volumes", RunDir: dir + "/run", Node: "n1"})
 	ok(t, err)
-	ok(t, s.Seed(t.Context(), "one", v, from(dir+"/image")))
+	ok(t, s.Seed(t.Context(), "one", v, "", from(dir+"/image")))
 	if n := count(); n != files {
 		t.Errorf("%d of %d files are there", n, files)
 	}

@@ -17,7 +17,7 @@ import (
 // whatever becomes of its symbolic links. Unpin unmounts it, once it is mounted there.
 func (s *Store) Pin(task string, n int, x task.Volume, subpath string) (string, error) {
 	base := s.Path(x.ID)
-	fd, err := beneath(base, subpath)
+	fd, err := beneath(base, subpath, 0)
 	if err != nil {
 		return "", err
 	}
@@ -48,14 +48,15 @@ func (s *Store) Pin(task string, n int, x task.Volume, subpath string) (string, 
 const raced = 64
 
 // beneath opens a path below a directory. Symbolic links must not leave it, which is up to
-// the kernel: there is no moment between a check and the use.
-func beneath(base, subpath string) (int, error) {
+// the kernel: there is no moment between a check and the use. resolve is what else openat2
+// must refuse.
+func beneath(base, subpath string, resolve uint64) (int, error) {
 	dir, err := unix.Open(base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("cannot access path %s: %w", base, err)
 	}
 	defer func() { _ = unix.Close(dir) }()
-	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | resolve}
 	fd := -1
 	for range raced {
 		fd, err = unix.Openat2(dir, subpath, how)

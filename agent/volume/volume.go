@@ -7,6 +7,7 @@
 //	DATA/volumes/ID/_data      what containers see
 //	DATA/volumes/ID/seed       a complete copy of an image's directory, which is being moved to _data
 //	DATA/volumes/ID/seed.part  a copy that is not complete
+//	DATA/volumes/ID/seed.of    which part of _data a copy is for, if not for all
 package volume
 
 import (
