@@ -164,6 +164,7 @@ func (w *world) ask(from netns.NsHandle, proto, addr string) (string, error) {
 }
 
 func (w *world) askWithin(d time.Duration, from netns.NsHandle, proto, addr string) (string, error) {
+	carried()
 	return in(from, func() (string, error) {
 		carried()
 		c, err := net.DialTimeout(proto+"4", addr, d)

@@ -78,7 +78,12 @@ func (f *fabric) concernsLink(m netlink.Message) bool {
 	}
 	want, ours := f.want.Links[name]
 	if !ours {
-		return true // perhaps routes lead through it
+		for _, w := range f.ways {
+			if w.dev == name {
+				return true // with it, its routes come and go unreported
+			}
+		}
+		return routes.Numbered(name, f.o.Prefix) // left of a network that was here
 	}
 	return m.Header.Type == unix.RTM_DELLINK || !up || mac != want.MAC || want.MTU != 0 && want.MTU != mtu
 }

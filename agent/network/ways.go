@@ -43,6 +43,7 @@ type scout struct {
 	// what follows is the goroutine's own
 	ways   map[string]way // by node
 	misses map[string]int
+	all    time.Time // when all were asked last
 }
 
 // newScout starts one in the calling thread's namespace, until Close.
@@ -82,13 +83,13 @@ func (s *scout) run(ctx context.Context) {
 	}
 	pause := firstAgain
 	for ctx.Err() == nil {
-		open, known := s.ask(ctx)
+		open, known := s.ask(ctx, time.Now())
 		if err := s.f.setWays(s.ways); err != nil && ctx.Err() == nil {
 			s.log.Error("routes to other nodes can't be changed", "err", err)
 		}
-		next := max(asksEvery, time.Duration(known)*asksPerNode)
+		next := every(known)
 		if open {
-			next, pause = pause, min(2*pause, lastAgain)
+			next, pause = min(next, pause), min(2*pause, lastAgain)
 		} else {
 			pause = firstAgain
 		}
@@ -101,17 +102,26 @@ func (s *scout) run(ctx context.Context) {
 	}
 }
 
-// ask asks all nodes that may be on a link. open means that one of them may be or not,
-// known is how many are.
-func (s *scout) ask(ctx context.Context) (open bool, known int) {
+// every is how often so many nodes are asked.
+func every(nodes int) time.Duration { return max(asksEvery, time.Duration(nodes)*asksPerNode) }
+
+// ask asks nodes that may be on a link: all of them now and then, else those of which it
+// is open. It reports whether it is of any, and how many there are.
+func (s *scout) ask(ctx context.Context, now time.Time) (open bool, known int) {
 	may := s.f.neighbours()
-	var targets []probe.Target
+	known = len(may)
 	for id := range s.ways {
 		if t, ok := may[id]; !ok || t.Link != s.ways[id].dev {
 			delete(s.ways, id)
 			delete(s.misses, id)
 		}
 	}
+	if now.Sub(s.all) < every(known) {
+		maps.DeleteFunc(may, func(id string, _ probe.Target) bool { return s.ways[id].proven && s.misses[id] == 0 })
+	} else {
+		s.all = now
+	}
+	var targets []probe.Target
 	for _, t := range may {
 		targets = append(targets, t)
 		if err := s.loosen(t.Link); err != nil {
@@ -119,7 +129,7 @@ func (s *scout) ask(ctx context.Context) (open bool, known int) {
 		}
 	}
 	if len(targets) == 0 {
-		return false, 0
+		return false, known
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -132,7 +142,7 @@ func (s *scout) ask(ctx context.Context) (open bool, known int) {
 		s.heard(id, t.Link, a, ok)
 		open = open || !s.ways[id].proven || s.misses[id] > 0
 	}
-	return open, len(may)
+	return open, known
 }
 
 // loosen lets packets of other nodes' containers in by a link while ours still take

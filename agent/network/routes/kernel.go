@@ -28,7 +28,7 @@ func Read(want Picture, prefix string) (Picture, error) {
 		a := l.Attrs()
 		name[a.Index] = a.Name
 		w, wanted := want.Links[a.Name]
-		if !wanted && (l.Type() != "bridge" || !numbered(a.Name, prefix)) {
+		if !wanted && (l.Type() != "bridge" || !Numbered(a.Name, prefix)) {
 			continue
 		}
 		if have.Links[a.Name], err = readLink(l, w); err != nil {
@@ -48,7 +48,8 @@ func Read(want Picture, prefix string) (Picture, error) {
 	return have, readNeighbours(c, name, have)
 }
 
-func numbered(name, prefix string) bool {
+// Numbered reports whether a name is prefix and a number.
+func Numbered(name, prefix string) bool {
 	number, ok := strings.CutPrefix(name, prefix)
 	return ok && number != "" && strings.Trim(number, "0123456789") == ""
 }
