@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
 	cshim "github.com/containerd/containerd/v2/pkg/shim"
@@ -16,6 +17,11 @@ import (
 	"github.com/drover/drover/agent/shim"
 	"github.com/drover/drover/agent/shim/native"
 )
+
+// The first thread runs nothing but main. runc's library has a goroutine join a container's
+// mount namespace on a thread that ends with it, and the first thread can't: it would stay
+// there, and /proc would show the container's root as the shim's.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	native.Init()
