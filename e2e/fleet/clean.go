@@ -132,6 +132,9 @@ func (f *Fleet) destroy() {
 			break
 		}
 	}
+	for _, h := range f.Hosts {
+		h.killContainers()
+	}
 	var nets []*Host
 	if f.prefix != "" {
 		nets = slices.Concat(f.Hosts, []*Host{{Name: "reg", Netns: f.prefix + "-reg"}})
@@ -219,6 +222,25 @@ func (c *census) done() {
 	}
 	for _, top := range cgroupTops() {
 		_ = syscall.Rmdir(top) // unless another process's are in it
+	}
+}
+
+// killContainers kills the processes of containers whose shims are dead.
+func (h *Host) killContainers() {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		left := 0
+		for _, g := range h.Cgroups() {
+			b, _ := os.ReadFile(filepath.Join(g, "cgroup.procs"))
+			for _, w := range strings.Fields(string(b)) {
+				if pid, err := strconv.Atoi(w); err == nil && pid > 0 {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+					left++
+				}
+			}
+		}
+		if left == 0 {
+			return
+		}
 	}
 }
 

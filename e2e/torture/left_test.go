@@ -42,11 +42,23 @@ func (h *host) left(ctx context.Context, f *fleet.Fleet, kept bool) error {
 			add(dir, fmt.Sprint(e.Name(), inside))
 		}
 	}
+	waiting := 0
 	for _, pid := range h.Pids(shim) {
-		if of := bundleOf(pid); of != "" {
-			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-			add("process", fmt.Sprintf("%d in %s: %q", pid, of, line))
+		of := bundleOf(pid)
+		if of == "" {
+			continue // it has ended
 		}
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		add("process", fmt.Sprintf("%d in %s: %q", pid, of, line))
+		if strings.HasPrefix(of, spare) {
+			waiting++
+		}
+		if strings.HasSuffix(of, " (deleted)") {
+			found = append(found, fmt.Sprintf("process %d, whose bundle is gone", pid))
+		}
+	}
+	if waiting > 1 {
+		found = append(found, fmt.Sprintf("%d shims that wait for a container", waiting))
 	}
 	for _, m := range f.Mounts() {
 		if strings.HasPrefix(m, h.Dir+"/") {

@@ -51,6 +51,7 @@ const (
 	start        = "start"
 	stop         = "stop"
 	restart      = "restart"
+	restartAnew  = "restart of one that can change its network"
 	remove       = "rm -f"
 	execute      = "exec"
 	die          = "kill of the shim"
@@ -78,7 +79,7 @@ var reaching = []struct {
 	{"engine.remove.", []string{runRemoved, remove}},
 	{"engine.exec", []string{execute}},
 	{"network.detach.", []string{runRemoved, stop, restart, remove}},
-	{"network.renew.", []string{restart}},
+	{"network.renew.", []string{restartAnew}},
 	{"network.publish.", []string{runPublished}},
 	{"network.bind.", []string{runPublished}},
 	{"shims.spare.", []string{runDetached, runRemoved, start, restart}},

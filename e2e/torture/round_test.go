@@ -96,8 +96,12 @@ func (h *host) prepare(op, name string) (id string, err error) {
 	switch op {
 	case start:
 		r = h.Drover(h.args("create", name)...)
-	case stop, restart, remove, execute, die:
-		r = h.Drover(h.args("run", name, "-d")...)
+	case stop, restart, restartAnew, remove, execute, die:
+		more := []string{"-d"}
+		if op == restartAnew {
+			more = append(more, "--cap-add=NET_ADMIN")
+		}
+		r = h.Drover(h.args("run", name, more...)...)
 		for until := time.Now().Add(settleWithin); r.Code == 0 && h.begun(name) == 0; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(until) {
 				return "", errors.New("the container does not begin")
@@ -132,8 +136,9 @@ func (h *host) perform(op, name string) fleet.Result {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		return fleet.Result{Code: len(pids) - 1}
-	case stop, restart:
-		return h.Drover(op, "-t", "5", name)
+	case stop, restart, restartAnew:
+		verb, _, _ := strings.Cut(op, " ")
+		return h.Drover(verb, "-t", "5", name)
 	}
 	return h.Drover(append(strings.Fields(op), name)...)
 }
@@ -154,7 +159,7 @@ func expected(p plan, o outcome) (e expectation) {
 	switch p.Op {
 	case runDetached, runPublished, start, execute:
 		e = expectation{0, []string{"running"}, one}
-	case restart:
+	case restart, restartAnew:
 		e = expectation{0, []string{"running"}, []int{2}}
 	case runRemoved:
 		e = expectation{3, []string{""}, one}
@@ -172,7 +177,7 @@ func expected(p plan, o outcome) (e expectation) {
 	}
 	if o.Code != e.code && mayFail(p) {
 		e = expectation{o.Code, []string{"", "created", "exited"}, []int{0, 1, 2}}
-		if p.Op == execute || p.Op == stop || p.Op == remove || p.Op == restart {
+		if p.Op == execute || p.Op == stop || p.Op == remove || p.Op == restart || p.Op == restartAnew {
 			e.states = append(e.states, "running")
 		}
 	}
@@ -256,8 +261,8 @@ func (w *world) untouched(ctx context.Context) error {
 			}
 			return nil
 		})
-		if err == nil && (h.begun("bystander") != 1 || len(h.running("bystander")) < 1) {
-			err = fmt.Errorf("it has begun %d times, and has %d processes", h.begun("bystander"), len(h.running("bystander")))
+		if begun, n := h.begun(h.idle()), len(h.running(h.idle())); err == nil && (begun != 1 || n != 1) {
+			err = fmt.Errorf("it has begun %d times, and has %d processes", begun, n)
 		}
 		if err != nil {
 			return fmt.Errorf("the container that nothing was done to on %s: %w", h.Name, err)

@@ -42,11 +42,17 @@ type host struct {
 func newWorld(t *testing.T, bin string, hosts int) *world {
 	f := fleet.Of(t, bin, []string{"a", "b", "c"}[:hosts]...)
 	w := &world{t: t, f: f}
-	ctx, end := context.WithCancel(t.Context())
+	ctx, end := context.WithCancel(context.WithoutCancel(t.Context()))
 	var kept sync.WaitGroup
 	t.Cleanup(func() {
+		for _, h := range w.hosts {
+			_ = h.Drover("rm", "-f", h.bystander)
+		}
 		end()
 		kept.Wait()
+		for _, h := range w.hosts {
+			_ = os.Remove(h.Socket()) // nobody answers there
+		}
 	})
 	if hosts == 1 {
 		f.Hosts[0].Up()
@@ -76,7 +82,7 @@ func newWorld(t *testing.T, bin string, hosts int) *world {
 	}
 	for _, h := range w.hosts {
 		f.Eventually(20*time.Second, h.Name+" runs containers", func() bool {
-			r := h.Drover("run", "-d", "-v", h.marks()+":/m", "alpine", "/bin/sh", "-c", script("bystander"))
+			r := h.Drover("run", "-d", "-v", h.marks()+":/m", "alpine", "/bin/sh", "-c", script(h.idle()))
 			h.bystander = strings.TrimSpace(r.Out)
 			return r.Code == 0
 		})
@@ -85,6 +91,9 @@ func newWorld(t *testing.T, bin string, hosts int) *world {
 }
 
 func (h *host) marks() string { return filepath.Join(h.Dir, "marks") }
+
+// idle is the name of what its bystander does, on this machine.
+func (h *host) idle() string { return "bystander-" + h.Netns }
 
 // keep runs one of drover's processes, again and again.
 func (h *host) keep(ctx context.Context, verb string) {
