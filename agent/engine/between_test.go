@@ -60,6 +60,10 @@ func (d disturbed) Start(ctx context.Context, in *taskspb.StartRequest, opts ...
 	return disturb(d, startTask, in.ContainerID, func() (*taskspb.StartResponse, error) { return d.Tasks.Start(ctx, in, opts...) })
 }
 
+func (d disturbed) Exec(ctx context.Context, in *taskspb.ExecProcessRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	return disturb(d, execTask, in.ContainerID, func() (*emptypb.Empty, error) { return d.Tasks.Exec(ctx, in, opts...) })
+}
+
 func (d disturbed) Kill(ctx context.Context, in *taskspb.KillRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	return disturb(d, killTask, in.ContainerID, func() (*emptypb.Empty, error) { return d.Tasks.Kill(ctx, in, opts...) })
 }

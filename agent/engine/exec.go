@@ -139,8 +139,10 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 			return nil, fmt.Errorf("exec in %s: %w", short(x.taskID), err)
 		}
 	}
+	defer func() { _ = os.Remove(sock) }() // connected to by then, or in vain
 	failpoint.Here("engine.exec.before")
-	_, err = e.tasks.Exec(ctx, &taskspb.ExecProcessRequest{ContainerID: x.taskID, ExecID: execID, Terminal: x.o.Tty, Stdout: url, Spec: ps})
+	// A client that leaves meanwhile must not leave an exec that nobody starts or deletes.
+	_, err = e.tasks.Exec(context.WithoutCancel(ctx), &taskspb.ExecProcessRequest{ContainerID: x.taskID, ExecID: execID, Terminal: x.o.Tty, Stdout: url, Spec: ps})
 	if err != nil {
 		return nil, startError("exec", x.o.Cmd[0], errgrpc.ToNative(err))
 	}
@@ -165,7 +167,6 @@ func (e *Engine) ExecStart(ctx context.Context, id, execID string, attach bool, 
 
 // run starts p with its streams connected. It must be called with x.mu held.
 func (e *Engine) run(ctx context.Context, x *execution, p process, sock string, attach bool) (task.Stream, error) {
-	defer func() { _ = os.Remove(sock) }()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", sock)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the streams of exec %s: %w", short(x.id), err)

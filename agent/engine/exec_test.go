@@ -1,9 +1,11 @@
 package engine_test
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"io"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -225,4 +227,33 @@ func TestAnExecThatWasNotStartedIsForgotten(t *testing.T) {
 		t.Errorf("it is %+v, %v", x, err)
 	}
 	ends(t, e, id)
+}
+
+// An exec whose client leaves while its shim learns of it leaves nothing behind.
+func TestAnExecWhoseClientLeftBeforeItsStart(t *testing.T) {
+	w := newWorld(t)
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	between(t, func(m moment) error {
+		if m.call == execTask {
+			leave()
+		}
+		return nil
+	})
+	e := w.open(t)
+	w.pulled(t, e)
+	id := w.prepared(t, e, waits)
+	if _, err := e.Start(t.Context(), id, life.First(1), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.ExecCreate(t.Context(), id, "left", container.ExecCreateRequest{Cmd: []string{"true"}, AttachStdout: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.ExecStart(ctx, id, "left", true, 0, 0); err == nil {
+		t.Error("it began")
+	}
+	ends(t, e, id)
+	if left, err := filepath.Glob(filepath.Join(w.o.RunDir, "t", "*.ex")); err != nil || len(left) > 0 {
+		t.Errorf("left are %v, %v", left, err)
+	}
 }

@@ -31,6 +31,7 @@ import (
 const (
 	launchShim = "launch"
 	createTask = "create"
+	execTask   = "exec"
 	startTask  = "start"
 	killTask   = "kill"
 )
