@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -109,5 +111,41 @@ func TestContainersFindEachOtherByName(t *testing.T) {
 	}
 	for _, h := range f.Hosts {
 		f.Eventually(90*time.Second, "the resolver of "+h.Name+" ends", func() bool { return len(h.Pids("drover-resolver")) == 0 })
+	}
+}
+
+// A node that starts again without any controller goes on with what it was told: its
+// containers find and reach those of nodes on which only containers are left.
+func TestNamesAndRoutesNeedNoController(t *testing.T) {
+	t.Parallel()
+	f := fleet.New(t, "a", "b", "c")
+	f.Quorum()
+	a, c := f.Hosts[0], f.Hosts[2]
+	a.Must("pull", "alpine")
+	a.Must("network", "create", "red")
+	for _, h := range f.Hosts {
+		a.Must("run", "-d", "--name", "on-"+h.Name, "--on", "node=="+h.Name, "--network", "red", "alpine", "sleep", "1000")
+	}
+	netns := filepath.Join(c.Dir, "run", "netns", a.Must("inspect", "-f", "{{.Id}}", "on-c")[:12])
+	want := map[string]string{}
+	for _, h := range f.Hosts {
+		want["on-"+h.Name] = addressOf(a, "on-"+h.Name, "red")
+		f.Eventually(10*time.Second, "on-c knows on-"+h.Name, func() bool { return addresses(a, "on-c", "on-"+h.Name) == want["on-"+h.Name] })
+	}
+	for _, h := range f.Hosts {
+		for _, what := range []string{"up", "controller", "agent", "drover-resolver"} {
+			h.Kill(what, "--data-dir")
+			h.Kill(what)
+		}
+	}
+	c.Start()
+	for name, addr := range want {
+		f.Eventually(30*time.Second, "on-c knows "+name+" again", func() bool {
+			out, err := exec.Command("nsenter", "--net="+netns, "busybox", "nslookup", name+".", "127.0.0.11").Output()
+			return err == nil && strings.Contains(string(out), addr+"\n")
+		})
+		if out, err := exec.Command("nsenter", "--net="+netns, "busybox", "ping", "-c1", "-W2", addr).CombinedOutput(); err != nil {
+			t.Errorf("%s is not reached: %s", name, out)
+		}
 	}
 }
