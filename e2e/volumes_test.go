@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -75,7 +76,14 @@ func TestVolumesOfAFleet(t *testing.T) {
 	f.Eventually(30*time.Second, "the old data is removed once its node is heard", func() bool { return len(data(c)) == 0 })
 	want(t, a.Drover("run", "--rm", "-v", "data:/x", "alpine", "/bin/cat", "/x/g"), 0, "new")
 
+	events := func(filter string) fleet.Result {
+		return a.Drover("events", "--since", "10m", "--until", "0s", "--filter", "type=volume", "--filter", filter)
+	}
+	want(t, events("node=b"), 0, "volume create shared .*io.drover.node=b", "volume mount shared .*io.drover.node=b", "volume unmount shared .*io.drover.node=b")
 	want(t, a.Drover("volume", "prune", "-f"), 0, "Total reclaimed space")
+	f.Eventually(5*time.Second, "a prune is an event", func() bool { // its second must be over: docker's client asks for whole ones
+		return regexp.MustCompile(`volume prune +\(reclaimed=\d+\)`).MatchString(events("event=prune").Out)
+	})
 	want(t, a.Drover("volume", "ls", "-q"), 0, "data", "shared")
 	want(t, a.Drover("system", "df"), 0, "Local Volumes")
 	want(t, a.Drover("volume", "prune", "-af"), 0, "data", "shared")

@@ -14,7 +14,7 @@ import (
 func printed(t *testing.T, h http.Handler, args ...string) string {
 	t.Helper()
 	t.Setenv("HOME", t.TempDir()) // formats of the user's own docker
-	args = append([]string{"-H", clitest.Serve(t, h).Target.Host}, args...)
+	args = append([]string{"-H", clitest.Serve(t, h).Host}, args...)
 	file := filepath.Join(t.TempDir(), "out")
 	out, err := os.Create(file)
 	if err != nil {
