@@ -42,7 +42,6 @@ func (h *host) left(ctx context.Context, f *fleet.Fleet, kept bool) error {
 			add(dir, fmt.Sprint(e.Name(), inside))
 		}
 	}
-	waiting := 0
 	for _, pid := range h.Pids(shim) {
 		of := bundleOf(pid)
 		if of == "" {
@@ -50,15 +49,12 @@ func (h *host) left(ctx context.Context, f *fleet.Fleet, kept bool) error {
 		}
 		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		add("process", fmt.Sprintf("%d in %s: %q", pid, of, line))
-		if strings.HasPrefix(of, spare) {
-			waiting++
-		}
 		if strings.HasSuffix(of, " (deleted)") {
 			found = append(found, fmt.Sprintf("process %d, whose bundle is gone", pid))
 		}
 	}
-	if waiting > 1 {
-		found = append(found, fmt.Sprintf("%d shims that wait for a container", waiting))
+	if n := len(h.waiting()); n > 1 {
+		found = append(found, fmt.Sprintf("%d shims that wait for a container", n))
 	}
 	for _, m := range f.Mounts() {
 		if strings.HasPrefix(m, h.Dir+"/") {
@@ -95,6 +91,11 @@ func (h *host) left(ctx context.Context, f *fleet.Fleet, kept bool) error {
 		return fmt.Errorf("left on %s: %q", h.Name, found)
 	}
 	return nil
+}
+
+// waiting returns the shims that wait for a container.
+func (h *host) waiting() []int {
+	return slices.DeleteFunc(h.Pids(shim), func(pid int) bool { return !strings.HasPrefix(bundleOf(pid), spare) })
 }
 
 func (h *host) nsenter(args ...string) (string, error) {

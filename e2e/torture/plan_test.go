@@ -55,6 +55,7 @@ const (
 	remove       = "rm -f"
 	execute      = "exec"
 	die          = "kill of the shim"
+	dieAgent     = "kill of the agent" // for which a spare waits
 )
 
 // reaching lists the operations that pass the failpoints with a prefix, for the first prefix
@@ -64,8 +65,8 @@ var reaching = []struct {
 	ops    []string
 }{
 	{"controller.", []string{runDetached, runRemoved, create, start, stop, restart, remove}},
-	{"session.", []string{runDetached, runRemoved, create, start, stop, restart, remove}},
-	{"task.take.", []string{runDetached, runRemoved, create, start, stop, restart, remove}},
+	{"session.", []string{runDetached, runRemoved, create, start, stop, restart, remove, dieAgent}},
+	{"task.take.", []string{runDetached, runRemoved, create, start, stop, restart, remove, dieAgent}},
 	{"task.fail.", []string{runInVain}},
 	{"task.start.done", []string{runDetached, runPublished, runRemoved, start, restart}},
 	{"task.exit.seen", []string{runRemoved, stop, restart, remove, die}},

@@ -96,7 +96,7 @@ func (h *host) prepare(op, name string) (id string, err error) {
 	switch op {
 	case start:
 		r = h.Drover(h.args("create", name)...)
-	case stop, restart, restartAnew, remove, execute, die:
+	case stop, restart, restartAnew, remove, execute, die, dieAgent:
 		more := []string{"-d"}
 		if op == restartAnew {
 			more = append(more, "--cap-add=NET_ADMIN")
@@ -136,6 +136,14 @@ func (h *host) perform(op, name string) fleet.Result {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		return fleet.Result{Code: len(pids) - 1}
+	case dieAgent:
+		for until := time.Now().Add(time.Second); len(h.waiting()) == 0 && time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		}
+		pids := h.Pids(agent)
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		return fleet.Result{Code: min(len(pids), 1) - 1}
 	case stop, restart, restartAnew:
 		verb, _, _ := strings.Cut(op, " ")
 		return h.Drover(verb, "-t", "5", name)
@@ -157,7 +165,7 @@ type expectation struct {
 func expected(p plan, o outcome) (e expectation) {
 	one := []int{1}
 	switch p.Op {
-	case runDetached, runPublished, start, execute:
+	case runDetached, runPublished, start, execute, dieAgent:
 		e = expectation{0, []string{"running"}, one}
 	case restart, restartAnew:
 		e = expectation{0, []string{"running"}, []int{2}}
