@@ -4,6 +4,8 @@ import "testing"
 
 // Rounds that failed once, by what was wrong.
 func TestFound(t *testing.T) {
+	t.Parallel()
+	const seeds = 1_000_000 // which name containers, unlike those of TestRounds
 	w := newWorld(t, built(t), 1)
 	for i, c := range []struct {
 		wrong string
@@ -16,7 +18,7 @@ func TestFound(t *testing.T) {
 		{"an exec whose client left before it was registered was neither started nor deleted", plan{Op: execute, Point: "engine.exec.before", Action: "stop", Pass: 1, Victim: controller}},
 	} {
 		t.Run(c.wrong, func(t *testing.T) {
-			o, err := w.play(uint64(i), c.plan)
+			o, err := w.play(uint64(seeds+i), c.plan)
 			if err != nil || !o.fired {
 				t.Errorf("%v: reached: %v, answered: %v\n%v", c.plan, o.fired, o.Result, err)
 			}

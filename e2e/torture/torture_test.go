@@ -68,6 +68,7 @@ func (r *record) note(w *world, p plan, fired bool) {
 // No start is lost, doubled or left half-made, whatever dies at whatever step of it.
 // TORTURE_SEED and TORTURE_ROUNDS choose which rounds; TORTURE_FOR ends them early.
 func TestRounds(t *testing.T) {
+	t.Parallel()
 	bin, all := built(t), points(t)
 	seed, rounds := number("TORTURE_SEED", 1), number("TORTURE_ROUNDS", 30)
 	span, err := time.ParseDuration(os.Getenv("TORTURE_FOR"))
