@@ -13,7 +13,7 @@ import (
 // floors only, and none imports the wiring above it.
 var floors = [][]string{
 	{"state"},
-	{"access", "scheduler", "agents", "dispatch", "fleet", "runs"},
+	{"access", "agents", "dispatch", "fleet", "ipam", "runs", "scheduler"},
 	{"command"},
 	{"consensus", "images", "vault"},
 	{"admission", "bootstrap", "create"},

@@ -213,6 +213,7 @@ func (h *host) asks(l listener, r route.Route, a asking) string {
 	switch code := resp.StatusCode; {
 	case code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusMisdirectedRequest && resp.Header.Get(wire.HeaderRemoved) != "":
 		return strconv.Itoa(code)
+	case code == http.StatusServiceUnavailable && r.Pattern == "/volumes/{name}" && r.Method == http.MethodPut: // Swarm's, as docker without it
 	case code == http.StatusServiceUnavailable, code == http.StatusMisdirectedRequest:
 		h.t.Errorf("%s: %s is answered with %s", l.name, r, resp.Status)
 	}
@@ -283,6 +284,8 @@ func about(f protoreflect.FieldDescriptor, id string) *dv1.Command {
 		of.Report.NodeId = id
 	case *dv1.Command_AckTombstones:
 		of.AckTombstones.NodeId = id
+	case *dv1.Command_LeftNetworks:
+		of.LeftNetworks.NodeId = id
 	case *dv1.Command_PutController:
 		of.PutController.Controller = &dv1.Controller{Id: id}
 	case *dv1.Command_Join:

@@ -63,8 +63,9 @@ func TestASnapshotInPlaceOfEntriesIsTold(t *testing.T) {
 		if _, err := s.members[away].WaitIndex(ctx, r.Index); err != nil {
 			t.Fatal(err)
 		}
-		mu.Lock()
-		defer mu.Unlock()
+		for _, id := range s.ids {
+			s.crash(id) // so that nobody calls any more
+		}
 		if len(restored) != 1 || len(restored[away]) != 1 {
 			t.Fatalf("told of snapshots: %v, want one at %s", restored, away)
 		}
@@ -74,9 +75,6 @@ func TestASnapshotInPlaceOfEntriesIsTold(t *testing.T) {
 		}
 		if last[away] < r.Index {
 			t.Errorf("entries behind the snapshot are not told: the last is %d of %d", last[away], r.Index)
-		}
-		for _, id := range s.ids {
-			s.crash(id)
 		}
 	})
 }
