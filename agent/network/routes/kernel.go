@@ -15,11 +15,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tries bounds how often a list that changed while it was read is asked for again.
+const tries = 20
+
+// whole returns a list of the kernel as it was at one time.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range tries {
+		if all, err = list(); !errors.Is(err, vish.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // Read returns what the namespace has of what is drover's: of links those that want
 // names, and bridges whose names are prefix and a number; neighbours on them.
 func Read(want Picture, prefix string) (Picture, error) {
 	have := NewPicture()
-	all, err := vish.LinkList()
+	all, err := whole(vish.LinkList)
 	if err != nil {
 		return have, fmt.Errorf("listing links: %w", err)
 	}
@@ -109,7 +122,7 @@ func readLink(l vish.Link, want Link) (Link, error) {
 	for key := range want.Sysctls {
 		out.Sysctls[key] = readSysctl(key)
 	}
-	addrs, err := vish.AddrList(l, unix.AF_UNSPEC)
+	addrs, err := whole(func() ([]vish.Addr, error) { return vish.AddrList(l, unix.AF_UNSPEC) })
 	if err != nil {
 		return out, fmt.Errorf("listing the addresses of %s: %w", a.Name, err)
 	}
