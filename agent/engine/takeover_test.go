@@ -115,9 +115,6 @@ func (w *world) recorded(t *testing.T, e *node, id string) {
 		t.Fatal(err)
 	}
 	c, ctx := w.containerd(t)
-	if _, err := c.SnapshotService(images.Snapshotter).Update(ctx, snapshots.Info{Name: id}, "labels"); err != nil {
-		t.Fatal(err)
-	}
 	_, err = c.NewContainer(ctx, id, client.WithSnapshotter(images.Snapshotter), client.WithSnapshot(id),
 		client.WithRuntime(w.o.ShimPath, &options.Options{Root: filepath.Join(w.run, "runc")}),
 		func(_ context.Context, _ *client.Client, r *containers.Container) error {
@@ -125,6 +122,10 @@ func (w *world) recorded(t *testing.T, e *node, id string) {
 			return nil
 		})
 	if err != nil {
+		t.Fatal(err)
+	}
+	// Last, or the garbage collection finds a snapshot that nothing holds.
+	if _, err := c.SnapshotService(images.Snapshotter).Update(ctx, snapshots.Info{Name: id}, "labels"); err != nil {
 		t.Fatal(err)
 	}
 }
