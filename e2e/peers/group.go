@@ -119,13 +119,25 @@ func home() string {
 	return accounting()
 }
 
-// Run runs a command in the group, and returns its standard output.
-func (g *Group) Run(c *exec.Cmd) (string, error) {
+// patience is how long a command may take. Docker 20.10 removes a hundred containers at once
+// in half a minute, or never.
+const patience = 2 * time.Minute
+
+// Run runs a command in the group, and returns its standard output. One that takes more than
+// two minutes is killed.
+func (g *Group) Run(c *exec.Cmd) (string, error) { return g.run(c, patience) }
+
+func (g *Group) run(c *exec.Cmd, limit time.Duration) (string, error) {
 	var out, errs strings.Builder
 	c.Stdout, c.Stderr = &out, &errs
+	c.WaitDelay = time.Second // for what holds its streams
 	err := g.Start(c)
 	if err == nil {
+		late := time.AfterFunc(limit, func() { _ = c.Process.Kill() })
 		err = c.Wait()
+		if !late.Stop() {
+			err = fmt.Errorf("killed after %v: %w", limit, err)
+		}
 	}
 	if err != nil {
 		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(c.Args, " "), err, strings.TrimSpace(errs.String()))

@@ -37,6 +37,9 @@ func TestAGroup(t *testing.T) {
 	if _, err := g.Run(exec.Command("busybox", "sh", "-c", "echo why >&2; exit 3")); err == nil || !strings.Contains(err.Error(), "exit status 3: why") {
 		t.Errorf("a command that fails: %v", err)
 	}
+	if _, err := g.run(exec.Command("busybox", "sleep", "100"), time.Millisecond); err == nil || !strings.Contains(err.Error(), "sleep 100: killed after 1ms") {
+		t.Errorf("a command that does not end: %v", err)
+	}
 	stays := exec.Command("busybox", "sleep", "100")
 	if err := g.Start(stays); err != nil {
 		t.Fatal(err)

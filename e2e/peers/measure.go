@@ -1,6 +1,7 @@
 package peers
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -27,25 +28,30 @@ func Timed(do func(round int) error) func(int) (float64, error) {
 }
 
 // Measure runs the contenders by turns, so that noise on the machine affects all of them,
-// and returns the row with their samples. Rounds of warm-up come first, and do not count.
+// and returns the row with their samples. Rounds of warm-up come first, and do not count. A
+// contender that fails is out of the row: the error says why, and the samples that it and
+// the others have are still worth showing.
 func Measure(row Row, warmUp, rounds int, all []Contender) (Row, error) {
 	row.Sides = make([]Side, len(all))
 	for i, c := range all {
 		row.Sides[i] = Side{Name: c.Name, Goal: c.Goal}
 	}
+	failed := make([]error, len(all))
 	for n := range warmUp + rounds {
 		for k := range all {
 			i := (k + n) % len(all) // nobody always follows the same one
+			if failed[i] != nil {
+				continue
+			}
 			s, err := all[i].measure(n)
 			if err != nil {
-				return row, fmt.Errorf("%s: %s, round %d: %w", row.Name, all[i].Name, n, err)
-			}
-			if n >= warmUp {
+				failed[i] = fmt.Errorf("%s: %s, round %d: %w", row.Name, all[i].Name, n, err)
+			} else if n >= warmUp {
 				row.Sides[i].Samples = append(row.Sides[i].Samples, s)
 			}
 		}
 	}
-	return row, nil
+	return row, errors.Join(failed...)
 }
 
 func (c Contender) measure(round int) (s Sample, err error) {

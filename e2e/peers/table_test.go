@@ -106,8 +106,11 @@ func TestContendersTakeTurns(t *testing.T) {
 		}
 	}
 	log = nil
-	_, err = Measure(Row{Name: "row"}, 0, 2, []Contender{contender("a", 1)})
-	if err == nil || !strings.Contains(err.Error(), "row: a, round 1") || strings.Join(log, " ") != "a -a a -a" {
-		t.Errorf("a failure: %v after %v", err, log)
+	row, err = Measure(Row{Name: "row"}, 0, 3, []Contender{contender("a", -1), contender("b", 1)})
+	if got, want := strings.Join(log, " "), "a -a b -b b -b a -a a -a"; err == nil || !strings.Contains(err.Error(), "row: b, round 1") || got != want {
+		t.Errorf("a failure: %v after %s, not %s", err, got, want)
+	}
+	if a, b := len(row.Sides[0].Samples), len(row.Sides[1].Samples); a != 3 || b != 1 {
+		t.Errorf("a failure leaves %d samples of the others and %d of its own", a, b)
 	}
 }
