@@ -210,13 +210,13 @@ func (e *Engine) rewire(ctx context.Context, id string, in *network.Sandbox, wan
 	return nil, fmt.Errorf("connecting container %s: %w", short(id), network.ErrNoSandbox)
 }
 
-// is reports whether an endpoint was made for c.
+// is reports whether an endpoint was made for c, all of it.
 func (c connection) is(x network.Endpoint) bool {
 	var has []netip.Addr
 	for _, a := range x.Addresses {
 		has = append(has, a.Addr())
 	}
-	return slices.Equal(has, c.Addresses) && (c.MAC == "" || c.MAC == x.MAC)
+	return !x.Unfinished && slices.Equal(has, c.Addresses) && (c.MAC == "" || c.MAC == x.MAC)
 }
 
 // answer has the resolver answer in a sandbox that is in a network of the fleet, or was.

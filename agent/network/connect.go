@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/vishvananda/netlink"
+	"github.com/drover/drover/agent/network/routes"
 )
 
 // Connect adds an endpoint to the sandbox of container id, which may run, and returns the
@@ -16,8 +16,14 @@ func (n *Network) Connect(ctx context.Context, id string, c Connection) (*Sandbo
 	if before == nil {
 		return nil, fmt.Errorf("connecting container %s to %s: %w", short(id), c.Network, ErrNoSandbox)
 	}
-	if before.in(c.Network) != nil {
-		return before, ctx.Err()
+	if e := before.in(c.Network); e != nil {
+		if !e.Unfinished {
+			return before, ctx.Err()
+		}
+		if err := n.remove(before, c.Network); err != nil {
+			return nil, fmt.Errorf("connecting container %s to %s: removing what is left of the last try: %w", short(id), c.Network, err)
+		}
+		before = n.Get(id)
 	}
 	if len(c.Ports) > 0 {
 		return nil, fmt.Errorf("connecting container %s to %s: ports are published when it starts", short(id), c.Network)
@@ -28,19 +34,18 @@ func (n *Network) Connect(ctx context.Context, id string, c Connection) (*Sandbo
 	mtu := n.fabric.mtu(n.fleet(c.Network))
 	n.mu.Lock()
 	e, err := n.endpoint(id, c, before.Endpoints)
-	if err == nil {
-		e.MTU = mtu
-	}
+	e.MTU, e.Unfinished = mtu, true
 	n.mu.Unlock()
 	if err != nil {
 		return nil, fmt.Errorf("connecting container %s to %s: %w", short(id), c.Network, err)
 	}
 	after := *before
 	after.Endpoints = append(slices.Clone(before.Endpoints), e)
-	if err := n.replace(before, &after); err != nil {
+	finished, err := n.replace(before, &after)
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting container %s to %s: %w", short(id), c.Network, err), n.remove(&after, c.Network))
 	}
-	return &after, ctx.Err()
+	return finished, ctx.Err()
 }
 
 // Disconnect removes an endpoint, with its published ports and connections. One that is
@@ -59,34 +64,47 @@ func (n *Network) Disconnect(ctx context.Context, id, network string) error {
 // ErrNoSandbox reports that a container has no sandbox.
 var ErrNoSandbox = errors.New("it has no network of its own")
 
-// replace makes a sandbox out of another one with fewer endpoints. The file is first, so
-// that nothing is left that no file names.
-func (n *Network) replace(before, after *Sandbox) error {
-	n.keep(after)
-	if err := n.save(after); err != nil {
-		return err
+// replace makes a sandbox out of another one, with the last endpoint as a new one. The
+// file is first, so that nothing is left that no file names.
+func (n *Network) replace(before, after *Sandbox) (finished *Sandbox, err error) {
+	if err := n.keep(after); err != nil {
+		return nil, err
 	}
 	if err := n.nft.publish(after); err != nil {
-		return err
+		return nil, err
 	}
-	return relink(before, after, n.o)
+	if err := relink(before, after, n.o); err != nil {
+		return nil, err
+	}
+	finished = after.with(after.Endpoints[len(after.Endpoints)-1].Network, false)
+	return finished, n.keep(finished)
 }
 
 // remove takes an endpoint out of a sandbox.
 func (n *Network) remove(s *Sandbox, network string) error {
 	gone := *s.in(network)
+	if err := n.keep(s.with(network, true)); err != nil {
+		return err
+	}
 	after := *s
 	after.Endpoints = slices.DeleteFunc(slices.Clone(s.Endpoints), func(e Endpoint) bool { return e.Network == network })
-	err := errors.Join(removeLink(gone.Link), n.nft.publish(&after), reroute(&after))
+	err := errors.Join(routes.RemoveLink(gone.Link), n.nft.publish(&after), reroute(&after))
 	if err != nil {
 		return err
 	}
 	n.release(s.ID, gone)
-	n.keep(&after)
 	if ferr := forgetAddresses(&Sandbox{Endpoints: []Endpoint{gone}}); ferr != nil {
 		n.o.Log.Warn("senders may not reach whoever has a container's address next", "task", short(s.ID), "err", ferr)
 	}
-	return n.save(&after)
+	return n.keep(&after)
+}
+
+// with returns a copy whose endpoint in a network is unfinished, or is not.
+func (s *Sandbox) with(network string, unfinished bool) *Sandbox {
+	out := *s
+	out.Endpoints = slices.Clone(s.Endpoints)
+	out.in(network).Unfinished = unfinished
+	return &out
 }
 
 // release frees what an endpoint had.
@@ -103,10 +121,12 @@ func (n *Network) release(id string, e Endpoint) {
 	})
 }
 
-func (n *Network) keep(s *Sandbox) {
+// keep replaces a sandbox by a changed copy, in its file too.
+func (n *Network) keep(s *Sandbox) error {
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.sandboxes[s.ID] = s
+	n.mu.Unlock()
+	return n.save(s)
 }
 
 func (n *Network) fleet(id string) Fleet {
@@ -137,20 +157,4 @@ func reroute(s *Sandbox) error {
 		return nil // a stopped container's
 	}
 	return err
-}
-
-// removeLink removes the host's end of a veth pair, and so the other one.
-func removeLink(name string) error {
-	l, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
-		return nil
-	}
-	if err == nil {
-		err = netlink.LinkDel(l)
-	}
-	if err != nil {
-		return fmt.Errorf("removing link %s: %w", name, err)
-	}
-	return nil
 }

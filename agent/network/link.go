@@ -232,7 +232,7 @@ func onThreadIn(ns netns.NsHandle, f func() error) error {
 func unlink(s *Sandbox) error {
 	var err error
 	for _, e := range s.Endpoints {
-		err = errors.Join(err, removeLink(e.Link))
+		err = errors.Join(err, routes.RemoveLink(e.Link))
 	}
 	if uerr := unix.Unmount(s.Netns, unix.MNT_DETACH); uerr != nil && !errors.Is(uerr, unix.EINVAL) && !errors.Is(uerr, unix.ENOENT) {
 		err = errors.Join(err, fmt.Errorf("unmounting %s: %w", s.Netns, uerr))

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // becomesAsItShould waits until a host's kernel has what it should.
@@ -302,4 +304,43 @@ func TestASandboxWithoutNetworksHasOnlyItsLoopback(t *testing.T) {
 	if again, err := w.n.Attach(t.Context(), name(1), nil); err != nil || !linked(again) {
 		t.Errorf("after a restart: %+v, %v", again, err)
 	}
+}
+
+// the link nothing or a part. Who asks again gets all of it.
+func TestAnInterruptedConnectionIsMadeAnew(t *testing.T) {
+	l := newLab(t)
+	l.run("one", "a", l.to("red", "a", 10))
+	l.run("blue-c", "c", l.to("blue", "c", 10))
+	for _, half := range []bool{false, true} {
+		n := l.nets["a"]
+		before := n.Get(l.box["one"].ID)
+		n.mu.Lock()
+		e, err := n.endpoint(before.ID, l.to("blue", "a", 10), before.Endpoints)
+		n.mu.Unlock()
+		must(t, err)
+		e.Unfinished = true
+		after := *before
+		after.Endpoints = append(slices.Clone(before.Endpoints), e)
+		must(t, n.save(&after))
+		if half {
+			l.at("a", func() {
+				must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: e.Link}, PeerName: e.Name, PeerNamespace: netlink.NsFd(l.places["one"])}))
+			})
+		}
+		l.at("a", func() { must(t, n.Close()) })
+		l.open("a")
+		n = l.nets["a"]
+		l.at("a", func() {
+			s, err := n.Connect(t.Context(), before.ID, l.to("blue", "a", 10))
+			must(t, err)
+			l.box["one"] = s
+		})
+		l.at("one", carried)
+		if who, _, err := l.ask("one", "tcp", l.addr4("blue-c", "blue")+":80"); who != "blue-c" {
+			t.Errorf("a part of the link was there: %v: %q answers, %v", half, who, err)
+		}
+		l.at("a", func() { must(t, n.Disconnect(t.Context(), before.ID, "blue")) })
+		l.box["one"] = n.Get(before.ID)
+	}
+	l.becomesAsItShould("a", "afterwards")
 }

@@ -56,6 +56,8 @@ type Endpoint struct {
 	MTU             int               `json:",omitempty"`
 	Sysctls         map[string]string `json:",omitempty"` // below /proc/sys/net in the container
 	Ports           []Port            // as bound
+	// Unfinished means that it is being made or removed: of its link, any part may be there.
+	Unfinished bool `json:",omitempty"`
 }
 
 // Port is a published port, bound.
