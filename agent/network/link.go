@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -34,7 +35,7 @@ func withoutIPv6(link string) error {
 // sysctl writes below /proc/sys/net in the calling thread's network namespace.
 func sysctl(key, v string) error {
 	path := filepath.Join("/proc/sys/net", key)
-	if old, err := os.ReadFile(path); err == nil && len(old) > 0 && string(old[:1]) == v {
+	if old, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(old)) == v {
 		return nil
 	}
 	if err := os.WriteFile(path, []byte(v), 0o644); err != nil {

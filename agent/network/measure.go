@@ -51,8 +51,8 @@ func (n *Network) Ways(ctx context.Context) ([]Way, error) {
 	for a := range to {
 		most = max(most, uplinkMTU(a))
 	}
-	if len(out) == 0 {
-		return nil, ctx.Err()
+	if most == 0 { // nobody can be reached
+		return out, ctx.Err()
 	}
 	ctx, cancel := context.WithTimeout(ctx, measureWithin)
 	defer cancel()

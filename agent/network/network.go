@@ -102,7 +102,7 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	for _, s := range n.sandboxes {
 		if err := n.bind(ctx, s); err != nil {
 			o.Log.Error("a published port can't be bound again", "task", s.ID, "err", err)
-			continue
+			s = s.unpublished() // it is held to its addresses nevertheless
 		}
 		n.nft.intend(s)
 	}
@@ -233,7 +233,8 @@ func (n *Network) Renew(ctx context.Context, id string, changed bool) error {
 	return ctx.Err()
 }
 
-// Detach removes everything that id has here. A missing sandbox is no error.
+// Detach removes everything that id has here. A missing sandbox is no error. After an
+// error the sandbox is still there, with what it has, and another call goes on.
 func (n *Network) Detach(ctx context.Context, id string) error {
 	n.mu.Lock()
 	s := n.sandboxes[id]
@@ -242,12 +243,14 @@ func (n *Network) Detach(ctx context.Context, id string) error {
 		return ctx.Err()
 	}
 	failpoint.Here("network.detach.before")
-	err := errors.Join(unlink(s), n.nft.unpublish(s))
+	if err := errors.Join(unlink(s), n.nft.unpublish(s)); err != nil {
+		return fmt.Errorf("disconnecting container %s: %w", short(id), err)
+	}
 	failpoint.Here("network.detach.unlinked")
 	if ferr := forgetAddresses(s); ferr != nil {
 		n.o.Log.Warn("senders may not reach a container when it starts again", "task", short(id), "err", ferr)
 	}
-	err = errors.Join(err, n.forget(s))
+	err := n.forget(s)
 	failpoint.Here("network.detach.after")
 	return err
 }
@@ -271,8 +274,8 @@ func (n *Network) Get(id string) *Sandbox {
 	return n.sandboxes[id]
 }
 
-// Close closes the sockets and removes the rules in the host's firewall; containers keep
-// their network.
+// Close ends what watches the host, and closes the sockets. Containers keep their network,
+// and the host's firewall drover's rules.
 func (n *Network) Close() error {
 	errs := []error{n.fire.Close(), n.links.Close(), n.scout.Close()}
 	n.mu.Lock()

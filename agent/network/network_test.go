@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -429,5 +430,67 @@ func TestABadFileKeepsNoNodeFromWorking(t *testing.T) {
 	w.open() // what was set aside is not looked at again
 	if got := len(w.n.List()); got != len(kinds)+1 {
 		t.Errorf("%d sandboxes, want %d", got, len(kinds)+1)
+	}
+}
+
+// A port that somebody took while no agent ran costs a container the port, and not the
+// rules that it is held to.
+func TestAContainerWhosePortIsTakenIsNobodyElse(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
+	must(t, err)
+	must(t, w.n.Close())
+	l, err := net.Listen("tcp4", ":8080")
+	must(t, err)
+	defer l.Close()
+	w.open()
+	for _, set := range []string{"links", "ports"} {
+		if got := nft(t, "list set bridge drover_drv0 "+set+"\n"); !strings.Contains(got, a.Endpoints[0].Link) {
+			t.Errorf("its link is not in\n%s", got)
+		}
+	}
+	if got := nft(t, "list map inet drover_drv0 any_tcp\n"); strings.Contains(got, "8080") {
+		t.Errorf("the port leads to it:\n%s", got)
+	}
+}
+
+// What could not be removed is kept, so that whoever tries again does not give another
+// container what still leads to this one.
+func TestADetachThatFailsIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
+	must(t, err)
+	must(t, w.n.fire.Close()) // nothing is mended
+	owner := exec.Command("nft", "-i")
+	in, err := owner.StdinPipe()
+	must(t, err)
+	must(t, owner.Start())
+	_, err = in.Write([]byte("delete table inet drover_drv0\nadd table inet drover_drv0 { flags owner; }\nadd chain inet drover_drv0 busy\n"))
+	must(t, err)
+	w.becomes("the table is not another process's", func() bool { return strings.Contains(w.ruleset(), "busy") })
+	if err := w.n.Detach(t.Context(), a.ID); err == nil || len(w.n.List()) != 1 {
+		t.Errorf("it is gone, though its rules are not: %v, %v", err, w.n.List())
+	}
+	must(t, in.Close())
+	must(t, owner.Wait())
+	must(t, w.n.Detach(t.Context(), a.ID))
+	if len(w.n.List()) > 0 {
+		t.Errorf("left is %v", w.n.List())
+	}
+	b, err := w.n.Attach(t.Context(), name(2), on(publish(" tcp 8080 80")))
+	must(t, err)
+	w.answer(b, 80)
+	w.reached("the port's next owner", b, hostIP+":8080")
+}
+
+// A value that begins another one is not that one.
+func TestSysctlsOfAnEndpointAreSet(t *testing.T) {
+	w := newWorld(t)
+	const file = "/proc/sys/net/ipv4/neigh/eth0/gc_stale_time" // 60
+	a, err := w.n.Attach(t.Context(), name(1), []Connection{{Network: Bridge, Options: map[string]string{optionSysctls: "net.ipv4.neigh.IFNAME.gc_stale_time=6"}}})
+	must(t, err)
+	got, err := in(w.ns(a), func() (string, error) { b, err := os.ReadFile(file); return strings.TrimSpace(string(b)), err })
+	if err != nil || got != "6" {
+		t.Errorf("%s is %q, %v; want 6", file, got, err)
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/drover/drover/agent/network/routes"
 )
 
 // becomesAsItShould waits until a host's kernel has what it should.
@@ -303,6 +305,26 @@ func TestASandboxWithoutNetworksHasOnlyItsLoopback(t *testing.T) {
 	w.open()
 	if again, err := w.n.Attach(t.Context(), name(1), nil); err != nil || !linked(again) {
 		t.Errorf("after a restart: %+v, %v", again, err)
+	}
+}
+
+// each once, and is as it should be.
+func TestWhatIsNamedTwiceIsInASetOnce(t *testing.T) {
+	w := newWorld(t)
+	x := three()
+	x.Peers[2].Addr = x.Peers[1].Addr
+	must(t, w.n.Apply(t.Context(), x))
+	must(t, w.n.fabric.setWays(map[string]way{"b": {dev: "up0", mac: routes.MAC{2}}, "c": {dev: "up0", mac: routes.MAC{2}}}))
+	hw := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	_, err := w.n.Attach(t.Context(), name(1), []Connection{{Network: "red", Addresses: addrs("10.220.0.10", "fd20::10"), MAC: hw.String(), LinkLocal: []netip.Addr{linkLocal(hw)}}})
+	must(t, err)
+	for _, when := range []string{"at first", "built anew"} {
+		if changed, err := w.n.nft.reconcile(false); changed || err != nil {
+			t.Errorf("%s: what is as it should be is changed: %v, %v", when, changed, err)
+		}
+		nft(t, "flush ruleset\n")
+		_, err = w.n.nft.reconcile(false)
+		must(t, err)
 	}
 }
 

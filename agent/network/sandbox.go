@@ -179,6 +179,16 @@ func (s *Sandbox) route(may func(Endpoint) bool) int {
 	return best
 }
 
+// unpublished returns a copy without published ports.
+func (s *Sandbox) unpublished() *Sandbox {
+	out := *s
+	out.Endpoints = slices.Clone(s.Endpoints)
+	for i := range out.Endpoints {
+		out.Endpoints[i].Ports = nil
+	}
+	return &out
+}
+
 // in returns the endpoint in a network, nil if there is none.
 func (s *Sandbox) in(network string) *Endpoint {
 	for i := range s.Endpoints {

@@ -48,6 +48,9 @@ func (t *table) sets() (map[string]*nftables.Set, error) {
 		for _, n := range s.names {
 			out[n] = &nftables.Set{Table: s.in, Name: n, KeyType: typ, Concatenation: len(s.key) > 1, Interval: s.kind == "interval", IsMap: s.kind == "map"}
 			if s.kind != "map" {
+			if typ == name {
+				out[n].KeyByteOrder = binaryutil.NativeEndian // for nft, which shows it else as ""
+			}
 				continue
 			}
 			if out[n].DataType, err = nftables.ConcatSetType(v4, port); err != nil {
@@ -172,13 +175,19 @@ func identity(e nftables.SetElement) string {
 	return string(slices.Concat([]byte{kind, byte(len(e.KeyEnd))}, e.Key, e.KeyEnd, e.Val))
 }
 
-// difference returns the elements of a that are not in b.
+// difference returns the elements of a that are not in b, each once: nodes can have one
+// address, behind a translation of addresses, or one hardware address.
 func difference(a, b []nftables.SetElement) []nftables.SetElement {
-	known := make(map[string]bool, len(b))
+	known := make(map[string]bool, len(a)+len(b))
 	for _, e := range b {
 		known[identity(e)] = true
 	}
-	return slices.DeleteFunc(slices.Clone(a), func(e nftables.SetElement) bool { return known[identity(e)] })
+	return slices.DeleteFunc(slices.Clone(a), func(e nftables.SetElement) bool {
+		id := identity(e)
+		was := known[id]
+		known[id] = true
+		return was
+	})
 }
 
 // same reports whether a set holds what it should. The kernel adds an end before the
@@ -187,7 +196,7 @@ func same(have, want []nftables.SetElement) bool {
 	have = slices.DeleteFunc(have, func(e nftables.SetElement) bool {
 		return e.IntervalEnd && slices.Max(append([]byte{0}, e.Key...)) == 0
 	})
-	return len(have) == len(want) && len(difference(want, have)) == 0
+	return len(have) == len(difference(want, nil)) && len(difference(want, have)) == 0
 }
 
 // perMessage keeps a message of elements below netlink's 64 KiB per attribute.

@@ -220,3 +220,12 @@ func TestWaysAreShown(t *testing.T) {
 		t.Errorf("%+v, %v", ways, err)
 	}
 }
+
+// Nodes that can't be reached are shown too.
+func TestWaysOfAHostThatReachesNobody(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.n.Apply(t.Context(), Topology{Self: "a", Peers: []Peer{{ID: "b", Subnet: prefixes("10.210.2.0/24")[0]}}}))
+	if ways, err := w.n.Ways(t.Context()); err != nil || len(ways) != 1 || ways[0].MTU != 0 || ways[0].Link != "" {
+		t.Errorf("%+v, %v", ways, err)
+	}
+}
