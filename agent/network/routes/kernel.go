@@ -119,8 +119,11 @@ func readLink(l vish.Link, want Link) (Link, error) {
 	if a.Flags&net.FlagUp == 0 {
 		out.Port = -1 // to be configured
 	}
-	for key := range want.Sysctls {
-		out.Sysctls[key] = readSysctl(key)
+	var err error
+	for key, v := range want.Sysctls {
+		if out.Sysctls[key], err = readSysctl(key); lacksIPv6(key, err) {
+			out.Sysctls[key] = v // nothing is to be set
+		}
 	}
 	addrs, err := whole(func() ([]vish.Addr, error) { return vish.AddrList(l, unix.AF_UNSPEC) })
 	if err != nil {
@@ -390,21 +393,21 @@ func RemoveLink(name string) error {
 	return nil
 }
 
-func readSysctl(key string) string {
+func readSysctl(key string) (string, error) {
 	b, err := os.ReadFile(filepath.Join("/proc/sys/net", key))
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
+	return strings.TrimSpace(string(b)), err
 }
 
-// writeSysctl writes below /proc/sys/net. A kernel without IPv6 lacks its keys.
+// lacksIPv6 reports whether a key is missing because its link has no IPv6: the kernel has
+// none, or the link's MTU is below IPv6's minimum.
+func lacksIPv6(key string, err error) bool {
+	return errors.Is(err, os.ErrNotExist) && strings.HasPrefix(key, "ipv6/")
+}
+
+// writeSysctl writes below /proc/sys/net.
 func writeSysctl(key, v string) error {
 	err := os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(v), 0o644)
-	if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(key, "ipv6/") {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !lacksIPv6(key, err) {
 		return fmt.Errorf("setting net/%s: %w", key, err)
 	}
 	return nil

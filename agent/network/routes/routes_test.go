@@ -11,6 +11,7 @@ import (
 
 	vish "github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/drover/drover/pkg/testenv"
 )
@@ -229,4 +230,17 @@ func BenchmarkRoutes(b *testing.B) {
 			}
 		}
 	})
+}
+
+// On a kernel without IPv6, and on links too small for it, there is nothing to set.
+func TestAHostWithoutIPv6(t *testing.T) {
+	host(t)
+	must(t, unix.Unshare(unix.CLONE_NEWNS)) // of this thread, which ends with the test
+	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	must(t, unix.Mount("none", "/proc/sys/net/ipv6", "tmpfs", 0, ""))
+	want := example()
+	bring(t, want)
+	if c := bring(t, want); !c.None() {
+		t.Errorf("a second time it changes %+v", c)
+	}
 }
