@@ -287,3 +287,30 @@ func TestAHostKeepsItsIPv6Router(t *testing.T) {
 		t.Errorf("the host is its neighbours' router:\n%s", got)
 	}
 }
+
+// A host without other nodes has no tunnel, and leaves others' alone.
+func TestANodeAloneTakesNobodysTunnel(t *testing.T) {
+	w := newWorld(t)
+	c, err := net.ListenPacket("udp4", ":4789")
+	must(t, err)
+	defer c.Close()
+	d, err := in(w.nbr, func() (net.Conn, error) { return net.Dial("udp4", hostIP+":4789") })
+	must(t, err)
+	defer d.Close()
+	hears := func() bool {
+		_, err := d.Write([]byte("?"))
+		must(t, err)
+		_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		_, _, err = c.ReadFrom(make([]byte, 9))
+		return err == nil
+	}
+	carried()
+	if !hears() {
+		t.Error("another program's tunnel is cut off")
+	}
+	must(t, c.Close())
+	must(t, w.n.Apply(t.Context(), three()))
+	if got := nft(t, "list set inet drover_drv0 tunnels\n"); !strings.Contains(got, "4789") {
+		t.Errorf("a node of several takes the tunnel's packets from everybody:\n%s", got)
+	}
+}

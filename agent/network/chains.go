@@ -57,8 +57,8 @@ func (t *table) guardRules() []match {
 	for _, f := range families {
 		out = append(out,
 			// What is in the tunnel is believed: only nodes send it, and their containers can't.
-			all(udpTo(t.port), f.is(), local(), notAmong(f.nodes, f.from), drop()),
-			all(among("bridges", inLink), udpTo(t.port), f.is(), notAmong(f.pool, f.to), drop()),
+			all(toTunnel(), f.is(), local(), notAmong(f.nodes, f.from), drop()),
+			all(among("bridges", inLink), toTunnel(), f.is(), notAmong(f.pool, f.to), drop()),
 			all(among("bridges", inLink), f.is(), notAmong(f.within, inLink, f.from), drop()),
 			// Others' containers come with a node's hardware address.
 			all(f.is(), among(f.pool, f.from), among("stations", inLink, fromMAC), accept()),

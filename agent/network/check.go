@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/drover/drover/agent/network/routes"
 )
 
@@ -17,11 +15,6 @@ func (n *Network) Check(ctx context.Context) ([]string, error) {
 	out, err := n.fabric.check()
 	if err != nil {
 		return nil, err
-	}
-	for _, e := range n.endpoints() {
-		if s := n.checkEndpoint(e); s != "" {
-			out = append(out, s)
-		}
 	}
 	more, err := n.nft.check()
 	if err != nil {
@@ -35,15 +28,23 @@ func (n *Network) Check(ctx context.Context) ([]string, error) {
 func (f *fabric) check() ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	have, err := routes.Read(f.want.Picture, f.o.Prefix)
+	h, err := f.look()
+	if err != nil {
+		return nil, err
+	}
+	want := f.plan(h)
+	have, err := routes.Read(want.Picture, f.o.Prefix)
 	if err != nil {
 		return nil, fmt.Errorf("looking at the host's network: %w", err)
 	}
-	c := routes.Compare(have, f.want.Picture)
+	c := routes.Compare(have, want.Picture)
 	var out []string
+	for id, why := range want.left {
+		out = append(out, fmt.Sprintf("network %s: %v", short(id), why))
+	}
 	for _, name := range c.AddLinks {
 		if _, ok := have.Links[name]; ok {
-			out = append(out, fmt.Sprintf("link %s is not as it should be: %s", name, have.Links[name].Unlike(f.want.Links[name])))
+			out = append(out, fmt.Sprintf("link %s is not as it should be: %s", name, have.Links[name].Unlike(want.Links[name])))
 		} else {
 			out = append(out, fmt.Sprintf("link %s is missing", name))
 		}
@@ -51,11 +52,14 @@ func (f *fabric) check() ([]string, error) {
 	for _, name := range c.DelLinks {
 		out = append(out, fmt.Sprintf("link %s is left of a network that is not here", name))
 	}
+	for _, link := range c.Plug {
+		out = append(out, fmt.Sprintf("link %s is not on bridge %s", link, want.Ports[link]))
+	}
 	for _, dst := range c.Set {
 		if r, ok := have.Routes[dst]; ok {
-			out = append(out, fmt.Sprintf("route %v goes by %v, not by %v", dst, r, f.want.Routes[dst]))
+			out = append(out, fmt.Sprintf("route %v goes by %v, not by %v", dst, r, want.Routes[dst]))
 		} else {
-			out = append(out, fmt.Sprintf("route %v is missing: it should go by %v", dst, f.want.Routes[dst]))
+			out = append(out, fmt.Sprintf("route %v is missing: it should go by %v", dst, want.Routes[dst]))
 		}
 	}
 	for _, dst := range c.Del {
@@ -68,20 +72,6 @@ func (f *fabric) check() ([]string, error) {
 		out = append(out, fmt.Sprintf("neighbour %v on %s is left", p.Addr, p.Dev))
 	}
 	return out, nil
-}
-
-// checkEndpoint reports that an endpoint is not on its bridge. One whose link is gone
-// belongs to a container that starts or ends.
-func (n *Network) checkEndpoint(e Endpoint) string {
-	l, err := netlink.LinkByName(e.Link)
-	if err != nil {
-		return ""
-	}
-	b, err := netlink.LinkByName(e.bridge(n.o))
-	if err != nil || l.Attrs().MasterIndex != b.Attrs().Index {
-		return fmt.Sprintf("link %s is not on bridge %s", e.Link, e.bridge(n.o))
-	}
-	return ""
 }
 
 func (t *table) check() ([]string, error) {

@@ -111,8 +111,9 @@ func local() match {
 
 func l4(proto byte) match { return is(meta(expr.MetaKeyL4PROTO, 1), []byte{proto}) }
 
-func udpTo(port uint16) match {
-	return append(l4(unix.IPPROTO_UDP), is(toPort, binaryutil.BigEndian.PutUint16(port))...)
+// toTunnel matches the tunnel's packets, none where there is no tunnel.
+func toTunnel() match {
+	return append(l4(unix.IPPROTO_UDP), among("tunnels", toPort)...)
 }
 
 // icmp6 matches an ICMPv6 type.

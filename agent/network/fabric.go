@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 
@@ -20,17 +21,23 @@ type fabric struct {
 	nft       *table
 	endpoints func() []Endpoint // of all sandboxes
 
-	mu   sync.Mutex // orders changes; guards the fields below
-	t    Topology
-	ways map[string]way
-	// what depends on the host's own addresses and links, as last looked at
-	peers     []Peer
-	own       netip.Addr
-	tunnelMTU int
+	mu     sync.Mutex // orders changes; guards the fields below
+	t      Topology
+	ways   map[string]way
+	host   host   // as last looked at
+	around []Peer // the peers then
+	want   plan
+	have   routes.Picture // as last looked at, and changed since
+	seen   bool           // have can be relied on
 
-	want plan
-	have routes.Picture // as last looked at, and changed since
-	seen bool           // have can be relied on
+	told atomic.Pointer[told]
+}
+
+// told is what starts must know of the plan. They don't wait for changes of the host,
+// which take their time.
+type told struct {
+	mtu  int              // of interfaces in networks without one of their own; 0 is the kernel's
+	left map[string]error // as in plan
 }
 
 // apply brings the host to a topology.
@@ -53,14 +60,15 @@ func (f *fabric) repair() (changed bool, err error) {
 // bring makes the plan and carries it out. It must be called with mu held.
 func (f *fabric) bring() (changed bool, err error) {
 	before := f.want
-	if !f.seen || !slices.Equal(f.peers, f.t.Peers) {
-		f.peers, f.own, f.tunnelMTU = f.t.Peers, f.self(), f.measureTunnel()
+	if !f.seen || !slices.Equal(f.around, f.t.Peers) {
+		h, err := f.look()
+		if err != nil {
+			return false, err
+		}
+		f.host, f.around = h, f.t.Peers
 	}
-	f.want = planFor(f.o, f.t, f.ways, f.own)
-	if t, ok := f.want.Links[f.o.Tunnel]; ok {
-		t.MTU = f.tunnelMTU
-		f.want.Links[f.o.Tunnel] = t
-	}
+	f.want = f.plan(f.host)
+	f.tell(before.left)
 	// First what is compared with packets, so that none passes unseen.
 	if err := f.nft.setFilter(f.want.filter); err != nil {
 		return false, err
@@ -80,49 +88,57 @@ func (f *fabric) bring() (changed bool, err error) {
 		f.seen = true
 		return false, nil
 	}
-	f.seen = false
-	if err := c.Apply(); err != nil {
-		return false, fmt.Errorf("changing the host's network: %w", err)
+	if err = c.Apply(); err != nil {
+		err = fmt.Errorf("changing the host's network: %w", err)
 	}
-	f.have, f.seen = f.want.Picture, f.t.Self != ""
-	return true, errors.Join(f.plugAgain(c.AddLinks), f.announceMoved(before, c.Set))
+	err = errors.Join(err, f.announceMoved(before, c.Set))
+	f.have, f.seen = f.want.Picture, err == nil && f.t.Self != ""
+	return err == nil, err
 }
 
-// plugAgain connects endpoints to bridges that were made anew.
-func (f *fabric) plugAgain(bridges []string) error {
-	if len(bridges) == 0 {
-		return nil
-	}
-	var errs []error
+// plan computes what the host should have now. It must be called with mu held.
+func (f *fabric) plan(h host) plan {
+	p := planFor(f.o, f.t, f.ways, h)
 	for _, e := range f.endpoints() {
-		if b := e.bridge(f.o); slices.Contains(bridges, b) {
-			errs = append(errs, plugAgain(e.Link, b))
+		if b := e.bridge(f.o); p.has(b) {
+			p.Ports[e.Link] = b
 		}
 	}
-	return errors.Join(errs...)
+	return p
 }
 
-func plugAgain(link, bridge string) error {
-	l, err := netlink.LinkByName(link)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
-		return nil // its container is about to start, or just ended
-	}
+// look returns what a plan depends on of the host. It must be called with mu held.
+func (f *fabric) look() (host, error) {
+	nets, err := routes.Addresses(func(link string) bool {
+		return link == f.o.Bridge || link == f.o.Tunnel || routes.Numbered(link, f.o.Prefix)
+	})
 	if err != nil {
-		return fmt.Errorf("finding %s: %w", link, err)
+		return host{}, err
 	}
-	b, err := netlink.LinkByName(bridge)
-	if err != nil {
-		return fmt.Errorf("finding bridge %s: %w", bridge, err)
+	return host{f.self(), nets, f.measureTunnel()}, nil
+}
+
+// tell publishes what starts must know, and logs which networks are left out, which were
+// not before.
+func (f *fabric) tell(before map[string]error) {
+	now := &told{left: f.want.left}
+	for _, p := range f.t.Peers {
+		if p.ID != f.t.Self && p.Addr.IsValid() && !f.ways[p.ID].proven {
+			now.mtu = f.want.Links[f.o.Tunnel].MTU
+		}
 	}
-	if l.Attrs().MasterIndex == b.Attrs().Index {
-		return nil
+	f.told.Store(now)
+	for id, why := range now.left {
+		if was := before[id]; was == nil || was.Error() != why.Error() {
+			f.o.Log.Error("containers can't be connected to a network on this node", "network", short(id), "err", why)
+		}
 	}
-	if err := netlink.LinkSetMaster(l, b); err != nil {
-		return fmt.Errorf("connecting %s to %s: %w", link, bridge, err)
-	}
-	if err := netlink.LinkSetHairpin(l, true); err != nil {
-		return fmt.Errorf("enabling hairpin mode on %s: %w", link, err)
+}
+
+// carries returns why this node does not carry a network, nil if it may.
+func (f *fabric) carries(network string) error {
+	if t := f.told.Load(); t != nil {
+		return t.left[network]
 	}
 	return nil
 }
@@ -223,12 +239,8 @@ func (f *fabric) mtu(n Fleet) int {
 	if n.MTU != 0 {
 		return n.MTU
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, p := range f.t.Peers {
-		if p.ID != f.t.Self && p.Addr.IsValid() && !f.ways[p.ID].proven {
-			return f.want.Links[f.o.Tunnel].MTU
-		}
+	if t := f.told.Load(); t != nil {
+		return t.mtu
 	}
 	return 0
 }

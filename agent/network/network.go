@@ -52,6 +52,8 @@ type Network struct {
 	links  *watcher
 	scout  *scout
 
+	applying sync.Mutex // orders calls of Apply
+
 	mu        sync.Mutex          // guards the fields below; the caller orders calls with the same id
 	nets      map[string]Fleet    // by id
 	sandboxes map[string]*Sandbox // by container
@@ -150,6 +152,8 @@ func (n *Network) Apply(ctx context.Context, t Topology) error {
 	if err := t.Validate(); err != nil {
 		return err
 	}
+	n.applying.Lock()
+	defer n.applying.Unlock()
 	n.mu.Lock()
 	n.nets = byID(t)
 	n.mu.Unlock()
@@ -350,6 +354,9 @@ func (n *Network) place(e *Endpoint, c Connection) error {
 	f, ok := n.nets[c.Network]
 	if !ok {
 		return ErrUnknownNetwork
+	}
+	if err := n.fabric.carries(c.Network); err != nil {
+		return err
 	}
 	e.Bridge = bridgeOf(n.o, f.Number)
 	for _, a := range c.Addresses {

@@ -14,6 +14,7 @@ import (
 type plan struct {
 	routes.Picture
 	filter filter
+	left   map[string]error // networks that are not carried, by id, and why
 }
 
 // filter is what packets are compared with.
@@ -21,9 +22,16 @@ type filter struct {
 	bridges  []string
 	internal []string
 	within   []within     // what a bridge's network consists of
+	tunnel   uint16       // the tunnel's port, if there is one
 	nodes    []netip.Addr // hosts of the fleet
 	gateways []netip.Addr // by which nodes themselves speak to containers
 	stations []station    // with which hardware addresses nodes' packets arrive
+}
+
+// has reports whether a link is planned.
+func (p plan) has(link string) bool {
+	_, ok := p.Links[link]
+	return ok
 }
 
 // within says that addresses belong to a bridge's network.
@@ -47,47 +55,110 @@ type way struct {
 	proven bool
 }
 
-// planFor computes what a topology needs. from is this host's own address in the tunnel's
-// packets, if it is one of the host's.
-func planFor(o Options, t Topology, ways map[string]way, from netip.Addr) plan {
-	p := plan{Picture: routes.NewPicture()}
+// host is what a plan depends on of the host itself.
+type host struct {
+	addr      netip.Addr     // this node's, if it is one of the host's own
+	nets      []netip.Prefix // of the host's own links
+	tunnelMTU int            // what fits through the tunnel to all nodes
+}
+
+// planFor computes what a topology needs.
+func planFor(o Options, t Topology, ways map[string]way, h host) plan {
+	p := plan{Picture: routes.NewPicture(), left: map[string]error{}}
 	gateway := o.Subnet.Addr().Next()
 	p.Links[o.Bridge] = routes.Link{MAC: macOf(gateway), Addrs: []netip.Prefix{netip.PrefixFrom(gateway, o.Subnet.Bits())}, Sysctls: sysctlsOf(o.Bridge, false, false)}
 	p.filter.bridges = []string{o.Bridge}
 	p.filter.within = []within{{o.Bridge, o.Subnet}}
 	hops := map[string]hop{}
+	own := slices.Clone(h.nets)
 	for _, peer := range t.Peers {
 		if peer.ID == t.Self || !peer.Addr.IsValid() || peer.Subnet.Overlaps(o.Subnet) {
 			continue
 		}
-		h := p.reach(o, peer, ways[peer.ID], from)
-		hops[peer.ID] = h
-		p.Routes[peer.Subnet] = h.v4
+		hops[peer.ID] = p.reach(o, peer, ways[peer.ID], h.addr)
+		if overlapped(h.nets, peer.Subnet).IsValid() {
+			continue // its containers are reached by other networks
+		}
+		p.Routes[peer.Subnet] = hops[peer.ID].v4
 		p.filter.within = append(p.filter.within, within{o.Bridge, peer.Subnet})
 	}
 	for _, peer := range t.Peers {
 		if peer.Addr.IsValid() {
-			p.filter.nodes = append(p.filter.nodes, peer.Addr.Unmap())
+			a := peer.Addr.Unmap()
+			p.filter.nodes = append(p.filter.nodes, a)
+			own = append(own, netip.PrefixFrom(a, a.BitLen()))
 		}
+		own = append(own, peer.Subnet)
 		p.filter.gateways = append(p.filter.gateways, peer.Subnet.Addr().Next())
 	}
-	if len(hops) > 0 {
-		p.Links[o.Tunnel] = routes.Link{MAC: tunnelMAC(gateway), Port: int(o.TunnelPort), Addrs: []netip.Prefix{netip.PrefixFrom(gateway, 32)}, Sysctls: map[string]string{
-			// A node that can be reached both ways may send by either.
-			"ipv4/conf/" + o.Tunnel + "/rp_filter":        "2",
-			"ipv6/conf/" + o.Tunnel + "/disable_ipv6":     "0",
-			"ipv6/conf/" + o.Tunnel + "/accept_ra":        "0",
-			"ipv6/conf/" + o.Tunnel + "/accept_redirects": "0",
-		}}
-	}
+	own = append(own, o.Subnet)
+	with6 := false
 	for _, f := range t.Networks {
+		if err := f.clash(own); err != nil {
+			p.left[f.ID] = err
+			continue
+		}
+		for _, s := range f.Subnets {
+			own = append(own, s.Prefix)
+		}
+		with6 = with6 || f.has6()
 		p.network(o, t.Self, f, hops)
+	}
+	if len(hops) > 0 {
+		p.tunnel(o, hops, with6, h.tunnelMTU)
 	}
 	return p
 }
 
-// hop is the next one on the way to a node.
-type hop struct{ v4, v6 routes.Route }
+// clash reports that a network has addresses of others: of hosts, which must go on
+// reaching each other and whom they reach today, or of containers.
+func (f Fleet) clash(others []netip.Prefix) error {
+	for _, s := range f.Subnets {
+		if o := overlapped(others, s.Prefix); o.IsValid() {
+			return fmt.Errorf("this node can't carry %v: it has addresses of %v, which is in use here", s.Prefix, o)
+		}
+	}
+	return nil
+}
+
+// overlapped returns which prefix has addresses of p, the zero Prefix if none has.
+func overlapped(all []netip.Prefix, p netip.Prefix) netip.Prefix {
+	for _, o := range all {
+		if o.Overlaps(p) {
+			return o
+		}
+	}
+	return netip.Prefix{}
+}
+
+// tunnel plans this node's end of the tunnel, and how others' ends are known.
+func (p *plan) tunnel(o Options, hops map[string]hop, with6 bool, mtu int) {
+	gateway := o.Subnet.Addr().Next()
+	off := "1"
+	if with6 {
+		off = "0"
+	}
+	p.filter.tunnel = o.TunnelPort
+	p.Links[o.Tunnel] = routes.Link{MAC: tunnelMAC(gateway), MTU: mtu, Port: int(o.TunnelPort), Addrs: []netip.Prefix{netip.PrefixFrom(gateway, 32)}, Sysctls: map[string]string{
+		// A node that can be reached both ways may send by either.
+		"ipv4/conf/" + o.Tunnel + "/rp_filter":        "2",
+		"ipv6/conf/" + o.Tunnel + "/disable_ipv6":     off,
+		"ipv6/conf/" + o.Tunnel + "/accept_ra":        "0",
+		"ipv6/conf/" + o.Tunnel + "/accept_redirects": "0",
+	}}
+	for _, h := range hops {
+		p.Neighbours[routes.Place{Dev: o.Tunnel, Addr: h.end}] = tunnelMAC(h.end)
+		if with6 { // a tunnel may be too small for it
+			p.Neighbours[routes.Place{Dev: o.Tunnel, Addr: h.v6.Via}] = tunnelMAC(h.end)
+		}
+	}
+}
+
+// hop is the next one on the way to a node, whose end of the tunnel is at end.
+type hop struct {
+	v4, v6 routes.Route
+	end    netip.Addr
+}
 
 // reach plans the way to a node.
 func (p *plan) reach(o Options, peer Peer, w way, from netip.Addr) hop {
@@ -96,13 +167,11 @@ func (p *plan) reach(o Options, peer Peer, w way, from netip.Addr) hop {
 	if from.Is4() != to.Is4() {
 		from = netip.Addr{}
 	}
-	mac := tunnelMAC(theirs)
-	p.Neighbours[routes.Place{Dev: o.Tunnel, Addr: theirs}] = mac
-	p.Neighbours[routes.Place{Dev: o.Tunnel, Addr: tunnelAddr(theirs)}] = mac
-	p.filter.stations = append(p.filter.stations, station{o.Tunnel, mac})
+	p.filter.stations = append(p.filter.stations, station{o.Tunnel, tunnelMAC(theirs)})
 	h := hop{
-		v4: routes.Route{Dev: o.Tunnel, Via: theirs, Src: mine, To: to, From: from},
-		v6: routes.Route{Dev: o.Tunnel, Via: tunnelAddr(theirs), To: to, From: from},
+		end: theirs,
+		v4:  routes.Route{Dev: o.Tunnel, Via: theirs, Src: mine, To: to, From: from},
+		v6:  routes.Route{Dev: o.Tunnel, Via: tunnelAddr(theirs), To: to, From: from},
 	}
 	if w.dev != "" {
 		p.filter.stations = append(p.filter.stations, station{w.dev, w.mac})

@@ -308,6 +308,58 @@ func TestASandboxWithoutNetworksHasOnlyItsLoopback(t *testing.T) {
 	}
 }
 
+// Where a network has addresses of the host's own links, or of hosts of the fleet, the
+// host wins: it stays reachable, and says what it does not carry.
+func TestANetworkDoesNotTakeTheHostsOwnAddresses(t *testing.T) {
+	l := newLab(t)
+	l.run("red-a", "a", l.to("red", "a", 10))
+	l.run("red-c", "c", l.to("red", "c", 10))
+	l.serve("a", ":81")
+	l.serve("c", ":81")
+	l.serve("outside", ":80")
+	lan := subnet("10.10.1.0/24", "10.10.1.9")
+	for i, s := range []Subnet{
+		lan, subnet("10.10.1.128/25", "10.10.1.129"), subnet("10.10.0.0/16", "10.10.0.1"), subnet("0.0.0.0/0", "10.0.0.1"),
+		subnet("10.10.2.0/29", "10.10.2.1"), subnet("10.210.3.128/25", "10.210.3.129"), subnet("10.220.1.0/24", "10.220.1.1"), subnet("fe80::/64", "fe80::9"),
+	} {
+		l.change(func(x *Topology) {
+			x.Networks = append(x.Networks[:3:3], Fleet{ID: "hostile", Number: uint32(10 + i), Subnets: []Subnet{s}, Routes: []Route{{s.Prefix, "a"}}})
+		}, "a")
+		for _, c := range []struct{ from, to, want string }{
+			{"stranger", "10.10.1.1:81", "a"}, {"a", "10.10.2.3:81", "c"}, {"c", "10.10.1.1:81", "a"}, {"a", "198.51.100.1:80", "outside"},
+			{"red-a", l.addr4("red-c", "red") + ":80", "red-c"}, {"red-a", "198.51.100.1:80", "outside"},
+		} {
+			if who, _, err := l.ask(c.from, "tcp", c.to); who != c.want {
+				t.Errorf("%v: from %s %s answers %q, %v", s.Prefix, c.from, c.to, who, err)
+			}
+		}
+		l.at("a", func() {
+			_, err := l.nets["a"].Attach(t.Context(), name(1), []Connection{{Network: "hostile", Addresses: []netip.Addr{s.Gateway.Next()}}})
+			if err == nil || !strings.Contains(err.Error(), s.Prefix.String()) || len(err.Error()) > 250 {
+				t.Errorf("%v: a container is connected to it: %v", s.Prefix, err)
+			}
+			diff, err := l.nets["a"].Check(t.Context())
+			if err != nil || len(diff) != 1 || !strings.Contains(diff[0], s.Prefix.String()) {
+				t.Errorf("%v: there differs %q, %v", s.Prefix, diff, err)
+			}
+		})
+	}
+	// A host that gets such addresses while the network is there wins too.
+	l.change(func(x *Topology) {
+		x.Networks = append(x.Networks[:3:3], Fleet{ID: "late", Number: 30, Subnets: []Subnet{subnet("10.10.7.0/24", "10.10.7.9")}, Routes: []Route{{prefixes("10.10.7.0/24")[0], "a"}}})
+	}, "a")
+	l.sh("a", "ip link show dvn30; ip addr add 10.10.7.1/24 dev eth0")
+	l.sh("stranger", "ip addr add 10.10.7.100/24 dev eth0")
+	l.reaches("the host's new address", "stranger", "10.10.7.1:81", "a")
+	l.change(func(x *Topology) { x.Networks = x.Networks[:3] }, "a")
+	l.becomesAsItShould("a", "without them")
+	// A stranger's router advertisement takes no network from the fleet.
+	l.sh("a", "ip addr add fd20::99:1/64 dev eth0 valid_lft 900 preferred_lft 900")
+	l.at("a", func() { must(t, l.nets["a"].Apply(t.Context(), l.topo["a"])) })
+	l.becomesAsItShould("a", "with an advertised prefix")
+}
+
+// Two nodes behind one address, and an address that a container has anyway: a set holds
 // each once, and is as it should be.
 func TestWhatIsNamedTwiceIsInASetOnce(t *testing.T) {
 	w := newWorld(t)
@@ -328,6 +380,7 @@ func TestWhatIsNamedTwiceIsInASetOnce(t *testing.T) {
 	}
 }
 
+// An agent that dies while it connects a container leaves an endpoint in its file, and of
 // the link nothing or a part. Who asks again gets all of it.
 func TestAnInterruptedConnectionIsMadeAnew(t *testing.T) {
 	l := newLab(t)
@@ -365,4 +418,45 @@ func TestAnInterruptedConnectionIsMadeAnew(t *testing.T) {
 		l.box["one"] = n.Get(before.ID)
 	}
 	l.becomesAsItShould("a", "afterwards")
+}
+
+// What another program does to a container's link while no agent runs is mended, even if
+// something else can't be.
+func TestLinksReturnToTheirBridges(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.n.Attach(t.Context(), name(1), on(publish(" tcp 8080 80")))
+	must(t, err)
+	w.answer(a, 80)
+	must(t, w.n.Close())
+	w.sh("ip link set " + a.Endpoints[0].Link + " nomaster; ip link add other type vxlan id 9 remote 10.99.0.2 dstport 4789; ip link set other up")
+	w.o.Topology = three() // whose tunnel can't be made
+	w.open()
+	w.reached("after a restart", a, hostIP+":8080")
+	w.sh("ip link del drv0")
+	w.reached("on a bridge made anew", a, hostIP+":8080")
+}
+
+// A start needs nothing of what a look at the host's network, or a change of it, holds.
+func TestAStartDoesNotWaitForChangesOfTheHostsNetwork(t *testing.T) {
+	w := newWorld(t)
+	w.n.fabric.mu.Lock()
+	defer w.n.fabric.mu.Unlock()
+	_, err := w.n.Attach(t.Context(), name(1), on(nil))
+	must(t, err)
+}
+
+// Over a link with less room than IPv6 needs, as VPNs have, nodes have a tunnel for IPv4.
+func TestATunnelOverALinkWithLittleRoom(t *testing.T) {
+	w := newWorld(t)
+	w.sh("ip link set up0 mtu 1280")
+	x := three()
+	x.Peers[1].Addr, x.Peers[2].Addr = addrs("10.99.0.2")[0], addrs("10.99.0.3")[0]
+	x.Networks = x.Networks[1:]
+	must(t, w.n.Apply(t.Context(), x))
+	if diff, err := w.n.Check(t.Context()); err != nil || len(diff) > 0 {
+		t.Errorf("there differs %q, %v", diff, err)
+	}
+	if got := w.n.fabric.mtu(Fleet{}); got != 1230 {
+		t.Errorf("what fits is %d", got)
+	}
 }

@@ -20,7 +20,7 @@ import (
 
 func TestEndpoints(t *testing.T) {
 	id := strings.Repeat("ab", 32)
-	n := &Network{o: Options{Bridge: "drv0", Prefix: "dvn", Subnet: netip.MustParsePrefix("10.1.2.0/24")}, taken: map[netip.Addr]string{}}
+	n := &Network{fabric: &fabric{}, o: Options{Bridge: "drv0", Prefix: "dvn", Subnet: netip.MustParsePrefix("10.1.2.0/24")}, taken: map[netip.Addr]string{}}
 	n.last = n.gateway()
 	n.nets = byID(Topology{Networks: []Fleet{
 		{ID: "red", Number: 7, Subnets: []Subnet{subnet("10.220.0.0/20", "10.220.0.1"), subnet("fd20::/64", "fd20::1")}},
@@ -121,7 +121,7 @@ func TestConnectionsThatNoNodeCanMakeAreRefused(t *testing.T) {
 		`"net.ipv4.conf.eth9.x=1" is not`:          {with(func(c *Connection) { c.Options = map[string]string{optionSysctls: "net.ipv4.conf.eth9.x=1"} })},
 		"10.0.0.1 is not a link-local address":     {with(func(c *Connection) { c.LinkLocal = addrs("10.0.0.1") })},
 	} {
-		n := &Network{o: Options{Bridge: "drv0", Prefix: "dvn", Subnet: netip.MustParsePrefix("10.1.2.0/24")}, sandboxes: map[string]*Sandbox{}}
+		n := &Network{fabric: &fabric{}, o: Options{Bridge: "drv0", Prefix: "dvn", Subnet: netip.MustParsePrefix("10.1.2.0/24")}, sandboxes: map[string]*Sandbox{}}
 		n.nets = byID(Topology{Networks: []Fleet{{ID: "red", Number: 7, Subnets: []Subnet{subnet("10.220.0.0/20", "10.220.0.1")}}}})
 		n.taken, n.last = map[netip.Addr]string{netip.MustParseAddr("10.220.0.7"): "somebody"}, n.gateway()
 		_, err := n.Attach(t.Context(), name(1), to)

@@ -32,6 +32,7 @@ func (t *table) sets() (map[string]*nftables.Set, error) {
 		{inet, []string{"nodes", "gateways"}, []nftables.SetDatatype{v4}, ""},
 		{inet, []string{"nodes6"}, []nftables.SetDatatype{v6}, ""},
 		{inet, []string{"stations"}, []nftables.SetDatatype{name, mac}, ""},
+		{inet, []string{"tunnels"}, []nftables.SetDatatype{port}, ""},
 		{inet, []string{"any_tcp", "any_udp"}, []nftables.SetDatatype{port}, "map"},
 		{inet, []string{"one_tcp", "one_udp"}, []nftables.SetDatatype{v4, port}, "map"},
 		{bridges, []string{"links"}, []nftables.SetDatatype{name}, ""},
@@ -47,10 +48,10 @@ func (t *table) sets() (map[string]*nftables.Set, error) {
 		}
 		for _, n := range s.names {
 			out[n] = &nftables.Set{Table: s.in, Name: n, KeyType: typ, Concatenation: len(s.key) > 1, Interval: s.kind == "interval", IsMap: s.kind == "map"}
-			if s.kind != "map" {
 			if typ == name {
 				out[n].KeyByteOrder = binaryutil.NativeEndian // for nft, which shows it else as ""
 			}
+			if s.kind != "map" {
 				continue
 			}
 			if out[n].DataType, err = nftables.ConcatSetType(v4, port); err != nil {
@@ -72,6 +73,9 @@ func (f filter) elements() elements {
 	}
 	for _, b := range f.internal {
 		add("internal", ifname(b))
+	}
+	if f.tunnel != 0 {
+		add("tunnels", binaryutil.BigEndian.PutUint16(f.tunnel))
 	}
 	for _, g := range f.gateways {
 		add("gateways", g.AsSlice())

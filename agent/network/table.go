@@ -26,7 +26,6 @@ type table struct {
 	bridge string
 	prefix string // of other bridges
 	tunnel string
-	port   uint16
 
 	mu sync.Mutex // orders transactions; guards the fields below
 	// guarded has the families that containers use. True means that this host forwards
@@ -41,7 +40,7 @@ type table struct {
 }
 
 func newTable(o Options) *table {
-	return &table{log: o.Log, bridge: o.Bridge, prefix: o.Prefix, tunnel: o.Tunnel, port: o.TunnelPort,
+	return &table{log: o.Log, bridge: o.Bridge, prefix: o.Prefix, tunnel: o.Tunnel,
 		guarded: map[nftables.TableFamily]bool{}, want: map[string]elements{}, ports: map[string][]destination{}, warned: map[string]bool{}}
 }
 

@@ -103,7 +103,7 @@ func TestPlans(t *testing.T) {
 		"seen on the link":   {way{dev: "eth0", mac: bAt}, tunnel("10.210.2.1", "10.10.1.2"), 3},
 		"proven on the link": {way{dev: "eth0", mac: bAt, proven: true}, direct, 3},
 	} {
-		p := planFor(testOptions(), three(), map[string]way{"b": c.way}, me)
+		p := planFor(testOptions(), three(), map[string]way{"b": c.way}, host{addr: me})
 		for dst, want := range map[string]routes.Route{
 			"10.210.2.0/24":   c.to,
 			"10.220.0.64/26":  c.to,
@@ -130,15 +130,20 @@ func TestPlans(t *testing.T) {
 		}
 	}
 	alone := Topology{Self: "a", Peers: three().Peers[:1]}
-	if p := planFor(testOptions(), alone, nil, me); len(p.Links) != 1 || len(p.Routes) != 0 {
+	if p := planFor(testOptions(), alone, nil, host{addr: me}); len(p.Links) != 1 || len(p.Routes) != 0 {
 		t.Errorf("a node alone has %+v", p.Picture)
+	}
+	// Where a node's /24 is in use on this host, its containers are reached by networks only.
+	p := planFor(testOptions(), three(), nil, host{addr: me, nets: prefixes("10.210.2.77/28")})
+	if r, ok := p.Routes[three().Peers[1].Subnet]; ok || p.Routes[prefixes("10.220.0.64/26")[0]].Dev != "dvx" || len(p.left) > 0 {
+		t.Errorf("a host with addresses of 10.210.2.0/24 routes them by %v, of %v; left out is %v", r, p.Routes, p.left)
 	}
 	// A node's bridge has the same hardware address everywhere, others' tunnels have not.
 	b := three()
 	b.Self = "b"
 	o := testOptions()
 	o.Subnet = b.Peers[1].Subnet
-	here, there := planFor(testOptions(), three(), nil, me), planFor(o, b, nil, netip.MustParseAddr("10.10.1.2"))
+	here, there := planFor(testOptions(), three(), nil, host{addr: me}), planFor(o, b, nil, host{addr: netip.MustParseAddr("10.10.1.2")})
 	if here.Links["dvn1"].MAC != there.Links["dvn1"].MAC || here.Links["dvx"].MAC == there.Links["dvx"].MAC {
 		t.Errorf("a has %+v, b has %+v", here.Links, there.Links)
 	}

@@ -29,7 +29,8 @@ func whole[T any](list func() ([]T, error)) (all []T, err error) {
 }
 
 // Read returns what the namespace has of what is drover's: of links those that want
-// names, and bridges whose names are prefix and a number; neighbours on them.
+// names, and bridges whose names are prefix and a number; neighbours on them; of ports
+// those that want names.
 func Read(want Picture, prefix string) (Picture, error) {
 	have := NewPicture()
 	all, err := whole(vish.LinkList)
@@ -38,8 +39,13 @@ func Read(want Picture, prefix string) (Picture, error) {
 	}
 	name := map[int]string{}
 	for _, l := range all {
+		name[l.Attrs().Index] = l.Attrs().Name
+	}
+	for _, l := range all {
 		a := l.Attrs()
-		name[a.Index] = a.Name
+		if _, ok := want.Ports[a.Name]; ok {
+			have.Ports[a.Name] = name[a.MasterIndex]
+		}
 		w, wanted := want.Links[a.Name]
 		if !wanted && (l.Type() != "bridge" || !Numbered(a.Name, prefix)) {
 			continue
@@ -130,9 +136,41 @@ func readLink(l vish.Link, want Link) (Link, error) {
 		return out, fmt.Errorf("listing the addresses of %s: %w", a.Name, err)
 	}
 	for _, x := range addrs {
-		ip, _ := netip.AddrFromSlice(x.IP)
-		ones, _ := x.Mask.Size()
-		out.Addrs = append(out.Addrs, netip.PrefixFrom(ip.Unmap(), ones))
+		out.Addrs = append(out.Addrs, prefixOf(x))
+	}
+	return out, nil
+}
+
+func prefixOf(a vish.Addr) netip.Prefix {
+	ip, _ := netip.AddrFromSlice(a.IP)
+	ones, _ := a.Mask.Size()
+	return netip.PrefixFrom(ip.Unmap(), ones)
+}
+
+// Addresses returns those of all links but of those that except names, with the prefix
+// lengths of their networks. IPv6 addresses with a lifetime are left out: any stranger on
+// a link can advertise a prefix from which the host takes one.
+func Addresses(except func(link string) bool) ([]netip.Prefix, error) {
+	all, err := whole(func() ([]vish.Addr, error) { return vish.AddrList(nil, unix.AF_UNSPEC) })
+	if err != nil {
+		return nil, fmt.Errorf("listing the host's addresses: %w", err)
+	}
+	var out []netip.Prefix
+	for _, a := range all {
+		if a.IP.To4() == nil && a.Flags&unix.IFA_F_PERMANENT == 0 {
+			continue
+		}
+		l, err := vish.LinkByIndex(a.LinkIndex)
+		var missing vish.LinkNotFoundError
+		if errors.As(err, &missing) {
+			continue // it went meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("finding the link that has %v: %w", a.IPNet, err)
+		}
+		if !except(l.Attrs().Name) {
+			out = append(out, prefixOf(a))
+		}
 	}
 	return out, nil
 }
@@ -142,6 +180,11 @@ func (c Changes) Apply() error {
 	var errs []error
 	for _, name := range c.AddLinks {
 		if err := setLink(name, c.want.Links[name]); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, link := range c.Plug {
+		if err := plug(link, c.want.Ports[link]); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -375,6 +418,30 @@ func makeLink(name string, want Link) (vish.Link, error) {
 		return nil, err
 	}
 	return vish.LinkByName(name)
+}
+
+// plug connects a link to a bridge. One that is missing is no error: its container is
+// about to start, or just ended.
+func plug(link, bridge string) error {
+	l, err := vish.LinkByName(link)
+	var missing vish.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", link, err)
+	}
+	b, err := vish.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("finding bridge %s: %w", bridge, err)
+	}
+	if err := vish.LinkSetMaster(l, b); err != nil {
+		return fmt.Errorf("connecting %s to %s: %w", link, bridge, err)
+	}
+	if err := vish.LinkSetHairpin(l, true); err != nil {
+		return fmt.Errorf("enabling hairpin mode on %s: %w", link, err)
+	}
+	return nil
 }
 
 // RemoveLink removes a link; one that is missing is no error.

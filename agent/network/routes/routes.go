@@ -30,6 +30,9 @@ type Picture struct {
 	Links      map[string]Link
 	Routes     map[netip.Prefix]Route
 	Neighbours map[Place]MAC // permanent ones
+	// Ports are the bridges of containers' links, by link, with hairpin mode. Links that are
+	// not there are not missed.
+	Ports map[string]string
 }
 
 // Link is a bridge, or with a port a VXLAN device whose routes name the other end.
@@ -59,13 +62,14 @@ type Place struct {
 
 // NewPicture returns one with nothing in it.
 func NewPicture() Picture {
-	return Picture{Links: map[string]Link{}, Routes: map[netip.Prefix]Route{}, Neighbours: map[Place]MAC{}}
+	return Picture{Links: map[string]Link{}, Routes: map[netip.Prefix]Route{}, Neighbours: map[Place]MAC{}, Ports: map[string]string{}}
 }
 
 // Changes is what makes one picture out of another.
 type Changes struct {
 	AddLinks       []string // or configure
 	DelLinks       []string
+	Plug           []string // links into their bridges
 	Set, Del       []netip.Prefix
 	Learn, Unlearn []Place
 
@@ -74,7 +78,7 @@ type Changes struct {
 
 // None reports whether there is nothing to do.
 func (c Changes) None() bool {
-	return len(c.AddLinks)+len(c.DelLinks)+len(c.Set)+len(c.Del)+len(c.Learn)+len(c.Unlearn) == 0
+	return len(c.AddLinks)+len(c.DelLinks)+len(c.Plug)+len(c.Set)+len(c.Del)+len(c.Learn)+len(c.Unlearn) == 0
 }
 
 // Additions returns the changes without removals.
@@ -84,7 +88,7 @@ func (c Changes) Additions() Changes {
 }
 
 // Compare returns what makes want out of have. Routes and neighbours on links that are
-// made anew are made too.
+// made anew are made too, and ports are connected to them.
 func Compare(have, want Picture) Changes {
 	c := Changes{want: want}
 	for name, l := range want.Links {
@@ -97,10 +101,17 @@ func Compare(have, want Picture) Changes {
 			c.DelLinks = append(c.DelLinks, name)
 		}
 	}
+	for link, bridge := range want.Ports {
+		on, there := have.Ports[link]
+		if _, ok := have.Links[bridge]; there && (!ok || on != bridge) {
+			c.Plug = append(c.Plug, link)
+		}
+	}
 	c.Set, c.Del = compare(have.Routes, want.Routes)
 	c.Learn, c.Unlearn = compare(have.Neighbours, want.Neighbours)
 	slices.Sort(c.AddLinks)
 	slices.Sort(c.DelLinks)
+	slices.Sort(c.Plug)
 	byPrefix := func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) }
 	byPlace := func(a, b Place) int { return cmp.Or(cmp.Compare(a.Dev, b.Dev), a.Addr.Compare(b.Addr)) }
 	slices.SortFunc(c.Set, byPrefix)
