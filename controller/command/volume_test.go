@@ -373,6 +373,7 @@ func TestARoleThatMayNotBeRootMakesNoVolumeOfAHost(t *testing.T) {
 		{[]string{"type", "tmpfs", "device", "/", "o", "ro, rbind"}, false},
 		{[]string{"type", "tmpfs", "device", "/", "o", "move"}, false},
 		{[]string{"type", "tmpfs", "device", "/", "o", "remount"}, false},
+		{[]string{"type", "tmpfs", "device", "/", "o", "bind="}, false},
 	} {
 		cmd := newVolume(fmt.Sprint("volume-", i), options(c.opts...))
 		cmd.Principal = "spiffe://fleet/user/u"

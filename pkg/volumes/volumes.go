@@ -25,7 +25,7 @@ var hostly = []string{"bind", "rbind", "move", "remount"}
 // HasHome reports whether the data of a volume is on one node.
 func HasHome(options map[string]string) bool {
 	for word := range strings.SplitSeq(options["o"], ",") {
-		if slices.Contains(hostly, strings.ToLower(strings.TrimSpace(word))) {
+		if slices.Contains(hostly, nameOf(word)) {
 			return true
 		}
 	}
@@ -47,15 +47,20 @@ func Rootly(options map[string]string) bool {
 // mount(8) only, which docker does not run; "" if there is none.
 func Unmountable(o string) string {
 	for word := range strings.SplitSeq(o, ",") {
-		name, _, _ := strings.Cut(word, "=")
-		name = strings.ToLower(strings.TrimSpace(name))
+		name := nameOf(word)
 		switch name {
 		case "loop", "offset", "sizelimit", "encryption", "user", "users", "owner", "group", "helper", "uhelper", "fstab":
 			return word
 		}
-		if strings.HasPrefix(name, "x-") {
+		if strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "verity.") {
 			return word
 		}
 	}
 	return ""
+}
+
+// nameOf returns the name of a mount option. mount(8) takes "bind=" for bind.
+func nameOf(word string) string {
+	name, _, _ := strings.Cut(word, "=")
+	return strings.ToLower(strings.TrimSpace(name))
 }
