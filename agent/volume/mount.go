@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
-
 	"github.com/drover/drover/agent/task"
 )
 
@@ -26,7 +24,7 @@ type Mounting struct {
 // mount mounts a volume's device unless it is mounted. It is called in the volume's turn.
 func (s *Store) mount(ctx context.Context, x task.Volume) error {
 	dir := s.Path(x.ID)
-	if is, err := mountinfo.Mounted(dir); err != nil || is {
+	if is, err := mounted(dir); err != nil || is {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.o.MountWithin)

@@ -134,8 +134,8 @@ func TestWhatIsNotSeeded(t *testing.T) {
 	s := open(t)
 	v := volumeOf("data")
 	ok(t, s.Seed(t.Context(), "one", v, "", func(func(string) error) error { return nil }))
-	if is, err := empty(s.Path(v.ID)); err != nil || !is {
-		t.Errorf("an image that has nothing there: %v %v", is, err)
+	if got := in(t, s.Path(v.ID)); got != "" {
+		t.Errorf("an image that has nothing there: %s", got)
 	}
 	broken := errors.New("no image")
 	if err := s.Seed(t.Context(), "one", v, "", func(func(string) error) error { return broken }); !errors.Is(err, broken) || !strings.Contains(err.Error(), "failed to populate volume data") {

@@ -186,10 +186,23 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 	if len(below) > 0 {
 		return fmt.Errorf("removing volume %.12s: something is mounted at %s", id, below[0].Mountpoint)
 	}
-	if err := os.RemoveAll(s.dir(id)); err != nil {
+	if err := s.delete(ctx, id); err != nil {
 		return fmt.Errorf("removing volume %.12s: %w", id, err)
 	}
-	return syncDir(s.o.Dir)
+	return nil
+}
+
+// delete deletes a volume's files.
+func (s *Store) delete(ctx context.Context, id string) error {
+	all, err := openDir(unix.AT_FDCWD, s.o.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = all.Close() }()
+	if err := remove(ctx, fdOf(all), id); err != nil {
+		return err
+	}
+	return all.Sync()
 }
 
 // valid refuses what is no id: it names a directory.
@@ -234,7 +247,7 @@ func (s *Store) Use(ctx context.Context, task string, x task.Volume) error {
 			return err
 		}
 	}
-	if err := s.settle(x); err != nil {
+	if err := s.settle(ctx, x); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -309,26 +322,22 @@ func (s *Store) Settle(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// unmount unmounts all that is mounted on a directory.
+// unmount unmounts all that is mounted on a directory. What is mounted is not looked at:
+// its server may be gone.
 func unmount(dir string) error {
 	for {
-		mounted, err := mountinfo.Mounted(dir)
-		if errors.Is(err, os.ErrNotExist) || err == nil && !mounted {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		switch {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // nothing is
 			return nil
-		}
-		if err == nil {
-			err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		}
-		if err != nil {
+		case err != nil && !errors.Is(err, unix.EINTR):
 			return fmt.Errorf("unmounting %s: %w", dir, err)
 		}
 	}
 }
 
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+// mounted reports whether something is mounted on a directory, without looking at it.
+func mounted(dir string) (bool, error) {
+	all, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	return len(all) > 0, err
 }
