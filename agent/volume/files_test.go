@@ -183,3 +183,36 @@ func TestTheSizeOfAHostileVolume(t *testing.T) {
 	close(over)
 	<-swapped
 }
+
+// The kernel lists mounts by paths without links.
+func TestAFolderThatIsReachedByALink(t *testing.T) {
+	s := open(t, func(o *Options) {
+		real := filepath.Dir(o.Dir) + "/real"
+		if err := errors.Join(os.Mkdir(real, 0o755), os.Symlink(real, filepath.Dir(o.Dir)+"/link")); err != nil {
+			t.Fatal(err)
+		}
+		o.Dir = filepath.Dir(o.Dir) + "/link/volumes"
+		mounts := 0
+		o.Mount = func(ctx context.Context, m Mounting) error {
+			if mounts++; mounts > 1 {
+				t.Error("it is mounted again")
+			}
+			return mount8(ctx, m)
+		}
+	})
+	v := tmpfs("memory")
+	ok(t, s.Use(t.Context(), "one", v))
+	ok(t, s.Use(t.Context(), "two", v))
+	s, err := Open(s.o)
+	ok(t, err)
+	if ok(t, s.Settle(t.Context())); isMounted(t, s, v) {
+		t.Error("a dead agent's mount, which nobody uses, stays")
+	}
+	data := volumeOf("data")
+	ok(t, s.Use(t.Context(), "one", data))
+	ok(t, os.Mkdir(s.Path(data.ID)+"/disk", 0o755))
+	ok(t, unix.Mount("tmpfs", s.Path(data.ID)+"/disk", "tmpfs", 0, ""))
+	if err := s.Remove(t.Context(), data.ID); err == nil || !strings.Contains(err.Error(), "something is mounted") {
+		t.Errorf("%v", err)
+	}
+}

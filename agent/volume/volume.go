@@ -71,8 +71,12 @@ func Open(o Options) (*Store, error) {
 		o.Mount = mount8
 	}
 	// Nobody but root lists them. That who knows an id may enter is as in docker.
-	for dir, mode := range map[string]os.FileMode{o.Dir: 0o701, o.RunDir: 0o700} {
-		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {
+	for dir, mode := range map[*string]os.FileMode{&o.Dir: 0o701, &o.RunDir: 0o700} {
+		err := errors.Join(os.MkdirAll(*dir, mode), os.Chmod(*dir, mode))
+		if err == nil {
+			*dir, err = filepath.EvalSymlinks(*dir) // as the kernel lists what is mounted there
+		}
+		if err != nil {
 			return nil, fmt.Errorf("opening the node's volumes: %w", err)
 		}
 	}
