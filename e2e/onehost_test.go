@@ -111,6 +111,7 @@ func ports(t *testing.T, h *fleet.Host) {
 	get(t, "http://"+h.Addr+":8080/", "on node")
 	want(t, h.Drover("ps"), 0, `0\.0\.0\.0:8080->80/tcp`)
 	want(t, h.Drover("run", "-d", "-p", "8080:80", "web"), 125, "port is already allocated")
+	want(t, h.Drover("run", "--rm", "-p", "8080:80", "web"), 125, "port is already allocated")
 	l := exec.Command("nsenter", "--net=/var/run/netns/"+h.Netns, "busybox", "nc", "-l", "-p", "8099")
 	if err := l.Start(); err != nil {
 		t.Fatal(err)

@@ -155,6 +155,13 @@ func TestNamesAndPortsAreTakenOnce(t *testing.T) {
 	f.no(same, dv1.Error_NAME_TAKEN, "already in use")
 	f.ok(create("three", web))
 	f.no(start("three"), dv1.Error_PORT_TAKEN, "port is already allocated on 2 of 2 nodes: a (by one), b (by two)")
+	f.ok(create("rm", web))
+	if r := f.ok(start("rm")); r.Attempt != 1 || r.NodeId == "" {
+		t.Errorf("a start that fails at once: %v", r)
+	}
+	if e := f.store.Snapshot().Ended(id("rm")); f.store.Snapshot().TaskByName("rm") != nil || !strings.Contains(e.GetFailed(), "port is already allocated") || state.Live(e) || len(e.Ports) > 0 {
+		t.Errorf("what removes itself ended as %v", e)
+	}
 	f.ok(&dv1.Command{Of: &dv1.Command_Stop{Stop: &dv1.Stop{TaskId: id("one"), Timeout: -2}}})
 	f.report("n0", &dv1.TaskReport{TaskId: id("one"), Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1, Code: 3}})
 	if n := f.store.Snapshot().Task(id("three")).NodeId; n == "n0" {

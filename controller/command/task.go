@@ -95,7 +95,23 @@ func (d *decision) start(id []byte) *dv1.Error {
 		return e
 	}
 	t.StopTimeout, t.StopSignal = 0, ""
-	return d.next(t)
+	asked := proto.CloneOf(t)
+	e = d.next(t)
+	if e != nil && t.AutoRemove {
+		d.failAtOnce(asked, e.Message)
+		return nil
+	}
+	return e
+}
+
+// failAtOnce makes an attempt that failed because of why of one that cannot begin, for
+// a task that its end removes: who waits for the end must not wait for ever.
+func (d *decision) failAtOnce(t *dv1.Task, why string) {
+	d.effects, d.plan = nil, nil // of the attempt that is not made
+	t.Desired, t.Attempt, t.Restarts, t.Started, t.Failed, t.Ports = dv1.Desired_STOPPED, t.Attempt+1, 0, 0, clip(why), nil
+	d.answer(t)
+	d.add(&dv1.Effect{Of: &dv1.Effect_Ended{Ended: t}})
+	d.drop(t, false, true)
 }
 
 func (d *decision) next(t *dv1.Task) *dv1.Error {

@@ -60,6 +60,9 @@ func hexID(t *dv1.Task) string { return hex.EncodeToString(t.Id) }
 func (s *server) start(w http.ResponseWriter, r *http.Request) error {
 	snap, t, err := s.task(w, r)
 	if err != nil {
+		if snap != nil && s.before(r, snap) != nil && ended(snap, r.PathValue("id")).GetFailed() != "" {
+			return refuse(http.StatusInternalServerError, "%s", ended(snap, r.PathValue("id")).Failed)
+		}
 		return s.doneBefore(w, r, snap, err)
 	}
 	s.freed(r.Context(), snap, t)
@@ -70,11 +73,12 @@ func (s *server) start(w http.ResponseWriter, r *http.Request) error {
 	if !res.Changed {
 		return &apiError{http.StatusNotModified, ""}
 	}
-	return s.started(w, r, snap, t, res.Attempt, "start")
+	return s.started(w, r, snap, t, res.Index, res.Attempt, "start")
 }
 
-// started waits until the attempt is running, has run, or has failed to start.
-func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Snapshot, t *dv1.Task, attempt int32, verb string) error {
+// started waits until the attempt, which the entry with that index made, is running, has
+// run, or has failed to start.
+func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Snapshot, t *dv1.Task, index uint64, attempt int32, verb string) error {
 	first := life.First(attempt)
 	begun := func(t *dv1.Task) bool {
 		return t.Started != 0 || first.Before(life.Of(t)) || !life.Of(t.Exit).Before(first)
@@ -82,7 +86,7 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Sna
 	// A later life that does not begin is no failure of this start.
 	failed := func(t *dv1.Task, st *dv1.TaskStatus) string {
 		switch {
-		case life.Of(t) == first && t.Failed != "":
+		case life.Of(t) == first && t.GetFailed() != "":
 			return t.Failed
 		case life.Of(st) == first && st.GetPhase() == dv1.Phase_FAILED:
 			return st.Why
@@ -95,9 +99,9 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Sna
 			return err
 		}
 	}
-	why := ""
+	why, gone := "", false
 	err := s.Fleet.WaitTask(r.Context(), hexID(t), func(t *dv1.Task, st *dv1.TaskStatus) bool {
-		if t == nil || t.Attempt > attempt {
+		if gone = t == nil; gone || t.Attempt > attempt {
 			return true
 		}
 		why = failed(t, st)
@@ -107,7 +111,15 @@ func (s *server) started(w http.ResponseWriter, r *http.Request, snap *state.Sna
 		return fmt.Errorf("waiting for container %s: %w", t.Name, err)
 	}
 	if why == "" { // an auto-removed task may be removed before its failure was seen
-		why = failed(nil, s.observed(r.Context(), t))
+		var last *dv1.Task
+		if gone {
+			now, _, err := s.Fleet.Find(r.Context(), index, nil)
+			if err != nil {
+				return fmt.Errorf("reading how container %s started: %w", t.Name, err)
+			}
+			last = ended(now, hexID(t))
+		}
+		why = failed(last, s.observed(r.Context(), t))
 	}
 	if why != "" {
 		code := http.StatusInternalServerError
@@ -198,7 +210,7 @@ func (s *server) restart(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	// If it is repeated, t has the attempt that it asked for already.
-	return s.started(w, r, snap, t, cmp.Or(res.Attempt, t.Attempt+1), "restart")
+	return s.started(w, r, snap, t, res.Index, cmp.Or(res.Attempt, t.Attempt+1), "restart")
 }
 
 // killedWithin bounds how long a kill waits for being recorded as manual.

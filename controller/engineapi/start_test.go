@@ -53,7 +53,7 @@ func TestAStartThatWasMadeNeedsNoNode(t *testing.T) {
 		c.task.NodeId, c.task.Name = "n1", "web"
 		s := &server{Options: Options{Fleet: quiet{t: c.task}}}
 		w := httptest.NewRecorder()
-		err := s.started(w, httptest.NewRequest(http.MethodPost, "/", nil), snap, c.task, c.attempt, "start")
+		err := s.started(w, httptest.NewRequest(http.MethodPost, "/", nil), snap, c.task, 0, c.attempt, "start")
 		got := w.Code
 		if e := (*apiError)(nil); errors.As(err, &e) {
 			got = e.code

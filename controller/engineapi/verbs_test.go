@@ -307,6 +307,31 @@ func TestAWaitForWhatRemovedItself(t *testing.T) {
 	a.is(a.do("POST", "/containers/rm/wait", ""), "by its name", 404, "No such container: rm")
 }
 
+// Docker removes a container that is to remove itself also when it cannot be started, so
+// that a client's wait for the removal ends.
+func TestARefusedStartOfWhatRemovesItselfEndsWaits(t *testing.T) {
+	a := newAPI(t)
+	const publish = `"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}`
+	for range a.f.Snapshot().NodeCount() {
+		r := a.do("POST", "/containers/create", `{"Image":"busybox","HostConfig":{`+publish+`}}`)
+		var made struct{ ID string }
+		if err := json.Unmarshal([]byte(r.body), &made); err != nil {
+			t.Fatal(err)
+		}
+		a.f.Run(a.f.Snapshot().TasksByPrefix(made.ID)[0].Id)
+	}
+	a.do("POST", "/containers/create?name=rm", `{"Image":"busybox","HostConfig":{"AutoRemove":true,`+publish+`}}`)
+	task := a.f.Snapshot().TaskByName("rm")
+	waited := make(chan reply, 1)
+	go func() { waited <- a.do("POST", "/containers/"+hexID(task)+"/wait?condition=removed", "") }()
+	const why = "Bind for 0.0.0.0:8080 failed: port is already allocated"
+	for range 2 { // a client may repeat it with its key
+		a.is(a.do("POST", "/containers/"+hexID(task)+"/start", "", wire.HeaderKey, "again"), "the start", 500, why)
+	}
+	a.is(<-waited, "the wait", 200, `"StatusCode":125`)
+	a.is(a.do("GET", "/containers/rm/json", ""), "afterwards", 404, "No such container: rm")
+}
+
 // Without a leader, the exit that the node itself reports ends a wait after a while.
 func TestAWaitWithoutALeader(t *testing.T) {
 	a := newAPI(t)

@@ -29,7 +29,7 @@ func parseConstraint(s string) (constraint, error) {
 		}
 		return constraint{key, value, op == "!="}, nil
 	}
-	return constraint{}, fmt.Errorf("invalid constraint %q: want key==value or key!=value", s)
+	return constraint{}, fmt.Errorf("invalid constraint %q: want key==value or key!=value, as in node==NAME", s)
 }
 
 // CheckConstraint returns why a constraint is invalid, or nil.
