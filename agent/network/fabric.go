@@ -59,7 +59,7 @@ func (f *fabric) repair() (changed bool, err error) {
 
 // bring makes the plan and carries it out. It must be called with mu held.
 func (f *fabric) bring() (changed bool, err error) {
-	before := f.want
+	left := f.want.left
 	if !f.seen || !slices.Equal(f.around, f.t.Peers) {
 		h, err := f.look()
 		if err != nil {
@@ -68,7 +68,7 @@ func (f *fabric) bring() (changed bool, err error) {
 		f.host, f.around = h, f.t.Peers
 	}
 	f.want = f.plan(f.host)
-	f.tell(before.left)
+	f.tell(left)
 	// First what is compared with packets, so that none passes unseen.
 	if err := f.nft.setFilter(f.want.filter); err != nil {
 		return false, err
@@ -91,7 +91,7 @@ func (f *fabric) bring() (changed bool, err error) {
 	if err = c.Apply(); err != nil {
 		err = fmt.Errorf("changing the host's network: %w", err)
 	}
-	err = errors.Join(err, f.announceMoved(before, c.Set))
+	err = errors.Join(err, f.announceMoved(f.have.Routes, c.Set))
 	f.have, f.seen = f.want.Picture, err == nil && f.t.Self != ""
 	return err == nil, err
 }
@@ -146,13 +146,13 @@ func (f *fabric) carries(network string) error {
 // announceMoved tells the containers of this host that single addresses are behind the
 // bridge from now on, which were on it before. Else they would go on sending to a
 // container that left.
-func (f *fabric) announceMoved(before plan, changed []netip.Prefix) error {
+func (f *fabric) announceMoved(before map[netip.Prefix]routes.Route, changed []netip.Prefix) error {
 	var errs []error
 	for _, dst := range changed {
 		if !dst.IsSingleIP() || !dst.Addr().Is4() {
 			continue
 		}
-		bridge, was := f.bridgeFor(dst), before.link(dst)
+		bridge, was := f.bridgeFor(dst), linkTo(dst, before)
 		if bridge != "" && was == bridge && f.want.Routes[dst].Dev != bridge {
 			errs = append(errs, announce(bridge, f.want.Links[bridge].MAC, dst.Addr()))
 		}
@@ -160,10 +160,10 @@ func (f *fabric) announceMoved(before plan, changed []netip.Prefix) error {
 	return errors.Join(errs...)
 }
 
-// link returns the link by which an address is reached, "" if by none.
-func (p plan) link(dst netip.Prefix) string {
+// linkTo returns the link by which an address is reached, "" if by none.
+func linkTo(dst netip.Prefix, by map[netip.Prefix]routes.Route) string {
 	for bits := dst.Bits(); bits > 0; bits-- {
-		if r, ok := p.Routes[netip.PrefixFrom(dst.Addr(), bits).Masked()]; ok {
+		if r, ok := by[netip.PrefixFrom(dst.Addr(), bits).Masked()]; ok {
 			return r.Dev
 		}
 	}

@@ -190,6 +190,18 @@ func TestAnAddressMoves(t *testing.T) {
 		asks("on-" + next)
 		home = next
 	}
+	// It also moves while no agent of its old node runs.
+	l.direct("a", "b")
+	l.direct("b", "a")
+	l.at(home, func() { must(t, l.nets[home].Detach(t.Context(), l.box["on-"+home].ID)); must(t, l.nets[home].Close()) })
+	l.change(at("b"), "b", "c")
+	l.run("back-on-b", "b", moving)
+	o := l.opts[home]
+	o.Topology = l.topo[home]
+	at("b")(&o.Topology)
+	l.opts[home] = o
+	l.open(home)
+	asks("back-on-b")
 }
 
 func TestWaysAreShown(t *testing.T) {
