@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -296,6 +297,28 @@ func TestAStartIsTriedAgainHoweverLongTheFirstTryTook(t *testing.T) {
 		n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{assigned('a', dv1.Desired_RUNNING, 1, `"true"`)}})
 		n.phase('a', 1, dv1.Phase_EXITED)
 	})
+}
+
+// What docker refuses is said in its words alone, in a preparation and in a start.
+func TestARefusalIsDockersWords(t *testing.T) {
+	for name, a := range map[string]*dv1.Assignment{"prepare": assigned('a', dv1.Desired_CREATED, 0, `"true"`), "start": assigned('a', dv1.Desired_RUNNING, 1, `"true"`)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, _ := begin(t)
+				n.engine.Hook(func(_ context.Context, call, _ string) error {
+					if call == name {
+						return fmt.Errorf("preparing it: %w", task.Refuse("bind source path does not exist"))
+					}
+					return nil
+				})
+				n.must(&dv1.Sync{Epoch: 1, Term: 1, Index: 5, Full: true, Tasks: []*dv1.Assignment{a}})
+				n.phase('a', a.Task.Attempt, dv1.Phase_FAILED)
+				if why := n.Statuses()[0].Why; why != "bind source path does not exist" {
+					t.Errorf("it says %q", why)
+				}
+			})
+		})
+	}
 }
 
 // While the engine is away, a container that is to be prepared is neither ready nor failed:

@@ -5,6 +5,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -130,4 +131,13 @@ func (e *StartError) Error() string { return e.Message }
 // Refuse returns a *StartError with docker's code 125.
 func Refuse(format string, args ...any) error {
 	return &StartError{Code: 125, Message: fmt.Sprintf(format, args...)}
+}
+
+// why is what a user reads of a start that failed: docker's message alone, where it is
+// docker that would refuse it.
+func why(err error) string {
+	if se := (*StartError)(nil); errors.As(err, &se) {
+		return se.Message
+	}
+	return err.Error()
 }

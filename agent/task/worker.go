@@ -286,7 +286,7 @@ func (w *worker) prepare(ctx context.Context, x want) {
 		}
 		if over {
 			w.have.tried = true
-			w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_FAILED, Why: err.Error()}, x)
+			w.report(&dv1.TaskStatus{Id: w.raw, Phase: dv1.Phase_FAILED, Why: why(err)}, x)
 			return
 		}
 	}
@@ -505,7 +505,7 @@ func (w *worker) try(ctx context.Context, x want, n int32) (Attempt, error) {
 
 // fail records that the wanted attempt never ran.
 func (w *worker) fail(x want, err error) {
-	s := &dv1.TaskStatus{Id: w.raw, Attempt: x.task.Attempt, Phase: dv1.Phase_FAILED, Why: err.Error()}
+	s := &dv1.TaskStatus{Id: w.raw, Attempt: x.task.Attempt, Phase: dv1.Phase_FAILED, Why: why(err)}
 	if err := w.r.o.Store.fail(s); err != nil {
 		w.log.Error("a failed start can't be stored, and would be retried if this agent restarted", "err", err)
 	}

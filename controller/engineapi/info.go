@@ -39,7 +39,7 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 	}
 	i := system.Info{
 		Driver: "overlayfs", DriverStatus: [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}},
-		Plugins:     system.PluginsInfo{Volume: []string{volumes.Local}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file"}},
+		Plugins:     system.PluginsInfo{Volume: []string{volumes.Local}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		IPv4Forwarding: true, SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file", OSType: "linux",
 		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: &regtypes.ServiceConfig{}, ServerVersion: EngineVersion,
