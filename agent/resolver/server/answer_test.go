@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -292,6 +293,34 @@ func TestQueriesThatWaitAreBounded(t *testing.T) {
 	}
 }
 
+// A container that goes waits for no server that is silent.
+func TestWhatIsAskedEndsWithItsContainer(t *testing.T) {
+	asked, hold := make(chan struct{}, 1), make(chan struct{})
+	defer close(hold)
+	addr, port := outside(t, func(dns.ResponseWriter, *dns.Msg) {
+		asked <- struct{}{}
+		<-hold
+	})
+	for _, tcp := range []bool{false, true} {
+		r := newResolver(t, example(), resolverapi.Sandbox{Networks: in("r"), Outside: true})
+		r.upstream = newUpstream(hostWith(t, addr))
+		r.upstream.port = port
+		r.life, r.end = context.WithCancel(t.Context())
+		w, done := &writer{tcp: tcp}, make(chan struct{})
+		began := time.Now()
+		go func() {
+			defer close(done)
+			r.ServeDNS(w, new(dns.Msg).SetQuestion("slow.example.", dns.TypeA))
+		}()
+		<-asked
+		r.end()
+		<-done
+		if got := text(w.got); got != "SERVFAIL" || time.Since(began) > askWithin/2 {
+			t.Errorf("tcp %v: %s after %v", tcp, got, time.Since(began))
+		}
+	}
+}
+
 func TestTheHostsServers(t *testing.T) {
 	root := t.TempDir()
 	h := &hostServers{root: root}
@@ -310,10 +339,17 @@ func TestTheHostsServers(t *testing.T) {
 	check("systemd-resolved", "[192.0.2.77]")
 	writeResolv(t, root, "run/systemd/resolve/resolv.conf", "192.0.2.7", "192.0.2.8")
 	check("another network", "[192.0.2.7 192.0.2.8]")
-	if err := os.Remove(filepath.Join(root, "etc/resolv.conf")); err != nil {
+	file := filepath.Join(root, "etc/resolv.conf")
+	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
 	check("the file is gone", "[]")
+	writeResolv(t, root, "etc/resolv.conf", "192.0.2.9")
+	check("it is back", "[192.0.2.9]")
+	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	check("it can't be read", "[192.0.2.9]")
 }
 
 func FuzzQueries(f *testing.F) {

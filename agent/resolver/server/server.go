@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 
 	"github.com/drover/drover/agent/resolver/resolverapi"
@@ -28,11 +27,6 @@ type Options struct {
 	Idle     time.Duration // Run returns when there was no sandbox for so long
 	Log      *slog.Logger
 }
-
-const (
-	maxConns = 64              // of TCP, of one container
-	connIdle = 5 * time.Second // until one of them is closed
-)
 
 // resolvers is all that a node has.
 type resolvers struct {
@@ -192,10 +186,7 @@ func (r *resolvers) serve(c resolverapi.Sandbox) error {
 		return errors.Join(err, ns.Close())
 	}
 	s.life, s.end = context.WithCancel(r.life)
-	s.all = [2]*dns.Server{
-		{PacketConn: s.socks.udp, Handler: s, UDPSize: dns.DefaultMsgSize},
-		{Listener: netutil.LimitListener(s.socks.tcp, maxConns), Handler: s, IdleTimeout: func() time.Duration { return connIdle }},
-	}
+	s.all = [2]*dns.Server{udpServer(s.socks.udp, s), tcpServer(s.socks.tcp, s)}
 	for _, d := range s.all {
 		s.wg.Go(func() {
 			if err := d.ActivateAndServe(); err != nil && s.life.Err() == nil {

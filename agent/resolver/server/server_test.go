@@ -336,6 +336,8 @@ func TestServersAreAskedFromTheRightNamespace(t *testing.T) {
 	}
 }
 
+var garbage = [][]byte{{}, {0}, bytes.Repeat([]byte{0xff}, 600), bytes.Repeat([]byte{0xc0}, 64), bytes.Repeat([]byte{0}, 12), []byte("ab\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\xc0\xff")}
+
 // What a container sends need not be a query.
 func TestGarbageStopsNobody(t *testing.T) {
 	ns := newNetns(t)
@@ -343,7 +345,7 @@ func TestGarbageStopsNobody(t *testing.T) {
 	p.tell(&resolverapi.Update{Full: true, Networks: red, Names: []resolverapi.Name{web("10.0.0.1")}, Sandboxes: []resolverapi.Sandbox{sandbox("a", ns)}})
 	err := inside(t, ns, func() error {
 		for _, network := range []string{"udp", "tcp"} {
-			for _, b := range [][]byte{{}, {0}, bytes.Repeat([]byte{0xff}, 600), bytes.Repeat([]byte{0xc0}, 64), bytes.Repeat([]byte{0}, 12)} {
+			for _, b := range garbage {
 				c, err := net.Dial(network, resolverapi.Address+":53")
 				if err != nil {
 					return err
@@ -360,6 +362,19 @@ func TestGarbageStopsNobody(t *testing.T) {
 	for _, network := range []string{"udp", "tcp"} {
 		if got := query(t, ns, network, "web.", dns.TypeA); got != "NOERROR web. 600 IN A 10.0.0.1" {
 			t.Errorf("by %s: %s", network, got)
+		}
+	}
+}
+
+func BenchmarkServe(b *testing.B) {
+	p := start(b, none(b), time.Minute)
+	p.tell(&resolverapi.Update{Full: true, Networks: red})
+	for i := range b.N {
+		b.StopTimer()
+		s := sandbox(fmt.Sprint(i), newNetns(b))
+		b.StartTimer()
+		if errs := p.tell(&resolverapi.Update{Sandboxes: []resolverapi.Sandbox{s}}); len(errs) > 0 {
+			b.Fatal(errs)
 		}
 	}
 }

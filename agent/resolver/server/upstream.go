@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -71,7 +72,8 @@ func (u *upstream) exchange(ctx context.Context, network string, s server, q *dn
 	if err != nil {
 		return nil
 	}
-	defer func() { _ = conn.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // the client heeds only ctx's deadline
+	defer func() { stop(); _ = conn.Close() }()
 	// Some servers send more than they were allowed to.
 	c := &dns.Client{Timeout: askWithin, UDPSize: dns.MaxMsgSize}
 	m, _, err := c.ExchangeWithConnContext(ctx, q, &dns.Conn{Conn: conn})
@@ -107,21 +109,26 @@ func (h *hostServers) servers() []netip.Addr {
 	if same {
 		return h.all
 	}
-	h.seen, h.all = now, nameservers(files[0])
-	if len(h.all) == 1 && h.all[0].String() == resolvedStub {
-		if real := nameservers(files[1]); len(real) > 0 {
-			h.all = real
+	all, err := nameservers(files[0])
+	if err == nil && len(all) == 1 && all[0].String() == resolvedStub {
+		var real []netip.Addr
+		if real, err = nameservers(files[1]); len(real) > 0 {
+			all = real
 		}
 	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // it is read again for the next query
+		return h.all
+	}
+	h.seen, h.all = now, all
 	return h.all
 }
 
-// nameservers returns those of a resolv.conf; none if it can't be read.
-func nameservers(file string) []netip.Addr {
+// nameservers returns those of a resolv.conf, not nil.
+func nameservers(file string) ([]netip.Addr, error) {
 	out := []netip.Addr{}
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return out
+		return out, err
 	}
 	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
 		f := strings.Fields(s.Text())
@@ -132,5 +139,5 @@ func nameservers(file string) []netip.Addr {
 			out = append(out, a)
 		}
 	}
-	return out
+	return out, nil
 }
