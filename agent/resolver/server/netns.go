@@ -162,14 +162,29 @@ const tableName = "drover_names"
 // so itself: it sees the resolver's own port both ways, since one chain is before the
 // tracking (priority -200) and the other one is after it.
 func redirect(port uint16) error {
+	err := redirectIn(port, false)
+	if errors.Is(err, unix.EEXIST) { // another resolver's
+		err = redirectIn(port, true)
+	}
+	if err != nil {
+		return fmt.Errorf("passing port 53 of %s on: %w", resolverapi.Address, err)
+	}
+	return nil
+}
+
+// redirectIn creates the table, which must not exist unless it is replaced. That takes the
+// kernel ten times as long: nothing may be using the old one any more.
+func redirectIn(port uint16, replace bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("reaching nftables: %w", err)
 	}
 	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableName}
-	c.AddTable(t) // so that it can be removed
-	c.DelTable(t)
-	c.AddTable(t)
+	if replace {
+		c.AddTable(t) // its owner may have removed it meanwhile
+		c.DelTable(t)
+	}
+	c.CreateTable(t)
 	chain := func(name string, priority nftables.ChainPriority) *nftables.Chain {
 		return c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: &priority})
 	}
@@ -178,10 +193,7 @@ func redirect(port uint16) error {
 		c.AddRule(&nftables.Rule{Table: t, Chain: queries, Exprs: rewrite(proto, daddr, dport, 53, 53, port)})
 		c.AddRule(&nftables.Rule{Table: t, Chain: answers, Exprs: rewrite(proto, saddr, sport, firstPort, lastPort, 53)})
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("passing port 53 of %s on: %w", resolverapi.Address, err)
-	}
-	return nil
+	return c.Flush()
 }
 
 // Offsets in the headers of IPv4, and of UDP and TCP.
