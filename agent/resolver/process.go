@@ -91,7 +91,8 @@ func (r *Resolver) once(ctx context.Context) error {
 		return errors.Join(ctx.Err(), conn.Close())
 	}
 	if errors.Is(err, errStuck) {
-		err = errors.Join(err, r.kill())
+		// Whether or not it is found, the next one has a socket of its own.
+		err = errors.Join(err, r.kill(), os.Remove(r.socket()))
 	}
 	_ = conn.Close()
 	if started != nil {
@@ -166,7 +167,7 @@ func (r *Resolver) start(l *net.UnixListener) (*exec.Cmd, error) {
 
 var (
 	errEnded = errors.New("the resolver closed its connection")
-	errStuck = fmt.Errorf("the resolver answered nothing for %v", ackWithin)
+	errStuck = errors.New("the resolver does not answer")
 )
 
 // talk tells the process all that there is, then what changes, one message at a time.
@@ -219,9 +220,10 @@ func (r *Resolver) talk(ctx context.Context, conn net.Conn) error {
 
 // say sends a message and waits for its acknowledgement.
 func (r *Resolver) say(ctx context.Context, conn net.Conn, c *resolverapi.Conn, m *message, acks <-chan *resolverapi.Ack, read <-chan struct{}) error {
-	late := time.NewTimer(ackWithin)
+	within := r.ackWithin + time.Duration(len(m.Sandboxes))*perSandbox
+	late := time.NewTimer(within)
 	defer late.Stop()
-	_ = conn.SetWriteDeadline(time.Now().Add(ackWithin))
+	_ = conn.SetWriteDeadline(time.Now().Add(within))
 	if err := c.Write(&m.Update); err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return errStuck

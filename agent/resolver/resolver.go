@@ -35,8 +35,9 @@ type Options struct {
 
 // Times of the supervisor.
 const (
-	ackWithin   = 10 * time.Second // a resolver that takes longer is stuck, and replaced
-	probeEvery  = 15 * time.Second // when there is nothing to say: a stuck process sends no event
+	ackWithin   = 10 * time.Second      // a resolver that takes longer is stuck, and replaced
+	perSandbox  = 50 * time.Millisecond // that it has more for each sandbox: where another one was, the kernel makes it wait
+	probeEvery  = 15 * time.Second      // when there is nothing to say: a stuck process sends no event
 	minBackoff  = 20 * time.Millisecond
 	maxBackoff  = 5 * time.Second
 	steadyAfter = 30 * time.Second // one that ran this long is restarted without delay
@@ -49,6 +50,8 @@ const maxPending = 10_000
 type Resolver struct {
 	o    Options
 	wake chan struct{} // there is something to say
+
+	ackWithin time.Duration // a test's is shorter
 
 	mu        sync.Mutex // guards the fields below
 	sandboxes map[string]*sandbox
@@ -71,7 +74,7 @@ type sandbox struct {
 
 // New returns a Resolver of which nothing runs until Run is called.
 func New(o Options) *Resolver {
-	return &Resolver{o: o, wake: make(chan struct{}, 1), sandboxes: map[string]*sandbox{}}
+	return &Resolver{o: o, wake: make(chan struct{}, 1), ackWithin: ackWithin, sandboxes: map[string]*sandbox{}}
 }
 
 // Serve has the resolver answer in a sandbox, as described by s from now on, and blocks

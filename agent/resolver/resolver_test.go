@@ -279,6 +279,46 @@ func TestADeadResolverIsReplaced(t *testing.T) {
 	t.Logf("answered again after %v", time.Since(began).Round(time.Millisecond))
 }
 
+// One that hangs is replaced, also if an agent died before it wrote down which process it
+// had started.
+func TestAStuckResolverIsReplaced(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		n := newNode(t)
+		n.fleet.names = []resolverapi.Name{name("web", "10.0.0.1")}
+		a := n.container("a")
+		r, end := n.agent(n.o)
+		if err := r.Serve(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+		end()
+		was := n.pids()
+		defer func() { _ = syscall.Kill(was[0], syscall.SIGKILL) }()
+		if err := syscall.Kill(was[0], syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := syscall.Wait4(was[0], nil, syscall.WUNTRACED, nil); err != nil { // until all of it has stopped
+			t.Fatal(err)
+		}
+		if !known {
+			if err := os.Remove(r.pidFile()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r = New(n.o) // another agent, whose child it is not
+		r.ackWithin = 200 * time.Millisecond
+		r.Restore([]resolverapi.Sandbox{a})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = r.Run(ctx) }()
+		n.served(a, "web.", "NOERROR 10.0.0.1")
+		if known && alive(was[0]) {
+			t.Error("the one that hangs is still there")
+		}
+		cancel()
+		<-done
+	}
+}
+
 func TestAResolverOfAnotherBuildIsReplaced(t *testing.T) {
 	n := newNode(t)
 	n.fleet.names = []resolverapi.Name{name("web", "10.0.0.1")}
