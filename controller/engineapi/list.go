@@ -178,7 +178,7 @@ func (s *server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		state.Pid = 0
 	}
 	h := *v.req.HostConfig
-	h.NetworkMode = container.NetworkMode(v.networkMode())
+	h.NetworkMode, h.Links = container.NetworkMode(v.networkMode()), nil // links are the networks'
 	if h.RestartPolicy.Name == "" {
 		h.RestartPolicy.Name = container.RestartPolicyDisabled
 	}

@@ -65,7 +65,7 @@ var createHost = []create{
 	{Path: "HostConfig.GroupAdd", Class: Node},
 	{Path: "HostConfig.IpcMode", Class: Node},
 	{Path: "HostConfig.Cgroup", Class: Refused, Why: "sharing another container's control group is"},
-	{Path: "HostConfig.Links", Class: Refused, Why: "links are"},
+	{Path: "HostConfig.Links", Class: Refused, Why: "links in the default network are", Asks: linksByDefault},
 	{Path: "HostConfig.OomScoreAdj", Class: Node},
 	{Path: "HostConfig.PidMode", Class: Node},
 	{Path: "HostConfig.Privileged", Class: Node},

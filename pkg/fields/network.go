@@ -82,6 +82,14 @@ func Bridged(r *container.CreateRequest) bool {
 	return false
 }
 
+// linksByDefault reports whether a request links containers of the default network. In
+// others the endpoint has the links, and clients list them here too, where docker ignores
+// them.
+func linksByDefault(r *container.CreateRequest) bool {
+	h := r.HostConfig
+	return h != nil && len(h.Links) > 0 && !networkName(h.NetworkMode).IsUserDefined() && !h.NetworkMode.IsHost()
+}
+
 // checkBridged refuses settings that only networks of the fleet have, in docker's words
 // where it has some.
 func checkBridged(name string, e *network.EndpointSettings) error {

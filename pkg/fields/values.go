@@ -156,6 +156,9 @@ func checkNetwork(h *container.HostConfig, n *network.NetworkingConfig) error {
 	if mode.IsContainer() {
 		return unavailable("HostConfig.NetworkMode", "sharing another container's network is")
 	}
+	if mode.IsHost() && len(h.Links) > 0 {
+		return invalid("HostConfig.Links", "conflicting options: host type networking can't be used with links. This would result in undefined behavior")
+	}
 	if n != nil {
 		for _, name := range slices.Sorted(maps.Keys(n.EndpointsConfig)) {
 			if err := checkBeside(mode, name, n.EndpointsConfig[name]); err != nil {
