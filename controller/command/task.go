@@ -135,6 +135,7 @@ func (d *decision) next(t *dv1.Task) *dv1.Error {
 	}
 	t.Desired, t.Attempt, t.Restarts, t.Started, t.Failed = dv1.Desired_RUNNING, t.Attempt+1, 0, 0, ""
 	t.StoppedByHand, t.Ports, t.Traceparent = false, ports, d.cmd.Traceparent
+	_, t.Restarting = d.cmd.Of.(*dv1.Command_Restart)
 	d.put(t)
 	return d.addresses(t)
 }
@@ -406,6 +407,7 @@ func (d *decision) reported(t *dv1.Task, r *dv1.TaskReport) {
 	if current && r.Failed != "" && r.Restarts == n.Restarts && state.LastExit(n) == nil {
 		n.Failed = clip(r.Failed)
 	}
+	n.Restarting = n.Restarting && n.Started == 0 && state.Live(n)
 	if current && !state.Live(n) {
 		n.Desired, n.Ports = dv1.Desired_STOPPED, nil
 		if n.AutoRemove {

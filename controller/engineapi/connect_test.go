@@ -157,6 +157,52 @@ func TestEventsOfAStartAndAnEnd(t *testing.T) {
 	}
 }
 
+// Docker's events of a stop and a restart, in its order.
+func TestEventsOfAStopAndARestart(t *testing.T) {
+	a := upgraded(t)
+	a.network(&dv1.Network{Name: "web"})
+	task := a.made("app", `,"HostConfig":{"NetworkMode":"web"}`)
+	seen := len(a.events(`{}`))
+	told := func(what string, want ...string) {
+		t.Helper()
+		all := a.events(`{}`)
+		var got []string
+		for _, e := range all[seen:] {
+			got = append(got, e.Action)
+		}
+		if seen = len(all); !slices.Equal(got, want) {
+			t.Errorf("of %s the events are %v, want %v", what, got, want)
+		}
+	}
+	restart := func() {
+		now := a.f.Snapshot().Task(task.Id)
+		a.f.Do(&dv1.Command{Of: &dv1.Command_Restart{Restart: &dv1.Restart{TaskId: task.Id, Attempt: now.Attempt + 1}}})
+	}
+	report := func(r *dv1.TaskReport) {
+		r.TaskId = task.Id
+		a.f.Do(&dv1.Command{Of: &dv1.Command_Report{Report: &dv1.Report{NodeId: task.NodeId, Tasks: []*dv1.TaskReport{r}}}})
+	}
+	a.f.Run(task.Id)
+	told("a start", "connect", "start")
+	a.f.Do(&dv1.Command{Of: &dv1.Command_Stop{Stop: &dv1.Stop{TaskId: task.Id}}})
+	report(&dv1.TaskReport{Attempt: 1, Started: 5, Exit: &dv1.Exit{Attempt: 1}})
+	told("a stop", "die", "disconnect", "stop")
+	restart()
+	report(&dv1.TaskReport{Attempt: 2, Started: 6})
+	told("a restart of what had ended", "connect", "start", "restart")
+	restart()
+	report(&dv1.TaskReport{Attempt: 2, Started: 6, Exit: &dv1.Exit{Attempt: 2}})
+	report(&dv1.TaskReport{Attempt: 3, Started: 7})
+	told("a restart of what ran", "disconnect", "die", "stop", "connect", "start", "restart")
+	report(&dv1.TaskReport{Attempt: 3, Started: 7, Exit: &dv1.Exit{Attempt: 3}})
+	told("an end by itself", "die", "disconnect")
+	restart()
+	report(&dv1.TaskReport{Attempt: 4, Failed: "no"})
+	a.f.Do(&dv1.Command{Of: &dv1.Command_Start{Start: &dv1.Start{TaskId: task.Id}}})
+	report(&dv1.TaskReport{Attempt: 5, Started: 8})
+	told("a start after a restart that failed", "connect", "start")
+}
+
 // A start waits until the node of a removed container has let its address go.
 func TestAStartWaitsForAnAddressThatIsLeaving(t *testing.T) {
 	a := upgraded(t)

@@ -200,12 +200,20 @@ func (l *Local) changed(t *dv1.Task, at int64) {
 	}
 	if t.Started != 0 && (old.Started == 0 || life.Of(old) != life.Of(t)) {
 		l.taskEvent(t, "start", at)
+		if old.Restarting {
+			l.taskEvent(t, "restart", at)
+		}
 	}
-	if life.Of(old.Exit).Before(life.Of(t.Exit)) {
+	died := life.Of(old.Exit).Before(life.Of(t.Exit))
+	if died {
 		l.taskEvent(t, "die", at, "exitCode", strconv.Itoa(int(t.Exit.Code)))
 	}
 	if state.Running(old) && !state.Running(t) {
 		l.endpointEvents(t, at, "disconnect")
+	}
+	// It was told to: by a stop, or for an attempt that follows.
+	if died && (state.Live(old) && old.Desired == dv1.Desired_STOPPED || t.Exit.Attempt < t.Attempt) {
+		l.taskEvent(t, "stop", at)
 	}
 }
 
@@ -297,4 +305,4 @@ func (l *Local) Reported(e *dv1.Event) {
 }
 
 // logged are a task's events that are created from the log.
-var logged = []string{"create", "start", "die", "destroy", "rename"}
+var logged = []string{"create", "start", "die", "stop", "restart", "destroy", "rename"}

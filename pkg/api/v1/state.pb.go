@@ -651,6 +651,7 @@ type Task struct {
 	Restarts      int32                  `protobuf:"varint,19,opt,name=restarts,proto3" json:"restarts,omitempty"`                          // how often its agent began the attempt anew by itself; started is of that life
 	Slot          uint32                 `protobuf:"varint,20,opt,name=slot,proto3" json:"slot,omitempty"`                                  // its place in the run, from 1; it owns the name
 	Generation    uint64                 `protobuf:"varint,21,opt,name=generation,proto3" json:"generation,omitempty"`                      // of the run, that it was made for
+	Restarting    bool                   `protobuf:"varint,22,opt,name=restarting,proto3" json:"restarting,omitempty"`                      // the attempt is a restart's, and has not started yet
 	Mounts        []*Mount               `protobuf:"bytes,30,rep,name=mounts,proto3" json:"mounts,omitempty"`                               // volumes, and what it shares with other tasks; its own binds are in the spec
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -831,6 +832,13 @@ func (x *Task) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *Task) GetRestarting() bool {
+	if x != nil {
+		return x.Restarting
+	}
+	return false
 }
 
 func (x *Task) GetMounts() []*Mount {
@@ -2721,7 +2729,7 @@ const file_state_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
 	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x17\n" +
 	"\alog_end\x18\a \x01(\x04R\x06logEnd\x12\x1a\n" +
-	"\brestarts\x18\b \x01(\x05R\brestarts\"\x98\x05\n" +
+	"\brestarts\x18\b \x01(\x05R\brestarts\"\xb8\x05\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\fR\x05runId\x12\x17\n" +
@@ -2748,7 +2756,10 @@ const file_state_proto_rawDesc = "" +
 	"\x04slot\x18\x14 \x01(\rR\x04slot\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x15 \x01(\x04R\n" +
-	"generation\x12(\n" +
+	"generation\x12\x1e\n" +
+	"\n" +
+	"restarting\x18\x16 \x01(\bR\n" +
+	"restarting\x12(\n" +
 	"\x06mounts\x18\x1e \x03(\v2\x10.drover.v1.MountR\x06mounts\"\x9d\x02\n" +
 	"\x05Mount\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x16\n" +
