@@ -2,7 +2,6 @@ package dispatch
 
 import (
 	"cmp"
-	"encoding/hex"
 	"iter"
 	"net/netip"
 	"slices"
@@ -222,23 +221,7 @@ func nameOf(snap *state.Snapshot, network, task []byte) *dv1.Name {
 	if e == nil || e.Leaving || t == nil || e.Ip == "" && e.Ip6 == "" {
 		return &dv1.Name{NetworkId: network, TaskId: task, Gone: true}
 	}
-	names := append([]string{t.Name}, e.Aliases...)
-	names = append(names, hex.EncodeToString(t.Id)[:12])
-	if e.Hostname != "" {
-		names = append(names, e.Hostname)
-	}
-	return &dv1.Name{NetworkId: network, TaskId: task, NodeId: e.NodeId, Ip: e.Ip, Ip6: e.Ip6, Asked: e.Asked, Names: unique(names), Running: state.Running(t)}
-}
-
-// unique removes repetitions and keeps the order, as docker does of names.
-func unique(names []string) []string {
-	out := names[:0]
-	for _, n := range names {
-		if !slices.Contains(out, n) {
-			out = append(out, n)
-		}
-	}
-	return out
+	return &dv1.Name{NetworkId: network, TaskId: task, NodeId: e.NodeId, Ip: e.Ip, Ip6: e.Ip6, Asked: e.Asked, Names: state.NamesIn(t, e), Running: state.Running(t)}
 }
 
 // endpointsOf returns a task's endpoints in the order of their interfaces: the one of the

@@ -173,15 +173,17 @@ func hostIP(ip string) netip.Addr {
 
 func (v *view) portSummary() []container.PortSummary {
 	out := []container.PortSummary{}
-	shown := map[string]bool{}
+	shown := map[network.Port]bool{}
 	for _, p := range v.ports() {
-		out = append(out, container.PortSummary{IP: hostIP(p.Ip), PrivatePort: uint16(p.Container), PublicPort: uint16(p.Host), Type: p.Proto})
-		shown[fmt.Sprintf("%d/%s", p.Container, p.Proto)] = true
+		if port, ok := portOf(p); ok && p.Host != 0 {
+			out = append(out, container.PortSummary{IP: hostIP(p.Ip), PrivatePort: port.Num(), PublicPort: uint16(p.Host), Type: string(port.Proto())})
+			shown[port] = true
+		}
 	}
 	if st := v.state(); st == container.StateRunning {
-		for p := range v.configured().ExposedPorts {
-			if !shown[p.String()] {
-				out = append(out, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
+		for port := range v.unbound() {
+			if !shown[port] {
+				out = append(out, container.PortSummary{PrivatePort: port.Num(), Type: string(port.Proto())})
 			}
 		}
 	}
@@ -191,20 +193,36 @@ func (v *view) portSummary() []container.PortSummary {
 	return out
 }
 
+func portOf(p *dv1.Port) (network.Port, bool) {
+	port, err := network.ParsePort(fmt.Sprintf("%d/%s", p.Container, p.Proto))
+	return port, err == nil
+}
+
+// unbound returns the ports that a container exposes, and those that it publishes in vain:
+// of a container in internal networks only, no port is bound.
+func (v *view) unbound() network.PortSet {
+	out := network.PortSet{}
+	maps.Copy(out, v.configured().ExposedPorts)
+	for _, p := range v.ports() {
+		if port, ok := portOf(p); ok && p.Host == 0 {
+			out[port] = struct{}{}
+		}
+	}
+	return out
+}
+
 func (v *view) portMap() network.PortMap {
 	m := network.PortMap{}
 	if st := v.state(); st != container.StateRunning && st != container.StatePaused {
 		return m
 	}
-	for p := range v.configured().ExposedPorts {
-		m[p] = nil
+	for port := range v.unbound() {
+		m[port] = nil
 	}
 	for _, p := range v.ports() {
-		port, err := network.ParsePort(fmt.Sprintf("%d/%s", p.Container, p.Proto))
-		if err != nil {
-			continue
+		if port, ok := portOf(p); ok && p.Host != 0 {
+			m[port] = append(m[port], network.PortBinding{HostIP: hostIP(p.Ip), HostPort: strconv.Itoa(int(p.Host))})
 		}
-		m[port] = append(m[port], network.PortBinding{HostIP: hostIP(p.Ip), HostPort: strconv.Itoa(int(p.Host))})
 	}
 	return m
 }
@@ -246,15 +264,7 @@ func (v *view) networks() map[string]*network.EndpointSettings {
 
 func (v *view) endpoint(n *dv1.Network, e *dv1.Endpoint, up bool) *network.EndpointSettings {
 	out := &network.EndpointSettings{NetworkID: hex.EncodeToString(n.Id), Aliases: e.Aliases, DriverOpts: e.DriverOpts, GwPriority: int(e.GatewayPriority)}
-	out.DNSNames = append(append([]string{v.t.Name}, e.Aliases...), hexID(v.t)[:12])
-	if e.Hostname != "" {
-		out.DNSNames = append(out.DNSNames, e.Hostname)
-	}
-	for i := len(out.DNSNames) - 1; i > 0; i-- {
-		if slices.Contains(out.DNSNames[:i], out.DNSNames[i]) {
-			out.DNSNames = slices.Delete(out.DNSNames, i, i+1)
-		}
-	}
+	out.DNSNames = state.NamesIn(v.t, e)
 	for _, alias := range slices.Sorted(maps.Keys(e.Links)) {
 		out.Links = append(out.Links, e.Links[alias]+":"+alias)
 	}

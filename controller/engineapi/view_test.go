@@ -1,9 +1,11 @@
 package engineapi
 
 import (
+	"encoding/json"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 
 	"github.com/drover/drover/controller/fleet"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -44,6 +46,33 @@ func TestAContainerIsInTheStateOfItsNewestLife(t *testing.T) {
 		}
 		if e := v.exit(); (e == nil) != (c.code < 0) || e != nil && e.Code != c.code {
 			t.Errorf("%s: its exit is %v, want %d", what, e, c.code)
+		}
+	}
+}
+
+// A published port that its node did not bind, as in an internal network, is as one that is
+// exposed only.
+func TestPortsThatAreNotBound(t *testing.T) {
+	exposed := &shape{config: container.Config{ExposedPorts: network.PortSet{network.MustParsePort("80/tcp"): {}}}}
+	port := func(ip string, host, container uint32) *dv1.Port {
+		return &dv1.Port{Ip: ip, Proto: "tcp", Host: host, Container: container}
+	}
+	for what, c := range map[string]struct {
+		ports       []*dv1.Port
+		list, shown string
+	}{
+		"none":          {nil, `[{"IP":"","PrivatePort":80,"Type":"tcp"}]`, `{"80/tcp":null}`},
+		"bound":         {[]*dv1.Port{port("", 8080, 80)}, `[{"IP":"0.0.0.0","PrivatePort":80,"PublicPort":8080,"Type":"tcp"}]`, `{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"}]}`},
+		"not bound":     {[]*dv1.Port{port("", 0, 80), port("", 0, 81), port("", 0, 81)}, `[{"IP":"","PrivatePort":80,"Type":"tcp"},{"IP":"","PrivatePort":81,"Type":"tcp"}]`, `{"80/tcp":null,"81/tcp":null}`},
+		"one of two":    {[]*dv1.Port{port("127.0.0.1", 0, 80), port("", 8080, 80)}, `[{"IP":"0.0.0.0","PrivatePort":80,"PublicPort":8080,"Type":"tcp"}]`, `{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"}]}`},
+		"not a port":    {[]*dv1.Port{{Proto: "tcp", Host: 1, Container: 99999}}, `[{"IP":"","PrivatePort":80,"Type":"tcp"}]`, `{"80/tcp":null}`},
+		"besides those": {[]*dv1.Port{port("", 8443, 443)}, `[{"IP":"","PrivatePort":80,"Type":"tcp"},{"IP":"0.0.0.0","PrivatePort":443,"PublicPort":8443,"Type":"tcp"}]`, `{"443/tcp":[{"HostIp":"0.0.0.0","HostPort":"8443"}],"80/tcp":null}`},
+	} {
+		v := &view{t: &dv1.Task{Id: make([]byte, 32), Attempt: 1, Started: 5, Ports: c.ports}, shape: exposed}
+		list, _ := json.Marshal(v.portSummary())
+		shown, _ := json.Marshal(v.portMap())
+		if string(list) != c.list || string(shown) != c.shown {
+			t.Errorf("%s: listed as %s and inspected as %s, want %s and %s", what, list, shown, c.list, c.shown)
 		}
 	}
 }

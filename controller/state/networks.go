@@ -2,8 +2,10 @@ package state
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"iter"
 	"net/netip"
+	"slices"
 	"sort"
 	"strings"
 
@@ -124,6 +126,19 @@ func (s *Snapshot) EndpointsOfNode(node string) iter.Seq[*dv1.Endpoint] {
 // EndpointsOn yields the endpoints in a network on a node, sorted by task.
 func (s *Snapshot) EndpointsOn(network []byte, node string) iter.Seq[*dv1.Endpoint] {
 	return endpoints.by(s, endpointsByPlace, string(network)+node+sep)
+}
+
+// NamesIn returns what a task is called in a network in which it has an endpoint, each name
+// once, in docker's order.
+func NamesIn(t *dv1.Task, e *dv1.Endpoint) []string {
+	all := append(append([]string{t.Name}, e.Aliases...), hex.EncodeToString(t.Id)[:12], e.Hostname)
+	names := all[:0]
+	for _, n := range all {
+		if n != "" && !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	return names
 }
 
 // HasEndpoints reports whether a network has at least n endpoints, on one node, or on
