@@ -244,6 +244,10 @@ func TestFreeSubnets(t *testing.T) {
 	if p, ok := FreeSubnet(f.x.View(), []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, 0); ok {
 		t.Errorf("of nothing: %s", p)
 	}
+	f.put(&dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: "b", Addr: "10.220.64.7:7444"}}}, &dv1.Effect{Of: &dv1.Effect_Controller{Controller: &dv1.Controller{Id: "c", Addr: "[::ffff:10.220.80.9]:7443"}}})
+	if p, ok := FreeSubnet(f.x.View(), taken, 0); !ok || p.String() != "10.220.96.0/20" {
+		t.Errorf("behind the hosts' own addresses: %s %v", p, ok)
+	}
 	own := Prefix6("fleet")
 	first, ok := FreeSubnet6(f.x.View(), nil, 7, 0)
 	if !ok || !own.Contains(first.Addr()) || first.Bits() != 64 || first.Addr().As16()[7] != 7 {

@@ -24,7 +24,7 @@ const SubnetBits = 20
 const subnet6Bits = 64
 
 // FreeSubnet returns the lowest subnet of the pool that overlaps none of those that are
-// taken, and no node's; of SubnetBits, unless bits is not 0.
+// taken, no node's, and no host's own address; of SubnetBits, unless bits is not 0.
 func FreeSubnet(s *state.Snapshot, taken []netip.Prefix, bits int) (netip.Prefix, bool) {
 	if bits == 0 {
 		bits = SubnetBits
@@ -32,6 +32,7 @@ func FreeSubnet(s *state.Snapshot, taken []netip.Prefix, bits int) (netip.Prefix
 	if bits < Pool.Bits() {
 		return netip.Prefix{}, false
 	}
+	taken = append(slices.Clip(taken), hosts(s)...)
 	for a := Pool.Addr(); Pool.Contains(a); {
 		p := netip.PrefixFrom(a, bits)
 		other, overlaps := Overlap(s, taken, p)
@@ -55,6 +56,7 @@ func FreeSubnet6(s *state.Snapshot, taken []netip.Prefix, number uint32, bits in
 	if bits < subnet6Bits {
 		return netip.Prefix{}, false
 	}
+	taken = append(slices.Clip(taken), hosts(s)...)
 	b := Prefix6(s.Cluster().GetId()).Addr().As16()
 	for i := range uint32(1 << 16) {
 		n := number + i
@@ -73,6 +75,24 @@ func Prefix6(cluster string) netip.Prefix {
 	b := [16]byte{0xfd}
 	copy(b[1:6], sum[:])
 	return netip.PrefixFrom(netip.AddrFrom16(b), 48)
+}
+
+// hosts returns the addresses of the fleet's hosts: a network that has them would cut the
+// fleet off from itself.
+func hosts(s *state.Snapshot) (out []netip.Prefix) {
+	add := func(addr string) {
+		if at, err := netip.ParseAddrPort(addr); err == nil {
+			a := at.Addr().Unmap()
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	for n := range s.Nodes() {
+		add(n.Addr)
+	}
+	for c := range s.Controllers() {
+		add(c.Addr)
+	}
+	return out
 }
 
 // Subnets returns the subnets of all networks, also of those that are being removed.
