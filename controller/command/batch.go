@@ -43,7 +43,8 @@ func (b *Batch) On(view *state.Txn) {
 // Whoever relayed a command, its principal must be allowed to do it, according to
 // this view.
 func (b *Batch) Decide(cmd *dv1.Command, now int64) ([]*dv1.Effect, *dv1.CommandResult) {
-	d := &decision{Snapshot: b.view.View(), batch: b, cmd: cmd, now: now, dropped: map[string]int{}, without: map[string]bool{}, res: &dv1.CommandResult{}}
+	d := &decision{Snapshot: b.view.View(), batch: b, cmd: cmd, now: now, dropped: map[string]int{}, without: map[string]bool{},
+		lent: map[string]*dv1.Endpoint{}, noLender: map[string]bool{}, res: &dv1.CommandResult{}}
 	var err error
 	if d.who, err = access.Allowed(d.Snapshot, cmd.GetPrincipal(), access.Command(cmd)); err != nil {
 		return nil, &dv1.CommandResult{Error: refuse(dv1.Error_FORBIDDEN, "%v", err)}

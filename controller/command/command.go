@@ -26,17 +26,19 @@ const (
 
 type decision struct {
 	*state.Snapshot
-	batch   *Batch
-	cmd     *dv1.Command
-	who     pki.Principal // principal of the command
-	now     int64
-	effects []*dv1.Effect
-	sized   int // number of effects that size includes
-	size    int
-	dropped map[string]int  // removed by this command: tasks per run, runs and tasks per spec, endpoints per network and place
-	plan    *ipam.Plan      // of addresses that this command chooses; nil until it does
-	without map[string]bool // ids of tasks and volumes that this command removes
-	res     *dv1.CommandResult
+	batch    *Batch
+	cmd      *dv1.Command
+	who      pki.Principal // principal of the command
+	now      int64
+	effects  []*dv1.Effect
+	sized    int // number of effects that size includes
+	size     int
+	dropped  map[string]int           // removed by this command: tasks per run, runs and tasks per spec, endpoints per network and place
+	plan     *ipam.Plan               // of addresses that this command chooses; nil until it does
+	lent     map[string]*dv1.Endpoint // by task and network: endpoints that this command takes addresses from
+	noLender map[string]bool          // families and networks in which none is left to take
+	without  map[string]bool          // ids of tasks and volumes that this command removes
+	res      *dv1.CommandResult
 }
 
 // Decide decides one command, as a Batch of its own.

@@ -3,7 +3,9 @@ package command
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
@@ -14,17 +16,32 @@ import (
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
 
-// checkEndpoints refuses endpoints that their networks could not have. one is set if one
-// task gets them: only then users can choose addresses.
-func (d *decision) checkEndpoints(asked []*dv1.Endpoint, one bool) *dv1.Error {
+// maxEndpoints bounds the endpoints of a task, in bytes: its removal rewrites all of them in
+// one entry, and each node in their networks is sent their names.
+const maxEndpoints = 32 << 10
+
+// decided is about what a fleet adds to an endpoint that was asked for, in bytes.
+const decided = 256
+
+// checkEndpoints refuses endpoints that their networks could not have, or that are too much
+// for one task with those that it has. one is set if one task gets them: only then users can
+// choose addresses.
+func (d *decision) checkEndpoints(asked []*dv1.Endpoint, one bool, has ...*dv1.Endpoint) *dv1.Error {
 	if len(asked) == 0 {
 		return nil
 	}
 	if e := d.haveNetworks(); e != nil {
 		return e
 	}
+	size := 0
+	for _, e := range has {
+		size += proto.Size(e)
+	}
 	seen := map[string]bool{}
 	for _, e := range asked {
+		if size += proto.Size(e) + decided; size > maxEndpoints {
+			return refuse(dv1.Error_INVALID, "invalid endpoint settings:\nwhat the container is called, and its options, in all of its networks have more than %d bytes", maxEndpoints)
+		}
 		n, err := d.network(e.NetworkId)
 		if err != nil {
 			return err
@@ -67,7 +84,7 @@ func checkAsked(n *dv1.Network, e *dv1.Endpoint) *dv1.Error {
 	}
 	for _, l := range e.LinkLocal {
 		// Docker takes any; here it would pass the check of what a container may send as.
-		if a, err := netip.ParseAddr(l); err != nil || !a.IsLinkLocalUnicast() {
+		if a, err := netip.ParseAddr(l); err != nil || !a.IsLinkLocalUnicast() || a.Zone() != "" {
 			return refuse(dv1.Error_INVALID, "invalid endpoint settings:\ninvalid link-local IP address: %s", l)
 		}
 	}
@@ -138,10 +155,10 @@ func (d *decision) takeOver(n *dv1.Network, e *dv1.Endpoint, v6 bool) *dv1.Error
 	}
 	var from *dv1.Endpoint
 	if a, err := netip.ParseAddr(asked); err == nil {
-		if from = d.EndpointAt(n.Id, a); from == nil || !d.idle(from) {
+		if from = d.latest(d.EndpointAt(n.Id, a)); !d.lends(from, v6) {
 			return refuse(dv1.Error_FORBIDDEN, "failed to set up container networking: Address already in use")
 		}
-	} else if from = d.idleIn(n, v6); from == nil {
+	} else if from = d.lender(n, v6); from == nil {
 		family := 4
 		if v6 {
 			family = 6
@@ -158,24 +175,43 @@ func (d *decision) takeOver(n *dv1.Network, e *dv1.Endpoint, v6 bool) *dv1.Error
 		from.Mac = ""
 	}
 	e.Asked = true // it may be of another node's slice
+	d.lent[string(from.TaskId)+string(from.NetworkId)] = from
 	d.add(&dv1.Effect{Of: &dv1.Effect_Endpoint{Endpoint: from}})
 	return nil
 }
 
-// idle reports whether an endpoint's task has no process, and its node no more than the
-// endpoint of a task that may be started.
-func (d *decision) idle(e *dv1.Endpoint) bool {
-	t := d.Task(e.TaskId)
-	return t != nil && !e.Leaving && !state.Live(t)
+// latest returns an endpoint without what this command took from it, which the view still
+// has.
+func (d *decision) latest(e *dv1.Endpoint) *dv1.Endpoint {
+	if lent := d.lent[string(e.GetTaskId())+string(e.GetNetworkId())]; lent != nil {
+		return lent
+	}
+	return e
 }
 
-// idleIn returns the first idle endpoint of a network with an address of a family, or nil.
-func (d *decision) idleIn(n *dv1.Network, v6 bool) *dv1.Endpoint {
+// lends reports whether an endpoint has an address that another one may take: its task has
+// no process, and its node no more than the endpoint of a task that may be started.
+func (d *decision) lends(e *dv1.Endpoint, v6 bool) bool {
+	if !v6 && e.GetIp() == "" || v6 && e.GetIp6() == "" || e.Leaving {
+		return false
+	}
+	t := d.Task(e.TaskId)
+	return t != nil && !state.Live(t)
+}
+
+// lender returns the first endpoint of a network that lends an address of a family, or nil.
+// That there is none is remembered: the network may be large, and a run has many tasks.
+func (d *decision) lender(n *dv1.Network, v6 bool) *dv1.Endpoint {
+	key := fmt.Sprint(v6, string(n.Id))
+	if d.noLender[key] {
+		return nil
+	}
 	for e := range d.EndpointsOfNetwork(n.Id) {
-		if (!v6 && e.Ip != "" || v6 && e.Ip6 != "") && d.idle(e) {
+		if e = d.latest(e); d.lends(e, v6) {
 			return e
 		}
 	}
+	d.noLender[key] = true
 	return nil
 }
 
@@ -203,7 +239,7 @@ func (d *decision) connect(c *dv1.Connect) *dv1.Error {
 	if e != nil {
 		return e
 	}
-	if e := d.checkEndpoints([]*dv1.Endpoint{asked}, true); e != nil {
+	if e := d.checkEndpoints([]*dv1.Endpoint{asked}, true, slices.Collect(d.EndpointsOfTask(t.Id))...); e != nil {
 		return e
 	}
 	if e := d.joinable(t); e != nil {

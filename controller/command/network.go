@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/ipam"
@@ -92,7 +93,7 @@ func (d *decision) createNetwork(asked *dv1.Network) *dv1.Error {
 
 func (d *decision) checkNetworkName(n *dv1.Network) *dv1.Error {
 	switch {
-	case slices.Contains(Predefined, n.Name):
+	case slices.Contains(Predefined, n.Name), container.NetworkMode(n.Name).IsDefault(): // nobody could name it
 		return refuse(dv1.Error_FORBIDDEN, "operation is not permitted on predefined %s network", n.Name)
 	case strings.TrimSpace(n.Name) == "":
 		return refuse(dv1.Error_INVALID, "invalid name: name is empty")

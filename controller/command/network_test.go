@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/access/accesstest"
 	"github.com/drover/drover/controller/ipam"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -148,6 +149,7 @@ func TestNetworksAreRefused(t *testing.T) {
 		{&dv1.Command{Of: &dv1.Command_CreateNetwork{CreateNetwork: &dv1.CreateNetwork{Network: &dv1.Network{Id: id("x"), Name: "web", Ipv4: true}}}}, dv1.Error_CONFLICT, "network with name web already exists"},
 		{newNetwork("bridge"), dv1.Error_FORBIDDEN, "operation is not permitted on predefined bridge network"},
 		{newNetwork("none"), dv1.Error_FORBIDDEN, "predefined none network"},
+		{newNetwork("default"), dv1.Error_FORBIDDEN, "predefined default network"},
 		{newNetwork(" "), dv1.Error_INVALID, "invalid name: name is empty"},
 		{newNetwork("a\x00b"), dv1.Error_INVALID, "control characters"},
 		{driver("macvlan"), dv1.Error_NOT_FOUND, `plugin "macvlan" not found`},
@@ -324,10 +326,46 @@ func TestConnecting(t *testing.T) {
 		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), AskedMac: "01:00:5e:00:00:01"}), dv1.Error_INVALID, "invalid MAC address: 01:00:5e:00:00:01"},
 		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), LinkLocal: []string{"x"}}), dv1.Error_INVALID, "invalid link-local IP address: x"},
 		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), LinkLocal: []string{"169.254.1.1", "10.220.0.9"}}), dv1.Error_INVALID, "invalid link-local IP address: 10.220.0.9"},
+		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), LinkLocal: []string{"fe80::1%eth0"}}), dv1.Error_INVALID, "invalid link-local IP address: fe80::1%eth0"},
+		{connect("none", &dv1.Endpoint{NetworkId: id("net-web"), Aliases: []string{strings.Repeat("x", maxEndpoints)}}), dv1.Error_INVALID, "more than 32768 bytes"},
 		{createIn("twice", "a", in("web"), in("web")), dv1.Error_INVALID, "network web is named twice"},
 		{&dv1.Command{Of: &dv1.Command_LeftNetworks{LeftNetworks: &dv1.LeftNetworks{NodeId: "n0", TaskIds: [][]byte{id("x")}}}}, dv1.Error_INVALID, "1 tasks left 0 networks"},
 	} {
 		f.no(c.cmd, c.kind, c.words)
+	}
+}
+
+// However many networks a container is connected to, its removal fits into one entry.
+func TestAContainerInManyNetworksCanBeRemoved(t *testing.T) {
+	f := current(t, "a")
+	f.ok(createIn("x", "a"))
+	var refused *dv1.Error
+	for i := 0; refused == nil; i++ {
+		if i == 1000 {
+			t.Fatal("a container is in a thousand networks")
+		}
+		name := fmt.Sprint("n", i)
+		f.fill(with6(newNetwork(name, &dv1.Subnet{Prefix: fmt.Sprintf("172.%d.%d.0/24", 16+i/250, i%250)})))
+		e := in(name)
+		e.Aliases = []string{name}
+		refused = f.do(connect("x", e)).Error
+	}
+	if !strings.Contains(refused.Message, "in all of its networks have more than 32768 bytes") {
+		t.Error(refused)
+	}
+	for _, c := range []*dv1.Command{rm("x"), ackRemoved("n0", "x")} {
+		size := 0
+		effects, _ := f.onBatch(f.store.Snapshot()).Decide(accesstest.Named(f.store.Snapshot(), c), f.now())
+		for _, e := range effects {
+			size += proto.Size(e) + 8
+		}
+		if size > 2*budget {
+			t.Errorf("%T needs %d bytes of the log", c.Of, size)
+		}
+		f.ok(c)
+	}
+	if f.endpoint("x", "n0") != nil {
+		t.Error("an endpoint is left")
 	}
 }
 
@@ -381,6 +419,68 @@ func TestAFullNetwork(t *testing.T) {
 		t.Errorf("it has %v, and the other one %v", got, was)
 	}
 	f.no(start("t2"), dv1.Error_UNAVAILABLE, "no available")
+}
+
+// Who needs two addresses of one container that ended, or two of one run who need an
+// address each, take each address once.
+func TestAddressesAreTakenOverOnce(t *testing.T) {
+	f := current(t, "a", "b")
+	f.ok(with6(newNetwork("both", &dv1.Subnet{Prefix: "10.9.0.0/24"}, &dv1.Subnet{Prefix: "fd00::/64"})))
+	asked := func() *dv1.Endpoint {
+		return &dv1.Endpoint{NetworkId: id("net-both"), AskedIp: "10.9.0.77", AskedIp6: "fd00::77"}
+	}
+	f.ok(createIn("old", "a", asked()))
+	f.ok(start("old"))
+	f.ok(createIn("new", "b", asked()))
+	f.ended("n0", "old", 1)
+	f.ok(start("new"))
+	if got, was := f.endpoint("new", "both"), f.endpoint("old", "both"); got.Ip != "10.9.0.77" || got.Ip6 != "fd00::77" || was.Ip != "" || was.Ip6 != "" {
+		t.Errorf("it has %v, and the other one %v", got, was)
+	}
+
+	f.ok(newNetwork("tiny", &dv1.Subnet{Prefix: "10.8.0.0/29"})) // .2 to .6
+	for i := range 5 {
+		name := fmt.Sprint("t", i)
+		f.ok(createIn(name, "a", in("tiny")))
+		if f.ok(start(name)); i < 2 {
+			f.ended("n0", name, 1)
+		}
+	}
+	r := f.ok(each("job", "", started, func(c *dv1.CreateRun) { c.Endpoints = []*dv1.Endpoint{in("tiny")} }))
+	if len(r.Placed) != 2 {
+		t.Fatalf("with two addresses to take, %v is made", r)
+	}
+	f.consistent([]string{"both", "tiny"})
+}
+
+// A run over more nodes than there are addresses gets a task for each address, also where
+// the addresses end in a later entry.
+func TestARunEndsWithTheAddresses(t *testing.T) {
+	f := current(t)
+	const nodes, addresses = 400, 253
+	var all []*dv1.Effect
+	for i := range nodes {
+		all = append(all, &dv1.Effect{Of: &dv1.Effect_Node{Node: &dv1.Node{Id: fmt.Sprintf("node-%08d", i), Name: fmt.Sprint("host-", i), Liveness: dv1.Node_READY, Availability: dv1.Node_ACTIVE}}})
+	}
+	f.entry(all...)
+	f.ok(newNetwork("web", &dv1.Subnet{Prefix: "172.30.0.0/24"}))
+	inWeb := func(c *dv1.CreateRun) { c.Endpoints = []*dv1.Endpoint{in("web")} }
+	if r := f.ok(each("job", "", started, inWeb)); r.Left == 0 {
+		t.Fatal("the run fits one entry: it needs more nodes")
+	}
+	var last *dv1.CommandResult
+	for f.store.Snapshot().Run(id("run-job")).GetFilling() {
+		last = f.ok(&dv1.Command{Of: &dv1.Command_FillRun{FillRun: &dv1.FillRun{RunId: id("run-job")}}})
+	}
+	if n := f.store.Snapshot().Run(id("run-job")).Count; n != addresses {
+		t.Errorf("%d tasks are made, of %d addresses", n, addresses)
+	}
+	if why := rejected(last); len(why) != 1 || !strings.Contains(why[0], "lack an address: failed to set up container networking: no available IPv4 addresses") {
+		t.Errorf("other nodes have none, for %v", why)
+	}
+	f.consistent([]string{"web"})
+	f.no(each("next", "", started, inWeb), dv1.Error_UNAVAILABLE, "0 of 400 nodes fit: 400 lack an address")
+	f.ok(each("made", "", inWeb)) // what is started later may find one
 }
 
 // Each of a run's tasks gets an endpoint, also in later entries, and users can't choose

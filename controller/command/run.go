@@ -150,11 +150,15 @@ func (d *decision) fill(run *dv1.Run, spec *dv1.Spec, r *container.CreateRequest
 	}
 	g.Pins = append(g.Pins, pins(m.places)...)
 	fits := scheduler.Each(d.Snapshot, g, run.Filled)
-	var made []*dv1.Task
+	type spot struct {
+		node  string
+		ports []*dv1.Port
+	}
+	var spots []spot
 	for _, node := range fits.Nodes {
-		t := d.newTask(run, run.Count+uint32(len(made))+1, node)
+		at := spot{node: node}
 		if run.Start {
-			ports, taken, refused := d.bind(t, spec, r)
+			ports, taken, refused := d.bind(d.newTask(run, 0, node), spec, r)
 			if refused != nil {
 				return refused
 			}
@@ -162,32 +166,43 @@ func (d *decision) fill(run *dv1.Run, spec *dv1.Spec, r *container.CreateRequest
 				fits.Reject(fmt.Sprintf("have port %d taken", taken.Host))
 				continue
 			}
-			t.Desired, t.Attempt, t.Ports = dv1.Desired_RUNNING, 1, ports
+			at.ports = ports
 		}
-		made = append(made, t)
+		spots = append(spots, at)
 	}
-	if len(made) == 0 && run.Count == 0 {
-		return refuse(dv1.Error_UNAVAILABLE, "%s", fits.Reason())
-	}
+	var made []*dv1.Task
 	var failed *dv1.Error
-	left := d.some(len(made), func(i int) {
-		m, e := d.mounting(made[i].Id, spec, r) // as for the run
-		if e == nil {
-			m.settle(made[i].NodeId)
-			made[i].Mounts = m.mounts
+	last := -1 // spot of the last one that was made
+	left := d.some(len(spots), func(i int) {
+		t := d.newTask(run, run.Count+uint32(len(made))+1, spots[i].node)
+		if run.Start {
+			t.Desired, t.Attempt, t.Ports = dv1.Desired_RUNNING, 1, spots[i].ports
 		}
-		d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: made[i]}})
-		if e == nil {
-			e = d.attach(made[i], run.Endpoints)
-		}
+		m, e := d.mounting(t.Id, spec, r) // as for the run
 		if e != nil {
 			failed = e
+			return
 		}
+		before := len(d.effects)
+		m.settle(t.NodeId)
+		t.Mounts = m.mounts
+		d.add(&dv1.Effect{Of: &dv1.Effect_Task{Task: t}})
+		if e := d.attach(t, run.Endpoints); e != nil {
+			d.effects = d.effects[:before]
+			fits.Reject("lack an address: " + e.Message)
+			return
+		}
+		made, last = append(made, t), i
 	})
 	if failed != nil {
 		return failed
 	}
-	made = made[:len(made)-left]
+	if left > 0 && last == len(spots)-left { // it did not fit
+		made = made[:len(made)-1]
+	}
+	if len(made) == 0 && run.Count == 0 {
+		return refuse(dv1.Error_UNAVAILABLE, "%s", fits.Reason())
+	}
 	for _, t := range made {
 		d.res.Placed = append(d.res.Placed, &dv1.Placed{TaskId: t.Id, Name: t.Name, NodeId: t.NodeId})
 		run.Count, run.Filled = t.Slot, t.NodeId

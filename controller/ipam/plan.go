@@ -18,11 +18,12 @@ type Plan struct {
 	taken  map[string]bool                  // chosen before, by network and address
 	slices map[string]*dv1.Slice            // as the plan leaves them, by network and node
 	owned  map[string]map[netip.Prefix]bool // nodes' slices of the networks that lacked one
+	full   map[string]bool                  // families and networks without a free address
 }
 
 // New returns a Plan on a state.
 func New(s *state.Snapshot) *Plan {
-	return &Plan{snap: s, taken: map[string]bool{}, slices: map[string]*dv1.Slice{}, owned: map[string]map[netip.Prefix]bool{}}
+	return &Plan{snap: s, taken: map[string]bool{}, slices: map[string]*dv1.Slice{}, owned: map[string]map[netip.Prefix]bool{}, full: map[string]bool{}}
 }
 
 // Lacks reports whether an endpoint has no address of a family that its network has.
@@ -87,6 +88,10 @@ func mac(e *dv1.Endpoint) string {
 // next chooses an address for an endpoint on a node: the least free one of the node's
 // slices, else that of a new slice, else any of the network, which is not the node's own.
 func (p *Plan) next(n *dv1.Network, node string, v6 bool) (a netip.Addr, own bool, changed *dv1.Slice) {
+	family := fmt.Sprint(v6, string(n.Id))
+	if p.full[family] {
+		return netip.Addr{}, false, nil
+	}
 	slice := p.slice(n, node)
 	for _, text := range slice.GetPrefixes() {
 		if block, err := netip.ParsePrefix(text); err == nil && block.Addr().Is6() == v6 {
@@ -112,6 +117,7 @@ func (p *Plan) next(n *dv1.Network, node string, v6 bool) (a netip.Addr, own boo
 			}
 		}
 	}
+	p.full[family] = true
 	return netip.Addr{}, false, nil
 }
 
