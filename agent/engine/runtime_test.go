@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -507,6 +508,32 @@ func TestTerminals(t *testing.T) {
 			t.Errorf("%s: exit %v (%v)", runtime, x, err)
 		}
 		_ = st.Close()
+	}
+}
+
+// What ignores signals where an agent is started from, as nohup does, has no say in containers.
+func TestNoSignalIsIgnoredInAContainer(t *testing.T) {
+	ignored := []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU}
+	signal.Ignore(ignored...)
+	defer signal.Reset(ignored...)
+	w := newWorld(t)
+	e := w.open(t)
+	w.pulled(t, e)
+	for _, runtime := range []string{"drover", "runc"} {
+		const show = "grep -E 'Sig(Blk|Ign)' /proc/self/status; " // forked: what ash becomes ignores SIGQUIT
+		s := w.by(runtime, show+waits)
+		w.prepare(t, e, s)
+		if _, err := e.Start(t.Context(), s.ID, life.First(1), nil); err != nil {
+			t.Fatal(err)
+		}
+		const none = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
+		if said := w.printed(t, e, s.ID, "began\n"); said != none+"began\n" {
+			t.Errorf("%s: a container has %q", runtime, said)
+		}
+		_, st := execIn(t, e, s.ID, show+"true", true)
+		if said, _ := rest(t, st); said != none {
+			t.Errorf("%s: an exec has %q", runtime, said)
+		}
 	}
 }
 

@@ -363,8 +363,8 @@ func TestFilesOfAContainerAreNotOtherAccounts(t *testing.T) {
 	ends(t, e, id)
 }
 
-// printed waits until a container has printed this.
-func (w *world) printed(t *testing.T, e *node, id, want string) {
+// printed waits until a container has printed this, and returns all that it has.
+func (w *world) printed(t *testing.T, e *node, id, want string) (said string) {
 	t.Helper()
 	r, err := e.Logs(t.Context(), id, task.LogOptions{Stdout: true, Follow: true, Tail: -1})
 	if err != nil {
@@ -376,8 +376,11 @@ func (w *world) printed(t *testing.T, e *node, id, want string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if kind != bulk.FramePos && string(p) == want {
-			return
+		if kind != bulk.FramePos {
+			said += string(p)
+		}
+		if strings.Contains(said, want) {
+			return said
 		}
 	}
 }

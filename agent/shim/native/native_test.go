@@ -4,6 +4,8 @@ package native
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
 	"os/exec"
 	"reflect"
 	"strconv"
@@ -17,6 +19,22 @@ import (
 
 	"github.com/drover/drover/pkg/testenv"
 )
+
+// What its ancestors ignored or blocked ends with a program that has this package.
+func TestSignalsAreNeitherIgnoredNorBlocked(t *testing.T) {
+	const inside = "NATIVE_TEST_SIGNALS"
+	if os.Getenv(inside) != "" {
+		out, err := exec.Command("grep", "-E", "Sig(Blk|Ign)", "/proc/self/status").CombinedOutput()
+		fmt.Printf("%s%v", out, err)
+		return
+	}
+	c := exec.Command("env", "--ignore-signal", "--block-signal", os.Args[0], "-test.run=^"+t.Name()+"$")
+	c.Env = append(os.Environ(), inside+"=1")
+	out, err := c.CombinedOutput()
+	if want := "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n<nil>"; err != nil || !strings.HasPrefix(string(out), want) {
+		t.Errorf("a child has %q (%v)", out, err)
+	}
+}
 
 // Children that somebody waits for are never taken from him, and those of whom nobody
 // knows are reaped, while both come and go.
