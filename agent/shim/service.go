@@ -205,7 +205,10 @@ func (s *service) Exec(ctx context.Context, r *taskAPI.ExecProcessRequest) (*emp
 	s.mu.Unlock()
 	r.Stdin, r.Stdout, r.Stderr = e.paths()
 	resp, err := s.TTRPCTaskService.Exec(ctx, r)
-	if err != nil {
+	if err != nil { // nobody deletes it
+		s.mu.Lock()
+		delete(s.execs, r.ID+"/"+r.ExecID)
+		s.mu.Unlock()
 		e.close()
 	}
 	return resp, err

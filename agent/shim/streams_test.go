@@ -2,6 +2,7 @@ package shim
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/drover/drover/agent/logs"
 	"github.com/drover/drover/agent/shim/shimapi"
@@ -349,6 +353,32 @@ func TestStreamsThatEndAtOnceHaveNoReaderLeft(t *testing.T) {
 		e, _ := executing(t, shimapi.ExecIO{Socket: filepath.Join(short(t), "s")})
 		e.close()
 		e.out.Wait()
+	}
+}
+
+// refusing is a task service that refuses execs, as that of a paused container does.
+type refusing struct{ taskAPI.TTRPCTaskService }
+
+func (refusing) Exec(context.Context, *taskAPI.ExecProcessRequest) (*emptypb.Empty, error) {
+	return nil, errors.New("cannot exec in a paused state")
+}
+
+func TestARefusedExecLeavesNothing(t *testing.T) {
+	dir := short(t)
+	s := &service{
+		TTRPCTaskService: refusing{}, tasks: map[string]*taskIO{"c": {bundle: dir}}, execs: map[string]*execIO{},
+		ends: func(dir string, input, tty bool) (ends, error) { return newFifos(dir, input, tty) },
+	}
+	x := shimapi.ExecIO{Socket: filepath.Join(dir, "x"), Attach: true}
+	if _, err := s.Exec(t.Context(), &taskAPI.ExecProcessRequest{ID: "c", ExecID: "e", Stdout: x.URL()}); err == nil || err.Error() != "cannot exec in a paused state" {
+		t.Errorf("it is refused with %v", err)
+	}
+	if c, err := net.Dial("unix", x.Socket); err == nil {
+		_ = c.Close()
+		t.Error("its streams are there")
+	}
+	if len(s.execs) > 0 {
+		t.Errorf("the shim keeps %v", s.execs)
 	}
 }
 
