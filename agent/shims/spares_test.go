@@ -176,7 +176,7 @@ func TestNoSpareIsStartedWhileAContainerIsCreated(t *testing.T) {
 	s := h.sparing(1)
 	s.spares.note(1)
 	h.once(s)
-	time.Sleep(5 * refillAfter) // longer than it would take
+	s.spares.fill()
 	if left := h.bundles(); len(left) > 0 {
 		t.Errorf("there are %v", left)
 	}
