@@ -296,7 +296,7 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	if !detached() {
 		p.Announce = append(self.Args[1:], "--announce")
 	}
-	return p.Become(program) // which takes the lock over
+	return p.Become(cmd.Context(), program) // which takes the lock over
 }
 
 // detached reports whether nobody reads what is printed.

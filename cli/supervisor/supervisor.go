@@ -11,7 +11,9 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -27,6 +29,9 @@ const (
 	maxPause   = 5 * time.Second
 	steady     = 30 * time.Second // one that ran this long is restarted without delay
 )
+
+// Signals end a supervisor.
+var Signals = []os.Signal{syscall.SIGTERM, syscall.SIGINT}
 
 // Plan is what to run.
 type Plan struct {
@@ -44,14 +49,40 @@ type Plan struct {
 const env = "DROVER_SUPERVISOR_PLAN"
 
 // Become replaces the calling process by the supervisor at path, with p to run. It
-// returns only if that fails. To whoever looks at the host's processes it stays what it is.
-func (p Plan) Become(path string) error {
+// returns only if that fails, or if ctx has ended: the signals that end it end the process
+// from then on, for nobody would take them until the supervisor does. To whoever looks at
+// the host's processes it stays what it is.
+func (p Plan) Become(ctx context.Context, path string) error {
 	b, err := json.Marshal(p)
 	if err != nil {
 		return fmt.Errorf("encoding what to run: %w", err)
 	}
-	err = syscall.Exec(path, os.Args, append(os.Environ(), env+"="+string(b)))
+	signal.Reset(Signals...)
+	err = ctx.Err()
+	if err == nil {
+		err = closeOnExec()
+	}
+	if err == nil {
+		err = syscall.Exec(path, os.Args, append(os.Environ(), env+"="+string(b)))
+	}
 	return fmt.Errorf("starting %s: %w", path, err)
+}
+
+// closeOnExec keeps the files that this process was started with from what it executes:
+// containerd and the shims would hold the lock of a script that ran `drover up` for as long
+// as they live.
+func closeOnExec() error {
+	const firstOther = 3 // behind the standard streams
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("looking for inherited files: %w", err)
+	}
+	for _, f := range fds {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd >= firstOther {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // Handed returns the plan that this process was started with.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -24,7 +25,7 @@ func TestMain(m *testing.M) {
 		self, _ := os.Executable()
 		p := Plan{Lock: filepath.Join(dir, "up"), Program: self, Args: []string{"--of", dir}, Log: filepath.Join(dir, "up.log")}
 		_ = os.Setenv("SUPERVISED_DO", "supervise")
-		_, _ = os.Stderr.WriteString(p.Become(self).Error())
+		_, _ = os.Stderr.WriteString(p.Become(context.Background(), self).Error())
 		os.Exit(4)
 	case do == "supervise" && os.Getenv(env) != "":
 		p, err := Handed()
@@ -199,6 +200,12 @@ func TestAProcessBecomesTheSupervisor(t *testing.T) {
 	dir, p := host(t)
 	c := exec.Command(p.Program, "up")
 	c.Env = append(os.Environ(), "SUPERVISED_DO=become")
+	lock, err := os.Create(filepath.Join(dir, "its starter's lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Close() }()
+	c.ExtraFiles = []*os.File{lock}
 	var said bytes.Buffer
 	c.Stderr = &said
 	if err := c.Start(); err != nil {
@@ -212,6 +219,17 @@ func TestAProcessBecomesTheSupervisor(t *testing.T) {
 		t.Errorf("it is shown as %q: %v", cmdline, err)
 	}
 	agent := pid(t, all, "agent")
+	for _, pid := range []int{c.Process.Pid, agent} {
+		fds, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
+		if err != nil || len(fds) == 0 {
+			t.Errorf("its files: %v, %v", fds, err)
+		}
+		for _, fd := range fds {
+			if to, _ := os.Readlink(fd); to == lock.Name() {
+				t.Errorf("process %d inherited %s", pid, to)
+			}
+		}
+	}
 	if env, err := os.ReadFile("/proc/" + strconv.Itoa(agent) + "/environ"); err != nil || bytes.Contains(env, []byte("SUPERVISOR_PLAN")) {
 		t.Errorf("the plan is passed on: %v", err)
 	}
@@ -238,7 +256,20 @@ func TestWithoutAPlanNothingRuns(t *testing.T) {
 	if _, err := Handed(); err == nil {
 		t.Error("it was damaged")
 	}
-	if err := (Plan{}).Become("/nowhere/drover-supervisor"); err == nil || !errors.Is(err, os.ErrNotExist) {
+	if err := (Plan{}).Become(t.Context(), "/nowhere/drover-supervisor"); err == nil || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a program that is missing: %v", err)
+	}
+}
+
+// A process that was told to end meanwhile does so, instead of becoming one that was not.
+func TestWhoWasToldToEndBecomesNoSupervisor(t *testing.T) {
+	ctx, stop := signal.NotifyContext(t.Context(), Signals...)
+	defer stop()
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-ctx.Done()
+	if err := (Plan{}).Become(ctx, "/nowhere/drover-supervisor"); !errors.Is(err, context.Canceled) {
+		t.Errorf("it goes on: %v", err)
 	}
 }

@@ -9,13 +9,12 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"syscall"
 
 	"github.com/drover/drover/cli/supervisor"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), supervisor.Signals...)
 	defer stop()
 	p, err := supervisor.Handed()
 	if err == nil {
