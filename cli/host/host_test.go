@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -11,9 +12,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +24,7 @@ import (
 
 	"github.com/drover/drover/cli/client"
 	"github.com/drover/drover/cli/clitest"
+	"github.com/drover/drover/cli/supervisor"
 	"github.com/drover/drover/controller/bootstrap"
 	"github.com/drover/drover/pkg/api/wire"
 	"github.com/drover/drover/pkg/config"
@@ -28,7 +32,22 @@ import (
 	"github.com/drover/drover/pkg/join"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/pki/pkitest"
+	"github.com/drover/drover/pkg/testenv"
 )
+
+// TestMain is also the processes of a host, which say in its run directory that they run.
+func TestMain(m *testing.M) {
+	if i := slices.Index(os.Args, "--run-dir"); i > 0 {
+		ctx, stop := signal.NotifyContext(context.Background(), supervisor.Signals...)
+		defer stop()
+		if f, err := os.OpenFile(filepath.Join(os.Args[i+1], "ran"), os.O_WRONLY, 0); err == nil {
+			_, _ = f.WriteString(os.Args[1] + "\n")
+		}
+		<-ctx.Done()
+		return
+	}
+	os.Exit(m.Run())
+}
 
 // The recovery key is on the disk of a host until it was shown, and never after that.
 func TestTheRecoveryKeyIsShownOnce(t *testing.T) {
@@ -252,6 +271,54 @@ func TestAProcessGetsItsHostsNames(t *testing.T) {
 	want := []string{"agent", "--data-dir", c.DataDir, "--run-dir", c.RunDir, "--node-name", "web-1", "--advertise", "10.0.0.1", "--log-level", "debug", "--config", "/etc/x.yaml"}
 	if !slices.Equal(child.Args[1:], want) {
 		t.Errorf("it is called with %q", child.Args)
+	}
+}
+
+// A host runs its processes where there is no room for its supervisor. One that was told to
+// end does not become one.
+func TestAHostWithoutRoomForItsSupervisor(t *testing.T) {
+	testenv.Root(t) // the payload is there
+	data := t.TempDir()
+	run, err := os.MkdirTemp("", "du") // short: socket paths are limited
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(run) })
+	c, err := config.Load("", map[string]string{"data-dir": data, "run-dir": run, "node-name": "web-1", "advertise": "127.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(data, "bin"), nil, 0o600), syscall.Mkfifo(filepath.Join(run, "ran"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	ran, err := os.OpenFile(filepath.Join(run, "ran"), os.O_RDWR, 0) // so that it has no end
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := &cobra.Command{}
+	cmd.SetContext(ctx)
+	over := make(chan error, 1)
+	go func() {
+		over <- supervise(cmd, c, "")
+		_ = ran.Close()
+	}()
+	var verbs []string
+	for in := bufio.NewScanner(ran); len(verbs) < 3 && in.Scan(); {
+		verbs = append(verbs, in.Text())
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Fatal(err)
+	}
+	if slices.Sort(verbs); !slices.Equal(verbs, []string{"agent", "controller", "up"}) {
+		t.Errorf("it ran %q", verbs)
+	}
+	if err := os.Remove(filepath.Join(data, "bin")); err != nil {
+		t.Fatal(err)
+	}
+	if err := supervise(cmd, c, ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("told to end, it goes on: %v", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,7 +58,7 @@ func upCommand() *cobra.Command {
 		}
 		if *announce {
 			if err := waitReady(cmd.Context(), c, nil, math.MaxInt64); err != nil {
-				return err
+				return cmp.Or(cmd.Context().Err(), err)
 			}
 			printNextSteps(cmd.OutOrStdout(), c)
 			return nil
@@ -253,7 +254,9 @@ func self(verb string, c *config.Config, file string) (*exec.Cmd, error) {
 	return exec.Command(exe, args...), nil //nolint:noctx // a canceled context would kill it before its ordered stop
 }
 
-// supervise creates the identities, and becomes the supervisor of controller and agent.
+// supervise creates the identities, and becomes the supervisor of controller and agent. Where
+// that can't be extracted, as with a full disk, this process does what it does: a host's
+// controller may be needed, though its agent lacks its programs, too.
 func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	unlock, err := durable.Lock(filepath.Join(c.DataDir, "up"))
 	if err != nil {
@@ -281,9 +284,9 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 			return err
 		}
 	}
-	program, err := payload.Supervisor(filepath.Join(c.DataDir, "bin"))
-	if err != nil {
-		return err
+	program, without := payload.Supervisor(filepath.Join(c.DataDir, "bin"))
+	if errors.Is(without, payload.ErrMissing) {
+		return without
 	}
 	self, err := self("up", c, file)
 	if err != nil {
@@ -296,7 +299,13 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	if !detached() {
 		p.Announce = append(self.Args[1:], "--announce")
 	}
-	return p.Become(cmd.Context(), program) // which takes the lock over
+	if without == nil {
+		return p.Become(cmd.Context(), program) // which takes the lock over
+	}
+	log := logger(c, "up")
+	log.Warn("drover supervises its processes itself, which takes more memory", "err", without)
+	unlock()
+	return p.Run(cmd.Context(), log)
 }
 
 // detached reports whether nobody reads what is printed.
