@@ -21,13 +21,19 @@ func (t *table) inetChains() []chain {
 	n := t.ours()
 	return []chain{
 		base(n, "guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw, t.guardRules()...),
-		base(n, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest, publishRules()...),
-		base(n, "output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest, publishRules()...),
-		base(n, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, outwardRules()...),
+		base(n, zonesChain, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw+1),
+		base(n, "doorways", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityMangle, t.doorwayRules()...),
+		base(n, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest, append(publishRules(), t.doorRules()...)...),
+		base(n, "output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest, append(publishRules(), t.ownDoorRules()...)...),
+		base(n, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, append(t.doorSourceRules(), outwardRules()...)...),
+		base(n, "routed", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, *nftables.ChainPriorityMangle, unmarkRules()...),
+		base(n, "redirects", nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityFilter, t.redirectRules()...),
 		base(n, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter, t.forwardRules()...),
 		base(n, "input", nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter, inputRules()...),
 	}
 }
+
+// The rules of doors are in doorrules.go.
 
 var loopback = netip.MustParsePrefix("127.0.0.0/8")
 
@@ -71,13 +77,10 @@ func (t *table) guardRules() []match {
 // publishRules lead to published ports.
 func publishRules() []match {
 	var out []match
-	for _, p := range []struct {
-		name string
-		num  byte
-	}{{"tcp", unix.IPPROTO_TCP}, {"udp", unix.IPPROTO_UDP}} {
+	for _, p := range protocols {
 		out = append(out,
-			all(ip4(), local(), l4(p.num), dnat("one_"+p.name, to4, toPort)),
-			all(ip4(), local(), l4(p.num), dnat("any_"+p.name, toPort)))
+			all(ip4(), local(), l4(protocolNumbers[p]), dnat("one_"+p, to4, toPort)),
+			all(ip4(), local(), l4(protocolNumbers[p]), dnat("any_"+p, toPort)))
 	}
 	return out
 }
@@ -108,9 +111,11 @@ func (t *table) forwardRules() []match {
 			all(f.is(), among(f.within, outLink, f.from), accept()))
 	}
 	out = append(out,
+		all(among("internal", outLink), dnatted(expr.CmpOpNeq), drop()),
 		all(among("bridges", outLink), ip4(), among("gateways", from4), notAmong("bridges", inLink), accept()), // a node itself
 		all(among("internal", inLink), drop()),
 		all(among("internal", outLink), drop()),
+		all(ctMark(t.mark4()), dnatted(expr.CmpOpNeq), accept()),
 		all(among("bridges", outLink), dnatted(expr.CmpOpNeq), accept()),
 		all(among("bridges", outLink), drop()),
 	)

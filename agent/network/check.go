@@ -65,6 +65,7 @@ func (f *fabric) check() ([]string, error) {
 	for _, dst := range c.Del {
 		out = append(out, fmt.Sprintf("route %v is left: it goes by %v", dst, have.Routes[dst]))
 	}
+	out = append(out, c.ReturnsUnlike(have)...)
 	for _, p := range c.Learn {
 		out = append(out, fmt.Sprintf("neighbour %v on %s is missing", p.Addr, p.Dev))
 	}

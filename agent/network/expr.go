@@ -74,10 +74,7 @@ func lookup(set string, invert bool, keys []key) match {
 
 // dnat rewrites the destination to what a map has for the values.
 func dnat(set string, keys ...key) match {
-	out := lookup(set, false, keys)
-	l := out[len(out)-1].(*expr.Lookup)
-	l.DestRegister, l.IsDestRegSet = regs, true
-	return append(out, &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: regs, RegProtoMin: regs + 1, Specified: true})
+	return append(lookedUp(set, keys...), &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: regs, RegProtoMin: regs + 1, Specified: true})
 }
 
 func is(k key, v []byte) match {
@@ -109,6 +106,24 @@ func local() match {
 	}
 }
 
+// ctMark matches connections with a mark, setCtMark marks one.
+func ctMark(mark []byte) match {
+	return match{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark}}
+}
+
+func setCtMark(mark []byte) match {
+	return match{&expr.Immediate{Register: 1, Data: mark}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true}}
+}
+
+// begun matches first packets of connections.
+func begun() match { return ct(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq) }
+
+// back matches packets from the end that was dialed.
+func back() match {
+	const reply = 1 // IP_CT_DIR_REPLY
+	return match{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{reply}}}
+}
+
 func l4(proto byte) match { return is(meta(expr.MetaKeyL4PROTO, 1), []byte{proto}) }
 
 // toTunnel matches the tunnel's packets, none where there is no tunnel.
@@ -129,6 +144,22 @@ func accept() match { return then(expr.VerdictAccept) }
 func drop() match { return match{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
 
 func masquerade() match { return match{&expr.Masq{}} }
+
+// snat puts an address in the place of the source.
+func snat(a netip.Addr) match {
+	return match{
+		&expr.Immediate{Register: 1, Data: a.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+	}
+}
+
+// fromHere matches packets whose source is an address of this host.
+func fromHere() match {
+	return match{
+		&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagSADDR: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}
+}
 
 // dnatted compares conntrack's DNAT bit with none.
 func dnatted(op expr.CmpOp) match {

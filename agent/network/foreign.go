@@ -20,14 +20,13 @@ import (
 
 // change is a change to somebody else's chain.
 type change struct {
-	ch   *nftables.Chain
-	make bool   // create the chain too, with policy drop
-	pass bool   // add our rules, after this rule unless it is 0
-	gone []rule // our rules to remove
-	rear uint64
-	mark []byte
-	// links is what the names of bridges are compared with.
-	links [][]byte
+	ch    *nftables.Chain
+	make  bool   // create the chain too, with policy drop
+	pass  bool   // add our rules, after this rule unless it is 0
+	gone  []rule // our rules to remove
+	rear  uint64
+	mark  []byte
+	rules []match // ours
 }
 
 // userChain is where docker has administrators put rules for containers.
@@ -46,7 +45,7 @@ func (t *table) plan(r *ruleset) []change {
 			t.warn(ch, "a chain of this host's firewall can't be read: published ports can't be reached if it drops what is forwarded", err)
 			continue
 		}
-		c := change{ch: ch, mark: t.mark(), links: t.links()}
+		c := change{ch: ch, mark: t.mark(), rules: t.passing()}
 		current := 0
 		rules, _ := r.rules(ch) // already read by fate
 		for _, x := range rules {
@@ -61,24 +60,31 @@ func (t *table) plan(r *ruleset) []change {
 			}
 		}
 		c.pass = v == drops
-		if wanted := 2 * len(c.links); c.pass && len(c.gone) == wanted && current == wanted || !c.pass && len(c.gone) == 0 {
+		if wanted := len(c.rules); c.pass && len(c.gone) == wanted && current == wanted || !c.pass && len(c.gone) == 0 {
 			continue
 		}
 		out = append(out, c)
 	}
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		if fw := forwardChain(family); t.guarded[family] && r.find(fw.Table.Family, fw.Table.Name, fw.Name) == nil {
-			out = append(out, change{ch: fw, make: true, pass: true, mark: t.mark(), links: t.links()})
+			out = append(out, change{ch: fw, make: true, pass: true, mark: t.mark(), rules: t.passing()})
 		}
 	}
 	return out
 }
 
-// links returns what the names of bridges are compared with.
-func (t *table) links() [][]byte {
-	out := [][]byte{ifname(t.bridge)}
+// passing returns what chains that drop all must let pass: what goes from or to bridges,
+// and through doors.
+func (t *table) passing() (out []match) {
+	links := [][]byte{ifname(t.bridge)}
 	if t.several {
-		out = append(out, begins(t.prefix))
+		links = append(links, begins(t.prefix))
+	}
+	for _, link := range links {
+		out = append(out, is(inLink, link), is(outLink, link))
+	}
+	if len(t.doors) > 0 {
+		out = append(out, ctMark(t.mark4()))
 	}
 	return out
 }
@@ -103,14 +109,12 @@ func (f change) do(c *nftables.Conn) error {
 	if !f.pass {
 		return nil
 	}
-	for _, link := range f.links {
-		for _, k := range []key{inLink, outLink} {
-			r := &nftables.Rule{Table: f.ch.Table, Chain: f.ch, UserData: f.mark, Position: f.rear, Exprs: all(is(k, link), match{&expr.Counter{}}, accept())}
-			if f.rear != 0 {
-				c.AddRule(r) // after the rule at the position
-			} else {
-				c.InsertRule(r)
-			}
+	for _, m := range f.rules {
+		r := &nftables.Rule{Table: f.ch.Table, Chain: f.ch, UserData: f.mark, Position: f.rear, Exprs: all(m, match{&expr.Counter{}}, accept())}
+		if f.rear != 0 {
+			c.AddRule(r) // after the rule at the position
+		} else {
+			c.InsertRule(r)
 		}
 	}
 	return nil

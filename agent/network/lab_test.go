@@ -134,7 +134,7 @@ func (l *lab) topology(self string) Topology {
 	t := Topology{Self: self}
 	for _, name := range []string{"a", "b", "c"} {
 		ip := netip.MustParseAddr(labHosts[name])
-		t.Peers = append(t.Peers, Peer{ID: name, Name: name, Addr: ip, Subnet: netip.MustParsePrefix(fmt.Sprintf("10.210.%d.0/24", ip.As4()[3]))})
+		t.Peers = append(t.Peers, Peer{ID: name, Name: name, Addr: ip, Subnet: netip.MustParsePrefix(fmt.Sprintf("10.210.%d.0/24", ip.As4()[3])), Door: true})
 	}
 	for i, id := range []string{"red", "blue", "dark"} {
 		f := Fleet{ID: id, Number: uint32(i + 1), Internal: id == "dark", Subnets: []Subnet{
@@ -253,7 +253,7 @@ func (l *lab) addr6(name, network string) string {
 
 // left is what a host should not have when drover is gone.
 func (l *lab) left(host string) string {
-	out := l.sh(host, "ip -br link; ip route show proto 77; ip -6 route show proto 77; nft list tables | grep -v filter || true; ip neigh show nud permanent")
+	out := l.sh(host, "ip -br link; ip route show proto 77; ip -6 route show proto 77; nft list tables | grep -v filter || true; ip neigh show nud permanent; ip rule show | grep -v -e '^0:' -e '^3276[67]:' || true")
 	var left []string
 	for line := range strings.Lines(out) {
 		if f := strings.Fields(line)[0]; f != "lo" && !strings.HasPrefix(f, "eth0") {

@@ -52,10 +52,13 @@ type Network struct {
 	links  *watcher
 	scout  *scout
 
-	applying sync.Mutex // orders calls of Apply
+	applying sync.Mutex // orders calls of Apply, and guards the next field
+	topology Topology   // as it was told last
 
 	mu        sync.Mutex          // guards the fields below; the caller orders calls with the same id
 	nets      map[string]Fleet    // by id
+	doors     map[doorKey]*holder // bound sockets of open doors
+	closed    map[doorKey]bool    // doors whose ports are taken
 	sandboxes map[string]*Sandbox // by container
 	taken     map[netip.Addr]string
 	held      map[string][]*holder // bound sockets by container
@@ -74,13 +77,15 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 			return nil, fmt.Errorf("creating the network's directory: %w", err)
 		}
 	}
-	n := &Network{o: o, boot: bootID(), sandboxes: map[string]*Sandbox{}, taken: map[netip.Addr]string{}, held: map[string][]*holder{}}
+	n := &Network{o: o, boot: bootID(), sandboxes: map[string]*Sandbox{}, taken: map[netip.Addr]string{}, held: map[string][]*holder{},
+		doors: map[doorKey]*holder{}, closed: map[doorKey]bool{}, topology: o.Topology}
 	if err := n.load(); err != nil {
 		return nil, err
 	}
 	warnOfLegacy(o.Log, legacyTables, o.Bridge)
 	n.nft = newTable(o)
 	n.fabric = &fabric{o: o, nft: n.nft, endpoints: n.endpoints, t: o.Topology}
+	n.fabric.t.Doors = nil // until their ports are bound, after those of containers here
 	n.nets = byID(o.Topology)
 	if err := n.fabric.adopt(); err != nil {
 		return nil, err
@@ -95,20 +100,27 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	if n.fire, err = watch(n.nft.firewall(), o.Log); err != nil {
 		return nil, err
 	}
-	if n.links, err = watch(n.fabric.links(), o.Log); err != nil {
+	links := n.fabric.links()
+	links.mend = n.mend
+	if n.links, err = watch(links, o.Log); err != nil {
 		return nil, errors.Join(err, n.fire.Close())
 	}
 	if n.scout, err = newScout(n.fabric, o.Log); err != nil {
 		return nil, errors.Join(err, n.fire.Close(), n.links.Close())
 	}
 	for _, s := range n.sandboxes {
-		if err := n.bind(ctx, s); err != nil {
+		if err := n.bind(s); err != nil {
 			o.Log.Error("a published port can't be bound again", "task", s.ID, "err", err)
 			s = s.unpublished() // it is held to its addresses nevertheless
 		}
 		n.nft.intend(s)
 	}
 	err = n.enable(o.Topology)
+	if len(o.Topology.Doors) > 0 {
+		n.applying.Lock()
+		err = errors.Join(err, n.carryOut(o.Topology))
+		n.applying.Unlock()
+	}
 	if err == nil {
 		_, err = n.nft.reconcile(true)
 	}
@@ -157,7 +169,8 @@ func (n *Network) Apply(ctx context.Context, t Topology) error {
 	n.mu.Lock()
 	n.nets = byID(t)
 	n.mu.Unlock()
-	err := errors.Join(n.enable(t), n.fabric.apply(t))
+	n.topology = t
+	err := errors.Join(n.enable(t), n.carryOut(t))
 	n.scout.again()
 	return errors.Join(err, ctx.Err())
 }
@@ -202,7 +215,7 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 		return nil, err
 	}
 	if made {
-		if err := n.bind(ctx, s); err != nil {
+		if err := n.bind(s); err != nil {
 			return nil, errors.Join(err, n.forget(s))
 		}
 		failpoint.Here("network.bind.after")
@@ -211,7 +224,7 @@ func (n *Network) Attach(ctx context.Context, id string, to []Connection) (*Sand
 		}
 	}
 	failpoint.Here("network.publish.before")
-	if err := n.publish(ctx, s); err != nil {
+	if err := n.publish(s); err != nil {
 		return nil, errors.Join(err, n.Detach(ctx, id))
 	}
 	failpoint.Here("network.publish.after")
@@ -281,7 +294,7 @@ func (n *Network) Get(id string) *Sandbox {
 // Close ends what watches the host, and closes the sockets. Containers keep their network,
 // and the host's firewall drover's rules.
 func (n *Network) Close() error {
-	errs := []error{n.fire.Close(), n.links.Close(), n.scout.Close()}
+	errs := []error{n.fire.Close(), n.links.Close(), n.scout.Close(), n.leaveDoors()}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id, hs := range n.held {
@@ -299,7 +312,7 @@ func (n *Network) Destroy(ctx context.Context) error {
 	for _, id := range n.List() {
 		errs = append(errs, n.Detach(ctx, id))
 	}
-	errs = append(errs, n.unroute(forwarding4), n.unroute(forwarding6), n.fabric.remove(), n.nft.destroy())
+	errs = append(errs, n.unroute(forwarding4), n.unroute(forwarding6), n.fabric.remove(), n.nft.destroy(), n.leaveDoors())
 	return errors.Join(errs...)
 }
 
@@ -412,11 +425,11 @@ func (n *Network) freeAddr() (netip.Addr, error) {
 }
 
 // bind binds the ports of a new sandbox, choosing those given as 0.
-func (n *Network) bind(ctx context.Context, s *Sandbox) error {
+func (n *Network) bind(s *Sandbox) error {
 	var hs []*holder
 	for i := range s.Endpoints {
 		for j := range s.Endpoints[i].Ports {
-			h, err := n.hold(ctx, &s.Endpoints[i].Ports[j])
+			h, err := n.hold(&s.Endpoints[i].Ports[j])
 			if err != nil {
 				for _, h := range hs {
 					_ = h.Close()
@@ -433,12 +446,12 @@ func (n *Network) bind(ctx context.Context, s *Sandbox) error {
 }
 
 // publish ensures that the sockets of s are bound and its rules are in place.
-func (n *Network) publish(ctx context.Context, s *Sandbox) error {
+func (n *Network) publish(s *Sandbox) error {
 	n.mu.Lock()
 	_, held := n.held[s.ID]
 	n.mu.Unlock()
 	if !held {
-		if err := n.bind(ctx, s); err != nil {
+		if err := n.bind(s); err != nil {
 			return err
 		}
 	}
@@ -478,6 +491,7 @@ func (n *Network) forget(s *Sandbox) error {
 	for _, h := range hs {
 		errs = append(errs, h.Close())
 	}
+	n.released(hs)
 	if err := os.Remove(n.file(s.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("forgetting a sandbox: %w", err))
 	}

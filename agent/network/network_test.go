@@ -299,7 +299,7 @@ func TestTakenPortsAreRefusedInDockersWordsAndLeaveNothing(t *testing.T) {
 		" tcp 8090 80":          "failed to bind host port 0.0.0.0:8090/tcp: address already in use",
 		" tcp 7443 80":          "reserved",
 		"203.0.113.9 tcp 1 80":  "cannot assign requested address",
-		" sctp 1 80":            "sctp",
+		" dccp 1 80":            "dccp",
 	} {
 		_, err := w.n.Attach(t.Context(), name(2), on(publish(" tcp 8085 80", port)))
 		var pe *PortError

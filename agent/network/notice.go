@@ -17,7 +17,7 @@ import (
 func (f *fabric) links() watched {
 	return watched{
 		what: "this host's network", risk: "containers may be unreachable", protocol: unix.NETLINK_ROUTE,
-		groups: []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH},
+		groups: []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_NEIGH},
 		mend:   f.repair, concerns: f.concerns, anyway: time.Minute,
 	}
 }
@@ -32,7 +32,12 @@ func (f *fabric) concerns(m netlink.Message) bool {
 		return f.concernsLink(m)
 	case unix.RTM_DELADDR, unix.RTM_NEWADDR:
 		return true // containers' addresses are not here
+	case unix.RTM_DELRULE:
+		return routes.IsReturn(m)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		if routes.IsReturn(m) {
+			return m.Header.Type == unix.RTM_DELROUTE
+		}
 		dst, r, ok, err := routes.DecodeRoute(m.Data)
 		want, wanted := f.want.Routes[dst]
 		if err != nil || !ok {

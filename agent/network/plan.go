@@ -26,6 +26,8 @@ type filter struct {
 	nodes    []netip.Addr // hosts of the fleet
 	gateways []netip.Addr // by which nodes themselves speak to containers
 	stations []station    // with which hardware addresses nodes' packets arrive
+	doors    []entry      // ports that lead to other nodes
+	doorways []doorway    // by which other nodes' doors send here
 }
 
 // has reports whether a link is planned.
@@ -106,6 +108,7 @@ func planFor(o Options, t Topology, ways map[string]way, h host) plan {
 	}
 	if len(hops) > 0 {
 		p.tunnel(o, hops, with6, h.tunnelMTU)
+		p.doors(t, hops, ways, o.Tunnel)
 	}
 	return p
 }
@@ -139,7 +142,10 @@ func (p *plan) tunnel(o Options, hops map[string]hop, with6 bool, mtu int) {
 		off = "0"
 	}
 	p.filter.tunnel = o.TunnelPort
-	p.Links[o.Tunnel] = routes.Link{MAC: tunnelMAC(gateway), MTU: mtu, Port: int(o.TunnelPort), Addrs: []netip.Prefix{netip.PrefixFrom(gateway, 32)}, Sysctls: map[string]string{
+	addrs := []netip.Prefix{netip.PrefixFrom(gateway, 32), netip.PrefixFrom(throughTunnel(gateway), 32)}
+	p.Links[o.Tunnel] = routes.Link{MAC: tunnelMAC(gateway), MTU: mtu, Port: int(o.TunnelPort), Addrs: addrs, Sysctls: map[string]string{
+		// Answers to what the host's own 127.0.0.1 sent through a door.
+		"ipv4/conf/" + o.Tunnel + "/route_localnet": "1",
 		// A node that can be reached both ways may send by either.
 		"ipv4/conf/" + o.Tunnel + "/rp_filter":        "2",
 		"ipv6/conf/" + o.Tunnel + "/disable_ipv6":     off,
@@ -157,6 +163,7 @@ func (p *plan) tunnel(o Options, hops map[string]hop, with6 bool, mtu int) {
 // hop is the next one on the way to a node, whose end of the tunnel is at end.
 type hop struct {
 	v4, v6 routes.Route
+	tunnel routes.Route // through it in any case
 	end    netip.Addr
 }
 
@@ -173,6 +180,7 @@ func (p *plan) reach(o Options, peer Peer, w way, from netip.Addr) hop {
 		v4:  routes.Route{Dev: o.Tunnel, Via: theirs, Src: mine, To: to, From: from},
 		v6:  routes.Route{Dev: o.Tunnel, Via: tunnelAddr(theirs), To: to, From: from},
 	}
+	h.tunnel = h.v4
 	if w.dev != "" {
 		p.filter.stations = append(p.filter.stations, station{w.dev, w.mac})
 	}

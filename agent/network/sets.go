@@ -23,21 +23,26 @@ func (t *table) sets() (map[string]*nftables.Set, error) {
 		names []string
 		key   []nftables.SetDatatype
 		kind  string
+		to    []nftables.SetDatatype // of a map
 	}{
-		{inet, []string{"bridges", "internal"}, []nftables.SetDatatype{name}, ""},
-		{inet, []string{"own"}, []nftables.SetDatatype{name, v4}, "interval"},
-		{inet, []string{"own6"}, []nftables.SetDatatype{name, v6}, "interval"},
-		{inet, []string{"pool"}, []nftables.SetDatatype{v4}, "interval"},
-		{inet, []string{"pool6"}, []nftables.SetDatatype{v6}, "interval"},
-		{inet, []string{"nodes", "gateways"}, []nftables.SetDatatype{v4}, ""},
-		{inet, []string{"nodes6"}, []nftables.SetDatatype{v6}, ""},
-		{inet, []string{"stations"}, []nftables.SetDatatype{name, mac}, ""},
-		{inet, []string{"tunnels"}, []nftables.SetDatatype{port}, ""},
-		{inet, []string{"any_tcp", "any_udp"}, []nftables.SetDatatype{port}, "map"},
-		{inet, []string{"one_tcp", "one_udp"}, []nftables.SetDatatype{v4, port}, "map"},
-		{bridges, []string{"links"}, []nftables.SetDatatype{name}, ""},
-		{bridges, []string{"ports"}, []nftables.SetDatatype{name, mac, v4}, ""},
-		{bridges, []string{"ports6"}, []nftables.SetDatatype{name, mac, v6}, ""},
+		{inet, []string{"bridges", "internal"}, []nftables.SetDatatype{name}, "", nil},
+		{inet, []string{"own"}, []nftables.SetDatatype{name, v4}, "interval", nil},
+		{inet, []string{"own6"}, []nftables.SetDatatype{name, v6}, "interval", nil},
+		{inet, []string{"pool"}, []nftables.SetDatatype{v4}, "interval", nil},
+		{inet, []string{"pool6"}, []nftables.SetDatatype{v6}, "interval", nil},
+		{inet, []string{"nodes", "gateways"}, []nftables.SetDatatype{v4}, "", nil},
+		{inet, []string{"nodes6"}, []nftables.SetDatatype{v6}, "", nil},
+		{inet, []string{"stations"}, []nftables.SetDatatype{name, mac}, "", nil},
+		{inet, []string{"tunnels"}, []nftables.SetDatatype{port}, "", nil},
+		{inet, named("any_"), []nftables.SetDatatype{port}, "map", []nftables.SetDatatype{v4, port}},
+		{inet, named("one_"), []nftables.SetDatatype{v4, port}, "map", []nftables.SetDatatype{v4, port}},
+		{inet, named("door_"), []nftables.SetDatatype{port}, "map", []nftables.SetDatatype{v4}},
+		{inet, []string{"doorways"}, []nftables.SetDatatype{name, mac}, "map", []nftables.SetDatatype{nftables.TypeInteger}},
+		{inet, []string{"doorzones"}, []nftables.SetDatatype{name, mac}, "map", []nftables.SetDatatype{port}}, // 16 bits
+		{inet, []string{"marks"}, []nftables.SetDatatype{nftables.TypeMark}, "", nil},
+		{bridges, []string{"links"}, []nftables.SetDatatype{name}, "", nil},
+		{bridges, []string{"ports"}, []nftables.SetDatatype{name, mac, v4}, "", nil},
+		{bridges, []string{"ports6"}, []nftables.SetDatatype{name, mac, v6}, "", nil},
 	} {
 		typ := s.key[0]
 		var err error
@@ -54,7 +59,10 @@ func (t *table) sets() (map[string]*nftables.Set, error) {
 			if s.kind != "map" {
 				continue
 			}
-			if out[n].DataType, err = nftables.ConcatSetType(v4, port); err != nil {
+			if out[n].DataType = s.to[0]; len(s.to) == 1 {
+				continue
+			}
+			if out[n].DataType, err = nftables.ConcatSetType(s.to...); err != nil {
 				return nil, fmt.Errorf("making nftables maps: %w", err)
 			}
 		}
@@ -86,6 +94,20 @@ func (f filter) elements() elements {
 	for _, s := range f.stations {
 		add("stations", ifname(s.dev), s.mac[:], []byte{0, 0})
 	}
+	for _, d := range f.doors {
+		out["door_"+d.proto] = append(out["door_"+d.proto], nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(d.port), Val: d.to.AsSlice()})
+	}
+	known := map[station]bool{}
+	for _, d := range f.doorways {
+		if known[d.station] {
+			continue // a map leads to one
+		}
+		known[d.station] = true
+		mark, key := binaryutil.NativeEndian.PutUint32(uint32(markOf(d.gateway))), slices.Concat(ifname(d.dev), d.mac[:], []byte{0, 0})
+		out["doorways"] = append(out["doorways"], nftables.SetElement{Key: key, Val: mark})
+		out["doorzones"] = append(out["doorzones"], nftables.SetElement{Key: key, Val: binaryutil.NativeEndian.PutUint16(zoneOf(d.gateway))})
+		add("marks", mark)
+	}
 	pool, own := map[string][]netip.Prefix{}, map[string]map[string][]netip.Prefix{}
 	for _, w := range f.within {
 		s := suffix(w.prefix.Addr())
@@ -109,6 +131,15 @@ func (f filter) elements() elements {
 				})
 			}
 		}
+	}
+	return out
+}
+
+// named returns the names of a kind of map, one for each protocol.
+func named(kind string) []string {
+	out := make([]string, 0, len(protocols))
+	for _, p := range protocols {
+		out = append(out, kind+p)
 	}
 	return out
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -22,10 +23,11 @@ import (
 // nft flush ruleset, as on a reload of the nftables service, removes the tables, and
 // firewalls come and go.
 type table struct {
-	log    *slog.Logger
-	bridge string
-	prefix string // of other bridges
-	tunnel string
+	log     *slog.Logger
+	bridge  string
+	prefix  string // of other bridges
+	tunnel  string
+	gateway netip.Addr // of this node
 
 	mu sync.Mutex // orders transactions; guards the fields below
 	// guarded has the families that containers use. True means that this host forwards
@@ -36,11 +38,13 @@ type table struct {
 	want    map[string]elements      // and from each container
 	ports   map[string][]destination // published ports by container
 	several bool                     // there are bridges other than the default one
+	doors   []entry                  // open here
+	unzoned bool                     // the kernel has no conntrack zones
 	warned  map[string]bool          // others' chains that refused our rules
 }
 
 func newTable(o Options) *table {
-	return &table{log: o.Log, bridge: o.Bridge, prefix: o.Prefix, tunnel: o.Tunnel,
+	return &table{log: o.Log, bridge: o.Bridge, prefix: o.Prefix, tunnel: o.Tunnel, gateway: o.Subnet.Addr().Next(),
 		guarded: map[nftables.TableFamily]bool{}, want: map[string]elements{}, ports: map[string][]destination{}, warned: map[string]bool{}}
 }
 
@@ -160,7 +164,10 @@ func (t *table) commit(build bool, foreign []change) error {
 			return err
 		}
 	}
-	return c.Flush()
+	if err := c.Flush(); err != nil || !build {
+		return err
+	}
+	return t.zone()
 }
 
 // build adds the whole tables to c's batch, replacing existing ones.
@@ -217,6 +224,9 @@ func (t *table) complete(r *ruleset) (bool, error) {
 			return false, err
 		}
 		strange := func(x rule) bool { return !bytes.Equal(x.userData, t.mark()) }
+		if w.Name == zonesChain && !t.unzoned {
+			w.rules = append(w.rules, nil)
+		}
 		if len(rules) != len(w.rules) || slices.ContainsFunc(rules, strange) {
 			return false, nil
 		}
@@ -292,16 +302,19 @@ func (t *table) change(id string, after elements) error {
 func (t *table) setFilter(f filter) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	before, several := t.fleet, t.several
-	t.fleet, t.several = f.elements(), len(f.bridges) > 1
+	before, several, doors := t.fleet, t.several, t.doors
+	t.fleet, t.several, t.doors = f.elements(), len(f.bridges) > 1, f.doors
 	if before == nil {
 		return nil // the table is built next
 	}
 	if err := t.exchange(before, t.fleet); err != nil {
-		t.fleet, t.several = before, several
+		t.fleet, t.several, t.doors = before, several, doors
 		return fmt.Errorf("changing the nftables table %s: %w", t.name(), err)
 	}
-	if t.several == several {
+	if err := forgetDoors(doors, t.doors, markOf(t.gateway)); err != nil {
+		t.log.Warn("clients may not reach containers through this node", "err", err)
+	}
+	if t.several == several && len(t.doors) > 0 == (len(doors) > 0) {
 		return nil
 	}
 	_, err := t.repair(false) // the rules in others' chains

@@ -12,6 +12,7 @@ type Topology struct {
 	Self     string // id of this node
 	Peers    []Peer // all nodes; this one may be among them
 	Networks []Fleet
+	Doors    []Door // ports that answer here for other nodes' containers, one of a number at most
 }
 
 // Peer is a node as others reach it.
@@ -20,6 +21,7 @@ type Peer struct {
 	Name   string
 	Addr   netip.Addr   // of the host; the zero Addr: it is not reached
 	Subnet netip.Prefix // the node's part of the default bridge network
+	Door   bool         // ports of this node's containers answer there
 }
 
 // Fleet is a network of the fleet in which this node has endpoints, or will have.
@@ -68,6 +70,11 @@ func (t Topology) Validate() error {
 		ids[f.ID], numbers[f.Number] = true, true
 		if err := f.validate(); err != nil {
 			return fmt.Errorf("topology: network %s: %w", f.ID, err)
+		}
+	}
+	for _, d := range t.Doors {
+		if err := d.validate(); err != nil {
+			return err
 		}
 	}
 	return nil

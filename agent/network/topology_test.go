@@ -108,6 +108,8 @@ func TestPlans(t *testing.T) {
 			"10.210.2.0/24":   c.to,
 			"10.220.0.64/26":  c.to,
 			"10.210.3.0/24":   tunnel("10.210.3.1", "10.10.2.3"),
+			"10.210.2.0/32":   tunnel("10.210.2.1", "10.10.1.2"), // in any case
+			"10.210.3.0/32":   tunnel("10.210.3.1", "10.10.2.3"),
 			"10.220.0.0/26":   {Dev: "dvn1", Src: netip.MustParseAddr("10.220.0.1")},
 			"10.220.0.128/26": tunnel("10.210.3.1", "10.10.2.3"),
 			"10.220.9.9/32":   {Dev: "dvn1", Src: netip.MustParseAddr("10.220.0.1")},
@@ -122,7 +124,7 @@ func TestPlans(t *testing.T) {
 				t.Errorf("%s: %s goes by %+v, want %+v", what, dst, got, want)
 			}
 		}
-		if len(p.Routes) != 12 || len(p.filter.stations) != c.stations {
+		if len(p.Routes) != 14 || len(p.filter.stations) != c.stations {
 			t.Errorf("%s: %d routes, stations %v", what, len(p.Routes), p.filter.stations)
 		}
 		if len(p.Links) != 4 || !slices.Equal(p.filter.bridges, []string{"drv0", "dvn1", "dvn2"}) || !slices.Equal(p.filter.internal, []string{"dvn2"}) {

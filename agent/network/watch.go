@@ -82,6 +82,14 @@ func (w *watcher) Close() (err error) {
 	return err
 }
 
+// again triggers a check.
+func (w *watcher) again() {
+	select {
+	case w.look <- struct{}{}:
+	default:
+	}
+}
+
 // listen triggers a check for each change.
 func (w *watcher) listen(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -95,10 +103,7 @@ func (w *watcher) listen(ctx context.Context) {
 		if err == nil && !slices.ContainsFunc(msgs, w.concerns) {
 			continue
 		}
-		select {
-		case w.look <- struct{}{}:
-		default:
-		}
+		w.again()
 	}
 }
 

@@ -64,6 +64,9 @@ func Read(want Picture, prefix string) (Picture, error) {
 			return have, err
 		}
 	}
+	if err := readReturns(c, name, &have); err != nil {
+		return have, err
+	}
 	return have, readNeighbours(c, name, have)
 }
 
@@ -232,6 +235,10 @@ func (c Changes) send() error {
 		}
 		b.add(unix.RTM_DELROUTE, 0, data, err, dst)
 	}
+	for _, m := range c.SetReturns {
+		find(c.want.Returns[m].Dev)
+	}
+	c.addReturns(b, index)
 	for _, p := range c.Unlearn {
 		find(p.Dev)
 		if _, ok := index[p.Dev]; ok {
@@ -340,7 +347,9 @@ func (b *batch) take(answer []byte) {
 		errno := unix.Errno(-int32(binary.NativeEndian.Uint32(answer[code:])))
 		typ, seq := binary.NativeEndian.Uint16(answer[quoted+4:]), int(binary.NativeEndian.Uint32(answer[quoted+8:]))
 		gone := errno == unix.ESRCH || errno == unix.ENOENT
-		if deletes := typ == unix.RTM_DELROUTE || typ == unix.RTM_DELNEIGH; errno != 0 && seq > 0 && seq <= len(b.what) && (!deletes || !gone) {
+		gone = gone && (typ == unix.RTM_DELROUTE || typ == unix.RTM_DELNEIGH || typ == unix.RTM_DELRULE)
+		there := typ == unix.RTM_NEWRULE && errno == unix.EEXIST
+		if errno != 0 && seq > 0 && seq <= len(b.what) && !gone && !there {
 			b.failed(b.what[seq-1], errno)
 		}
 		answer = answer[min((size+3)&^3, len(answer)):]

@@ -80,15 +80,22 @@ func attached(b []byte, e *netlink.AttributeEncoder) ([]byte, error) {
 
 // decodeRoute decodes a route of the main table. ok is false for what is not drover's.
 func decodeRoute(b []byte, name map[int]string) (dst netip.Prefix, r Route, ok bool, err error) {
+	table, dst, r, ok, err := decodeAny(b, name)
+	return dst, r, ok && table == unix.RT_TABLE_MAIN, err
+}
+
+// decodeAny decodes a route of any table. ok is false for what is not drover's.
+func decodeAny(b []byte, name map[int]string) (table uint32, dst netip.Prefix, r Route, ok bool, err error) {
 	if len(b) < unix.SizeofRtMsg {
-		return dst, r, false, errors.New("a route's message is short")
+		return 0, dst, r, false, errors.New("a route's message is short")
 	}
-	if b[4] != unix.RT_TABLE_MAIN || b[5] != Protocol {
-		return dst, r, false, nil
+	if b[5] != Protocol {
+		return 0, dst, r, false, nil
 	}
+	table = uint32(b[4])
 	d, err := netlink.NewAttributeDecoder(b[unix.SizeofRtMsg:])
 	if err != nil {
-		return dst, r, false, err
+		return 0, dst, r, false, err
 	}
 	r.Unreachable = b[7] == unix.RTN_UNREACHABLE
 	addr := netip.IPv4Unspecified()
@@ -99,6 +106,8 @@ func decodeRoute(b []byte, name map[int]string) (dst netip.Prefix, r Route, ok b
 		switch d.Type() {
 		case unix.RTA_DST:
 			addr, _ = netip.AddrFromSlice(d.Bytes())
+		case unix.RTA_TABLE:
+			table = d.Uint32()
 		case unix.RTA_OIF:
 			r.Dev = name[int(d.Uint32())]
 		case unix.RTA_GATEWAY:
@@ -112,7 +121,7 @@ func decodeRoute(b []byte, name map[int]string) (dst netip.Prefix, r Route, ok b
 	if r.Unreachable {
 		r = Route{Unreachable: true} // IPv6 names lo
 	}
-	return netip.PrefixFrom(addr, int(b[1])), r, addr.IsValid(), d.Err()
+	return table, netip.PrefixFrom(addr, int(b[1])), r, addr.IsValid(), d.Err()
 }
 
 func (r *Route) decodeTunnel(d *netlink.AttributeDecoder) error {

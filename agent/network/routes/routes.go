@@ -30,6 +30,9 @@ type Picture struct {
 	Links      map[string]Link
 	Routes     map[netip.Prefix]Route
 	Neighbours map[Place]MAC // permanent ones
+	// Returns are the routes of packets with a mark.
+	Returns map[Mark]Route
+	Gated   bool // whether packets without a mark jump over the rules for those with one
 	// Ports are the bridges of containers' links, by link, with hairpin mode. Links that are
 	// not there are not missed.
 	Ports map[string]string
@@ -62,7 +65,7 @@ type Place struct {
 
 // NewPicture returns one with nothing in it.
 func NewPicture() Picture {
-	return Picture{Links: map[string]Link{}, Routes: map[netip.Prefix]Route{}, Neighbours: map[Place]MAC{}, Ports: map[string]string{}}
+	return Picture{Links: map[string]Link{}, Routes: map[netip.Prefix]Route{}, Neighbours: map[Place]MAC{}, Ports: map[string]string{}, Returns: map[Mark]Route{}}
 }
 
 // Changes is what makes one picture out of another.
@@ -72,18 +75,21 @@ type Changes struct {
 	Plug           []string // links into their bridges
 	Set, Del       []netip.Prefix
 	Learn, Unlearn []Place
+	SetReturns     []Mark
+	DelReturns     []Mark
+	Gate, Ungate   bool
 
 	want Picture
 }
 
 // None reports whether there is nothing to do.
 func (c Changes) None() bool {
-	return len(c.AddLinks)+len(c.DelLinks)+len(c.Plug)+len(c.Set)+len(c.Del)+len(c.Learn)+len(c.Unlearn) == 0
+	return len(c.AddLinks)+len(c.DelLinks)+len(c.Plug)+len(c.Set)+len(c.Del)+len(c.Learn)+len(c.Unlearn)+len(c.SetReturns)+len(c.DelReturns) == 0 && !c.Gate && !c.Ungate
 }
 
 // Additions returns the changes without removals.
 func (c Changes) Additions() Changes {
-	c.DelLinks, c.Del, c.Unlearn = nil, nil, nil
+	c.DelLinks, c.Del, c.Unlearn, c.DelReturns, c.Ungate = nil, nil, nil, nil, false
 	return c
 }
 
@@ -109,6 +115,10 @@ func Compare(have, want Picture) Changes {
 	}
 	c.Set, c.Del = compare(have.Routes, want.Routes)
 	c.Learn, c.Unlearn = compare(have.Neighbours, want.Neighbours)
+	c.SetReturns, c.DelReturns = compare(have.Returns, want.Returns)
+	c.Gate, c.Ungate = want.Gated && !have.Gated, have.Gated && !want.Gated
+	slices.Sort(c.SetReturns)
+	slices.Sort(c.DelReturns)
 	slices.Sort(c.AddLinks)
 	slices.Sort(c.DelLinks)
 	slices.Sort(c.Plug)

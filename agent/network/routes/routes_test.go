@@ -67,6 +67,9 @@ func example() Picture {
 	p.Routes[prefix("fd20::/64")] = Route{Unreachable: true}
 	p.Routes[prefix("fd20::40/122")] = Route{Dev: "dvn1"}
 	p.Routes[prefix("fd20::80/122")] = Route{Dev: "dvx", Via: addr("fe80::44:0:0"), To: addr("10.10.2.3"), From: addr("10.10.1.1")}
+	p.Returns[0x0ad20301] = Route{Dev: "dvx", Via: addr("10.210.3.1"), To: addr("10.10.2.3"), From: addr("10.10.1.1")}
+	p.Returns[0x0ad20201] = Route{Dev: "up0", Via: addr("10.10.1.2")}
+	p.Gated = true
 	p.Neighbours[Place{"dvx", addr("10.210.3.1")}] = MAC{2, 0x44, 10, 210, 3, 1}
 	p.Neighbours[Place{"dvx", addr("fe80::44:0:0")}] = MAC{2, 0x44, 10, 210, 3, 1}
 	return p
@@ -91,6 +94,9 @@ func TestTheKernelBecomesWhatIsWanted(t *testing.T) {
 	bring(t, want)
 	have, err := Read(want, "dvn")
 	must(t, err)
+	if !reflect.DeepEqual(have.Returns, want.Returns) || !have.Gated {
+		t.Errorf("it has %+v, want %+v", have.Returns, want.Returns)
+	}
 	if !reflect.DeepEqual(have.Routes, want.Routes) || !reflect.DeepEqual(have.Neighbours, want.Neighbours) {
 		t.Errorf("it has\n%+v\n%+v\nwant\n%+v\n%+v", have.Routes, have.Neighbours, want.Routes, want.Neighbours)
 	}
@@ -98,6 +104,8 @@ func TestTheKernelBecomesWhatIsWanted(t *testing.T) {
 		t.Errorf("a second time it changes %+v", c)
 	}
 	for _, broken := range []string{
+		"ip rule del pref 7700", "ip rule del pref 7702", "ip rule del fwmark 0xad20301", "ip route flush table 181535489", "ip route replace default dev lo table 181535489 metric 77 proto 77",
+		"ip rule add fwmark 7 pref 7701 table 7 protocol 77", "ip route add default dev up0 table 7 metric 77 proto 77",
 		"ip link del dvn1", "ip link del dvx", "ip link set dvn1 down", "ip link set dvx down", "ip addr del 10.220.0.1/32 dev dvn1",
 		"ip route del 10.220.0.64/26", "ip route del unreachable 10.220.0.0/20", "ip -6 route del fd20::80/122", "ip neigh del 10.210.3.1 dev dvx",
 		"ip route replace 10.220.0.64/26 via 10.10.1.9 dev up0 metric 77 proto 77", "ip link set dvn1 address 02:00:00:00:00:01", "ip link set dvx mtu 1400",
