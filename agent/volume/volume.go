@@ -70,9 +70,10 @@ func Open(o Options) (*Store, error) {
 	if o.Mount == nil {
 		o.Mount = mount8
 	}
-	// Nobody but root lists them. That who knows an id may enter is as in docker.
-	for dir, mode := range map[*string]os.FileMode{&o.Dir: 0o701, &o.RunDir: 0o700} {
-		err := errors.Join(os.MkdirAll(*dir, mode), os.Chmod(*dir, mode))
+	// Nobody but root enters: a user of the host could run what a container's root made
+	// setuid there. Containers have them mounted.
+	for _, dir := range []*string{&o.Dir, &o.RunDir} {
+		err := errors.Join(os.MkdirAll(*dir, 0o700), os.Chmod(*dir, 0o700))
 		if err == nil {
 			*dir, err = filepath.EvalSymlinks(*dir) // as the kernel lists what is mounted there
 		}
@@ -239,7 +240,7 @@ func (s *Store) Use(ctx context.Context, task string, x task.Volume) error {
 	if s.gone(v) {
 		return fmt.Errorf("volume %s: %w", x.Name, ErrRemoved)
 	}
-	err = os.MkdirAll(s.dir(x.ID), 0o701)
+	err = os.MkdirAll(s.dir(x.ID), 0o700)
 	if err == nil {
 		err = os.MkdirAll(s.Path(x.ID), 0o755)
 	}

@@ -73,11 +73,11 @@ func write(t *testing.T, path, text string) {
 	ok(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)))
 }
 
-func TestADirectoryThatOnlyRootLists(t *testing.T) {
+func TestADirectoryThatOnlyRootEnters(t *testing.T) {
 	s := open(t)
 	v := volumeOf("data")
 	ok(t, s.Use(t.Context(), "one", v))
-	for path, want := range map[string]os.FileMode{s.o.Dir: 0o701, s.o.RunDir: 0o700, s.dir(v.ID): 0o701, s.Path(v.ID): 0o755} {
+	for path, want := range map[string]os.FileMode{s.o.Dir: 0o700, s.o.RunDir: 0o700, s.dir(v.ID): 0o700, s.Path(v.ID): 0o755} {
 		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != want {
 			t.Errorf("%s is %v, %v", path, fi.Mode(), err)
 		}
