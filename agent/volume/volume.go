@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover/drover/agent/task"
+	"github.com/drover/drover/pkg/recent"
 	"github.com/drover/drover/pkg/volumes"
 )
 
@@ -44,18 +45,23 @@ type Options struct {
 type Store struct {
 	o Options
 
-	mu   sync.Mutex // guards the fields below, and those of vols
-	vols map[string]*vol
+	removed recent.Map[string, struct{}] // ids: a task that was about to be prepared makes no new one
+
+	mu   sync.Mutex      // guards the field below, and those of its values
+	vols map[string]*vol // in use
 }
 
-// vol is what is known of a volume in memory.
+// maxRemoved bounds how many removed volumes are known.
+const maxRemoved = 10_000
+
+// vol is what is known of a volume in memory, while somebody has it.
 type vol struct {
-	name    string
-	turn    chan struct{}   // has a value while somebody changes its files and mounts
-	held    map[string]bool // tasks that mount it, running or not
-	used    map[string]bool // tasks that have it mounted
-	freed   chan struct{}   // closed when held becomes empty
-	removed bool
+	name   string
+	turn   chan struct{}   // has a value while somebody changes its files and mounts
+	takers int             // who have the turn or wait for it
+	held   map[string]bool // tasks that mount it, running or not
+	used   map[string]bool // tasks that have it mounted
+	freed  chan struct{}   // closed when held becomes empty
 }
 
 // Open returns a store. It unmounts the parts of volumes that a dead agent had mounted for
@@ -81,7 +87,7 @@ func Open(o Options) (*Store, error) {
 			return nil, fmt.Errorf("opening the node's volumes: %w", err)
 		}
 	}
-	s := &Store{o: o, vols: map[string]*vol{}}
+	s := &Store{o: o, removed: recent.Map[string, struct{}]{Max: maxRemoved}, vols: map[string]*vol{}}
 	parts, err := os.ReadDir(o.RunDir)
 	if err != nil {
 		return nil, fmt.Errorf("opening the node's volumes: %w", err)
@@ -109,15 +115,30 @@ func (s *Store) vol(id string) *vol {
 	return v
 }
 
+// tidy forgets a volume that nobody has. It is called with mu held.
+func (s *Store) tidy(id string) {
+	if v := s.vols[id]; v != nil && v.takers+len(v.held)+len(v.used) == 0 {
+		delete(s.vols, id)
+	}
+}
+
 // take blocks until it is the caller's turn to change a volume. give ends the turn.
 func (s *Store) take(ctx context.Context, id string) (v *vol, give func(), err error) {
 	s.mu.Lock()
 	v = s.vol(id)
+	v.takers++
 	s.mu.Unlock()
+	left := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		v.takers--
+		s.tidy(id)
+	}
 	select {
 	case v.turn <- struct{}{}:
-		return v, func() { <-v.turn }, nil
+		return v, func() { <-v.turn; left() }, nil
 	case <-ctx.Done():
+		left()
 		return nil, nil, ctx.Err()
 	}
 }
@@ -130,7 +151,7 @@ func (s *Store) Hold(task string, all []task.Volume) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range all {
-		if s.vol(x.ID).removed {
+		if s.gone(x.ID) {
 			return fmt.Errorf("volume %s: %w", x.Name, ErrRemoved)
 		}
 	}
@@ -145,12 +166,13 @@ func (s *Store) Hold(task string, all []task.Volume) error {
 func (s *Store) Drop(task string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, v := range s.vols {
+	for id, v := range s.vols {
 		if v.held[task] {
 			if delete(v.held, task); len(v.held) == 0 {
 				close(v.freed)
 				v.freed = make(chan struct{})
 			}
+			s.tidy(id)
 		}
 	}
 }
@@ -161,12 +183,8 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 		return err
 	}
 	for {
-		s.mu.Lock()
-		v := s.vol(id)
-		free, freed := len(v.held) == 0, v.freed
-		v.removed = v.removed || free
-		s.mu.Unlock()
-		if free {
+		freed := s.held(id)
+		if freed == nil {
 			break
 		}
 		select {
@@ -194,6 +212,18 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 	if err := s.delete(ctx, id); err != nil {
 		return fmt.Errorf("removing volume %.12s: %w", id, err)
 	}
+	return nil
+}
+
+// held returns what is closed once no task has a volume. nil: none has, and none gets it any
+// more.
+func (s *Store) held(id string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v := s.vols[id]; v != nil && len(v.held) > 0 {
+		return v.freed
+	}
+	s.removed.Put(id, struct{}{}, 1)
 	return nil
 }
 
@@ -237,7 +267,7 @@ func (s *Store) Use(ctx context.Context, task string, x task.Volume) error {
 		return err
 	}
 	defer give()
-	if s.gone(v) {
+	if s.gone(x.ID) {
 		return fmt.Errorf("volume %s: %w", x.Name, ErrRemoved)
 	}
 	err = os.MkdirAll(s.dir(x.ID), 0o700)
@@ -261,10 +291,9 @@ func (s *Store) Use(ctx context.Context, task string, x task.Volume) error {
 	return nil
 }
 
-func (s *Store) gone(v *vol) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return v.removed
+func (s *Store) gone(id string) bool {
+	_, is := s.removed.Get(id)
+	return is
 }
 
 // Unuse ends a task's use of all its volumes, and returns their names. What is mounted on

@@ -249,6 +249,37 @@ func TestAVolumeIsRemovedOnceNoTaskHasIt(t *testing.T) {
 	}
 }
 
+// A node has anonymous volumes without end, one after the other.
+func TestVolumesThatNobodyHasAreForgotten(t *testing.T) {
+	s := open(t)
+	for i := range 50 {
+		v := volumeOf(fmt.Sprint("v", i))
+		by := fmt.Sprint("t", i)
+		ok(t, s.Hold(by, []task.Volume{v}))
+		ok(t, s.Use(t.Context(), by, v))
+		_, err := s.Unuse(t.Context(), by)
+		ok(t, err)
+		s.Drop(by)
+		if i%2 == 0 {
+			ok(t, s.Remove(t.Context(), v.ID))
+		}
+	}
+	over, cancel := context.WithCancel(t.Context())
+	v := volumeOf("taken")
+	_, give, err := s.take(t.Context(), v.ID)
+	ok(t, err)
+	if cancel(); s.Use(over, "late", v) == nil {
+		t.Error("two have the turn")
+	}
+	give()
+	if len(s.vols) != 0 {
+		t.Errorf("%d volumes are known that nobody has", len(s.vols))
+	}
+	if err := s.Use(t.Context(), "late", volumeOf("v0")); !errors.Is(err, ErrRemoved) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestNothingThatIsMountedInAVolumeIsRemovedWithIt(t *testing.T) {
 	s := open(t)
 	v := volumeOf("data")
