@@ -23,7 +23,7 @@ func (t *Topology) Fabric(self string) (out fabric.Topology, version uint64, new
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	out.Self = self
-	var errs []error
+	errs := []error{t.unread}
 	for _, x := range t.peers {
 		p, err := peer(x)
 		if err == nil {

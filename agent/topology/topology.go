@@ -36,6 +36,7 @@ type Topology struct {
 	version  uint64              // of what Fabric returns; counts from 1
 	changed  chan struct{}       // closed when version grows
 	watch    func(Change)
+	unread   error // what was stored and can't be read; nil once a full sync told it anew
 }
 
 // network is one, with what was told of it.
@@ -55,7 +56,8 @@ type Change struct {
 
 // Part is what to store of a part of a sync.
 type Part struct {
-	ops []op
+	ops  []op
+	full bool // it is the last of a full sync
 }
 
 // op puts a record, or deletes it, if m is nil.
@@ -65,7 +67,8 @@ type op struct {
 	m      proto.Message
 }
 
-// Open reads what is stored.
+// Open reads what is stored. A record that can't be read is dropped: the first sync of the
+// next session is a full one, and until then the rest must go on.
 func Open(db *bbolt.DB) (*Topology, error) {
 	t := &Topology{peers: map[string]*dv1.Peer{}, networks: map[string]*network{}, version: 1, changed: make(chan struct{})}
 	err := db.Update(func(tx *bbolt.Tx) error {
@@ -75,14 +78,20 @@ func Open(db *bbolt.DB) (*Topology, error) {
 			}
 		}
 		for _, b := range buckets {
+			var bad [][]byte
 			err := tx.Bucket(b).ForEach(func(k, v []byte) error {
-				m := record(b)
-				if err := proto.Unmarshal(v, m); err != nil {
-					return fmt.Errorf("record %x of %s: %w", k, b, err)
+				m, err := read(b, k, v)
+				if err != nil {
+					t.unread = errors.Join(t.unread, fmt.Errorf("record %x of %s: %w", k, b, err))
+					bad = append(bad, bytes.Clone(k))
+					return nil
 				}
 				t.apply(op{b, string(k), m}, &Change{})
 				return nil
 			})
+			for _, k := range bad {
+				err = errors.Join(err, drop(tx, b, k))
+			}
 			if err != nil {
 				return err
 			}
@@ -95,16 +104,25 @@ func Open(db *bbolt.DB) (*Topology, error) {
 	return t, nil
 }
 
-func record(bucket []byte) proto.Message {
+func read(bucket, key, value []byte) (m proto.Message, err error) {
+	least := idLength + 1
 	switch string(bucket) {
 	case string(bPeers):
-		return &dv1.Peer{}
+		m, least = &dv1.Peer{}, 1
 	case string(bNetworks):
-		return &dv1.Network{}
+		m, least = &dv1.Network{}, idLength
 	case string(bSlices):
-		return &dv1.Slice{}
+		m = &dv1.Slice{}
+	default:
+		m = &dv1.Name{}
 	}
-	return &dv1.Name{}
+	if len(key) < least {
+		return nil, errors.New("its key is too short")
+	}
+	if err := proto.Unmarshal(value, m); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // Parse returns what a part of a sync changes. It is an error if it is not well-formed.
@@ -166,6 +184,7 @@ func (p *Part) Name(named map[string]bool) {
 
 // Sweep has the part, the last of a full sync, remove what the sync did not name.
 func (p *Part) Sweep(t *Topology, named map[string]bool) {
+	p.full = true
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	unnamed := func(bucket []byte, key string) {
@@ -192,30 +211,35 @@ func (p *Part) Store(tx *bbolt.Tx) error {
 	for _, o := range p.ops {
 		b := tx.Bucket(o.bucket)
 		if o.m == nil {
-			if err := b.Delete([]byte(o.key)); err != nil {
+			if err := drop(tx, o.bucket, []byte(o.key)); err != nil {
 				return err
-			}
-			if string(o.bucket) == string(bNetworks) {
-				for _, of := range [][]byte{bSlices, bNames} {
-					if err := deleteAll(tx.Bucket(of), []byte(o.key)); err != nil {
-						return err
-					}
-				}
 			}
 			continue
 		}
 		if len(o.key) > idLength && tx.Bucket(bNetworks).Get([]byte(o.key[:idLength])) == nil && string(o.bucket) != string(bPeers) {
 			continue // as apply does
 		}
-		v, err := proto.Marshal(o.m)
+		v, err := proto.MarshalOptions{Deterministic: true}.Marshal(o.m)
 		if err != nil {
 			return err
+		}
+		if bytes.Equal(b.Get([]byte(o.key)), v) {
+			continue // a full sync names everything
 		}
 		if err := b.Put([]byte(o.key), v); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// drop deletes a record; a network goes with what is of it.
+func drop(tx *bbolt.Tx, bucket, key []byte) error {
+	err := tx.Bucket(bucket).Delete(key)
+	if string(bucket) == string(bNetworks) && len(key) == idLength {
+		err = errors.Join(err, deleteAll(tx.Bucket(bSlices), key), deleteAll(tx.Bucket(bNames), key))
+	}
+	return err
 }
 
 func deleteAll(b *bbolt.Bucket, prefix []byte) error {
@@ -234,11 +258,11 @@ func deleteAll(b *bbolt.Bucket, prefix []byte) error {
 
 // Apply applies a part that was stored. It keeps the part's messages.
 func (t *Topology) Apply(p *Part) {
-	if len(p.ops) == 0 {
-		return
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if p.full {
+		t.unread = nil
+	}
 	var c Change
 	routed := false
 	for _, o := range p.ops {
@@ -265,7 +289,7 @@ func (t *Topology) Network(id []byte) *dv1.Network {
 	return nil
 }
 
-// apply applies o in memory, adds it to c, and reports whether it changed what Fabric
+// apply applies o in memory, adds what it changed to c, and reports whether it changed what Fabric
 // returns. It must be called with mu held. What is of a network that the node was not
 // told of is passed over.
 func (t *Topology) apply(o op, c *Change) (routed bool) {
@@ -308,17 +332,22 @@ func (t *Topology) applyNetwork(o op, c *Change) (routed bool) {
 		return old != nil
 	}
 	m := o.m.(*dv1.Network)
+	if old != nil && proto.Equal(old.Network, m) {
+		return false
+	}
 	c.Networks = append(c.Networks, m)
 	if old == nil {
 		t.networks[o.key] = &network{m, map[string]*dv1.Slice{}, map[string]*dv1.Name{}, map[string]*dv1.Name{}}
 		return true
 	}
-	was := old.Network
 	old.Network = m
-	return !proto.Equal(was, m)
+	return true
 }
 
 func (n *network) applyName(task string, o op, c *Change) (routed bool) {
+	if old := n.names[task]; old != nil && o.m != nil && proto.Equal(old, o.m) {
+		return false
+	}
 	was := n.alone[task]
 	delete(n.alone, task)
 	if o.m == nil {

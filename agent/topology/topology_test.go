@@ -2,6 +2,7 @@ package topology
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -157,6 +158,72 @@ func TestAFullSyncReplacesAll(t *testing.T) {
 	n.expect("a full sync in parts", "peer n1 10.9.0.1:7444", "network renamed", "renamed: [next] 10.0.0.2 true false")
 	n.take(true, nil)
 	n.expect("a full sync of nothing", "")
+}
+
+// A full sync of what is known already, as after each election, costs neither a write nor
+// the resolver's work.
+func TestWhatIsKnownIsNotToldAgain(t *testing.T) {
+	n := newNode(t)
+	told := func() *dv1.Topology {
+		y := example()
+		y.Networks[0].Options = map[string]string{"a": "1", "b": "2", "c": "3", "d": "4", "e": "5"}
+		return y
+	}
+	n.take(true, told())
+	n.seen = nil
+	p, err := Parse(told())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = n.db.Update(func(tx *bbolt.Tx) error {
+		err := p.Store(tx)
+		if s := tx.Stats(); s.GetNodeCount() > 0 {
+			t.Errorf("the store changes %d of its nodes", s.GetNodeCount())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Apply(p)
+	y := told()
+	y.Names[0].Running = false
+	n.take(true, y)
+	if want := []string{"name web10.0.0.1false"}; !slices.Equal(n.seen, want) {
+		t.Errorf("seen were %q, want %q", n.seen, want)
+	}
+	n.expect("in the end", "peer n1 10.9.0.1:7444", "peer n2 10.9.0.2:7444", "network red", "network blue", "red: slice n1 [10.0.0.0/26]",
+		"blue: slice n2 [10.1.0.0/26]", "red: [web] 10.0.0.1 false false", "blue: [web] 10.1.0.1 false false", "blue: [db] 10.1.0.2 true false")
+}
+
+// A node must start with what can be read, and is told the rest anew.
+func TestWhatCantBeReadIsDropped(t *testing.T) {
+	n := newNode(t)
+	n.take(true, example())
+	err := n.db.Update(func(tx *bbolt.Tx) error {
+		return errors.Join(
+			tx.Bucket(bNetworks).Put(id('b'), []byte{0xff}),
+			tx.Bucket(bNetworks).Put([]byte("x"), nil),
+			tx.Bucket(bPeers).Put([]byte("n2"), []byte{0xff}),
+			tx.Bucket(bSlices).Put(id('r'), nil),
+			tx.Bucket(bNames).Put([]byte("short"), nil))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.reopen()
+	if _, _, _, err := n.Fabric("n1"); err == nil || strings.Count(err.Error(), "record") != 5 {
+		t.Errorf("it is reported as %v", err)
+	}
+	n.expect("the rest", "peer n1 10.9.0.1:7444", "network red", "red: slice n1 [10.0.0.0/26]", "red: [web] 10.0.0.1 true false")
+	y := example()
+	y.Names = y.Names[:2] // one has gone meanwhile
+	n.take(true, y)
+	n.expect("told anew", "peer n1 10.9.0.1:7444", "peer n2 10.9.0.2:7444", "network red", "network blue", "red: slice n1 [10.0.0.0/26]",
+		"blue: slice n2 [10.1.0.0/26]", "red: [web] 10.0.0.1 true false", "blue: [web] 10.1.0.1 false false")
+	if _, _, _, err := n.Fabric("n1"); err != nil && strings.Contains(err.Error(), "record") {
+		t.Errorf("afterwards: %v", err)
+	}
 }
 
 // What is told of a network that the node is not in is kept by nobody.
