@@ -2,7 +2,9 @@ package engine
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,12 +70,24 @@ func (e *Engine) changeFiles(s task.Spec, was, in *network.Sandbox, want []conne
 	})
 }
 
-// edit changes a file that a container has mounted, in place.
+// maxEdited bounds what is read of a container's file: it can write there what it likes.
+const maxEdited = 1 << 20
+
+// edit changes a file that a container has mounted, in place. A longer one than any that
+// drover writes is the container's own.
 func (e *Engine) edit(id, name string, change func(text string) string) error {
 	file := filepath.Join(e.o.dir(id), name)
-	text, err := os.ReadFile(file)
+	f, err := os.Open(file)
 	if err != nil {
 		return fmt.Errorf("reading %s of %s: %w", name, short(id), err)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxEdited+1))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("reading %s of %s: %w", name, short(id), err)
+	}
+	if len(text) > maxEdited {
+		e.o.Log.Warn("a file of a container is too long to be changed with its networks", "task", short(id), "file", name)
+		return nil
 	}
 	now := change(string(text))
 	if now == string(text) {

@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/task"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -77,6 +80,31 @@ func TestHostsFollowAddresses(t *testing.T) {
 	}
 	if got := changedHosts("10.0.0.1 a", nil, []string{"10.0.0.2 b"}); got != "10.0.0.1 a\n10.0.0.2 b\n" {
 		t.Errorf("a file without an end of line: %q", got)
+	}
+}
+
+// A container can write into its files what it likes, and as much.
+func TestAFileThatAContainerMadeVeryLongIsLeft(t *testing.T) {
+	e := &Engine{o: Options{DataDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}}
+	file := filepath.Join(e.o.dir("c"), spec.HostsFile)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte("a\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	twice := func(text string) string { return text + text }
+	if err := e.edit("c", spec.HostsFile, twice); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(file); string(b) != "a\na\n" || err != nil {
+		t.Errorf("it is changed to %q, %v", b, err)
+	}
+	if err := os.Truncate(file, 1<<40); err != nil { // sparse
+		t.Fatal(err)
+	}
+	if err := e.edit("c", spec.HostsFile, twice); err != nil {
+		t.Error(err)
+	}
+	if s, err := os.Stat(file); err != nil || s.Size() != 1<<40 {
+		t.Errorf("a very long one is changed: %v", err)
 	}
 }
 
