@@ -36,11 +36,11 @@ func TestFabric(t *testing.T) {
 	}
 	red, blue := strings.Repeat("72", 32), strings.Repeat("62", 32)
 	b, _ := json.Marshal(got)
-	want := `{"Self":"n1","Peers":[{"ID":"n1","Name":"one","Addr":"10.9.0.1","Subnet":"10.8.1.0/24"},{"ID":"n2","Name":"two","Addr":"10.9.0.2","Subnet":"10.8.2.0/24"},` +
-		`{"ID":"n5","Name":"","Addr":"10.9.0.5","Subnet":"10.8.5.0/24"}],` +
+	want := `{"Self":"n1","Peers":[{"ID":"n1","Name":"one","Addr":"10.9.0.1","Subnet":"10.8.1.0/24","Door":false},{"ID":"n2","Name":"two","Addr":"10.9.0.2","Subnet":"10.8.2.0/24","Door":false},` +
+		`{"ID":"n5","Name":"","Addr":"10.9.0.5","Subnet":"10.8.5.0/24","Door":false}],` +
 		`"Networks":[{"ID":"` + blue + `","Number":1,"Subnets":[{"Prefix":"10.1.0.0/20","Gateway":"10.1.0.1"}],"Internal":true,"MTU":0,"Routes":null},` +
 		`{"ID":"` + red + `","Number":2,"Subnets":[{"Prefix":"10.0.0.0/20","Gateway":"10.0.0.1"},{"Prefix":"fd00::/64","Gateway":"fd00::1"}],"Internal":false,"MTU":1400,` +
-		`"Routes":[{"Prefix":"10.0.0.0/26","Node":"n1"},{"Prefix":"10.0.0.64/26","Node":"n2"},{"Prefix":"10.0.0.99/32","Node":"n2"},{"Prefix":"10.0.1.0/26","Node":"n2"},{"Prefix":"fd00::99/128","Node":"n2"}]}]}`
+		`"Routes":[{"Prefix":"10.0.0.0/26","Node":"n1"},{"Prefix":"10.0.0.64/26","Node":"n2"},{"Prefix":"10.0.0.99/32","Node":"n2"},{"Prefix":"10.0.1.0/26","Node":"n2"},{"Prefix":"fd00::99/128","Node":"n2"}]}],"Doors":null}`
 	if string(b) != want {
 		t.Errorf("the fabric is\n%s\nwant\n%s", b, want)
 	}
