@@ -300,7 +300,7 @@ func (d *decision) rename(c *dv1.Rename) *dv1.Error {
 		return refuse(dv1.Error_INVALID, "Renaming a container with the same name as its current name")
 	}
 	if e := d.freeName(name); e != nil {
-		e.Message = "Error when allocating new name: " + e.Message
+		e.Message = "Error when allocating new name: " + strings.Replace(e.Message, "("+name+")", "(/"+name+")", 1) // as docker
 		return e
 	}
 	t.Name = name

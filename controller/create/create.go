@@ -74,7 +74,7 @@ func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []stri
 	}
 	name := strings.TrimPrefix(r.Name, "/")
 	if name != "" {
-		if err := CheckName(name); err != nil {
+		if err := checkName(name); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -120,8 +120,8 @@ func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []stri
 
 var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
-// CheckName refuses invalid container names.
-func CheckName(name string) error {
+// checkName refuses invalid container names.
+func checkName(name string) error {
 	if !nameRule.MatchString(name) {
 		return refuse(dv1.Error_INVALID, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}

@@ -211,7 +211,7 @@ func TestDrawnNamesAreDifferentNames(t *testing.T) {
 		t.Errorf("some are twice: %q", all)
 	}
 	for _, n := range all {
-		if err := CheckName(n); err != nil {
+		if err := checkName(n); err != nil {
 			t.Error(err)
 		}
 	}

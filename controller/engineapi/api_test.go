@@ -496,7 +496,8 @@ func TestBadRequests(t *testing.T) {
 		{"POST /containers/web/stop?t=x", "", 400, `invalid timeout \"x\"`},
 		{"POST /containers/web/stop?t=-2", "", 400, `invalid timeout \"-2\"`},
 		{"POST /containers/web/restart?t=x", "", 400, "invalid timeout"},
-		{"POST /containers/web/rename?name=-", "", 400, "Invalid container name (-)"},
+		{"POST /containers/web/rename?name=-", "", 400, "Error when allocating new name: Invalid container name (/-), only"},
+		{"POST /containers/web/rename?name=", "", 400, "Neither old nor new names may be empty"},
 		{"POST /containers/web/rename?name=web", "", 400, "Renaming a container with the same name as its current name"},
 		{"DELETE /containers/web", "", 409, "container is running: stop the container before removing or force remove"},
 		{"DELETE /containers/web?link=1", "", 501, "link: links are not available"},
@@ -539,6 +540,7 @@ func TestBadRequests(t *testing.T) {
 		{"GET /services", "", 503, "This node is not a swarm manager"},
 		{"POST /build", "", 501, "this fleet has no built-in builder"},
 		{"POST /plugins/pull", "", 501, "plugins are not available on a fleet"},
+		{"GET /plugins/x/json", "", 404, `plugin \"x\" not found`},
 		{"GET /containers/web/checkpoints", "", 501, "checkpoints are not available on a fleet"},
 		{"PUT /nothing", "", 501, "PUT /nothing is not available on this fleet yet"},
 	} {

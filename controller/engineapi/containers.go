@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -275,11 +274,8 @@ func (s *server) rename(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	name := strings.TrimPrefix(r.URL.Query().Get("name"), "/")
-	if err := create.CheckName(name); err != nil {
-		return err
-	}
-	if _, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Rename{Rename: &dv1.Rename{TaskId: t.Id, Name: name}}}); err != nil {
+	rename := &dv1.Rename{TaskId: t.Id, Name: r.URL.Query().Get("name")}
+	if _, err := s.propose(w, r, nil, &dv1.Command{Of: &dv1.Command_Rename{Rename: rename}}); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

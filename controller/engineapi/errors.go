@@ -119,6 +119,9 @@ func (s *server) notYet(_ http.ResponseWriter, r *http.Request) error {
 	case "build", "session", "grpc":
 		return refuse(http.StatusNotImplemented, "this fleet has no built-in builder: docker buildx create --use --driver docker-container, then build --load")
 	case "plugins":
+		if name, ok := strings.CutSuffix(rest, "/json"); ok && r.Method == http.MethodGet { // docker inspect asks for one of anything
+			return refuse(http.StatusNotFound, "plugin %q not found", name)
+		}
 		return refuse(http.StatusNotImplemented, "plugins are not available on a fleet")
 	case "containers":
 		if strings.Contains(rest, "/checkpoints") {
