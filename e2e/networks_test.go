@@ -60,6 +60,21 @@ func TestNetworksOfAFleet(t *testing.T) {
 		f.Eventually(10*time.Second, "the next one has the address", func() bool { return strings.Contains(get(node, "web", "172.30.9.9").Out, "from next") })
 	}
 	want(t, a.Drover("ps", "--filter", "network=web", "--format", "{{.Names}}"), 0, "one", "next")
-	want(t, a.Drover("rm", "-f", "one", "next"), 0)
+
+	// One that shares another one's network goes to its node, has its addresses, and no more of
+	// its own; afterwards, as in docker, it starts only while that one runs.
+	want(t, b.Docker(nil, "run", "--rm", "--network", "container:one", "alpine", "/bin/sh", "-c", "hostname; nc -w 5 127.0.0.1 80 < /dev/null; echo $?"), 0, "^one\n0\n$")
+	want(t, b.Docker(nil, "create", "--name", "side", "--network", "container:one", "alpine", "/bin/sh", "-c", "hostname"), 0)
+	want(t, b.Docker(nil, "inspect", "-f", `{{index .Config.Labels "io.drover.node"}} {{.HostConfig.NetworkMode}}`, "side"), 0, "^a container:[0-9a-f]{64}\n$")
+	want(t, b.Docker(nil, "run", "--network", "container:one", "-p", "80", "alpine", "true"), 125, "conflicting options: port publishing and the container type network mode")
+	want(t, b.Docker(nil, "run", "--network", "container:nobody", "alpine", "true"), 125, "No such container: nobody")
+	want(t, b.Docker(nil, "run", "--network", "container:one", "-l", "io.drover.on=node==b", "alpine", "true"), 125, "excluded: the network of one is on a")
+	want(t, a.Drover("rename", "one", "uno"), 0)
+	want(t, a.Drover("start", "-a", "side"), 0, "^one\n$")
+	want(t, a.Drover("stop", "-t", "0", "uno"), 0)
+	want(t, a.Drover("start", "side"), 1, "cannot join network namespace of a non running container: container (uno|one) is exited")
+	want(t, a.Drover("rm", "-f", "uno"), 0)
+	want(t, a.Drover("start", "side"), 1, "No such container: [0-9a-f]{64}")
+	want(t, a.Drover("rm", "-f", "side", "next"), 0)
 	want(t, a.Drover("network", "prune", "-f"), 0, "web")
 }

@@ -8,19 +8,22 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/drover/drover/controller/scheduler"
+	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/mounts"
 	"github.com/drover/drover/pkg/recent"
 	"github.com/drover/drover/pkg/volumes"
 )
 
-// mounting is what a task mounts besides its own binds and tmpfs, and where that may be.
+// mounting is what a task mounts besides its own binds and tmpfs, and where the task may
+// be: beside that, and beside the task whose network it shares.
 type mounting struct {
 	d       *decision
 	task    []byte // id
@@ -40,6 +43,9 @@ type place struct {
 // -v, --mount, and at what is left of its paths the volumes of request and image.
 func (d *decision) mounting(task []byte, spec *dv1.Spec, r *container.CreateRequest) (*mounting, *dv1.Error) {
 	m := &mounting{d: d, task: task}
+	if e := m.join(r); e != nil {
+		return nil, e
+	}
 	if r.HostConfig != nil {
 		for _, from := range r.HostConfig.VolumesFrom {
 			if e := m.from(from); e != nil {
@@ -74,6 +80,22 @@ func (d *decision) mounting(task []byte, spec *dv1.Spec, r *container.CreateRequ
 		m.mounts = append(m.mounts, &dv1.Mount{VolumeId: v.Id, Target: to, Anonymous: true})
 	}
 	return m, nil
+}
+
+// join keeps a task with the one whose network it shares.
+func (m *mounting) join(r *container.CreateRequest) *dv1.Error {
+	if r.HostConfig == nil || !r.HostConfig.NetworkMode.IsContainer() {
+		return nil
+	}
+	if e := m.d.haveNetworks(); e != nil {
+		return e
+	}
+	t, e := FindTask(m.d.Snapshot, r.HostConfig.NetworkMode.ConnectedContainer())
+	if e != nil {
+		return e
+	}
+	m.places = append(m.places, place{node: t.NodeId, why: "the network of " + t.Name + " is on " + m.d.homeName(t.NodeId)})
+	return nil
 }
 
 // declared returns the paths that the request or its image declare as volumes.
@@ -117,7 +139,7 @@ func (m *mounting) from(raw string) *dv1.Error {
 	if err != nil {
 		return refuse(dv1.Error_INVALID, "%v", err)
 	}
-	t, e := m.d.taskNamed(ref)
+	t, e := FindTask(m.d.Snapshot, ref)
 	if e != nil {
 		return e
 	}
@@ -156,12 +178,18 @@ func propagation(o *mount.BindOptions) string {
 	return string(o.Propagation)
 }
 
-// taskNamed finds a task by its name, or by a prefix of its id.
-func (d *decision) taskNamed(ref string) (*dv1.Task, *dv1.Error) {
-	if t := d.TaskByName(ref); t != nil {
+// FindTask returns the task that another one's request means, as docker resolves it: full
+// id, name, unique id prefix.
+func FindTask(s *state.Snapshot, ref string) (*dv1.Task, *dv1.Error) {
+	if id, err := hex.DecodeString(ref); err == nil && len(id) == 32 {
+		if t := s.Task(id); t != nil {
+			return t, nil
+		}
+	}
+	if t := s.TaskByName(strings.TrimPrefix(ref, "/")); t != nil {
 		return t, nil
 	}
-	switch ts := d.TasksByPrefix(ref); {
+	switch ts := s.TasksByPrefix(ref); {
 	case len(ts) == 1:
 		return ts[0], nil
 	case len(ts) > 1:

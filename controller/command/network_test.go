@@ -679,3 +679,33 @@ func BenchmarkCreateInALargeNetwork(b *testing.B) {
 		})
 	}
 }
+
+// Who shares a container's network is on its node, whatever else is asked for.
+func TestASharedNetworkPinsToItsNode(t *testing.T) {
+	f := current(t, "a", "b")
+	f.ok(create("app", plainSpec, "node==b"))
+	f.ok(create("other", plainSpec, "node==a"))
+	sharing := func(name, of string, on ...string) *dv1.Command {
+		return create(name, `{"Image":"alpine","HostConfig":{"NetworkMode":"container:`+of+`"}}`, on...)
+	}
+	for i, ref := range []string{"app", "/app", hex.EncodeToString(id("app")), hex.EncodeToString(id("app"))[:8]} {
+		if r := f.ok(sharing(fmt.Sprint("side", i), ref)); r.NodeId != "n1" {
+			t.Errorf("by %s it is on %s", ref, r.NodeId)
+		}
+	}
+	f.no(sharing("x", "nobody"), dv1.Error_INVALID, "No such container: nobody")
+	f.no(sharing("x", "app", "node==a"), dv1.Error_UNAVAILABLE, "1 excluded: the network of app is on b")
+	f.no(create("x", `{"Image":"alpine","HostConfig":{"NetworkMode":"container:app","VolumesFrom":["other"]}}`), dv1.Error_UNAVAILABLE,
+		"no node fits: the network of app is on b, but the volumes of other are on a")
+	f.no(connect("side0", in("web")), dv1.Error_NOT_FOUND, "not found")
+	f.ok(newNetwork("web"))
+	f.no(connect("side0", in("web")), dv1.Error_INVALID, "container sharing network namespace with another container or host cannot be connected to any other network")
+	r := f.ok(each("job", `"NetworkMode":"container:app"`))
+	if len(r.Placed) != 1 || r.Placed[0].NodeId != "n1" {
+		t.Errorf("a run over nodes is on %v", r.Placed)
+	}
+
+	old := newFleet(t, "10.0.0.0/8", "a")
+	old.ok(create("app", plainSpec))
+	old.no(sharing("x", "app"), dv1.Error_UNAVAILABLE, "networks have to wait until all controllers know them")
+}

@@ -96,6 +96,9 @@ func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []stri
 	if err != nil {
 		return nil, nil, err
 	}
+	if body, req, err = joined(snap, body, req); err != nil {
+		return nil, nil, err
+	}
 	on := append(scheduler.Split(req.Labels[LabelOn]), r.On...)
 	if r.Mode == dv1.Run_ONE && r.Contact == "" && len(on) == 0 {
 		if err := placeable(req.HostConfig); err != nil {
@@ -196,24 +199,36 @@ func decode(b []byte) ([]byte, *container.CreateRequest, error) {
 		return b, req, nil
 	}
 	delete(req.Labels, LabelNode)
-	fields := map[string]json.RawMessage{}
-	if err := unmarshal(b, &fields); err != nil {
-		return nil, nil, err
-	}
-	labels, err := json.Marshal(req.Labels)
+	b, err := replaced(b, req.Labels, "Labels")
 	if err != nil {
 		return nil, nil, err
 	}
-	for k := range fields {
-		if strings.EqualFold(k, "Labels") {
+	return decode(b) // what nodes will read: a field that was there twice may mean something else now
+}
+
+// replaced returns JSON with another value of the field at a path. Docker does not care
+// for the case of its fields, which may hide another one.
+func replaced(b []byte, value any, path ...string) ([]byte, error) {
+	if len(path) == 0 {
+		return json.Marshal(value)
+	}
+	fields := map[string]json.RawMessage{}
+	if err := unmarshal(b, &fields); err != nil {
+		return nil, err
+	}
+	var was json.RawMessage
+	for k, v := range fields {
+		if strings.EqualFold(k, path[0]) {
+			was = v
 			delete(fields, k)
 		}
 	}
-	fields["Labels"] = labels
-	if b, err = json.Marshal(fields); err != nil {
-		return nil, nil, err
+	b, err := replaced(was, value, path[1:]...)
+	if err != nil {
+		return nil, err
 	}
-	return decode(b) // what nodes will read: a field that was there twice may mean something else now
+	fields[path[0]] = b
+	return json.Marshal(fields)
 }
 
 func unmarshal(b []byte, v any) error {

@@ -216,3 +216,27 @@ func TestDrawnNamesAreDifferentNames(t *testing.T) {
 		}
 	}
 }
+
+// A container whose network is shared may be renamed: its id is kept, as in docker.
+func TestASharedNetworkIsNamedById(t *testing.T) {
+	txn := state.NewTxn(pulled(t, `{"config":{"Cmd":["sh"]}}`))
+	id := []byte(strings.Repeat("\xab", 32))
+	if err := txn.Apply(&dv1.Effect{Of: &dv1.Effect_Task{Task: &dv1.Task{Id: id, Name: "app", NodeId: "n"}}}); err != nil {
+		t.Fatal(err)
+	}
+	full := strings.Repeat("ab", 32)
+	for ref, want := range map[string]string{"app": full, "/app": full, "abab": full, full: full, "nobody": "nobody"} {
+		c, _, err := Command(txn.View(), Request{Body: []byte(`{"Image":"busybox","hostconfig":{"networkMode":"container:` + ref + `","Memory":9000000},"FieldOfLaterDocker":1}`)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var req container.CreateRequest
+		var kept map[string]any
+		if err := json.Unmarshal(c.Spec.Body, &req); err != nil || json.Unmarshal(c.Spec.Body, &kept) != nil {
+			t.Fatal(err)
+		}
+		if got := req.HostConfig.NetworkMode.ConnectedContainer(); got != want || req.HostConfig.Memory != 9000000 || kept["FieldOfLaterDocker"] == nil || strings.Count(strings.ToLower(string(c.Spec.Body)), "networkmode") != 1 {
+			t.Errorf("%s is kept as %s", ref, c.Spec.Body)
+		}
+	}
+}

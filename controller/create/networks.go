@@ -2,6 +2,7 @@ package create
 
 import (
 	"cmp"
+	"encoding/hex"
 	"maps"
 	"slices"
 	"strings"
@@ -13,6 +14,27 @@ import (
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 )
+
+// joined names the container whose network is shared by its id, as docker does: it may be
+// renamed. One that this state lacks is left to the decision.
+func joined(snap *state.Snapshot, body []byte, req *container.CreateRequest) ([]byte, *container.CreateRequest, error) {
+	if req.HostConfig == nil || !req.HostConfig.NetworkMode.IsContainer() {
+		return body, req, nil
+	}
+	t, e := command.FindTask(snap, req.HostConfig.NetworkMode.ConnectedContainer())
+	if e != nil {
+		return body, req, nil
+	}
+	mode := "container:" + hex.EncodeToString(t.Id)
+	if string(req.HostConfig.NetworkMode) == mode {
+		return body, req, nil
+	}
+	body, err := replaced(body, mode, "HostConfig", "NetworkMode")
+	if err != nil {
+		return nil, nil, err
+	}
+	return remembered(body)
+}
 
 // Endpoints returns what a container is to have in networks of the fleet: the one of its
 // network mode, and those that the request configures by name or id.

@@ -225,3 +225,26 @@ func TestAStartWaitsForAnAddressThatIsLeaving(t *testing.T) {
 		t.Errorf("it has %v", e)
 	}
 }
+
+// What docker shows of a container that shares another one's network.
+func TestAContainerInTheNetworkOfAnother(t *testing.T) {
+	a := upgraded(t)
+	app := a.made("app", `,"Hostname":"front"`)
+	side := a.made("side", `,"HostConfig":{"NetworkMode":"container:app"}`)
+	a.f.Run(app.Id)
+	a.f.Run(side.Id)
+	a.f.Do(&dv1.Command{Of: &dv1.Command_Rename{Rename: &dv1.Rename{TaskId: app.Id, Name: "renamed"}}})
+	var c container.InspectResponse
+	if r := a.do("GET", "/containers/side/json", ""); json.Unmarshal([]byte(r.body), &c) != nil {
+		t.Fatal(r.body)
+	}
+	if got := string(c.HostConfig.NetworkMode); got != "container:"+hexID(app) || side.NodeId != app.NodeId {
+		t.Errorf("its network is %s, on %s", got, side.NodeId)
+	}
+	if n := c.NetworkSettings; len(n.Networks) != 0 || len(n.Ports) != 0 || n.SandboxID != "" || c.Config.Hostname != "front" {
+		t.Errorf("it is %s with %+v", c.Config.Hostname, n)
+	}
+	a.is(a.do("POST", "/containers/create", `{"Image":"busybox","Cmd":["x"],"HostConfig":{"NetworkMode":"container:nobody"}}`), "of nobody's", 400, "No such container: nobody")
+	a.is(a.do("POST", "/containers/create", `{"Image":"busybox","Cmd":["x"],"HostConfig":{"NetworkMode":"container:renamed","PublishAllPorts":true}}`), "with ports", 400,
+		"conflicting options: port publishing and the container type network mode")
+}

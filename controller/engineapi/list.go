@@ -194,6 +194,9 @@ func (s *server) inspectContainer(w http.ResponseWriter, r *http.Request) error 
 		NetworkSettings: &container.NetworkSettings{SandboxID: hexID(t), Ports: v.portMap(), Networks: v.networks()},
 		Args:            []string{},
 	}
+	if h.NetworkMode.IsContainer() {
+		out.NetworkSettings.SandboxID = "" // the other one's
+	}
 	if len(args) > 0 {
 		out.Path, out.Args = args[0], args[1:]
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 
+	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/create"
 	"github.com/drover/drover/controller/fleet"
 	"github.com/drover/drover/controller/state"
@@ -36,6 +37,7 @@ type view struct {
 	image *dv1.Image
 	ref   string // the image as the user wrote it
 	node  string
+	host  string // its host name if none was asked for
 	quiet string // how long its node has been silent, "" if it isn't
 }
 
@@ -50,9 +52,14 @@ func current(seen *fleet.Observations, t *dv1.Task) *dv1.TaskStatus {
 
 func (s *server) view(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Task) *view {
 	spec := snap.Spec(t.SpecId)
-	v := &view{snap: snap, t: t, st: current(seen, t), shape: s.shapes.of(snap, spec), node: t.NodeId}
+	v := &view{snap: snap, t: t, st: current(seen, t), shape: s.shapes.of(snap, spec), node: t.NodeId, host: hexID(t)[:12]}
 	if n := snap.Node(t.NodeId); n != nil {
 		v.node = n.Name
+	}
+	if mode := v.req.HostConfig.NetworkMode; mode.IsContainer() { // it has that of the other one
+		if other, e := command.FindTask(snap, mode.ConnectedContainer()); e == nil {
+			v.host = cmp.Or(s.shapeOf(snap, other).config.Hostname, hexID(other)[:12])
+		}
 	}
 	if since, is := silence(seen, t.NodeId); is {
 		v.quiet = since
@@ -72,7 +79,7 @@ func (s *server) view(snap *state.Snapshot, seen *fleet.Observations, t *dv1.Tas
 func (v *view) configured() *container.Config {
 	c := v.config
 	if c.Hostname == "" {
-		c.Hostname = hexID(v.t)[:12]
+		c.Hostname = v.host
 	}
 	c.Labels = v.labels(c.Labels)
 	return &c
@@ -180,7 +187,7 @@ func (v *view) portSummary() []container.PortSummary {
 			shown[port] = true
 		}
 	}
-	if st := v.state(); st == container.StateRunning {
+	if v.state() == container.StateRunning {
 		for port := range v.unbound() {
 			if !shown[port] {
 				out = append(out, container.PortSummary{PrivatePort: port.Num(), Type: string(port.Proto())})
@@ -198,10 +205,13 @@ func portOf(p *dv1.Port) (network.Port, bool) {
 	return port, err == nil
 }
 
-// unbound returns the ports that a container exposes, and those that it publishes in vain:
-// of a container in internal networks only, no port is bound.
+// unbound returns the ports that a container exposes in a network of its own, and those
+// that it publishes in vain: of a container in internal networks only, no port is bound.
 func (v *view) unbound() network.PortSet {
 	out := network.PortSet{}
+	if !fields.PublishesPorts(&v.req) {
+		return out
+	}
 	maps.Copy(out, v.configured().ExposedPorts)
 	for _, p := range v.ports() {
 		if port, ok := portOf(p); ok && p.Host == 0 {

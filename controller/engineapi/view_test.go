@@ -75,4 +75,12 @@ func TestPortsThatAreNotBound(t *testing.T) {
 			t.Errorf("%s: listed as %s and inspected as %s, want %s and %s", what, list, shown, c.list, c.shown)
 		}
 	}
+	for _, mode := range []container.NetworkMode{"host", "none", "container:x"} {
+		of := *exposed
+		of.req.HostConfig = &container.HostConfig{NetworkMode: mode}
+		v := &view{t: &dv1.Task{Id: make([]byte, 32), Attempt: 1, Started: 5}, shape: &of}
+		if list, shown := v.portSummary(), v.portMap(); len(list)+len(shown) > 0 {
+			t.Errorf("of network %s: %v and %v", mode, list, shown)
+		}
+	}
 }

@@ -31,6 +31,7 @@ func CheckCreate(r *container.CreateRequest) (warnings []string, err error) {
 		func() error { return checkMounts(h) },
 		func() error { return checkHost(h) },
 		func() error { return checkModes(h) },
+		func() error { return checkJoined(r.Config, h) },
 		func() error { return checkNetwork(h, r.NetworkingConfig) },
 		func() error { return checkResources(&h.Resources) },
 	} {
@@ -151,11 +152,38 @@ func checkModes(h *container.HostConfig) error {
 	return nil
 }
 
+// checkJoined refuses, in docker's words, what a container that shares another one's
+// network would need one of its own for.
+func checkJoined(c *container.Config, h *container.HostConfig) error {
+	mode := h.NetworkMode
+	if !mode.IsContainer() && mode != "container" {
+		return nil
+	}
+	if c == nil {
+		c = &container.Config{}
+	}
+	const conflict = "conflicting options: "
+	switch {
+	case mode.ConnectedContainer() == "":
+		return invalid("HostConfig.NetworkMode", "invalid network mode: invalid container format container:<name|id>")
+	case c.Hostname != "":
+		return invalid("Hostname", conflict+"hostname and the network mode")
+	case len(h.Links) > 0:
+		return invalid("HostConfig.Links", conflict+"container type network can't be used with links. This would result in undefined behavior")
+	case len(h.DNS) > 0:
+		return invalid("HostConfig.Dns", conflict+"dns and the network mode")
+	case len(h.ExtraHosts) > 0:
+		return invalid("HostConfig.ExtraHosts", conflict+"custom host-to-IP mapping and the network mode")
+	case len(h.PortBindings) > 0 || h.PublishAllPorts:
+		return invalid("HostConfig.PortBindings", conflict+"port publishing and the container type network mode")
+	case len(c.ExposedPorts) > 0:
+		return invalid("ExposedPorts", conflict+"port exposing and the container type network mode")
+	}
+	return nil
+}
+
 func checkNetwork(h *container.HostConfig, n *network.NetworkingConfig) error {
 	mode := h.NetworkMode
-	if mode.IsContainer() {
-		return unavailable("HostConfig.NetworkMode", "sharing another container's network is")
-	}
 	if mode.IsHost() && len(h.Links) > 0 {
 		return invalid("HostConfig.Links", "conflicting options: host type networking can't be used with links. This would result in undefined behavior")
 	}
@@ -186,7 +214,7 @@ func checkNetwork(h *container.HostConfig, n *network.NetworkingConfig) error {
 func checkBeside(mode container.NetworkMode, name string, e *network.EndpointSettings) error {
 	own := container.NetworkMode(name)
 	if own.IsUserDefined() {
-		if mode.IsHost() || mode.IsNone() {
+		if mode.IsHost() || mode.IsNone() || mode.IsContainer() {
 			return invalid("NetworkingConfig.EndpointsConfig."+name, "conflicting options: cannot attach both user-defined and non-user-defined network-modes")
 		}
 		return nil
@@ -194,8 +222,11 @@ func checkBeside(mode container.NetworkMode, name string, e *network.EndpointSet
 	if networkName(own) != networkName(mode) {
 		return unavailable("NetworkingConfig.EndpointsConfig."+name, "a network of docker's own beside HostConfig.NetworkMode is")
 	}
-	if e == nil {
+	switch {
+	case e == nil:
 		return nil
+	case mode.IsContainer() && len(e.MacAddress) > 0:
+		return invalid("NetworkingConfig.EndpointsConfig."+name+".MacAddress", "conflicting options: mac-address and the network mode")
 	}
 	return checkBridged(name, e)
 }
@@ -272,5 +303,5 @@ func PublishesPorts(r *container.CreateRequest) bool {
 	if r.Config != nil && r.NetworkDisabled {
 		return false
 	}
-	return r.HostConfig == nil || !r.HostConfig.NetworkMode.IsHost() && !r.HostConfig.NetworkMode.IsNone()
+	return r.HostConfig == nil || !r.HostConfig.NetworkMode.IsHost() && !r.HostConfig.NetworkMode.IsNone() && !r.HostConfig.NetworkMode.IsContainer()
 }
