@@ -10,7 +10,7 @@ import (
 
 // Sample is what one round of a side took.
 type Sample struct {
-	Value float64 // in the row's unit: ms, s or MB
+	Value float64 // in the row's unit: ms, s or MB, or Gbit/s and other rates
 	CPU   float64 // in ms, of all processes of the side; 0 if it is not accounted for
 }
 
@@ -18,6 +18,7 @@ type Sample struct {
 type Row struct {
 	Name  string
 	Unit  string
+	More  bool    // more of Unit is better, not less: goals are at least, and p90 is what nine of ten rounds reached
 	Count int     // how many things a round does: shown as a rate, 0 for none
 	Goal  float64 // of the first side: at most so much of Unit or, with Count, at least so many a second; 0 for none
 	Sides []Side
@@ -26,7 +27,7 @@ type Row struct {
 // Side is one contender in a row.
 type Side struct {
 	Name    string
-	Goal    float64 // at most how much drover may take of what this side takes; 0 for none
+	Goal    float64 // at most how much drover may take of what this side takes, or at least with More; 0 for none
 	Samples []Sample
 }
 
@@ -45,9 +46,10 @@ func (s Side) quantile(q float64, of func(Sample) float64) float64 {
 }
 
 func value(x Sample) float64 { return x.Value }
+func less(x Sample) float64  { return -x.Value }
 func cpu(x Sample) float64   { return x.CPU }
 
-const line = "%-44s %5s %10s %10s %9s %9s %7s %7s  %s\n"
+const line = "%-44s %5s %12s %12s %9s %9s %7s %7s  %s\n"
 
 // Heading writes the heading of a table.
 func Heading(w io.Writer) {
@@ -60,7 +62,7 @@ func (r Row) Write(w io.Writer) {
 	_, _ = fmt.Fprintln(w, r.Name)
 	for i, s := range r.Sides {
 		med := s.quantile(0.5, value)
-		cells := []any{"  " + s.Name, fmt.Sprint(len(s.Samples)), r.show(med), r.show(s.quantile(0.9, value)), "", "", "", "", ""}
+		cells := []any{"  " + s.Name, fmt.Sprint(len(s.Samples)), r.show(med), r.show(r.p90(s)), "", "", "", "", ""}
 		if c := s.quantile(0.5, cpu); c > 0 {
 			cells[4], cells[5] = fmt.Sprintf("%.1f", c), fmt.Sprintf("%.1f", s.quantile(0.9, cpu))
 		}
@@ -69,13 +71,13 @@ func (r Row) Write(w io.Writer) {
 			cells[6] = ratio(ours.quantile(0.5, value), med)
 			cells[7] = ratio(ours.quantile(0.5, cpu), s.quantile(0.5, cpu))
 			if s.Goal > 0 && med > 0 {
-				cells[8] = met(fmt.Sprintf("%.2fx", s.Goal), ours.quantile(0.5, value)/med <= s.Goal)
+				cells[8] = met(fmt.Sprintf("%.2fx", s.Goal), r.reached(ours.quantile(0.5, value)/med, s.Goal))
 			}
 		} else if r.Goal > 0 && med > 0 {
 			if r.Count > 0 {
 				cells[8] = met(fmt.Sprintf("%.0f/s", r.Goal), r.rate(med) >= r.Goal)
 			} else {
-				cells[8] = met(fmt.Sprintf("%g %s", r.Goal, r.Unit), med <= r.Goal)
+				cells[8] = met(fmt.Sprintf("%g %s", r.Goal, r.Unit), r.reached(med, r.Goal))
 			}
 		}
 		if r.Count > 0 && med > 0 {
@@ -84,6 +86,21 @@ func (r Row) Write(w io.Writer) {
 		text := fmt.Sprintf(line, cells...)
 		_, _ = io.WriteString(w, strings.TrimRight(text, " \n")+"\n")
 	}
+}
+
+// p90 returns what nine of ten rounds were at least as good as.
+func (r Row) p90(s Side) float64 {
+	if r.More && len(s.Samples) > 0 {
+		return -s.quantile(0.9, less)
+	}
+	return s.quantile(0.9, value)
+}
+
+func (r Row) reached(got, goal float64) bool {
+	if r.More {
+		return got >= goal
+	}
+	return got <= goal
 }
 
 func (r Row) show(v float64) string { return fmt.Sprintf("%.1f %s", v, r.Unit) }

@@ -41,6 +41,10 @@ func TestATable(t *testing.T) {
 		{Name: "memory of a container", Unit: "MB", Goal: 2, Sides: []Side{
 			{Name: "drover", Samples: samples(0, 2.5)}, {Name: "docker", Samples: samples(0, 2.6)},
 		}},
+		{Name: "network", Unit: "Gbit/s", More: true, Goal: 9, Sides: []Side{
+			{Name: "drover", Samples: samples(0, 9, 9.5, 10, 9.25, 4)}, {Name: "docker", Goal: 0.9, Samples: samples(0, 10, 10, 10)}, {Name: "Swarm", Goal: 1, Samples: samples(0, 10)},
+		}},
+		{Name: "network", Unit: "/s", More: true, Goal: 10, Sides: []Side{{Name: "drover", Samples: samples(0, 9)}, {Name: "docker"}}},
 		{Name: "nobody", Unit: "ms", Goal: 1, Sides: []Side{{Name: "drover"}, {Name: "docker", Goal: 1}}},
 	} {
 		r.Write(&out)
