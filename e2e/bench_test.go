@@ -33,6 +33,7 @@ type contest struct {
 	b      *testing.B
 	f      *fleet.Fleet
 	three  func() *droverSide
+	apart  func() *fleet.Host // an agent of three's, on no link with the others
 	one    func() *droverSide
 	docker func() *peers.Docker // nil: not on this machine
 	ctr    func() *peers.Ctr    // nil likewise
@@ -114,6 +115,7 @@ func newContest(b *testing.B) *contest {
 		d.lead.Must("pull", "-q", "busybox")
 		return d
 	})
+	c.apart = once(func() *fleet.Host { return c.joinApart(c.f.Hosts[3]) })
 	c.docker = peer(b, func() (*peers.Docker, error) { return peers.StartDocker(b, c.f, lone, peers.NewGroup(b, "docker")) })
 	c.ctr = peer(b, func() (*peers.Ctr, error) { return peers.StartCtr(b, c.f, lone, peers.NewGroup(b, "ctr")) })
 	c.swarm = peer(b, func() (*peers.Swarm, error) {
@@ -196,9 +198,13 @@ func (d *droverSide) account(h *fleet.Host) {
 
 // run runs drover against a host.
 func (d *droverSide) run(h *fleet.Host, args ...string) (string, error) {
+	return d.group.Run(d.command(h, args...))
+}
+
+func (d *droverSide) command(h *fleet.Host, args ...string) *exec.Cmd {
 	c := exec.Command(filepath.Join(d.c.f.Bin, "drover"), args...)
 	c.Env = h.Env()
-	return d.group.Run(c)
+	return c
 }
 
 // does is a contender whose command is drover's.

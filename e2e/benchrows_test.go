@@ -24,6 +24,14 @@ var rows = []row{
 	{Row: peers.Row{Name: "leader killed, until the next write", Unit: "ms", Goal: 1000}, slow: true, contend: leaderKilled},
 	{Row: peers.Row{Name: "memory of an idle host", Unit: "MB", Goal: 60}, slow: true, contend: memoryOfHosts},
 	{Row: peers.Row{Name: "3 s of idling", Unit: "ms"}, slow: true, contend: idling},
+	{Row: peers.Row{Name: "network: a stream on one node", Unit: "Gbit/s", More: true}, contend: oneNode("send")},
+	{Row: peers.Row{Name: "network: connections on one node", Unit: "/s", More: true}, contend: oneNode("connect")},
+	{Row: peers.Row{Name: "network: a stream between nodes on one link", Unit: "Gbit/s", More: true}, contend: twoNodes("send", false)},
+	{Row: peers.Row{Name: "network: connections between nodes on one link", Unit: "/s", More: true}, contend: twoNodes("connect", false)},
+	{Row: peers.Row{Name: "network: a stream through the tunnel", Unit: "Gbit/s", More: true}, contend: twoNodes("send", true)},
+	{Row: peers.Row{Name: "network: connections through the tunnel", Unit: "/s", More: true}, contend: twoNodes("connect", true)},
+	{Row: peers.Row{Name: "network: answers of names", Unit: "/s", More: true}, contend: answers},
+	{Row: peers.Row{Name: "network: a container runs, until another node answers its name", Unit: "ms", Goal: 50}, contend: named},
 }
 
 func runOnce(c *contest, _ *row) []peers.Contender {
@@ -239,8 +247,7 @@ func settle() { time.Sleep(2 * time.Second) }
 
 func memoryOfHosts(c *contest, _ *row) []peers.Contender {
 	d := c.three()
-	first, agent := d.hosts[0], c.f.Hosts[3]
-	agent.Join(first, first.Must("token", "create", "-q", "--role", "agent"))
+	first, agent := d.hosts[0], c.apart()
 	time.Sleep(15 * time.Second) // what a start took is given back by then
 	of := func(h *fleet.Host) func(int) (float64, error) {
 		return func(int) (total float64, _ error) {
