@@ -70,6 +70,7 @@ type Config struct {
 	Labels          map[string]string
 	Spares          int      // shims that wait for a container; 0 for none
 	Reserved        []uint16 // host ports that containers can't publish
+	NoDoors         bool     // ports of other nodes' containers don't answer here
 	Registries      []upstream.Mirror
 	Logger          *slog.Logger // nil: none
 	Tracer          trace.Tracer // nil: none

@@ -21,6 +21,7 @@ import (
 type fabric struct {
 	top  *topology.Topology
 	self string
+	shut bool // the node is no door
 	net  interface {
 		Apply(ctx context.Context, t network.Topology) error
 	}
@@ -39,6 +40,9 @@ func (a *agent) openNetwork(ctx context.Context, subnet netip.Prefix) error {
 	if err != nil {
 		a.Logger.Error("part of what this node was told of the fleet's networks is unusable", "err", err)
 	}
+	if a.NoDoors {
+		told.Doors = nil
+	}
 	a.net, err = network.Open(ctx, network.Options{
 		Dir: filepath.Join(a.DataDir, "network"), NetnsDir: filepath.Join(a.RunDir, "netns"),
 		Bridge: a.Bridge, Subnet: subnet, Reserved: a.Reserved, Topology: told, Log: a.Logger,
@@ -46,7 +50,7 @@ func (a *agent) openNetwork(ctx context.Context, subnet netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("opening the node's network: %w", err)
 	}
-	a.fabric = &fabric{top: top, self: a.NodeID, net: a.net, log: a.Logger, done: make(chan struct{})}
+	a.fabric = &fabric{top: top, self: a.NodeID, shut: a.NoDoors, net: a.net, log: a.Logger, done: make(chan struct{})}
 	a.names = resolver.New(resolver.Options{
 		Binary: a.paths.Resolver, Dir: filepath.Join(a.RunDir, "resolver"), LogTo: a.namesLog,
 		Node: a.NodeID, Names: top, Log: a.Logger,
@@ -69,6 +73,9 @@ func (f *fabric) run(ctx context.Context) error {
 		if err != nil && err.Error() != said {
 			said = err.Error()
 			f.log.Error("part of what this node was told of the fleet's networks is unusable", "err", err)
+		}
+		if f.shut {
+			t.Doors = nil // told when it was one
 		}
 		again := time.NewTimer(time.Hour)
 		again.Stop()

@@ -28,6 +28,7 @@ func (a *agent) Hello(ctx context.Context) (*dv1.Hello, error) {
 	}
 	h := &dv1.Hello{Roster: a.fleet.now.Load().Sum(), Number: n, Epoch: at.Epoch, Term: at.Term, Index: at.Index, Inventory: &dv1.Observation{Full: true},
 		Node: &dv1.Node{Id: a.NodeID, Name: a.Name, Addr: a.addr, Labels: a.Labels}}
+	h.Node.NoDoors = a.NoDoors
 	for _, p := range a.Reserved {
 		h.Node.ReservedPorts = append(h.Node.ReservedPorts, uint32(p))
 	}

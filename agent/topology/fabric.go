@@ -46,6 +46,18 @@ func (t *Topology) Fabric(self string) (out fabric.Topology, version uint64, new
 		}
 		out.Networks = append(out.Networks, f)
 	}
+	for _, d := range t.doors {
+		if d.NodeId == self {
+			continue
+		}
+		door := fabric.Door{Proto: d.Proto, Port: uint16(d.Port), Node: d.NodeId}
+		if err := (fabric.Topology{Self: self, Doors: []fabric.Door{door}}).Validate(); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		out.Doors = append(out.Doors, door)
+	}
+	slices.SortFunc(out.Doors, func(a, b fabric.Door) int { return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Proto, b.Proto)) })
 	slices.SortFunc(out.Peers, func(a, b fabric.Peer) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(out.Networks, func(a, b fabric.Fleet) int { return cmp.Compare(a.Number, b.Number) })
 	return out, t.version, t.changed, errors.Join(errs...)
@@ -59,7 +71,7 @@ func (t *Topology) Version() uint64 {
 }
 
 func peer(x *dv1.Peer) (p fabric.Peer, err error) {
-	p.ID, p.Name = x.NodeId, x.Name
+	p.ID, p.Name, p.Door = x.NodeId, x.Name, x.Door
 	host := x.Addr
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h

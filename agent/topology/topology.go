@@ -22,7 +22,8 @@ var (
 	bNetworks = []byte("networks") // network -> dv1.Network
 	bSlices   = []byte("slices")   // network, node -> dv1.Slice
 	bNames    = []byte("names")    // network, task -> dv1.Name
-	buckets   = [][]byte{bPeers, bNetworks, bSlices, bNames}
+	bDoors    = []byte("doors")    // protocol, port -> dv1.Door
+	buckets   = [][]byte{bPeers, bNetworks, bSlices, bNames, bDoors}
 )
 
 // idLength is of ids of networks and tasks, in bytes.
@@ -33,8 +34,9 @@ type Topology struct {
 	mu       sync.RWMutex // guards the fields below; watch is called with it held
 	peers    map[string]*dv1.Peer
 	networks map[string]*network // by id
-	version  uint64              // of what Fabric returns; counts from 1
-	changed  chan struct{}       // closed when version grows
+	doors    map[string]*dv1.Door
+	version  uint64        // of what Fabric returns, but for doors, which no start waits for; counts from 1
+	changed  chan struct{} // closed when what Fabric returns changes
 	watch    func(Change)
 	unread   error // what was stored and can't be read; nil once a full sync told it anew
 }
@@ -70,7 +72,7 @@ type op struct {
 // Open reads what is stored. A record that can't be read is dropped: the first sync of the
 // next session is a full one, and until then the rest must go on.
 func Open(db *bbolt.DB) (*Topology, error) {
-	t := &Topology{peers: map[string]*dv1.Peer{}, networks: map[string]*network{}, version: 1, changed: make(chan struct{})}
+	t := &Topology{peers: map[string]*dv1.Peer{}, networks: map[string]*network{}, doors: map[string]*dv1.Door{}, version: 1, changed: make(chan struct{})}
 	err := db.Update(func(tx *bbolt.Tx) error {
 		for _, b := range buckets {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
@@ -86,7 +88,11 @@ func Open(db *bbolt.DB) (*Topology, error) {
 					bad = append(bad, bytes.Clone(k))
 					return nil
 				}
-				t.apply(op{b, string(k), m}, &Change{})
+				if o := (op{b, string(k), m}); string(b) == string(bDoors) {
+					t.applyDoor(o)
+				} else {
+					t.apply(o, &Change{})
+				}
 				return nil
 			})
 			for _, k := range bad {
@@ -113,6 +119,8 @@ func read(bucket, key, value []byte) (m proto.Message, err error) {
 		m, least = &dv1.Network{}, idLength
 	case string(bSlices):
 		m = &dv1.Slice{}
+	case string(bDoors):
+		m, least = &dv1.Door{}, 1
 	default:
 		m = &dv1.Name{}
 	}
@@ -166,6 +174,17 @@ func Parse(y *dv1.Topology) (*Part, error) {
 		}
 		p.add(bNames, string(x.NetworkId)+string(x.TaskId), x)
 	}
+	for _, x := range y.GetDoors() {
+		if x.Proto == "" || x.Port == 0 || x.Port > 65535 {
+			return nil, fmt.Errorf("a door is %d/%s", x.Port, x.Proto)
+		}
+		key := fmt.Sprintf("%s/%d", x.Proto, x.Port)
+		if x.NodeId == "" {
+			p.add(bDoors, key, nil)
+			continue
+		}
+		p.add(bDoors, key, x)
+	}
 	return p, nil
 }
 
@@ -195,6 +214,9 @@ func (p *Part) Sweep(t *Topology, named map[string]bool) {
 	for id := range t.peers {
 		unnamed(bPeers, id)
 	}
+	for key := range t.doors {
+		unnamed(bDoors, key)
+	}
 	for id, n := range t.networks {
 		unnamed(bNetworks, id)
 		for node := range n.slices {
@@ -216,7 +238,7 @@ func (p *Part) Store(tx *bbolt.Tx) error {
 			}
 			continue
 		}
-		if len(o.key) > idLength && tx.Bucket(bNetworks).Get([]byte(o.key[:idLength])) == nil && string(o.bucket) != string(bPeers) {
+		if string(o.bucket) != string(bDoors) && len(o.key) > idLength && tx.Bucket(bNetworks).Get([]byte(o.key[:idLength])) == nil && string(o.bucket) != string(bPeers) {
 			continue // as apply does
 		}
 		v, err := proto.MarshalOptions{Deterministic: true}.Marshal(o.m)
@@ -264,12 +286,18 @@ func (t *Topology) Apply(p *Part) {
 		t.unread = nil
 	}
 	var c Change
-	routed := false
+	routed, led := false, false
 	for _, o := range p.ops {
+		if string(o.bucket) == string(bDoors) {
+			led = t.applyDoor(o) || led
+			continue
+		}
 		routed = t.apply(o, &c) || routed
 	}
 	if routed {
 		t.version++
+	}
+	if routed || led {
 		close(t.changed)
 		t.changed = make(chan struct{})
 	}
@@ -320,6 +348,19 @@ func (t *Topology) apply(o op, c *Change) (routed bool) {
 		return !proto.Equal(old, o.m)
 	}
 	return n.applyName(of, o, c)
+}
+
+// applyDoor reports whether a port leads elsewhere than before. It must be called with mu
+// held.
+func (t *Topology) applyDoor(o op) bool {
+	was := t.doors[o.key].GetNodeId()
+	if o.m == nil {
+		delete(t.doors, o.key)
+		return was != ""
+	}
+	d := o.m.(*dv1.Door)
+	t.doors[o.key] = d
+	return was != d.NodeId
 }
 
 func (t *Topology) applyNetwork(o op, c *Change) (routed bool) {

@@ -83,6 +83,9 @@ func (n *node) text() string {
 		for _, p := range t.peers {
 			all = append(all, "peer "+p.NodeId+" "+p.Addr)
 		}
+		for _, d := range t.doors {
+			all = append(all, fmt.Sprint("door ", d.Proto, " ", d.Port, " ", d.NodeId))
+		}
 		for _, w := range t.networks {
 			all = append(all, "network "+w.Name)
 			for _, s := range w.slices {
@@ -297,6 +300,50 @@ func TestOnlyWhatIsRoutedMakesANewVersion(t *testing.T) {
 			if c.routed {
 				t.Errorf("%s: nobody hears of it", c.why)
 			}
+		}
+	}
+}
+
+// Doors come and go without a new version: no start waits for them.
+func TestDoorsAreKept(t *testing.T) {
+	n := newNode(t)
+	n.take(true, &dv1.Topology{Doors: []*dv1.Door{{Proto: "tcp", Port: 80, NodeId: "n2"}, {Proto: "udp", Port: 80, NodeId: "n3"}}})
+	n.expect("at first", "door tcp 80 n2", "door udp 80 n3")
+	version := n.Version()
+	for _, c := range []struct {
+		what string
+		door *dv1.Door
+		news bool
+		want []string
+	}{
+		{"the same again", &dv1.Door{Proto: "tcp", Port: 80, NodeId: "n2"}, false, []string{"door tcp 80 n2", "door udp 80 n3"}},
+		{"to another node", &dv1.Door{Proto: "tcp", Port: 80, NodeId: "n4"}, true, []string{"door tcp 80 n4", "door udp 80 n3"}},
+		{"gone", &dv1.Door{Proto: "tcp", Port: 80}, true, []string{"door udp 80 n3"}},
+		{"gone again", &dv1.Door{Proto: "tcp", Port: 80}, false, []string{"door udp 80 n3"}},
+	} {
+		_, _, newer, _ := n.Fabric("n1")
+		n.take(false, &dv1.Topology{Doors: []*dv1.Door{c.door}})
+		n.expect(c.what, c.want...)
+		select {
+		case <-newer:
+			if !c.news {
+				t.Errorf("%s is news", c.what)
+			}
+		default:
+			if c.news {
+				t.Errorf("%s is no news", c.what)
+			}
+		}
+	}
+	if n.Version() != version {
+		t.Errorf("the version is %d, was %d", n.Version(), version)
+	}
+	n.reopen()
+	n.take(true, &dv1.Topology{})
+	n.expect("a full sync names none")
+	for _, bad := range []*dv1.Door{{Port: 80}, {Proto: "tcp"}, {Proto: "tcp", Port: 65536}} {
+		if _, err := Parse(&dv1.Topology{Doors: []*dv1.Door{bad}}); err == nil {
+			t.Errorf("%v is taken", bad)
 		}
 	}
 }

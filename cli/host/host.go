@@ -177,7 +177,7 @@ func agentCommand(version string) *cobra.Command {
 			Version: version, DataDir: c.DataDir, RunDir: c.RunDir, NodeID: id.Node, Name: id.Name, ClusterID: id.Cluster, Controllers: id.Controllers,
 			PKI: identity.AgentPKI(c.DataDir), Listen: c.AgentListen, Advertise: c.Advertise, Bridge: c.Bridge, Labels: c.Labels,
 			Reserved: []uint16{agent.Port(c.ControllerListen), agent.Port(c.AgentListen), agent.Port(c.GossipListen), agent.Port(c.MirrorListen)},
-			Gossip:   c.GossipListen, Mirror: c.MirrorListen, Spares: c.Spares,
+			Gossip:   c.GossipListen, Mirror: c.MirrorListen, Spares: c.Spares, NoDoors: !c.Doors,
 			Registries: c.Mirrors(), Logger: logger(c, "agent"), Tracer: tp.Tracer("drover"),
 		})
 	}

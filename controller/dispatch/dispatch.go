@@ -126,8 +126,10 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 		switch of := e.Of.(type) {
 		case *dv1.Effect_Task:
 			t.markTask(of.Task, index)
+			t.markDoorsOfTask(of.Task.Id, index)
 		case *dv1.Effect_DeleteTask:
 			t.topology.forget(of.DeleteTask)
+			t.markDoorsOfTask(of.DeleteTask, index)
 		case *dv1.Effect_Tombstone:
 			t.mark(of.Tombstone.NodeId, mark{markTask, string(state.Removed(of.Tombstone))}, index)
 		case *dv1.Effect_Network:
@@ -147,9 +149,11 @@ func (h *Hub) Committed(effects []*dv1.Effect, index uint64) {
 		case *dv1.Effect_Node:
 			t.moved(of.Node, index)
 			t.markPeer(of.Node.Id, index)
+			t.markDoorsOfNode(of.Node.Id, index)
 		case *dv1.Effect_DeleteNode:
 			t.remove(of.DeleteNode)
 			t.markPeer(of.DeleteNode, index)
+			t.markDoorsOfNode(of.DeleteNode, index)
 		case *dv1.Effect_Controller:
 			t.roster.changed("", index)
 			t.markPeer(of.Controller.Id, index)

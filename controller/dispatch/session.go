@@ -38,6 +38,7 @@ type session struct {
 	sent   uint64          // last change of the roster that was sent; used by the sender only
 	has    map[string]bool // ids of specs that the agent has until its first sync, by its hello; used by the sender only
 	told   map[string]bool // networks that it was told of; used by the sender only
+	shut   bool            // the node is no door
 	warned bool            // warned that it reports more than the limit; used by the receiver only
 
 	mu      sync.Mutex // guards the fields below
@@ -61,12 +62,13 @@ const (
 	markNetwork        // of a network
 	markSlice          // of a network and a node
 	markName           // of a network and a task
+	markDoor           // of a published port
 	markTask           // of a task, its endpoints and its tombstone
 )
 
 // network returns the id of the network that a record is of, "" if it is of none.
 func (m mark) network() string {
-	if m.kind == markPeer || m.kind == markTask || len(m.key) < idLength {
+	if m.kind == markPeer || m.kind == markDoor || m.kind == markTask || len(m.key) < idLength {
 		return ""
 	}
 	return m.key[:idLength]
@@ -209,6 +211,7 @@ func (h *Hub) Open(ctx context.Context, st *connect.BidiStream[dv1.FromAgent, dv
 		return connect.NewError(connect.CodeFailedPrecondition, errDeposed)
 	}
 	s := newSession(hello.Node.Id, cancel)
+	s.shut = hello.Node.NoDoors
 	s.has = make(map[string]bool, len(hello.Specs))
 	for _, id := range hello.Specs {
 		s.has[string(id)] = true

@@ -19,7 +19,8 @@ type topology struct {
 	mu    sync.Mutex                   // guards the fields below
 	told  map[string]map[*session]bool // sessions by network
 	peers map[string]*dv1.Peer         // as of the last commit
-	names map[string]named             // of tasks with endpoints, as of the last commit
+	doors doors
+	names map[string]named // of tasks with endpoints, as of the last commit
 
 	building sync.Mutex // guards the fields below
 	list     []*dv1.Peer
@@ -34,7 +35,7 @@ type named struct {
 }
 
 func newTopology() *topology {
-	return &topology{told: map[string]map[*session]bool{}, peers: map[string]*dv1.Peer{}, names: map[string]named{}}
+	return &topology{told: map[string]map[*session]bool{}, peers: map[string]*dv1.Peer{}, names: map[string]named{}, doors: newDoors()}
 }
 
 // begin reads what commits are compared with. Commits wait until it is done.
@@ -45,6 +46,7 @@ func (o *topology) begin(read func() *state.Snapshot) {
 	for n := range snap.Nodes() {
 		o.peers[n.Id] = peerOf(snap, n)
 	}
+	o.doors.begin(snap)
 	for n := range snap.Networks() {
 		for e := range snap.EndpointsOfNetwork(n.Id) {
 			if t := snap.Task(e.TaskId); t != nil {
@@ -207,7 +209,7 @@ const idLength = 32
 
 // peerOf returns a node as others reach it.
 func peerOf(snap *state.Snapshot, n *dv1.Node) *dv1.Peer {
-	p := &dv1.Peer{NodeId: n.Id, Name: n.Name, Subnet: n.Subnet, Door: snap.Controller(n.Id) != nil}
+	p := &dv1.Peer{NodeId: n.Id, Name: n.Name, Subnet: n.Subnet, Door: !n.NoDoors}
 	if at, err := netip.ParseAddrPort(n.Addr); err == nil {
 		p.Addr = at.Addr().Unmap().String()
 	}
@@ -289,6 +291,11 @@ func (p *parts) topology(snap *state.Snapshot, t *term, s *session, full bool, m
 		p.room(size)
 		p.around().Peers = all
 	}
+	if full && !s.shut {
+		for port := range snap.PublishedPorts() {
+			p.door(snap, port)
+		}
+	}
 	for _, network := range m.gone {
 		p.room(len(network))
 		p.around().NetworksGone = append(p.around().NetworksGone, []byte(network))
@@ -311,6 +318,8 @@ func (p *parts) topology(snap *state.Snapshot, t *term, s *session, full bool, m
 		switch network := d.network(); {
 		case d.kind == markPeer:
 			p.peer(snap, d.key)
+		case d.kind == markDoor:
+			p.door(snap, state.ParsePublishedPort(d.key))
 		case network == "" || !s.told[network] || slices.Contains(m.fresh, network):
 		case d.kind == markNetwork:
 			p.network(snap, []byte(network))

@@ -85,6 +85,13 @@ func (k told) take(t *testing.T, parts ...*dv1.Sync) (records int) {
 				set(key, n)
 			}
 		}
+		for _, d := range y.Topology.GetDoors() {
+			if key := fmt.Sprint("door ", d.Proto, d.Port, ";"); d.NodeId == "" {
+				drop(key)
+			} else {
+				set(key, d)
+			}
+		}
 		if y.Full && !y.More {
 			for key := range k {
 				if !named[key] {
@@ -106,6 +113,15 @@ func all(snap *state.Snapshot, node string) told {
 	k := told{}
 	for n := range snap.Nodes() {
 		k["peer "+n.Id] = text(peerOf(snap, n))
+	}
+	since := map[string]int64{}
+	for t := range snap.Tasks() {
+		for _, p := range t.Ports {
+			key := fmt.Sprint("door ", p.Proto, p.Host, ";")
+			if state.Running(t) && p.Ip == "" && snap.Node(t.NodeId).GetLiveness() != dv1.Node_DOWN && (since[key] == 0 || t.Started < since[key]) {
+				since[key], k[key] = t.Started, text(&dv1.Door{Proto: p.Proto, Port: p.Host, NodeId: t.NodeId})
+			}
+		}
 	}
 	for n := range snap.Networks() {
 		if !snap.HasEndpoints(n.Id, node, 1) {
@@ -192,11 +208,16 @@ func TestWhatAgentsAreToldOfNetworksAddsUp(t *testing.T) {
 			}
 			f.put(append(effects, &dv1.Effect{Of: &dv1.Effect_DeleteTask{DeleteTask: tid(i)}})...)
 			delete(on, i)
-		case op < 6:
+		case op < 5:
 			f.put(aTask(i, node(at), int64(r.IntN(2))))
+		case op == 5:
+			published := aTask(i, node(at), int64(step+1))
+			published.GetTask().Ports = []*dv1.Port{{Proto: "tcp", Host: uint32(80 + r.IntN(4))}, {Proto: "udp", Host: 53}, {Ip: "127.0.0.1", Proto: "tcp", Host: 90}}[:1+r.IntN(3)]
+			f.put(published)
 		case op == 6:
 			moved := aNode(node(r.IntN(nodes)))
 			moved.GetNode().Addr = fmt.Sprintf("10.0.0.%d:7444", r.IntN(200))
+			moved.GetNode().Liveness = []dv1.Node_Liveness{dv1.Node_READY, dv1.Node_DOWN}[r.IntN(2)]
 			f.put(moved)
 		case op == 7:
 			f.put(&dv1.Effect{Of: &dv1.Effect_DeleteSlice{DeleteSlice: append(nid(n), node(at)...)}})

@@ -80,14 +80,15 @@ type usage struct {
 	byImage tree[int]  // number of tasks per image and node
 
 	byVolume tree[none] // ids of a volume and of a task that mounts it
+	byPort   tree[none] // ports that tasks publish, and the tasks' ids
 }
 
 func newUsage() total[*dv1.Task] {
-	return &usage{byNode: newTree[*Use](), byImage: newTree[int](), byVolume: newTree[none]()}
+	return &usage{byNode: newTree[*Use](), byImage: newTree[int](), byVolume: newTree[none](), byPort: newTree[none]()}
 }
 
 func (u *usage) copy() total[*dv1.Task] {
-	return &usage{u.all, u.byNode.copy(), u.byImage.copy(), u.byVolume.copy()}
+	return &usage{u.all, u.byNode.copy(), u.byImage.copy(), u.byVolume.copy(), u.byPort.copy()}
 }
 
 func (u *usage) change(s *Snapshot, old, m *dv1.Task) {
@@ -100,6 +101,12 @@ func (u *usage) change(s *Snapshot, old, m *dv1.Task) {
 	}
 	for _, id := range volumesOf(m) {
 		u.byVolume.set(id+string(m.Id), none{})
+	}
+	for _, p := range PublishedBy(old) {
+		u.byPort.del(p.String() + sep + string(old.Id))
+	}
+	for _, p := range PublishedBy(m) {
+		u.byPort.set(p.String()+sep+string(m.Id), none{})
 	}
 	was, is := taken(s, old), taken(s, m)
 	u.all.add(was.Counts, -1)
@@ -148,7 +155,7 @@ func (u *usage) hold(image string, by int) {
 
 func (u *usage) load(s *Snapshot, all iter.Seq[*dv1.Task]) {
 	byNode, byImage := map[string]*Use{}, map[string]int{}
-	var mounts []string
+	var mounts, ports []string
 	for t := range all {
 		is := taken(s, t)
 		u.all.add(is.Counts, 1)
@@ -160,10 +167,17 @@ func (u *usage) load(s *Snapshot, all iter.Seq[*dv1.Task]) {
 		for _, id := range volumesOf(t) {
 			mounts = append(mounts, id+string(t.Id))
 		}
+		for _, p := range PublishedBy(t) {
+			ports = append(ports, p.String()+sep+string(t.Id))
+		}
 	}
 	slices.Sort(mounts)
 	for _, e := range mounts {
 		u.byVolume.load(e, none{})
+	}
+	slices.Sort(ports)
+	for _, e := range slices.Compact(ports) {
+		u.byPort.load(e, none{})
 	}
 	delete(byNode, "")
 	delete(byImage, "")

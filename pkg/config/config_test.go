@@ -48,6 +48,7 @@ func TestBadInputIsNamed(t *testing.T) {
 		"registries:\n  - endpoint: x\n":    "name is missing",
 		"spares: -1\n":                      "spares is -1",
 		"spares: some\n":                    "spares",
+		"doors: some\n":                     "doors",
 	} {
 		if _, err := Load(write(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)
@@ -66,11 +67,11 @@ func TestEveryKeyIsShown(t *testing.T) {
 			fields[name] = true
 		}
 	}
-	file := "labels: {zone: b, disk: ssd}\nregistries: [{name: docker.io, endpoint: 'r:5000', plain-http: true}, {name: quay.io}]\nbridge: br7\nlog-level: warn\nraft-timing: wan\nspares: 3\n"
-	want := map[string]string{"labels": "disk=ssd,zone=b", "registries": "docker.io at r:5000 (plain HTTP), quay.io", "bridge": "br7", "log-level": "warn", "raft-timing": "wan", "spares": "3", "data-dir": "/var/lib/drover", "mirror-listen": "127.0.0.1:5000"}
+	file := "labels: {zone: b, disk: ssd}\nregistries: [{name: docker.io, endpoint: 'r:5000', plain-http: true}, {name: quay.io}]\nbridge: br7\nlog-level: warn\nraft-timing: wan\nspares: 3\ndoors: false\n"
+	want := map[string]string{"labels": "disk=ssd,zone=b", "registries": "docker.io at r:5000 (plain HTTP), quay.io", "bridge": "br7", "log-level": "warn", "raft-timing": "wan", "spares": "3", "doors": "false", "data-dir": "/var/lib/drover", "mirror-listen": "127.0.0.1:5000"}
 	for _, k := range Keys {
 		switch k.Name {
-		case "labels", "registries", "bridge", "log-level", "raft-timing", "spares", "data-dir", "mirror-listen":
+		case "labels", "registries", "bridge", "log-level", "raft-timing", "spares", "doors", "data-dir", "mirror-listen":
 		default:
 			file += k.Name + ": x-" + k.Name + "\n"
 			want[k.Name] = "x-" + k.Name

@@ -765,6 +765,7 @@ type Topology struct {
 	NetworksGone  [][]byte               `protobuf:"bytes,4,rep,name=networks_gone,json=networksGone,proto3" json:"networks_gone,omitempty"` // removed, or the node has no endpoint in it any more: with all that was told of it
 	Slices        []*Slice               `protobuf:"bytes,5,rep,name=slices,proto3" json:"slices,omitempty"`                                 // one without prefixes is gone
 	Names         []*Name                `protobuf:"bytes,6,rep,name=names,proto3" json:"names,omitempty"`
+	Doors         []*Door                `protobuf:"bytes,7,rep,name=doors,proto3" json:"doors,omitempty"` // for nodes that are doors
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -841,6 +842,75 @@ func (x *Topology) GetNames() []*Name {
 	return nil
 }
 
+func (x *Topology) GetDoors() []*Door {
+	if x != nil {
+		return x.Doors
+	}
+	return nil
+}
+
+// Door is a port that a running container has published on all addresses of its node. It
+// answers on other nodes, too.
+type Door struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proto         string                 `protobuf:"bytes,1,opt,name=proto,proto3" json:"proto,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	NodeId        string                 `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"` // "": nobody has it any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Door) Reset() {
+	*x = Door{}
+	mi := &file_session_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Door) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Door) ProtoMessage() {}
+
+func (x *Door) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Door.ProtoReflect.Descriptor instead.
+func (*Door) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Door) GetProto() string {
+	if x != nil {
+		return x.Proto
+	}
+	return ""
+}
+
+func (x *Door) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Door) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
 // Peer is a node as others reach it.
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -848,14 +918,14 @@ type Peer struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"`     // IP address, as its bulk address has it
 	Subnet        string                 `protobuf:"bytes,4,opt,name=subnet,proto3" json:"subnet,omitempty"` // its /24 of the default bridge
-	Door          bool                   `protobuf:"varint,5,opt,name=door,proto3" json:"door,omitempty"`    // published ports answer there, wherever their task is
+	Door          bool                   `protobuf:"varint,5,opt,name=door,proto3" json:"door,omitempty"`    // published ports of other nodes' containers answer there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +937,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +950,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{9}
+	return file_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Peer) GetNodeId() string {
@@ -936,7 +1006,7 @@ type Name struct {
 
 func (x *Name) Reset() {
 	*x = Name{}
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1018,7 @@ func (x *Name) String() string {
 func (*Name) ProtoMessage() {}
 
 func (x *Name) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1031,7 @@ func (x *Name) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Name.ProtoReflect.Descriptor instead.
 func (*Name) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{10}
+	return file_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Name) GetNetworkId() []byte {
@@ -1040,7 +1110,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1122,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1135,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{11}
+	return file_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Source) GetDigest() string {
@@ -1108,7 +1178,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1190,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1203,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{12}
+	return file_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Grant) GetSaid() []byte {
@@ -1168,7 +1238,7 @@ type Granted struct {
 
 func (x *Granted) Reset() {
 	*x = Granted{}
-	mi := &file_session_proto_msgTypes[13]
+	mi := &file_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1250,7 @@ func (x *Granted) String() string {
 func (*Granted) ProtoMessage() {}
 
 func (x *Granted) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[13]
+	mi := &file_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1263,7 @@ func (x *Granted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Granted.ProtoReflect.Descriptor instead.
 func (*Granted) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{13}
+	return file_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Granted) GetNode() string {
@@ -1229,7 +1299,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1311,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[14]
+	mi := &file_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1324,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{14}
+	return file_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Assignment) GetTask() *Task {
@@ -1296,7 +1366,7 @@ type Acks struct {
 
 func (x *Acks) Reset() {
 	*x = Acks{}
-	mi := &file_session_proto_msgTypes[15]
+	mi := &file_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1378,7 @@ func (x *Acks) String() string {
 func (*Acks) ProtoMessage() {}
 
 func (x *Acks) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[15]
+	mi := &file_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1391,7 @@ func (x *Acks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acks.ProtoReflect.Descriptor instead.
 func (*Acks) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{15}
+	return file_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Acks) GetIndex() uint64 {
@@ -1355,7 +1425,7 @@ type EndpointKey struct {
 
 func (x *EndpointKey) Reset() {
 	*x = EndpointKey{}
-	mi := &file_session_proto_msgTypes[16]
+	mi := &file_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1437,7 @@ func (x *EndpointKey) String() string {
 func (*EndpointKey) ProtoMessage() {}
 
 func (x *EndpointKey) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[16]
+	mi := &file_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1450,7 @@ func (x *EndpointKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointKey.ProtoReflect.Descriptor instead.
 func (*EndpointKey) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{16}
+	return file_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EndpointKey) GetTaskId() []byte {
@@ -1410,7 +1480,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_session_proto_msgTypes[17]
+	mi := &file_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1492,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[17]
+	mi := &file_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1505,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{17}
+	return file_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Observation) GetTasks() []*TaskStatus {
@@ -1499,7 +1569,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_session_proto_msgTypes[18]
+	mi := &file_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1581,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[18]
+	mi := &file_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1594,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{18}
+	return file_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TaskStatus) GetId() []byte {
@@ -1663,7 +1733,7 @@ type ImageStatus struct {
 
 func (x *ImageStatus) Reset() {
 	*x = ImageStatus{}
-	mi := &file_session_proto_msgTypes[19]
+	mi := &file_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1745,7 @@ func (x *ImageStatus) String() string {
 func (*ImageStatus) ProtoMessage() {}
 
 func (x *ImageStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[19]
+	mi := &file_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1758,7 @@ func (x *ImageStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageStatus.ProtoReflect.Descriptor instead.
 func (*ImageStatus) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{19}
+	return file_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImageStatus) GetDigest() string {
@@ -1722,7 +1792,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_session_proto_msgTypes[20]
+	mi := &file_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1804,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[20]
+	mi := &file_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1817,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{20}
+	return file_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Event) GetTaskId() []byte {
@@ -1819,7 +1889,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_session_proto_msgTypes[21]
+	mi := &file_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +1901,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[21]
+	mi := &file_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +1914,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{21}
+	return file_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Holding) GetSaid() []byte {
@@ -1879,7 +1949,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_session_proto_msgTypes[22]
+	mi := &file_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +1961,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[22]
+	mi := &file_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +1974,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{22}
+	return file_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Held) GetNode() string {
@@ -1937,7 +2007,7 @@ type Holdings struct {
 
 func (x *Holdings) Reset() {
 	*x = Holdings{}
-	mi := &file_session_proto_msgTypes[23]
+	mi := &file_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2019,7 @@ func (x *Holdings) String() string {
 func (*Holdings) ProtoMessage() {}
 
 func (x *Holdings) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[23]
+	mi := &file_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2032,7 @@ func (x *Holdings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holdings.ProtoReflect.Descriptor instead.
 func (*Holdings) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{23}
+	return file_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Holdings) GetAll() []*Holding {
@@ -1984,7 +2054,7 @@ type TaskView struct {
 
 func (x *TaskView) Reset() {
 	*x = TaskView{}
-	mi := &file_session_proto_msgTypes[24]
+	mi := &file_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2066,7 @@ func (x *TaskView) String() string {
 func (*TaskView) ProtoMessage() {}
 
 func (x *TaskView) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[24]
+	mi := &file_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2079,7 @@ func (x *TaskView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskView.ProtoReflect.Descriptor instead.
 func (*TaskView) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{24}
+	return file_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TaskView) GetTask() *Task {
@@ -2045,7 +2115,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_session_proto_msgTypes[25]
+	mi := &file_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2127,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[25]
+	mi := &file_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2140,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{25}
+	return file_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Query) GetTasks() []string {
@@ -2107,7 +2177,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_session_proto_msgTypes[26]
+	mi := &file_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2189,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[26]
+	mi := &file_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2202,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{26}
+	return file_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Digest) GetIndex() uint64 {
@@ -2172,7 +2242,7 @@ type Holders struct {
 
 func (x *Holders) Reset() {
 	*x = Holders{}
-	mi := &file_session_proto_msgTypes[27]
+	mi := &file_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2254,7 @@ func (x *Holders) String() string {
 func (*Holders) ProtoMessage() {}
 
 func (x *Holders) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[27]
+	mi := &file_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2267,7 @@ func (x *Holders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holders.ProtoReflect.Descriptor instead.
 func (*Holders) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{27}
+	return file_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Holders) GetNodes() []string {
@@ -2269,7 +2339,7 @@ const file_session_proto_rawDesc = "" +
 	"\x04more\x18\n" +
 	" \x01(\bR\x04more\x12/\n" +
 	"\btopology\x18\v \x01(\v2\x13.drover.v1.TopologyR\btopology\x12=\n" +
-	"\x0fvolumes_removed\x18\x14 \x03(\v2\x14.drover.v1.TombstoneR\x0evolumesRemoved\"\xf6\x01\n" +
+	"\x0fvolumes_removed\x18\x14 \x03(\v2\x14.drover.v1.TombstoneR\x0evolumesRemoved\"\x9d\x02\n" +
 	"\bTopology\x12%\n" +
 	"\x05peers\x18\x01 \x03(\v2\x0f.drover.v1.PeerR\x05peers\x12\x1d\n" +
 	"\n" +
@@ -2277,7 +2347,12 @@ const file_session_proto_rawDesc = "" +
 	"\bnetworks\x18\x03 \x03(\v2\x12.drover.v1.NetworkR\bnetworks\x12#\n" +
 	"\rnetworks_gone\x18\x04 \x03(\fR\fnetworksGone\x12(\n" +
 	"\x06slices\x18\x05 \x03(\v2\x10.drover.v1.SliceR\x06slices\x12%\n" +
-	"\x05names\x18\x06 \x03(\v2\x0f.drover.v1.NameR\x05names\"s\n" +
+	"\x05names\x18\x06 \x03(\v2\x0f.drover.v1.NameR\x05names\x12%\n" +
+	"\x05doors\x18\a \x03(\v2\x0f.drover.v1.DoorR\x05doors\"I\n" +
+	"\x04Door\x12\x14\n" +
+	"\x05proto\x18\x01 \x01(\tR\x05proto\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\tR\x06nodeId\"s\n" +
 	"\x04Peer\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2420,7 +2495,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_session_proto_goTypes = []any{
 	(*FromAgent)(nil),   // 0: drover.v1.FromAgent
 	(*ToAgent)(nil),     // 1: drover.v1.ToAgent
@@ -2431,91 +2506,93 @@ var file_session_proto_goTypes = []any{
 	(*Member)(nil),      // 6: drover.v1.Member
 	(*Sync)(nil),        // 7: drover.v1.Sync
 	(*Topology)(nil),    // 8: drover.v1.Topology
-	(*Peer)(nil),        // 9: drover.v1.Peer
-	(*Name)(nil),        // 10: drover.v1.Name
-	(*Source)(nil),      // 11: drover.v1.Source
-	(*Grant)(nil),       // 12: drover.v1.Grant
-	(*Granted)(nil),     // 13: drover.v1.Granted
-	(*Assignment)(nil),  // 14: drover.v1.Assignment
-	(*Acks)(nil),        // 15: drover.v1.Acks
-	(*EndpointKey)(nil), // 16: drover.v1.EndpointKey
-	(*Observation)(nil), // 17: drover.v1.Observation
-	(*TaskStatus)(nil),  // 18: drover.v1.TaskStatus
-	(*ImageStatus)(nil), // 19: drover.v1.ImageStatus
-	(*Event)(nil),       // 20: drover.v1.Event
-	(*Holding)(nil),     // 21: drover.v1.Holding
-	(*Held)(nil),        // 22: drover.v1.Held
-	(*Holdings)(nil),    // 23: drover.v1.Holdings
-	(*TaskView)(nil),    // 24: drover.v1.TaskView
-	(*Query)(nil),       // 25: drover.v1.Query
-	(*Digest)(nil),      // 26: drover.v1.Digest
-	(*Holders)(nil),     // 27: drover.v1.Holders
-	nil,                 // 28: drover.v1.Event.AttributesEntry
-	nil,                 // 29: drover.v1.Digest.SilentEntry
-	nil,                 // 30: drover.v1.Digest.TasksEntry
-	nil,                 // 31: drover.v1.Digest.ImagesEntry
-	(*Node)(nil),        // 32: drover.v1.Node
-	(*Tombstone)(nil),   // 33: drover.v1.Tombstone
-	(*Spec)(nil),        // 34: drover.v1.Spec
-	(*Network)(nil),     // 35: drover.v1.Network
-	(*Slice)(nil),       // 36: drover.v1.Slice
-	(*Task)(nil),        // 37: drover.v1.Task
-	(*Endpoint)(nil),    // 38: drover.v1.Endpoint
-	(*Volume)(nil),      // 39: drover.v1.Volume
-	(Phase)(0),          // 40: drover.v1.Phase
-	(*Exit)(nil),        // 41: drover.v1.Exit
-	(*Port)(nil),        // 42: drover.v1.Port
+	(*Door)(nil),        // 9: drover.v1.Door
+	(*Peer)(nil),        // 10: drover.v1.Peer
+	(*Name)(nil),        // 11: drover.v1.Name
+	(*Source)(nil),      // 12: drover.v1.Source
+	(*Grant)(nil),       // 13: drover.v1.Grant
+	(*Granted)(nil),     // 14: drover.v1.Granted
+	(*Assignment)(nil),  // 15: drover.v1.Assignment
+	(*Acks)(nil),        // 16: drover.v1.Acks
+	(*EndpointKey)(nil), // 17: drover.v1.EndpointKey
+	(*Observation)(nil), // 18: drover.v1.Observation
+	(*TaskStatus)(nil),  // 19: drover.v1.TaskStatus
+	(*ImageStatus)(nil), // 20: drover.v1.ImageStatus
+	(*Event)(nil),       // 21: drover.v1.Event
+	(*Holding)(nil),     // 22: drover.v1.Holding
+	(*Held)(nil),        // 23: drover.v1.Held
+	(*Holdings)(nil),    // 24: drover.v1.Holdings
+	(*TaskView)(nil),    // 25: drover.v1.TaskView
+	(*Query)(nil),       // 26: drover.v1.Query
+	(*Digest)(nil),      // 27: drover.v1.Digest
+	(*Holders)(nil),     // 28: drover.v1.Holders
+	nil,                 // 29: drover.v1.Event.AttributesEntry
+	nil,                 // 30: drover.v1.Digest.SilentEntry
+	nil,                 // 31: drover.v1.Digest.TasksEntry
+	nil,                 // 32: drover.v1.Digest.ImagesEntry
+	(*Node)(nil),        // 33: drover.v1.Node
+	(*Tombstone)(nil),   // 34: drover.v1.Tombstone
+	(*Spec)(nil),        // 35: drover.v1.Spec
+	(*Network)(nil),     // 36: drover.v1.Network
+	(*Slice)(nil),       // 37: drover.v1.Slice
+	(*Task)(nil),        // 38: drover.v1.Task
+	(*Endpoint)(nil),    // 39: drover.v1.Endpoint
+	(*Volume)(nil),      // 40: drover.v1.Volume
+	(Phase)(0),          // 41: drover.v1.Phase
+	(*Exit)(nil),        // 42: drover.v1.Exit
+	(*Port)(nil),        // 43: drover.v1.Port
 }
 var file_session_proto_depIdxs = []int32{
 	3,  // 0: drover.v1.FromAgent.hello:type_name -> drover.v1.Hello
-	17, // 1: drover.v1.FromAgent.observation:type_name -> drover.v1.Observation
+	18, // 1: drover.v1.FromAgent.observation:type_name -> drover.v1.Observation
 	2,  // 2: drover.v1.FromAgent.beat:type_name -> drover.v1.Beat
-	15, // 3: drover.v1.FromAgent.acks:type_name -> drover.v1.Acks
+	16, // 3: drover.v1.FromAgent.acks:type_name -> drover.v1.Acks
 	4,  // 4: drover.v1.ToAgent.welcome:type_name -> drover.v1.Welcome
 	7,  // 5: drover.v1.ToAgent.sync:type_name -> drover.v1.Sync
 	2,  // 6: drover.v1.ToAgent.beat:type_name -> drover.v1.Beat
 	4,  // 7: drover.v1.ToAgent.changed:type_name -> drover.v1.Welcome
-	32, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
-	17, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
+	33, // 8: drover.v1.Hello.node:type_name -> drover.v1.Node
+	18, // 9: drover.v1.Hello.inventory:type_name -> drover.v1.Observation
 	5,  // 10: drover.v1.Welcome.roster:type_name -> drover.v1.Roster
 	6,  // 11: drover.v1.Roster.members:type_name -> drover.v1.Member
-	14, // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
-	33, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
-	11, // 14: drover.v1.Sync.sources:type_name -> drover.v1.Source
-	34, // 15: drover.v1.Sync.specs:type_name -> drover.v1.Spec
+	15, // 12: drover.v1.Sync.tasks:type_name -> drover.v1.Assignment
+	34, // 13: drover.v1.Sync.tombstones:type_name -> drover.v1.Tombstone
+	12, // 14: drover.v1.Sync.sources:type_name -> drover.v1.Source
+	35, // 15: drover.v1.Sync.specs:type_name -> drover.v1.Spec
 	8,  // 16: drover.v1.Sync.topology:type_name -> drover.v1.Topology
-	33, // 17: drover.v1.Sync.volumes_removed:type_name -> drover.v1.Tombstone
-	9,  // 18: drover.v1.Topology.peers:type_name -> drover.v1.Peer
-	35, // 19: drover.v1.Topology.networks:type_name -> drover.v1.Network
-	36, // 20: drover.v1.Topology.slices:type_name -> drover.v1.Slice
-	10, // 21: drover.v1.Topology.names:type_name -> drover.v1.Name
-	37, // 22: drover.v1.Assignment.task:type_name -> drover.v1.Task
-	34, // 23: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
-	38, // 24: drover.v1.Assignment.endpoints:type_name -> drover.v1.Endpoint
-	39, // 25: drover.v1.Assignment.volumes:type_name -> drover.v1.Volume
-	16, // 26: drover.v1.Acks.left:type_name -> drover.v1.EndpointKey
-	18, // 27: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
-	19, // 28: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
-	20, // 29: drover.v1.Observation.events:type_name -> drover.v1.Event
-	40, // 30: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
-	41, // 31: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
-	42, // 32: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
-	28, // 33: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
-	21, // 34: drover.v1.Holdings.all:type_name -> drover.v1.Holding
-	37, // 35: drover.v1.TaskView.task:type_name -> drover.v1.Task
-	18, // 36: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
-	29, // 37: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
-	30, // 38: drover.v1.Digest.tasks:type_name -> drover.v1.Digest.TasksEntry
-	31, // 39: drover.v1.Digest.images:type_name -> drover.v1.Digest.ImagesEntry
-	18, // 40: drover.v1.Digest.TasksEntry.value:type_name -> drover.v1.TaskStatus
-	27, // 41: drover.v1.Digest.ImagesEntry.value:type_name -> drover.v1.Holders
-	0,  // 42: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
-	1,  // 43: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
-	43, // [43:44] is the sub-list for method output_type
-	42, // [42:43] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	34, // 17: drover.v1.Sync.volumes_removed:type_name -> drover.v1.Tombstone
+	10, // 18: drover.v1.Topology.peers:type_name -> drover.v1.Peer
+	36, // 19: drover.v1.Topology.networks:type_name -> drover.v1.Network
+	37, // 20: drover.v1.Topology.slices:type_name -> drover.v1.Slice
+	11, // 21: drover.v1.Topology.names:type_name -> drover.v1.Name
+	9,  // 22: drover.v1.Topology.doors:type_name -> drover.v1.Door
+	38, // 23: drover.v1.Assignment.task:type_name -> drover.v1.Task
+	35, // 24: drover.v1.Assignment.spec:type_name -> drover.v1.Spec
+	39, // 25: drover.v1.Assignment.endpoints:type_name -> drover.v1.Endpoint
+	40, // 26: drover.v1.Assignment.volumes:type_name -> drover.v1.Volume
+	17, // 27: drover.v1.Acks.left:type_name -> drover.v1.EndpointKey
+	19, // 28: drover.v1.Observation.tasks:type_name -> drover.v1.TaskStatus
+	20, // 29: drover.v1.Observation.images:type_name -> drover.v1.ImageStatus
+	21, // 30: drover.v1.Observation.events:type_name -> drover.v1.Event
+	41, // 31: drover.v1.TaskStatus.phase:type_name -> drover.v1.Phase
+	42, // 32: drover.v1.TaskStatus.exit:type_name -> drover.v1.Exit
+	43, // 33: drover.v1.TaskStatus.ports:type_name -> drover.v1.Port
+	29, // 34: drover.v1.Event.attributes:type_name -> drover.v1.Event.AttributesEntry
+	22, // 35: drover.v1.Holdings.all:type_name -> drover.v1.Holding
+	38, // 36: drover.v1.TaskView.task:type_name -> drover.v1.Task
+	19, // 37: drover.v1.TaskView.status:type_name -> drover.v1.TaskStatus
+	30, // 38: drover.v1.Digest.silent:type_name -> drover.v1.Digest.SilentEntry
+	31, // 39: drover.v1.Digest.tasks:type_name -> drover.v1.Digest.TasksEntry
+	32, // 40: drover.v1.Digest.images:type_name -> drover.v1.Digest.ImagesEntry
+	19, // 41: drover.v1.Digest.TasksEntry.value:type_name -> drover.v1.TaskStatus
+	28, // 42: drover.v1.Digest.ImagesEntry.value:type_name -> drover.v1.Holders
+	0,  // 43: drover.v1.Session.Open:input_type -> drover.v1.FromAgent
+	1,  // 44: drover.v1.Session.Open:output_type -> drover.v1.ToAgent
+	44, // [44:45] is the sub-list for method output_type
+	43, // [43:44] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -2542,7 +2619,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1069,7 +1069,7 @@ func (x *Volume) GetRevision() uint64 {
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`       // "" is every address
-	Proto         string                 `protobuf:"bytes,2,opt,name=proto,proto3" json:"proto,omitempty"` // tcp | udp
+	Proto         string                 `protobuf:"bytes,2,opt,name=proto,proto3" json:"proto,omitempty"` // tcp | udp | sctp
 	Host          uint32                 `protobuf:"varint,3,opt,name=host,proto3" json:"host,omitempty"`
 	Container     uint32                 `protobuf:"varint,4,opt,name=container,proto3" json:"container,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1241,6 +1241,7 @@ type Node struct {
 	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
 	SetLabels     map[string]string      `protobuf:"bytes,12,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of labels, those that operators set
 	ReservedPorts []uint32               `protobuf:"varint,13,rep,packed,name=reserved_ports,json=reservedPorts,proto3" json:"reserved_ports,omitempty"`                                                       // host ports that no container gets: drover's own there
+	NoDoors       bool                   `protobuf:"varint,16,opt,name=no_doors,json=noDoors,proto3" json:"no_doors,omitempty"`                                                                                // published ports of other nodes' containers do not answer there
 	Roles         map[string]string      `protobuf:"bytes,11,rep,name=roles,proto3" json:"roles,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`                          // what a uid on this node may do through its socket: admin | user
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1358,6 +1359,13 @@ func (x *Node) GetReservedPorts() []uint32 {
 		return x.ReservedPorts
 	}
 	return nil
+}
+
+func (x *Node) GetNoDoors() bool {
+	if x != nil {
+		return x.NoDoors
+	}
+	return false
 }
 
 func (x *Node) GetRoles() map[string]string {
@@ -2801,7 +2809,7 @@ const file_state_proto_rawDesc = "" +
 	"\x02at\x18\x03 \x01(\x03R\x02at\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x12\x18\n" +
 	"\avolumes\x18\x05 \x01(\bR\avolumes\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x04R\brevision\"\xda\x06\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\"\xf5\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2816,7 +2824,8 @@ const file_state_proto_rawDesc = "" +
 	" \x01(\x04R\brevision\x12=\n" +
 	"\n" +
 	"set_labels\x18\f \x03(\v2\x1e.drover.v1.Node.SetLabelsEntryR\tsetLabels\x12%\n" +
-	"\x0ereserved_ports\x18\r \x03(\rR\rreservedPorts\x120\n" +
+	"\x0ereserved_ports\x18\r \x03(\rR\rreservedPorts\x12\x19\n" +
+	"\bno_doors\x18\x10 \x01(\bR\anoDoors\x120\n" +
 	"\x05roles\x18\v \x03(\v2\x1a.drover.v1.Node.RolesEntryR\x05roles\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
