@@ -279,7 +279,7 @@ func supervise(cmd *cobra.Command, c *config.Config, file string) error {
 	if !member {
 		if _, err := bootstrap.Up(bootstrap.Options{
 			DataDir: c.DataDir, ClusterName: name, NodeName: c.NodeName, Hosts: []string{c.Advertise, c.NodeName, "127.0.0.1", "localhost"},
-			Controller: net.JoinHostPort(c.Advertise, port), Pool: c.SubnetPool, Timing: pace, Now: time.Now(),
+			Controller: net.JoinHostPort(c.Advertise, port), Pool: c.SubnetPool, NetworkPool: c.NetworkPool, Timing: pace, Now: time.Now(),
 		}); err != nil {
 			return err
 		}

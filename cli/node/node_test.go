@@ -67,7 +67,8 @@ func (n *nodes) Remove(_ context.Context, r *connect.Request[dv1.RemoveNodeReque
 }
 
 func (n *nodes) ListPools(context.Context, *connect.Request[dv1.ListPoolsRequest]) (*connect.Response[dv1.ListPoolsResponse], error) {
-	return connect.NewResponse(&dv1.ListPoolsResponse{Pools: []*dv1.PoolInfo{{Pool: "10.208.0.0/12", Nodes: 4096, Used: 3}, {Pool: "10.224.0.0/12", Nodes: 4096}}}), nil
+	return connect.NewResponse(&dv1.ListPoolsResponse{Pools: []*dv1.PoolInfo{{Pool: "10.208.0.0/12", Nodes: 4096, Used: 3}, {Pool: "10.224.0.0/12", Nodes: 4096}},
+		NetworkPools: []*dv1.NetworkPoolInfo{{Base: "10.220.0.0/14", Size: 20, Subnets: 64, Used: 7}, {Base: "172.30.0.0/16", Size: 24, Subnets: 256}}}), nil
 }
 
 func (n *nodes) AddPool(_ context.Context, r *connect.Request[dv1.AddPoolRequest]) (*connect.Response[dv1.AddPoolResponse], error) {
@@ -92,7 +93,7 @@ func serve(t *testing.T) (*nodes, *client.Session) {
 
 func TestWhatPeopleRead(t *testing.T) {
 	for name, args := range map[string]string{
-		"ls.txt": "ls", "ls-quiet.txt": "ls -q", "inspect.json": "inspect a c", "inspect-missing.txt": "inspect a nobody", "pool.txt": "pool",
+		"ls.txt": "ls", "ls-quiet.txt": "ls -q", "inspect.json": "inspect a c", "inspect-missing.txt": "inspect a nobody", "pool.txt": "pool", "pool-networks.txt": "pool --networks",
 		"rm-up.txt": "rm gone up never", "label-none.txt": "label a", "label-wrong.txt": "label a =x", "grant-uid.txt": "grant a --uid x", "unknown.txt": "explode", "ls-args.txt": "ls x",
 	} {
 		_, s := serve(t)
@@ -113,8 +114,9 @@ func TestWhatIsAskedFor(t *testing.T) {
 		"grant a 1000 user":                 "",
 		"rm -f up":                          `node:"up" force:true`,
 		"pool add 10.9.0.0/16":              `pool:"10.9.0.0/16"`,
-		"pool add":                          "",
-		"drain":                             "",
+		"pool add --networks base=10.64.0.0/12,size=20": `network_pool:"base=10.64.0.0/12,size=20"`,
+		"pool add": "",
+		"drain":    "",
 	} {
 		n, s := serve(t)
 		out := clitest.Run(t, s, Command(s), strings.Fields(args)...)

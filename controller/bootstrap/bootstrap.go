@@ -41,6 +41,7 @@ type Options struct {
 	Hosts       []string      // IP addresses and DNS names that clients dial
 	Controller  string        // host:port that agents dial
 	Pool        string        // where nodes' /24 subnets are taken from
+	NetworkPool string        // where networks' subnets are taken from, "" for the default
 	Timing      timing.Timing // of raft; the zero value is timing.LAN
 	Now         time.Time
 }
@@ -114,6 +115,12 @@ func done(dataDir string) error {
 
 func generate(dir string, o Options) error {
 	if _, err := subnet.ParsePool(o.Pool); err != nil {
+		return err
+	}
+	if o.NetworkPool == "" {
+		o.NetworkPool = subnet.DefaultNetworkPool.String()
+	}
+	if _, err := subnet.ParseNetworkPool(o.NetworkPool); err != nil {
 		return err
 	}
 	cluster, err := identity.NewID()
@@ -201,7 +208,7 @@ func initCommand(cluster, host string, ca *pki.Authority, seal hpke.PublicKey, o
 	return &dv1.Command{
 		Key: "init-" + cluster, Hash: hash[:], Principal: pki.URI(cluster, pki.KindController, host),
 		Of: &dv1.Command_Init{Init: &dv1.Init{
-			Cluster: &dv1.Cluster{Id: cluster, Name: name, Epoch: 1, Created: o.Now.UnixNano(), TrustBundle: [][]byte{ca.Cert.Raw}, Pool: o.Pool, FeatureLevel: state.FeatureLevel, Timing: o.Timing.Proto()},
+			Cluster: &dv1.Cluster{Id: cluster, Name: name, Epoch: 1, Created: o.Now.UnixNano(), TrustBundle: [][]byte{ca.Cert.Raw}, Pool: o.Pool, NetworkPools: []string{o.NetworkPool}, FeatureLevel: state.FeatureLevel, Timing: o.Timing.Proto()},
 			Identities: []*dv1.Identity{
 				{Uri: pki.URI(cluster, pki.KindController, host), Roles: []string{pki.KindController}, SealPublic: seal.Bytes()},
 				{Uri: pki.URI(cluster, pki.KindNode, host), Roles: []string{pki.KindNode}},

@@ -51,6 +51,23 @@ func TestUpMakesIdentitiesThatBelongTogether(t *testing.T) {
 	}
 }
 
+func TestUpSetsThePools(t *testing.T) {
+	for text, want := range map[string]string{"": "base=10.220.0.0/14,size=20", "base=172.30.0.0/16,size=24": "base=172.30.0.0/16,size=24", "172.30.0.0/16": ""} {
+		o := options(t.TempDir())
+		o.NetworkPool = text
+		if _, err := Up(o); (err == nil) != (want != "") {
+			t.Fatalf("%q: %v", text, err)
+		}
+		if want == "" {
+			continue
+		}
+		cmd, err := Pending(o.DataDir)
+		if c := cmd.GetInit().GetCluster(); err != nil || c.GetPool() != o.Pool || len(c.GetNetworkPools()) != 1 || c.GetNetworkPools()[0] != want {
+			t.Errorf("%q: %v, %v", text, c, err)
+		}
+	}
+}
+
 // A crash after the decision and before or during the copying must end in the
 // same cluster; a crash before it in a new one, with nothing of the old left.
 func TestUpResumesAfterACrash(t *testing.T) {

@@ -122,7 +122,7 @@ func (d *decision) decide() *dv1.Error {
 	case *dv1.Command_SetTiming:
 		return d.setTiming(c.SetTiming.GetTiming())
 	case *dv1.Command_AddPool:
-		return d.addPool(c.AddPool.GetPool())
+		return d.addPool(c.AddPool)
 	case *dv1.Command_CreateNetwork:
 		return d.createNetwork(c.CreateNetwork.GetNetwork())
 	case *dv1.Command_RemoveNetwork:

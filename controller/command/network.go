@@ -271,7 +271,7 @@ func (d *decision) chooseSubnet(s *dv1.Subnet, taken []netip.Prefix, number uint
 		p, ok = ipam.FreeSubnet(d.Snapshot, taken, any.Bits())
 	}
 	if !ok {
-		return refuse(dv1.Error_INVALID, "all predefined address pools have been fully subnetted")
+		return refuse(dv1.Error_INVALID, "all predefined address pools have been fully subnetted: choose a subnet, or add a pool (drover node pool add --networks)")
 	}
 	s.Prefix, s.Chosen = p.String(), true
 	return nil

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/drover/drover/controller/ipam"
 	dv1 "github.com/drover/drover/pkg/api/v1"
 	"github.com/drover/drover/pkg/subnet"
 )
@@ -37,10 +38,42 @@ func (d *decision) freeSubnet() (netip.Prefix, *dv1.Error) {
 	return netip.Prefix{}, refuse(dv1.Error_UNAVAILABLE, "no node's subnet is left in %s: each node takes a /24; add a pool (drover node pool add), or remove a dead node (drover node rm)", strings.Join(names, " and "))
 }
 
-func (d *decision) addPool(s string) *dv1.Error {
-	if d.Cluster() == nil {
+func (d *decision) addPool(c *dv1.AddPool) *dv1.Error {
+	switch {
+	case d.Cluster() == nil:
 		return refuse(dv1.Error_UNAVAILABLE, "there is no fleet yet")
+	case c.GetPool() != "" && c.GetNetworkPool() != "":
+		return refuse(dv1.Error_INVALID, "a pool is for nodes or for networks")
+	case c.GetNetworkPool() != "":
+		return d.addNetworkPool(c.NetworkPool)
 	}
+	return d.addNodePool(c.GetPool())
+}
+
+// addNetworkPool adds a pool behind those that there are, also the default one. It may
+// overlap the nodes' pools, as that one does: neither takes what the other has in use.
+func (d *decision) addNetworkPool(s string) *dv1.Error {
+	pool, err := subnet.ParseNetworkPool(s)
+	if err != nil {
+		return refuse(dv1.Error_INVALID, "%v", err)
+	}
+	c := proto.CloneOf(d.Cluster())
+	c.NetworkPools = nil
+	for _, p := range ipam.Pools(d.Cluster()) {
+		if p == pool {
+			return nil
+		}
+		if p.Base.Overlaps(pool.Base) {
+			return refuse(dv1.Error_CONFLICT, "network pool %s overlaps %s", pool, p)
+		}
+		c.NetworkPools = append(c.NetworkPools, p.String())
+	}
+	c.NetworkPools = append(c.NetworkPools, pool.String())
+	d.add(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: c}})
+	return nil
+}
+
+func (d *decision) addNodePool(s string) *dv1.Error {
 	pool, err := subnet.ParsePool(s)
 	if err != nil {
 		return refuse(dv1.Error_INVALID, "%v", err)

@@ -40,6 +40,34 @@ func TestAFleetGetsAnotherPool(t *testing.T) {
 	}
 }
 
+// Networks get their subnets of the default pool, then of those that were added.
+func TestAFleetGetsAnotherPoolOfNetworks(t *testing.T) {
+	add := func(pool string) *dv1.Command {
+		return &dv1.Command{Of: &dv1.Command_AddPool{AddPool: &dv1.AddPool{NetworkPool: pool}}}
+	}
+	f := current(t, "a")
+	for i := range 64 {
+		f.ok(newNetwork(fmt.Sprint("n", i)))
+	}
+	f.no(newNetwork("more"), dv1.Error_INVALID, "have been fully subnetted: choose a subnet, or add a pool (drover node pool add --networks)")
+	f.no(add("10.64.0.0/12"), dv1.Error_INVALID, "is not of the form base=10.64.0.0/12,size=20")
+	f.no(add("base=10.223.0.0/16,size=24"), dv1.Error_CONFLICT, "network pool base=10.223.0.0/16,size=24 overlaps base=10.220.0.0/14,size=20")
+	f.no(&dv1.Command{Of: &dv1.Command_AddPool{AddPool: &dv1.AddPool{Pool: "10.9.0.0/16", NetworkPool: "base=10.64.0.0/12,size=20"}}}, dv1.Error_INVALID, "for nodes or for networks")
+	f.ok(add("size=25,base=172.31.0.0/24"))
+	if r := f.ok(add("base=172.31.0.0/24,size=25")); r.Changed {
+		t.Error("a pool that was there is added again")
+	}
+	f.ok(newNetwork("more"))
+	if n := f.store.Snapshot().NetworkByName("more"); n.Subnets[0].Prefix != "172.31.0.0/25" {
+		t.Errorf("it has %v", n.Subnets)
+	}
+	f.ok(rmNetwork("n17"))
+	f.ok(newNetwork("again"))
+	if n := f.store.Snapshot().NetworkByName("again"); n.Subnets[0].Prefix != "10.220.16.0/20" && n.Subnets[0].Prefix != "10.221.16.0/20" {
+		t.Errorf("after a removal it has %v", n.Subnets)
+	}
+}
+
 // The default is for thousands of nodes, each with a subnet and a name of its own.
 func TestAFleetOfThousands(t *testing.T) {
 	txn := crowd(t, "10.208.0.0/12", 4096)

@@ -344,11 +344,11 @@ func TestChangesAreProposedForTheirCaller(t *testing.T) {
 			return err
 		}, &dv1.Command{Of: &dv1.Command_UpdateNode{UpdateNode: &dv1.UpdateNode{NodeId: "a", Roles: map[string]string{"1000": "user"}}}}},
 		{"a pool", func() error {
-			r := req(&dv1.AddPoolRequest{Pool: "10.9.0.0/16"})
+			r := req(&dv1.AddPoolRequest{Pool: "10.9.0.0/16", NetworkPool: "base=10.64.0.0/12,size=20"})
 			key(r.Header())
 			_, err := f.nodes().AddPool(t.Context(), r)
 			return err
-		}, &dv1.Command{Of: &dv1.Command_AddPool{AddPool: &dv1.AddPool{Pool: "10.9.0.0/16"}}}},
+		}, &dv1.Command{Of: &dv1.Command_AddPool{AddPool: &dv1.AddPool{Pool: "10.9.0.0/16", NetworkPool: "base=10.64.0.0/12,size=20"}}}},
 		{"a controller's removal", func() error {
 			r := req(&dv1.RemoveControllerRequest{Controller: "b"})
 			key(r.Header())
@@ -528,6 +528,9 @@ func TestPoolsAndTimingAreShown(t *testing.T) {
 	p, err := f.nodes().ListPools(t.Context(), req(&dv1.ListPoolsRequest{}))
 	if err != nil || len(p.Msg.Pools) != 2 || p.Msg.Pools[0].Nodes != 256 || p.Msg.Pools[1].Pool != "10.224.0.0/12" {
 		t.Errorf("the pools: %v, %v", p, err)
+	}
+	if n := p.Msg.GetNetworkPools(); len(n) != 1 || n[0].Base != "10.220.0.0/14" || n[0].Size != 20 || n[0].Subnets != 64 || n[0].Used != 0 {
+		t.Errorf("the pools of networks: %v", n)
 	}
 	g, err := f.controllers().GetTiming(t.Context(), req(&dv1.GetTimingRequest{}))
 	if err != nil || g.Msg.Profile != "lan" || g.Msg.Timing != "150ms/150ms/140ms" {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/fleet"
+	"github.com/drover/drover/controller/ipam"
 	"github.com/drover/drover/controller/scheduler"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
@@ -157,11 +158,14 @@ func (s nodes) ListPools(ctx context.Context, r *connect.Request[dv1.ListPoolsRe
 	for _, p := range command.Pools(snap.Cluster()) {
 		out.Pools = append(out.Pools, &dv1.PoolInfo{Pool: p.String(), Nodes: uint32(subnet.Nodes(p)), Used: uint32(subnet.Taken(p, snap.Subnets(), snap.SubnetAt))})
 	}
+	for _, p := range ipam.Pools(snap.Cluster()) {
+		out.NetworkPools = append(out.NetworkPools, &dv1.NetworkPoolInfo{Base: p.Base.String(), Size: uint32(p.Size), Subnets: uint32(p.Subnets()), Used: uint32(ipam.Used(snap, p))})
+	}
 	return reply(snap, out), nil
 }
 
 func (s nodes) AddPool(ctx context.Context, r *connect.Request[dv1.AddPoolRequest]) (*connect.Response[dv1.AddPoolResponse], error) {
-	res, err := s.propose(ctx, r, &dv1.Command{Of: &dv1.Command_AddPool{AddPool: &dv1.AddPool{Pool: r.Msg.Pool}}})
+	res, err := s.propose(ctx, r, &dv1.Command{Of: &dv1.Command_AddPool{AddPool: &dv1.AddPool{Pool: r.Msg.Pool, NetworkPool: r.Msg.NetworkPool}}})
 	if err != nil {
 		return nil, err
 	}

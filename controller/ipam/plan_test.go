@@ -248,6 +248,9 @@ func TestFreeSubnets(t *testing.T) {
 	if p, ok := FreeSubnet(f.x.View(), taken, 0); !ok || p.String() != "10.220.96.0/20" {
 		t.Errorf("behind the hosts' own addresses: %s %v", p, ok)
 	}
+	if used := Used(f.x.View(), subnet.DefaultNetworkPool); used != 3 { // of a node's containers, and of two hosts
+		t.Errorf("%d subnets of the pool are used", used)
+	}
 	own := Prefix6("fleet")
 	first, ok := FreeSubnet6(f.x.View(), nil, 7, 0)
 	if !ok || !own.Contains(first.Addr()) || first.Bits() != 64 || first.Addr().As16()[7] != 7 {
@@ -258,6 +261,33 @@ func TestFreeSubnets(t *testing.T) {
 	}
 	if own == Prefix6("other") || !netip.MustParsePrefix("fd00::/8").Overlaps(own) {
 		t.Errorf("the fleet's prefix is %s", own)
+	}
+}
+
+// Pools are used one after the other, each with its own size.
+func TestPoolsOfAFleet(t *testing.T) {
+	pools := []string{"base=10.64.0.0/23,size=24", "not a pool", "base=10.9.0.0/28,size=29"}
+	b := network("b", &dv1.Subnet{Prefix: "10.9.0.4/30"})
+	b.Number = 2
+	f := newFleet(t, network("a", &dv1.Subnet{Prefix: "10.64.0.128/25"}), b)
+	f.put(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: &dv1.Cluster{Id: "fleet", NetworkPools: pools}}})
+	taken := Subnets(f.x.View())
+	for _, want := range []string{"10.64.1.0/24", "10.9.0.8/29", ""} {
+		p, ok := FreeSubnet(f.x.View(), taken, 0)
+		if ok != (want != "") || ok && p.String() != want {
+			t.Errorf("%s %v is chosen, not %s", p, ok, want)
+		}
+		taken = append(taken, p)
+	}
+	if p, ok := FreeSubnet(f.x.View(), taken, 30); !ok || p.String() != "10.64.0.0/30" {
+		t.Errorf("of a /30: %s %v", p, ok)
+	}
+	for text, want := range map[string]int{
+		pools[0]: 1, pools[2]: 1, "base=10.64.0.0/23,size=30": 32, "base=10.64.0.192/26,size=30": 16, "base=10.64.0.0/16,size=16": 1, "base=10.65.0.0/16,size=24": 0, "base=10.0.0.0/8,size=9": 1,
+	} {
+		if p, err := subnet.ParseNetworkPool(text); err != nil || Used(f.x.View(), p) != want {
+			t.Errorf("of %s %d are used, not %d: %v", text, Used(f.x.View(), p), want, err)
+		}
 	}
 }
 

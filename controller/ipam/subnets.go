@@ -3,6 +3,7 @@
 package ipam
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"maps"
 	"math"
@@ -14,26 +15,45 @@ import (
 	"github.com/drover/drover/pkg/subnet"
 )
 
-// Pool is where the subnets of networks come from that nobody chose, each SubnetBits long.
-var Pool = netip.MustParsePrefix("10.220.0.0/14")
-
-// SubnetBits is the length of a subnet that is chosen from the pool.
-const SubnetBits = 20
-
 // subnet6Bits is the length of an IPv6 subnet that is chosen from the fleet's own prefix.
 const subnet6Bits = 64
 
-// FreeSubnet returns the lowest subnet of the pool that overlaps none of those that are
-// taken, no node's, and no host's own address; of SubnetBits, unless bits is not 0.
-func FreeSubnet(s *state.Snapshot, taken []netip.Prefix, bits int) (netip.Prefix, bool) {
-	if bits == 0 {
-		bits = SubnetBits
+// Pools returns where the subnets of a fleet's networks come from that nobody chose, in the
+// order in which they are used.
+func Pools(c *dv1.Cluster) (out []subnet.NetworkPool) {
+	for _, text := range c.GetNetworkPools() {
+		if p, err := subnet.ParseNetworkPool(text); err == nil {
+			out = append(out, p)
+		}
 	}
-	if bits < Pool.Bits() {
+	if len(out) == 0 {
+		return []subnet.NetworkPool{subnet.DefaultNetworkPool}
+	}
+	return out
+}
+
+// FreeSubnet returns the lowest subnet of the first pool with one that overlaps none of
+// those that are taken, no node's, and no host's own address; of the pool's size, unless
+// bits is not 0.
+func FreeSubnet(s *state.Snapshot, taken []netip.Prefix, bits int) (netip.Prefix, bool) {
+	taken = append(slices.Clip(taken), hosts(s)...)
+	for _, pool := range Pools(s.Cluster()) {
+		size := pool.Size
+		if bits != 0 {
+			size = bits
+		}
+		if p, ok := freeIn(s, taken, pool.Base, size); ok {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+func freeIn(s *state.Snapshot, taken []netip.Prefix, base netip.Prefix, bits int) (netip.Prefix, bool) {
+	if bits < base.Bits() {
 		return netip.Prefix{}, false
 	}
-	taken = append(slices.Clip(taken), hosts(s)...)
-	for a := Pool.Addr(); Pool.Contains(a); {
+	for a := base.Addr(); base.Contains(a); {
 		p := netip.PrefixFrom(a, bits)
 		other, overlaps := Overlap(s, taken, p)
 		if !overlaps {
@@ -45,6 +65,29 @@ func FreeSubnet(s *state.Snapshot, taken []netip.Prefix, bits int) (netip.Prefix
 		a = subnet.Last(p).Next()
 	}
 	return netip.Prefix{}, false
+}
+
+// Used returns how many subnets of a pool have addresses that networks, nodes or hosts have.
+func Used(s *state.Snapshot, pool subnet.NetworkPool) int {
+	taken := append(Subnets(s), hosts(s)...)
+	for n := range s.NodesOfSubnets(subnet.Numbers(pool.Base)) {
+		if p, ok := subnet.Of(n.Subnet); ok {
+			taken = append(taken, p)
+		}
+	}
+	taken = slices.DeleteFunc(taken, func(p netip.Prefix) bool { return !p.Overlaps(pool.Base) })
+	slices.SortFunc(taken, func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) })
+	used, next := 0, 0 // next is the number of the first subnet that is not counted yet
+	for _, p := range taken {
+		if p.Bits() <= pool.Base.Bits() {
+			return pool.Subnets()
+		}
+		number := func(a netip.Addr) int { return int(subnet.Offset(pool.Base.Addr(), a) >> (32 - pool.Size)) }
+		first, last := max(next, number(p.Addr())), number(subnet.Last(p))
+		used += max(0, last-first+1)
+		next = max(next, last+1)
+	}
+	return used
 }
 
 // FreeSubnet6 returns an IPv6 subnet that overlaps none of those that are taken: the

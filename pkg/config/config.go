@@ -37,6 +37,7 @@ type Config struct {
 	MirrorListen     string            `mapstructure:"mirror-listen"`
 	Bridge           string            `mapstructure:"bridge"`
 	SubnetPool       string            `mapstructure:"subnet-pool"`
+	NetworkPool      string            `mapstructure:"network-pool"`
 	Doors            bool              `mapstructure:"doors"`
 	RaftTiming       string            `mapstructure:"raft-timing"`
 	Spares           int               `mapstructure:"spares"`

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/drover/drover/pkg/subnet"
 )
 
 // Key is one setting of a host.
@@ -34,6 +36,7 @@ var Keys = []Key{
 	{Name: "mirror-listen", Usage: "Loopback address where tools of this host pull the fleet's images; empty for none", initial: "127.0.0.1:5000", text: func(c *Config) string { return c.MirrorListen }},
 	{Name: "bridge", Usage: "Name of the containers' bridge, at most 15 characters", initial: "drover0", text: func(c *Config) string { return c.Bridge }},
 	{Name: "subnet-pool", Usage: "Where the nodes' /24 come from; set when the fleet is made, extended by drover node pool add", initial: "10.208.0.0/12", text: func(c *Config) string { return c.SubnetPool }},
+	{Name: "network-pool", Usage: "Where the subnets of networks come from that nobody chose: a base, and the size of a subnet; set when the fleet is made, extended by drover node pool add --networks", initial: subnet.DefaultNetworkPool.String(), text: func(c *Config) string { return c.NetworkPool }},
 	{Name: "doors", Usage: "Whether ports that containers of other nodes publish answer on this host too", initial: true, text: func(c *Config) string { return strconv.FormatBool(c.Doors) }},
 	{Name: "raft-timing", Usage: "How fast controllers notice a dead leader: lan, wan or HEARTBEAT/ELECTION/LEASE; set when the fleet is made, later by drover controller timing", initial: "lan", text: func(c *Config) string { return c.RaftTiming }},
 	{Name: "spares", Usage: "How many shims are started ahead of the containers that they will hold, once there was a start; 0 for none", initial: 1, text: func(c *Config) string { return strconv.Itoa(c.Spares) }},

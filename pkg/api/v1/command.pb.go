@@ -2440,9 +2440,11 @@ func (x *PutController) GetController() *Controller {
 	return nil
 }
 
+// AddPool adds a pool for nodes, or for networks. One of them is set.
 type AddPool struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`                                  // 10.224.0.0/12
+	NetworkPool   string                 `protobuf:"bytes,2,opt,name=network_pool,json=networkPool,proto3" json:"network_pool,omitempty"` // base=10.64.0.0/12,size=20
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2480,6 +2482,13 @@ func (*AddPool) Descriptor() ([]byte, []int) {
 func (x *AddPool) GetPool() string {
 	if x != nil {
 		return x.Pool
+	}
+	return ""
+}
+
+func (x *AddPool) GetNetworkPool() string {
+	if x != nil {
+		return x.NetworkPool
 	}
 	return ""
 }
@@ -3330,9 +3339,10 @@ const file_command_proto_rawDesc = "" +
 	"\rPutController\x125\n" +
 	"\n" +
 	"controller\x18\x01 \x01(\v2\x15.drover.v1.ControllerR\n" +
-	"controller\"\x1d\n" +
+	"controller\"@\n" +
 	"\aAddPool\x12\x12\n" +
-	"\x04pool\x18\x01 \x01(\tR\x04pool\"6\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12!\n" +
+	"\fnetwork_pool\x18\x02 \x01(\tR\vnetworkPool\"6\n" +
 	"\tSetTiming\x12)\n" +
 	"\x06timing\x18\x01 \x01(\v2\x11.drover.v1.TimingR\x06timing\">\n" +
 	"\vPutIdentity\x12/\n" +

@@ -79,7 +79,7 @@ func (x ControllerInfo_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ControllerInfo_Role.Descriptor instead.
 func (ControllerInfo_Role) EnumDescriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{20, 0}
+	return file_fleet_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type NodeInfo struct {
@@ -1111,16 +1111,86 @@ func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
 	return file_fleet_proto_rawDescGZIP(), []int{16}
 }
 
+// NetworkPoolInfo is a pool that the subnets of networks come from.
+type NetworkPoolInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Base          string                 `protobuf:"bytes,1,opt,name=base,proto3" json:"base,omitempty"`        // 10.220.0.0/14
+	Size          uint32                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`       // prefix length of a subnet
+	Subnets       uint32                 `protobuf:"varint,3,opt,name=subnets,proto3" json:"subnets,omitempty"` // that it has
+	Used          uint32                 `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`       // that networks, nodes or hosts have addresses of
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPoolInfo) Reset() {
+	*x = NetworkPoolInfo{}
+	mi := &file_fleet_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPoolInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPoolInfo) ProtoMessage() {}
+
+func (x *NetworkPoolInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPoolInfo.ProtoReflect.Descriptor instead.
+func (*NetworkPoolInfo) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *NetworkPoolInfo) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *NetworkPoolInfo) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *NetworkPoolInfo) GetSubnets() uint32 {
+	if x != nil {
+		return x.Subnets
+	}
+	return 0
+}
+
+func (x *NetworkPoolInfo) GetUsed() uint32 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
 type ListPoolsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pools         []*PoolInfo            `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
+	NetworkPools  []*NetworkPoolInfo     `protobuf:"bytes,2,rep,name=network_pools,json=networkPools,proto3" json:"network_pools,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1202,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1215,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{17}
+	return file_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolInfo {
@@ -1155,16 +1225,24 @@ func (x *ListPoolsResponse) GetPools() []*PoolInfo {
 	return nil
 }
 
+func (x *ListPoolsResponse) GetNetworkPools() []*NetworkPoolInfo {
+	if x != nil {
+		return x.NetworkPools
+	}
+	return nil
+}
+
 type AddPoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`                                  // of nodes' subnets: 10.224.0.0/12
+	NetworkPool   string                 `protobuf:"bytes,2,opt,name=network_pool,json=networkPool,proto3" json:"network_pool,omitempty"` // of networks' subnets, in docker's form: base=10.64.0.0/12,size=20
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddPoolRequest) Reset() {
 	*x = AddPoolRequest{}
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1254,7 @@ func (x *AddPoolRequest) String() string {
 func (*AddPoolRequest) ProtoMessage() {}
 
 func (x *AddPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,12 +1267,19 @@ func (x *AddPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPoolRequest.ProtoReflect.Descriptor instead.
 func (*AddPoolRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{18}
+	return file_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AddPoolRequest) GetPool() string {
 	if x != nil {
 		return x.Pool
+	}
+	return ""
+}
+
+func (x *AddPoolRequest) GetNetworkPool() string {
+	if x != nil {
+		return x.NetworkPool
 	}
 	return ""
 }
@@ -1207,7 +1292,7 @@ type AddPoolResponse struct {
 
 func (x *AddPoolResponse) Reset() {
 	*x = AddPoolResponse{}
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1304,7 @@ func (x *AddPoolResponse) String() string {
 func (*AddPoolResponse) ProtoMessage() {}
 
 func (x *AddPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1317,7 @@ func (x *AddPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPoolResponse.ProtoReflect.Descriptor instead.
 func (*AddPoolResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{19}
+	return file_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 type ControllerInfo struct {
@@ -1249,7 +1334,7 @@ type ControllerInfo struct {
 
 func (x *ControllerInfo) Reset() {
 	*x = ControllerInfo{}
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1346,7 @@ func (x *ControllerInfo) String() string {
 func (*ControllerInfo) ProtoMessage() {}
 
 func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1359,7 @@ func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerInfo.ProtoReflect.Descriptor instead.
 func (*ControllerInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{20}
+	return file_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ControllerInfo) GetId() string {
@@ -1327,7 +1412,7 @@ type ListControllersRequest struct {
 
 func (x *ListControllersRequest) Reset() {
 	*x = ListControllersRequest{}
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1424,7 @@ func (x *ListControllersRequest) String() string {
 func (*ListControllersRequest) ProtoMessage() {}
 
 func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1437,7 @@ func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersRequest.ProtoReflect.Descriptor instead.
 func (*ListControllersRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 type ListControllersResponse struct {
@@ -1364,7 +1449,7 @@ type ListControllersResponse struct {
 
 func (x *ListControllersResponse) Reset() {
 	*x = ListControllersResponse{}
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1461,7 @@ func (x *ListControllersResponse) String() string {
 func (*ListControllersResponse) ProtoMessage() {}
 
 func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1474,7 @@ func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersResponse.ProtoReflect.Descriptor instead.
 func (*ListControllersResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListControllersResponse) GetControllers() []*ControllerInfo {
@@ -1408,7 +1493,7 @@ type RemoveControllerRequest struct {
 
 func (x *RemoveControllerRequest) Reset() {
 	*x = RemoveControllerRequest{}
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1505,7 @@ func (x *RemoveControllerRequest) String() string {
 func (*RemoveControllerRequest) ProtoMessage() {}
 
 func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1518,7 @@ func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveControllerRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveControllerRequest) GetController() string {
@@ -1451,7 +1536,7 @@ type RemoveControllerResponse struct {
 
 func (x *RemoveControllerResponse) Reset() {
 	*x = RemoveControllerResponse{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1548,7 @@ func (x *RemoveControllerResponse) String() string {
 func (*RemoveControllerResponse) ProtoMessage() {}
 
 func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1561,7 @@ func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveControllerResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 type GetTimingRequest struct {
@@ -1487,7 +1572,7 @@ type GetTimingRequest struct {
 
 func (x *GetTimingRequest) Reset() {
 	*x = GetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1584,7 @@ func (x *GetTimingRequest) String() string {
 func (*GetTimingRequest) ProtoMessage() {}
 
 func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1597,7 @@ func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingRequest.ProtoReflect.Descriptor instead.
 func (*GetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 type GetTimingResponse struct {
@@ -1525,7 +1610,7 @@ type GetTimingResponse struct {
 
 func (x *GetTimingResponse) Reset() {
 	*x = GetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1622,7 @@ func (x *GetTimingResponse) String() string {
 func (*GetTimingResponse) ProtoMessage() {}
 
 func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1635,7 @@ func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingResponse.ProtoReflect.Descriptor instead.
 func (*GetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetTimingResponse) GetProfile() string {
@@ -1576,7 +1661,7 @@ type SetTimingRequest struct {
 
 func (x *SetTimingRequest) Reset() {
 	*x = SetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1673,7 @@ func (x *SetTimingRequest) String() string {
 func (*SetTimingRequest) ProtoMessage() {}
 
 func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1686,7 @@ func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingRequest.ProtoReflect.Descriptor instead.
 func (*SetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetTimingRequest) GetTiming() string {
@@ -1619,7 +1704,7 @@ type SetTimingResponse struct {
 
 func (x *SetTimingResponse) Reset() {
 	*x = SetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1716,7 @@ func (x *SetTimingResponse) String() string {
 func (*SetTimingResponse) ProtoMessage() {}
 
 func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1729,7 @@ func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingResponse.ProtoReflect.Descriptor instead.
 func (*SetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 type TokenInfo struct {
@@ -1663,7 +1748,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1760,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1773,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -1758,7 +1843,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1855,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1868,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -1817,7 +1902,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1914,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1927,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateTokenResponse) GetToken() *TokenInfo {
@@ -1869,7 +1954,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1966,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +1979,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{32}
+	return file_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListTokensRequest) GetPageSize() uint32 {
@@ -1921,7 +2006,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2018,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2031,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{33}
+	return file_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -1972,7 +2057,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2069,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2082,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{34}
+	return file_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -2016,7 +2101,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2113,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2126,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{35}
+	return file_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RevokeTokenResponse) GetChanged() bool {
@@ -2068,7 +2153,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2165,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2178,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{36}
+	return file_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Span) GetId() string {
@@ -2169,7 +2254,7 @@ type Trace struct {
 
 func (x *Trace) Reset() {
 	*x = Trace{}
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2266,7 @@ func (x *Trace) String() string {
 func (*Trace) ProtoMessage() {}
 
 func (x *Trace) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2279,7 @@ func (x *Trace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trace.ProtoReflect.Descriptor instead.
 func (*Trace) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{37}
+	return file_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Trace) GetId() string {
@@ -2225,7 +2310,7 @@ type TraceSummary struct {
 
 func (x *TraceSummary) Reset() {
 	*x = TraceSummary{}
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2322,7 @@ func (x *TraceSummary) String() string {
 func (*TraceSummary) ProtoMessage() {}
 
 func (x *TraceSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2335,7 @@ func (x *TraceSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSummary.ProtoReflect.Descriptor instead.
 func (*TraceSummary) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{38}
+	return file_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TraceSummary) GetId() string {
@@ -2305,7 +2390,7 @@ type ListTracesRequest struct {
 
 func (x *ListTracesRequest) Reset() {
 	*x = ListTracesRequest{}
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2402,7 @@ func (x *ListTracesRequest) String() string {
 func (*ListTracesRequest) ProtoMessage() {}
 
 func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2415,7 @@ func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesRequest.ProtoReflect.Descriptor instead.
 func (*ListTracesRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{39}
+	return file_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListTracesRequest) GetPageSize() uint32 {
@@ -2356,7 +2441,7 @@ type ListTracesResponse struct {
 
 func (x *ListTracesResponse) Reset() {
 	*x = ListTracesResponse{}
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2453,7 @@ func (x *ListTracesResponse) String() string {
 func (*ListTracesResponse) ProtoMessage() {}
 
 func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2466,7 @@ func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesResponse.ProtoReflect.Descriptor instead.
 func (*ListTracesResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{40}
+	return file_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListTracesResponse) GetTraces() []*TraceSummary {
@@ -2400,7 +2485,7 @@ type GetTraceRequest struct {
 
 func (x *GetTraceRequest) Reset() {
 	*x = GetTraceRequest{}
-	mi := &file_fleet_proto_msgTypes[41]
+	mi := &file_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2497,7 @@ func (x *GetTraceRequest) String() string {
 func (*GetTraceRequest) ProtoMessage() {}
 
 func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[41]
+	mi := &file_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2510,7 @@ func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceRequest.ProtoReflect.Descriptor instead.
 func (*GetTraceRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{41}
+	return file_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetTraceRequest) GetId() string {
@@ -2444,7 +2529,7 @@ type GetTraceResponse struct {
 
 func (x *GetTraceResponse) Reset() {
 	*x = GetTraceResponse{}
-	mi := &file_fleet_proto_msgTypes[42]
+	mi := &file_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2541,7 @@ func (x *GetTraceResponse) String() string {
 func (*GetTraceResponse) ProtoMessage() {}
 
 func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[42]
+	mi := &file_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2554,7 @@ func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceResponse.ProtoReflect.Descriptor instead.
 func (*GetTraceResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{42}
+	return file_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetTraceResponse) GetTrace() *Trace {
@@ -2488,7 +2573,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_fleet_proto_msgTypes[43]
+	mi := &file_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2585,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[43]
+	mi := &file_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2598,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{43}
+	return file_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ResolveImageRequest) GetReference() string {
@@ -2535,7 +2620,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_fleet_proto_msgTypes[44]
+	mi := &file_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +2632,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[44]
+	mi := &file_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +2645,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{44}
+	return file_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -2684,11 +2769,18 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x14\n" +
 	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x12\n" +
 	"\x04used\x18\x03 \x01(\rR\x04used\"\x12\n" +
-	"\x10ListPoolsRequest\">\n" +
+	"\x10ListPoolsRequest\"g\n" +
+	"\x0fNetworkPoolInfo\x12\x12\n" +
+	"\x04base\x18\x01 \x01(\tR\x04base\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\rR\x04size\x12\x18\n" +
+	"\asubnets\x18\x03 \x01(\rR\asubnets\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\rR\x04used\"\x7f\n" +
 	"\x11ListPoolsResponse\x12)\n" +
-	"\x05pools\x18\x01 \x03(\v2\x13.drover.v1.PoolInfoR\x05pools\"$\n" +
+	"\x05pools\x18\x01 \x03(\v2\x13.drover.v1.PoolInfoR\x05pools\x12?\n" +
+	"\rnetwork_pools\x18\x02 \x03(\v2\x1a.drover.v1.NetworkPoolInfoR\fnetworkPools\"G\n" +
 	"\x0eAddPoolRequest\x12\x12\n" +
-	"\x04pool\x18\x01 \x01(\tR\x04pool\"\x11\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12!\n" +
+	"\fnetwork_pool\x18\x02 \x01(\tR\vnetworkPool\"\x11\n" +
 	"\x0fAddPoolResponse\"\x83\x02\n" +
 	"\x0eControllerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2827,7 +2919,7 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_fleet_proto_goTypes = []any{
 	(ControllerInfo_Role)(0),         // 0: drover.v1.ControllerInfo.Role
 	(*NodeInfo)(nil),                 // 1: drover.v1.NodeInfo
@@ -2847,107 +2939,109 @@ var file_fleet_proto_goTypes = []any{
 	(*PassedOver)(nil),               // 15: drover.v1.PassedOver
 	(*PoolInfo)(nil),                 // 16: drover.v1.PoolInfo
 	(*ListPoolsRequest)(nil),         // 17: drover.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),        // 18: drover.v1.ListPoolsResponse
-	(*AddPoolRequest)(nil),           // 19: drover.v1.AddPoolRequest
-	(*AddPoolResponse)(nil),          // 20: drover.v1.AddPoolResponse
-	(*ControllerInfo)(nil),           // 21: drover.v1.ControllerInfo
-	(*ListControllersRequest)(nil),   // 22: drover.v1.ListControllersRequest
-	(*ListControllersResponse)(nil),  // 23: drover.v1.ListControllersResponse
-	(*RemoveControllerRequest)(nil),  // 24: drover.v1.RemoveControllerRequest
-	(*RemoveControllerResponse)(nil), // 25: drover.v1.RemoveControllerResponse
-	(*GetTimingRequest)(nil),         // 26: drover.v1.GetTimingRequest
-	(*GetTimingResponse)(nil),        // 27: drover.v1.GetTimingResponse
-	(*SetTimingRequest)(nil),         // 28: drover.v1.SetTimingRequest
-	(*SetTimingResponse)(nil),        // 29: drover.v1.SetTimingResponse
-	(*TokenInfo)(nil),                // 30: drover.v1.TokenInfo
-	(*CreateTokenRequest)(nil),       // 31: drover.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),      // 32: drover.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),        // 33: drover.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),       // 34: drover.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),       // 35: drover.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),      // 36: drover.v1.RevokeTokenResponse
-	(*Span)(nil),                     // 37: drover.v1.Span
-	(*Trace)(nil),                    // 38: drover.v1.Trace
-	(*TraceSummary)(nil),             // 39: drover.v1.TraceSummary
-	(*ListTracesRequest)(nil),        // 40: drover.v1.ListTracesRequest
-	(*ListTracesResponse)(nil),       // 41: drover.v1.ListTracesResponse
-	(*GetTraceRequest)(nil),          // 42: drover.v1.GetTraceRequest
-	(*GetTraceResponse)(nil),         // 43: drover.v1.GetTraceResponse
-	(*ResolveImageRequest)(nil),      // 44: drover.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),     // 45: drover.v1.ResolveImageResponse
-	nil,                              // 46: drover.v1.NodeInfo.LabelsEntry
-	nil,                              // 47: drover.v1.NodeInfo.RolesEntry
-	nil,                              // 48: drover.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 49: drover.v1.Span.AttributesEntry
-	(Node_Availability)(0),           // 50: drover.v1.Node.Availability
-	(Node_Liveness)(0),               // 51: drover.v1.Node.Liveness
-	(*Capacity)(nil),                 // 52: drover.v1.Capacity
-	(Run_Mode)(0),                    // 53: drover.v1.Run.Mode
+	(*NetworkPoolInfo)(nil),          // 18: drover.v1.NetworkPoolInfo
+	(*ListPoolsResponse)(nil),        // 19: drover.v1.ListPoolsResponse
+	(*AddPoolRequest)(nil),           // 20: drover.v1.AddPoolRequest
+	(*AddPoolResponse)(nil),          // 21: drover.v1.AddPoolResponse
+	(*ControllerInfo)(nil),           // 22: drover.v1.ControllerInfo
+	(*ListControllersRequest)(nil),   // 23: drover.v1.ListControllersRequest
+	(*ListControllersResponse)(nil),  // 24: drover.v1.ListControllersResponse
+	(*RemoveControllerRequest)(nil),  // 25: drover.v1.RemoveControllerRequest
+	(*RemoveControllerResponse)(nil), // 26: drover.v1.RemoveControllerResponse
+	(*GetTimingRequest)(nil),         // 27: drover.v1.GetTimingRequest
+	(*GetTimingResponse)(nil),        // 28: drover.v1.GetTimingResponse
+	(*SetTimingRequest)(nil),         // 29: drover.v1.SetTimingRequest
+	(*SetTimingResponse)(nil),        // 30: drover.v1.SetTimingResponse
+	(*TokenInfo)(nil),                // 31: drover.v1.TokenInfo
+	(*CreateTokenRequest)(nil),       // 32: drover.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 33: drover.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),        // 34: drover.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 35: drover.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 36: drover.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 37: drover.v1.RevokeTokenResponse
+	(*Span)(nil),                     // 38: drover.v1.Span
+	(*Trace)(nil),                    // 39: drover.v1.Trace
+	(*TraceSummary)(nil),             // 40: drover.v1.TraceSummary
+	(*ListTracesRequest)(nil),        // 41: drover.v1.ListTracesRequest
+	(*ListTracesResponse)(nil),       // 42: drover.v1.ListTracesResponse
+	(*GetTraceRequest)(nil),          // 43: drover.v1.GetTraceRequest
+	(*GetTraceResponse)(nil),         // 44: drover.v1.GetTraceResponse
+	(*ResolveImageRequest)(nil),      // 45: drover.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),     // 46: drover.v1.ResolveImageResponse
+	nil,                              // 47: drover.v1.NodeInfo.LabelsEntry
+	nil,                              // 48: drover.v1.NodeInfo.RolesEntry
+	nil,                              // 49: drover.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 50: drover.v1.Span.AttributesEntry
+	(Node_Availability)(0),           // 51: drover.v1.Node.Availability
+	(Node_Liveness)(0),               // 52: drover.v1.Node.Liveness
+	(*Capacity)(nil),                 // 53: drover.v1.Capacity
+	(Run_Mode)(0),                    // 54: drover.v1.Run.Mode
 }
 var file_fleet_proto_depIdxs = []int32{
-	46, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
-	50, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
-	51, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
+	47, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
+	51, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
+	52, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
 	0,  // 3: drover.v1.NodeInfo.controller:type_name -> drover.v1.ControllerInfo.Role
-	52, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
-	47, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
+	53, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
+	48, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
 	1,  // 6: drover.v1.ListNodesResponse.nodes:type_name -> drover.v1.NodeInfo
 	1,  // 7: drover.v1.GetNodeResponse.node:type_name -> drover.v1.NodeInfo
-	48, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
-	50, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
-	53, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
+	49, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
+	51, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
+	54, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
 	14, // 11: drover.v1.CreateRunResponse.tasks:type_name -> drover.v1.RunTask
 	15, // 12: drover.v1.CreateRunResponse.passed_over:type_name -> drover.v1.PassedOver
 	16, // 13: drover.v1.ListPoolsResponse.pools:type_name -> drover.v1.PoolInfo
-	0,  // 14: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
-	21, // 15: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
-	30, // 16: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
-	30, // 17: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
-	49, // 18: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
-	37, // 19: drover.v1.Trace.spans:type_name -> drover.v1.Span
-	39, // 20: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
-	38, // 21: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
-	2,  // 22: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
-	4,  // 23: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
-	6,  // 24: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
-	8,  // 25: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
-	10, // 26: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
-	17, // 27: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
-	19, // 28: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
-	12, // 29: drover.v1.Runs.Create:input_type -> drover.v1.CreateRunRequest
-	22, // 30: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
-	24, // 31: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
-	26, // 32: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
-	28, // 33: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
-	31, // 34: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
-	33, // 35: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
-	35, // 36: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
-	40, // 37: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
-	42, // 38: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
-	44, // 39: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
-	3,  // 40: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
-	5,  // 41: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
-	7,  // 42: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
-	9,  // 43: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
-	11, // 44: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
-	18, // 45: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
-	20, // 46: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
-	13, // 47: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
-	23, // 48: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
-	25, // 49: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
-	27, // 50: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
-	29, // 51: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
-	32, // 52: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
-	34, // 53: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
-	36, // 54: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
-	41, // 55: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
-	43, // 56: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
-	45, // 57: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
-	40, // [40:58] is the sub-list for method output_type
-	22, // [22:40] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	18, // 14: drover.v1.ListPoolsResponse.network_pools:type_name -> drover.v1.NetworkPoolInfo
+	0,  // 15: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
+	22, // 16: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
+	31, // 17: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
+	31, // 18: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
+	50, // 19: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
+	38, // 20: drover.v1.Trace.spans:type_name -> drover.v1.Span
+	40, // 21: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
+	39, // 22: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
+	2,  // 23: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
+	4,  // 24: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
+	6,  // 25: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
+	8,  // 26: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
+	10, // 27: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
+	17, // 28: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
+	20, // 29: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
+	12, // 30: drover.v1.Runs.Create:input_type -> drover.v1.CreateRunRequest
+	23, // 31: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
+	25, // 32: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
+	27, // 33: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
+	29, // 34: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
+	32, // 35: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
+	34, // 36: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
+	36, // 37: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
+	41, // 38: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
+	43, // 39: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
+	45, // 40: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
+	3,  // 41: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
+	5,  // 42: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
+	7,  // 43: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
+	9,  // 44: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
+	11, // 45: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
+	19, // 46: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
+	21, // 47: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
+	13, // 48: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
+	24, // 49: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
+	26, // 50: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
+	28, // 51: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
+	30, // 52: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
+	33, // 53: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
+	35, // 54: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
+	37, // 55: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
+	42, // 56: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
+	44, // 57: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
+	46, // 58: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
+	41, // [41:59] is the sub-list for method output_type
+	23, // [23:41] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -2962,7 +3056,7 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   49,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   6,
 		},

@@ -2025,6 +2025,7 @@ type Cluster struct {
 	Pool          string                 `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`                                      // e.g. 10.210.0.0/16: where nodes' /24 come from first
 	FeatureLevel  uint32                 `protobuf:"varint,7,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // what may be emitted: the least that its controllers have had; it never falls
 	MorePools     []string               `protobuf:"bytes,9,rep,name=more_pools,json=morePools,proto3" json:"more_pools,omitempty"`           // used when pool is used up
+	NetworkPools  []string               `protobuf:"bytes,10,rep,name=network_pools,json=networkPools,proto3" json:"network_pools,omitempty"` // base=10.220.0.0/14,size=20: where networks' subnets come from, the default if there is none
 	Timing        *Timing                `protobuf:"bytes,8,opt,name=timing,proto3" json:"timing,omitempty"`                                  // unset: of a local network
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2112,6 +2113,13 @@ func (x *Cluster) GetFeatureLevel() uint32 {
 func (x *Cluster) GetMorePools() []string {
 	if x != nil {
 		return x.MorePools
+	}
+	return nil
+}
+
+func (x *Cluster) GetNetworkPools() []string {
+	if x != nil {
+		return x.NetworkPools
 	}
 	return nil
 }
@@ -2911,7 +2919,7 @@ const file_state_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bdata_key\x18\x02 \x01(\tR\adataKey\x12\x12\n" +
 	"\x04blob\x18\x03 \x01(\fR\x04blob\x12\x1c\n" +
-	"\trecipient\x18\x04 \x01(\fR\trecipient\"\x83\x02\n" +
+	"\trecipient\x18\x04 \x01(\fR\trecipient\"\xa8\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2921,7 +2929,9 @@ const file_state_proto_rawDesc = "" +
 	"\x04pool\x18\x06 \x01(\tR\x04pool\x12#\n" +
 	"\rfeature_level\x18\a \x01(\rR\ffeatureLevel\x12\x1d\n" +
 	"\n" +
-	"more_pools\x18\t \x03(\tR\tmorePools\x12)\n" +
+	"more_pools\x18\t \x03(\tR\tmorePools\x12#\n" +
+	"\rnetwork_pools\x18\n" +
+	" \x03(\tR\fnetworkPools\x12)\n" +
 	"\x06timing\x18\b \x01(\v2\x11.drover.v1.TimingR\x06timing\"X\n" +
 	"\x06Timing\x12\x1c\n" +
 	"\theartbeat\x18\x01 \x01(\x03R\theartbeat\x12\x1a\n" +
