@@ -46,6 +46,7 @@ type Request struct {
 	Platform string // os/arch/variant, "" for any
 	Mode     dv1.Run_Mode
 	On       []string // constraints, beside those of the label
+	MAC      string   // of the endpoint in its main network, as older clients ask for it
 	Contact  string   // id of the node that the client believes it talks to, "" for none
 }
 
@@ -106,6 +107,9 @@ func Command(snap *state.Snapshot, r Request) (c *dv1.CreateRun, warnings []stri
 		}
 	}
 	endpoints, err := Endpoints(snap, req)
+	if err == nil && r.MAC != "" {
+		err = setMAC(snap, req, endpoints, r.MAC)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,6 +1,7 @@
 package create
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/hex"
 	"maps"
@@ -13,23 +14,28 @@ import (
 	"github.com/drover/drover/controller/command"
 	"github.com/drover/drover/controller/state"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/fields"
 )
+
+func modeOf(req *container.CreateRequest) container.NetworkMode {
+	if req.HostConfig == nil {
+		return ""
+	}
+	return req.HostConfig.NetworkMode
+}
 
 // joined names the container whose network is shared by its id, as docker does: it may be
 // renamed. One that this state lacks is left to the decision.
 func joined(snap *state.Snapshot, body []byte, req *container.CreateRequest) ([]byte, *container.CreateRequest, error) {
-	if req.HostConfig == nil || !req.HostConfig.NetworkMode.IsContainer() {
+	mode := modeOf(req)
+	if !mode.IsContainer() {
 		return body, req, nil
 	}
-	t, e := command.FindTask(snap, req.HostConfig.NetworkMode.ConnectedContainer())
-	if e != nil {
+	t, e := command.FindTask(snap, mode.ConnectedContainer())
+	if e != nil || mode.ConnectedContainer() == hex.EncodeToString(t.Id) {
 		return body, req, nil
 	}
-	mode := "container:" + hex.EncodeToString(t.Id)
-	if string(req.HostConfig.NetworkMode) == mode {
-		return body, req, nil
-	}
-	body, err := replaced(body, mode, "HostConfig", "NetworkMode")
+	body, err := replaced(body, "container:"+hex.EncodeToString(t.Id), "HostConfig", "NetworkMode")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -43,10 +49,8 @@ func Endpoints(snap *state.Snapshot, req *container.CreateRequest) ([]*dv1.Endpo
 	if req.NetworkingConfig != nil {
 		maps.Copy(asked, req.NetworkingConfig.EndpointsConfig)
 	}
-	if req.HostConfig != nil && req.HostConfig.NetworkMode != "" && req.HostConfig.NetworkMode.IsUserDefined() {
-		if mode := string(req.HostConfig.NetworkMode); asked[mode] == nil {
-			asked[mode] = nil
-		}
+	if mode := modeOf(req); mode != "" && mode.IsUserDefined() && asked[string(mode)] == nil {
+		asked[string(mode)] = nil
 	}
 	var out []*dv1.Endpoint
 	for _, ref := range slices.Sorted(maps.Keys(asked)) {
@@ -60,6 +64,27 @@ func Endpoints(snap *state.Snapshot, req *container.CreateRequest) ([]*dv1.Endpo
 		out = merge(out, Endpoint(n, asked[ref], req.Config))
 	}
 	return out, nil
+}
+
+// setMAC asks for a MAC address in a container's main network: that of its network mode, or
+// the only one.
+func setMAC(snap *state.Snapshot, req *container.CreateRequest, endpoints []*dv1.Endpoint, mac string) error {
+	if err := fields.CheckMAC(req); err != nil {
+		return err
+	}
+	main := 0
+	if len(endpoints) != 1 {
+		n, _ := command.FindNetwork(snap, string(modeOf(req)))
+		main = slices.IndexFunc(endpoints, func(e *dv1.Endpoint) bool { return bytes.Equal(e.NetworkId, n.GetId()) })
+	}
+	if main < 0 {
+		return refuse(dv1.Error_INVALID, "if a container-wide MAC address is supplied, HostConfig.NetworkMode must match the identity of a network in NetworkSettings.Networks")
+	}
+	if e := endpoints[main]; e.AskedMac != "" && e.AskedMac != mac {
+		return refuse(dv1.Error_INVALID, "the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left empty")
+	}
+	endpoints[main].AskedMac = mac
+	return nil
 }
 
 // merge adds an endpoint, unless its network is named twice, once with settings.

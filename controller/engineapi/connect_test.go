@@ -3,6 +3,7 @@ package engineapi
 import (
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -247,4 +248,36 @@ func TestAContainerInTheNetworkOfAnother(t *testing.T) {
 	a.is(a.do("POST", "/containers/create", `{"Image":"busybox","Cmd":["x"],"HostConfig":{"NetworkMode":"container:nobody"}}`), "of nobody's", 400, "No such container: nobody")
 	a.is(a.do("POST", "/containers/create", `{"Image":"busybox","Cmd":["x"],"HostConfig":{"NetworkMode":"container:renamed","PublishAllPorts":true}}`), "with ports", 400,
 		"conflicting options: port publishing and the container type network mode")
+}
+
+// Clients of docker's API before 1.44 ask for a MAC address of the container.
+func TestAMACAddressOfAnOlderVersion(t *testing.T) {
+	a := upgraded(t)
+	a.network(&dv1.Network{Name: "web"})
+	a.network(&dv1.Network{Name: "back"})
+	const mac = `"MacAddress":"0a:00:00:00:00:07"`
+	for i, c := range []struct {
+		body  string
+		code  int
+		words string
+	}{
+		{`"HostConfig":{"NetworkMode":"web"}`, 201, ""},
+		{`"NetworkingConfig":{"EndpointsConfig":{"web":{}}}`, 201, ""},
+		{`"HostConfig":{"NetworkMode":"web"},"NetworkingConfig":{"EndpointsConfig":{"web":{"MacAddress":"0a:00:00:00:00:07"},"back":{}}}`, 201, ""},
+		{`"HostConfig":{"NetworkMode":"web"},"NetworkingConfig":{"EndpointsConfig":{"web":{"MacAddress":"0a:00:00:00:00:08"}}}`, 400, "must match the endpoint-specific MAC address"},
+		{`"NetworkingConfig":{"EndpointsConfig":{"web":{},"back":{}}}`, 400, "HostConfig.NetworkMode must match the identity of a network"},
+		{`"HostConfig":{}`, 501, "MacAddress: chosen MAC addresses in the default network are not available"},
+		{`"HostConfig":{"NetworkMode":"host"}`, 400, "conflicting options: mac-address and the network mode"},
+		{`"HostConfig":{"NetworkMode":"none"}`, 400, "conflicting options: mac-address and the network mode"},
+	} {
+		name := fmt.Sprint("c", i)
+		a.is(a.do("POST", "/v1.41/containers/create?name="+name, `{"Image":"busybox","Cmd":["x"],`+mac+`,`+c.body+`}`), c.body, c.code, c.words)
+		if c.code != 201 {
+			continue
+		}
+		snap := a.f.Snapshot()
+		if e := snap.Endpoint(snap.TaskByName(name).Id, padded("net-web")); e.GetMac() != "0a:00:00:00:00:07" {
+			t.Errorf("%s: it has %v", c.body, e)
+		}
+	}
 }

@@ -38,8 +38,8 @@ func (s *server) createContainer(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusCreated, container.CreateResponse{ID: hexID(&dv1.Task{Id: res.TaskId}), Warnings: append(append([]string{}, warnings...), res.Warnings...)})
 }
 
-// asOf removes what a version of docker's API did not have yet, and refuses what it
-// still had.
+// asOf removes what a version of docker's API did not have yet, and reads what it still
+// had.
 func asOf(version int, r *create.Request) error {
 	if version < 41 {
 		r.Platform = ""
@@ -51,8 +51,6 @@ func asOf(version int, r *create.Request) error {
 	if err := decode(r.Body, &older); err != nil {
 		return err
 	}
-	if older.MacAddress != "" {
-		return refuse(http.StatusNotImplemented, "MacAddress: chosen MAC addresses are not available on this fleet yet")
-	}
+	r.MAC = older.MacAddress
 	return nil
 }

@@ -90,6 +90,18 @@ func linksByDefault(r *container.CreateRequest) bool {
 	return h != nil && len(h.Links) > 0 && !networkName(h.NetworkMode).IsUserDefined() && !h.NetworkMode.IsHost()
 }
 
+// CheckMAC refuses a MAC address that is asked for a whole container, as docker's API had it
+// until 1.44, where that has no network of the fleet.
+func CheckMAC(r *container.CreateRequest) error {
+	if Bridged(r) {
+		return unavailable("MacAddress", "chosen MAC addresses in the default network are")
+	}
+	if !PublishesPorts(r) {
+		return invalid("MacAddress", "conflicting options: mac-address and the network mode")
+	}
+	return nil
+}
+
 // checkBridged refuses settings that only networks of the fleet have, in docker's words
 // where it has some.
 func checkBridged(name string, e *network.EndpointSettings) error {
