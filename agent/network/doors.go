@@ -142,6 +142,9 @@ func (n *Network) openDoor(k doorKey) bool {
 		}
 	}
 	if n.doors[k] == nil {
+		if !n.closed[k] {
+			n.o.Log.Info("a port of another node's container does not answer here: this node uses the number itself", "port", k.port, "proto", k.proto)
+		}
 		n.closed[k] = true
 		return false
 	}

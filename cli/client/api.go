@@ -19,6 +19,7 @@ const maxAnswer = 16 << 20
 // API is a client of the fleet API.
 type API struct {
 	Nodes       dv1connect.NodesClient
+	Ports       dv1connect.PortsClient
 	Runs        dv1connect.RunsClient
 	Controllers dv1connect.ControllersClient
 	Tokens      dv1connect.TokensClient
@@ -35,7 +36,7 @@ func (s *Session) API() (*API, error) {
 	const base = "http://drover"
 	o := connect.WithClientOptions(connect.WithReadMaxBytes(maxAnswer), connect.WithInterceptors(repeated()))
 	return &API{
-		dv1connect.NewNodesClient(h, base, o), dv1connect.NewRunsClient(h, base, o), dv1connect.NewControllersClient(h, base, o),
+		dv1connect.NewNodesClient(h, base, o), dv1connect.NewPortsClient(h, base, o), dv1connect.NewRunsClient(h, base, o), dv1connect.NewControllersClient(h, base, o),
 		dv1connect.NewTokensClient(h, base, o), dv1connect.NewTracesClient(h, base, o),
 	}, nil
 }

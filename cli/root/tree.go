@@ -16,6 +16,7 @@ import (
 	"github.com/drover/drover/cli/each"
 	"github.com/drover/drover/cli/host"
 	"github.com/drover/drover/cli/node"
+	"github.com/drover/drover/cli/ports"
 	"github.com/drover/drover/cli/token"
 	"github.com/drover/drover/cli/trace"
 )
@@ -69,7 +70,7 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 		}
 		root.AddCommand(c)
 	}
-	root.AddCommand(node.Command(a.session), token.Command(a.session), trace.Command(a.session))
+	root.AddCommand(node.Command(a.session), ports.Command(a.session), token.Command(a.session), trace.Command(a.session))
 	each.Add(root, a.session, dc)
 	visit(root, rename)
 	inner := root.HelpFunc()

@@ -97,6 +97,7 @@ var table = route.Table[service]{
 	changes(dv1connect.NodesRemoveProcedure, route.Leader, route.Admin, (*server).nodes),
 	reads(dv1connect.NodesListPoolsProcedure, route.Leader, route.User, (*server).nodes),
 	changes(dv1connect.NodesAddPoolProcedure, route.Leader, route.Admin, (*server).nodes),
+	reads(dv1connect.PortsListProcedure, route.Leader, route.User, (*server).ports),
 	upTo(maxRun, changes(dv1connect.RunsCreateProcedure, route.Leader, route.User, (*server).runs)),
 	reads(dv1connect.ControllersListProcedure, route.Leader, route.User, (*server).controllers),
 	changes(dv1connect.ControllersRemoveProcedure, route.Leader, route.Admin, (*server).controllers),
@@ -120,6 +121,10 @@ func handlerOf(_ string, h http.Handler) http.Handler { return h }
 
 func (s *server) nodes(o ...connect.HandlerOption) http.Handler {
 	return handlerOf(dv1connect.NewNodesHandler(nodes{s}, o...))
+}
+
+func (s *server) ports(o ...connect.HandlerOption) http.Handler {
+	return handlerOf(dv1connect.NewPortsHandler(ports{s}, o...))
 }
 
 func (s *server) runs(o ...connect.HandlerOption) http.Handler {

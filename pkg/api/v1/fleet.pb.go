@@ -79,7 +79,7 @@ func (x ControllerInfo_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ControllerInfo_Role.Descriptor instead.
 func (ControllerInfo_Role) EnumDescriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{21, 0}
+	return file_fleet_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type NodeInfo struct {
@@ -1320,6 +1320,235 @@ func (*AddPoolResponse) Descriptor() ([]byte, []int) {
 	return file_fleet_proto_rawDescGZIP(), []int{20}
 }
 
+// PortInfo is a published port, and where it answers.
+type PortInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"` // of the container's node; "" is every address
+	Proto         string                 `protobuf:"bytes,2,opt,name=proto,proto3" json:"proto,omitempty"`
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	ContainerPort uint32                 `protobuf:"varint,4,opt,name=container_port,json=containerPort,proto3" json:"container_port,omitempty"`
+	ContainerId   []byte                 `protobuf:"bytes,5,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Container     string                 `protobuf:"bytes,6,opt,name=container,proto3" json:"container,omitempty"`             // name
+	Node          string                 `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`                       // name
+	Doors         uint32                 `protobuf:"varint,8,opt,name=doors,proto3" json:"doors,omitempty"`                    // other nodes that lead to it
+	Others        uint32                 `protobuf:"varint,9,opt,name=others,proto3" json:"others,omitempty"`                  // other nodes
+	TakenBy       string                 `protobuf:"bytes,10,opt,name=taken_by,json=takenBy,proto3" json:"taken_by,omitempty"` // name of the container to which other nodes lead the number instead, "" if to none
+	Unreached     bool                   `protobuf:"varint,11,opt,name=unreached,proto3" json:"unreached,omitempty"`           // the node is down
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortInfo) Reset() {
+	*x = PortInfo{}
+	mi := &file_fleet_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortInfo) ProtoMessage() {}
+
+func (x *PortInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortInfo.ProtoReflect.Descriptor instead.
+func (*PortInfo) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PortInfo) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *PortInfo) GetProto() string {
+	if x != nil {
+		return x.Proto
+	}
+	return ""
+}
+
+func (x *PortInfo) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *PortInfo) GetContainerPort() uint32 {
+	if x != nil {
+		return x.ContainerPort
+	}
+	return 0
+}
+
+func (x *PortInfo) GetContainerId() []byte {
+	if x != nil {
+		return x.ContainerId
+	}
+	return nil
+}
+
+func (x *PortInfo) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *PortInfo) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PortInfo) GetDoors() uint32 {
+	if x != nil {
+		return x.Doors
+	}
+	return 0
+}
+
+func (x *PortInfo) GetOthers() uint32 {
+	if x != nil {
+		return x.Others
+	}
+	return 0
+}
+
+func (x *PortInfo) GetTakenBy() string {
+	if x != nil {
+		return x.TakenBy
+	}
+	return ""
+}
+
+func (x *PortInfo) GetUnreached() bool {
+	if x != nil {
+		return x.Unreached
+	}
+	return false
+}
+
+type ListPortsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      uint32                 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPortsRequest) Reset() {
+	*x = ListPortsRequest{}
+	mi := &file_fleet_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPortsRequest) ProtoMessage() {}
+
+func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
+func (*ListPortsRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListPortsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListPortsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListPortsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*PortInfo            `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"` // by number
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPortsResponse) Reset() {
+	*x = ListPortsResponse{}
+	mi := &file_fleet_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPortsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPortsResponse) ProtoMessage() {}
+
+func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
+func (*ListPortsResponse) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ListPortsResponse) GetPorts() []*PortInfo {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ListPortsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type ControllerInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1334,7 +1563,7 @@ type ControllerInfo struct {
 
 func (x *ControllerInfo) Reset() {
 	*x = ControllerInfo{}
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1575,7 @@ func (x *ControllerInfo) String() string {
 func (*ControllerInfo) ProtoMessage() {}
 
 func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1588,7 @@ func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerInfo.ProtoReflect.Descriptor instead.
 func (*ControllerInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ControllerInfo) GetId() string {
@@ -1412,7 +1641,7 @@ type ListControllersRequest struct {
 
 func (x *ListControllersRequest) Reset() {
 	*x = ListControllersRequest{}
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1653,7 @@ func (x *ListControllersRequest) String() string {
 func (*ListControllersRequest) ProtoMessage() {}
 
 func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1666,7 @@ func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersRequest.ProtoReflect.Descriptor instead.
 func (*ListControllersRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 type ListControllersResponse struct {
@@ -1449,7 +1678,7 @@ type ListControllersResponse struct {
 
 func (x *ListControllersResponse) Reset() {
 	*x = ListControllersResponse{}
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1690,7 @@ func (x *ListControllersResponse) String() string {
 func (*ListControllersResponse) ProtoMessage() {}
 
 func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1703,7 @@ func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersResponse.ProtoReflect.Descriptor instead.
 func (*ListControllersResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListControllersResponse) GetControllers() []*ControllerInfo {
@@ -1493,7 +1722,7 @@ type RemoveControllerRequest struct {
 
 func (x *RemoveControllerRequest) Reset() {
 	*x = RemoveControllerRequest{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1734,7 @@ func (x *RemoveControllerRequest) String() string {
 func (*RemoveControllerRequest) ProtoMessage() {}
 
 func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1747,7 @@ func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveControllerRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RemoveControllerRequest) GetController() string {
@@ -1536,7 +1765,7 @@ type RemoveControllerResponse struct {
 
 func (x *RemoveControllerResponse) Reset() {
 	*x = RemoveControllerResponse{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1777,7 @@ func (x *RemoveControllerResponse) String() string {
 func (*RemoveControllerResponse) ProtoMessage() {}
 
 func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1790,7 @@ func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveControllerResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 type GetTimingRequest struct {
@@ -1572,7 +1801,7 @@ type GetTimingRequest struct {
 
 func (x *GetTimingRequest) Reset() {
 	*x = GetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1813,7 @@ func (x *GetTimingRequest) String() string {
 func (*GetTimingRequest) ProtoMessage() {}
 
 func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1826,7 @@ func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingRequest.ProtoReflect.Descriptor instead.
 func (*GetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 type GetTimingResponse struct {
@@ -1610,7 +1839,7 @@ type GetTimingResponse struct {
 
 func (x *GetTimingResponse) Reset() {
 	*x = GetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1851,7 @@ func (x *GetTimingResponse) String() string {
 func (*GetTimingResponse) ProtoMessage() {}
 
 func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1864,7 @@ func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingResponse.ProtoReflect.Descriptor instead.
 func (*GetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetTimingResponse) GetProfile() string {
@@ -1661,7 +1890,7 @@ type SetTimingRequest struct {
 
 func (x *SetTimingRequest) Reset() {
 	*x = SetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +1902,7 @@ func (x *SetTimingRequest) String() string {
 func (*SetTimingRequest) ProtoMessage() {}
 
 func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +1915,7 @@ func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingRequest.ProtoReflect.Descriptor instead.
 func (*SetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetTimingRequest) GetTiming() string {
@@ -1704,7 +1933,7 @@ type SetTimingResponse struct {
 
 func (x *SetTimingResponse) Reset() {
 	*x = SetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +1945,7 @@ func (x *SetTimingResponse) String() string {
 func (*SetTimingResponse) ProtoMessage() {}
 
 func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +1958,7 @@ func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingResponse.ProtoReflect.Descriptor instead.
 func (*SetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 type TokenInfo struct {
@@ -1748,7 +1977,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1989,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +2002,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -1843,7 +2072,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2084,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2097,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -1902,7 +2131,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2143,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2156,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{32}
+	return file_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CreateTokenResponse) GetToken() *TokenInfo {
@@ -1954,7 +2183,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2195,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2208,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{33}
+	return file_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListTokensRequest) GetPageSize() uint32 {
@@ -2006,7 +2235,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2247,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2260,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{34}
+	return file_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -2057,7 +2286,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2298,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2311,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{35}
+	return file_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -2101,7 +2330,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2342,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2355,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{36}
+	return file_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RevokeTokenResponse) GetChanged() bool {
@@ -2153,7 +2382,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2394,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2407,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{37}
+	return file_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Span) GetId() string {
@@ -2254,7 +2483,7 @@ type Trace struct {
 
 func (x *Trace) Reset() {
 	*x = Trace{}
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2495,7 @@ func (x *Trace) String() string {
 func (*Trace) ProtoMessage() {}
 
 func (x *Trace) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2508,7 @@ func (x *Trace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trace.ProtoReflect.Descriptor instead.
 func (*Trace) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{38}
+	return file_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Trace) GetId() string {
@@ -2310,7 +2539,7 @@ type TraceSummary struct {
 
 func (x *TraceSummary) Reset() {
 	*x = TraceSummary{}
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2551,7 @@ func (x *TraceSummary) String() string {
 func (*TraceSummary) ProtoMessage() {}
 
 func (x *TraceSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2564,7 @@ func (x *TraceSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSummary.ProtoReflect.Descriptor instead.
 func (*TraceSummary) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{39}
+	return file_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TraceSummary) GetId() string {
@@ -2390,7 +2619,7 @@ type ListTracesRequest struct {
 
 func (x *ListTracesRequest) Reset() {
 	*x = ListTracesRequest{}
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2631,7 @@ func (x *ListTracesRequest) String() string {
 func (*ListTracesRequest) ProtoMessage() {}
 
 func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2644,7 @@ func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesRequest.ProtoReflect.Descriptor instead.
 func (*ListTracesRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{40}
+	return file_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListTracesRequest) GetPageSize() uint32 {
@@ -2441,7 +2670,7 @@ type ListTracesResponse struct {
 
 func (x *ListTracesResponse) Reset() {
 	*x = ListTracesResponse{}
-	mi := &file_fleet_proto_msgTypes[41]
+	mi := &file_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2682,7 @@ func (x *ListTracesResponse) String() string {
 func (*ListTracesResponse) ProtoMessage() {}
 
 func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[41]
+	mi := &file_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2695,7 @@ func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesResponse.ProtoReflect.Descriptor instead.
 func (*ListTracesResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{41}
+	return file_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListTracesResponse) GetTraces() []*TraceSummary {
@@ -2485,7 +2714,7 @@ type GetTraceRequest struct {
 
 func (x *GetTraceRequest) Reset() {
 	*x = GetTraceRequest{}
-	mi := &file_fleet_proto_msgTypes[42]
+	mi := &file_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2726,7 @@ func (x *GetTraceRequest) String() string {
 func (*GetTraceRequest) ProtoMessage() {}
 
 func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[42]
+	mi := &file_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2739,7 @@ func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceRequest.ProtoReflect.Descriptor instead.
 func (*GetTraceRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{42}
+	return file_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetTraceRequest) GetId() string {
@@ -2529,7 +2758,7 @@ type GetTraceResponse struct {
 
 func (x *GetTraceResponse) Reset() {
 	*x = GetTraceResponse{}
-	mi := &file_fleet_proto_msgTypes[43]
+	mi := &file_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +2770,7 @@ func (x *GetTraceResponse) String() string {
 func (*GetTraceResponse) ProtoMessage() {}
 
 func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[43]
+	mi := &file_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +2783,7 @@ func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceResponse.ProtoReflect.Descriptor instead.
 func (*GetTraceResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{43}
+	return file_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetTraceResponse) GetTrace() *Trace {
@@ -2573,7 +2802,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_fleet_proto_msgTypes[44]
+	mi := &file_fleet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2814,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[44]
+	mi := &file_fleet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2827,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{44}
+	return file_fleet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ResolveImageRequest) GetReference() string {
@@ -2620,7 +2849,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_fleet_proto_msgTypes[45]
+	mi := &file_fleet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2632,7 +2861,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[45]
+	mi := &file_fleet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2645,7 +2874,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{45}
+	return file_fleet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -2781,7 +3010,27 @@ const file_fleet_proto_rawDesc = "" +
 	"\x0eAddPoolRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12!\n" +
 	"\fnetwork_pool\x18\x02 \x01(\tR\vnetworkPool\"\x11\n" +
-	"\x0fAddPoolResponse\"\x83\x02\n" +
+	"\x0fAddPoolResponse\"\xa7\x02\n" +
+	"\bPortInfo\x12\x0e\n" +
+	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x14\n" +
+	"\x05proto\x18\x02 \x01(\tR\x05proto\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12%\n" +
+	"\x0econtainer_port\x18\x04 \x01(\rR\rcontainerPort\x12!\n" +
+	"\fcontainer_id\x18\x05 \x01(\fR\vcontainerId\x12\x1c\n" +
+	"\tcontainer\x18\x06 \x01(\tR\tcontainer\x12\x12\n" +
+	"\x04node\x18\a \x01(\tR\x04node\x12\x14\n" +
+	"\x05doors\x18\b \x01(\rR\x05doors\x12\x16\n" +
+	"\x06others\x18\t \x01(\rR\x06others\x12\x19\n" +
+	"\btaken_by\x18\n" +
+	" \x01(\tR\atakenBy\x12\x1c\n" +
+	"\tunreached\x18\v \x01(\bR\tunreached\"N\n" +
+	"\x10ListPortsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"f\n" +
+	"\x11ListPortsResponse\x12)\n" +
+	"\x05ports\x18\x01 \x03(\v2\x13.drover.v1.PortInfoR\x05ports\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x83\x02\n" +
 	"\x0eControllerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2888,7 +3137,9 @@ const file_fleet_proto_rawDesc = "" +
 	"\x05Grant\x12\x17.drover.v1.GrantRequest\x1a\x18.drover.v1.GrantResponse\x12E\n" +
 	"\x06Remove\x12\x1c.drover.v1.RemoveNodeRequest\x1a\x1d.drover.v1.RemoveNodeResponse\x12F\n" +
 	"\tListPools\x12\x1b.drover.v1.ListPoolsRequest\x1a\x1c.drover.v1.ListPoolsResponse\x12@\n" +
-	"\aAddPool\x12\x19.drover.v1.AddPoolRequest\x1a\x1a.drover.v1.AddPoolResponse2K\n" +
+	"\aAddPool\x12\x19.drover.v1.AddPoolRequest\x1a\x1a.drover.v1.AddPoolResponse2J\n" +
+	"\x05Ports\x12A\n" +
+	"\x04List\x12\x1b.drover.v1.ListPortsRequest\x1a\x1c.drover.v1.ListPortsResponse2K\n" +
 	"\x04Runs\x12C\n" +
 	"\x06Create\x12\x1b.drover.v1.CreateRunRequest\x1a\x1c.drover.v1.CreateRunResponse2\xbf\x02\n" +
 	"\vControllers\x12M\n" +
@@ -2919,7 +3170,7 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_fleet_proto_goTypes = []any{
 	(ControllerInfo_Role)(0),         // 0: drover.v1.ControllerInfo.Role
 	(*NodeInfo)(nil),                 // 1: drover.v1.NodeInfo
@@ -2943,105 +3194,111 @@ var file_fleet_proto_goTypes = []any{
 	(*ListPoolsResponse)(nil),        // 19: drover.v1.ListPoolsResponse
 	(*AddPoolRequest)(nil),           // 20: drover.v1.AddPoolRequest
 	(*AddPoolResponse)(nil),          // 21: drover.v1.AddPoolResponse
-	(*ControllerInfo)(nil),           // 22: drover.v1.ControllerInfo
-	(*ListControllersRequest)(nil),   // 23: drover.v1.ListControllersRequest
-	(*ListControllersResponse)(nil),  // 24: drover.v1.ListControllersResponse
-	(*RemoveControllerRequest)(nil),  // 25: drover.v1.RemoveControllerRequest
-	(*RemoveControllerResponse)(nil), // 26: drover.v1.RemoveControllerResponse
-	(*GetTimingRequest)(nil),         // 27: drover.v1.GetTimingRequest
-	(*GetTimingResponse)(nil),        // 28: drover.v1.GetTimingResponse
-	(*SetTimingRequest)(nil),         // 29: drover.v1.SetTimingRequest
-	(*SetTimingResponse)(nil),        // 30: drover.v1.SetTimingResponse
-	(*TokenInfo)(nil),                // 31: drover.v1.TokenInfo
-	(*CreateTokenRequest)(nil),       // 32: drover.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),      // 33: drover.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),        // 34: drover.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),       // 35: drover.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),       // 36: drover.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),      // 37: drover.v1.RevokeTokenResponse
-	(*Span)(nil),                     // 38: drover.v1.Span
-	(*Trace)(nil),                    // 39: drover.v1.Trace
-	(*TraceSummary)(nil),             // 40: drover.v1.TraceSummary
-	(*ListTracesRequest)(nil),        // 41: drover.v1.ListTracesRequest
-	(*ListTracesResponse)(nil),       // 42: drover.v1.ListTracesResponse
-	(*GetTraceRequest)(nil),          // 43: drover.v1.GetTraceRequest
-	(*GetTraceResponse)(nil),         // 44: drover.v1.GetTraceResponse
-	(*ResolveImageRequest)(nil),      // 45: drover.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),     // 46: drover.v1.ResolveImageResponse
-	nil,                              // 47: drover.v1.NodeInfo.LabelsEntry
-	nil,                              // 48: drover.v1.NodeInfo.RolesEntry
-	nil,                              // 49: drover.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 50: drover.v1.Span.AttributesEntry
-	(Node_Availability)(0),           // 51: drover.v1.Node.Availability
-	(Node_Liveness)(0),               // 52: drover.v1.Node.Liveness
-	(*Capacity)(nil),                 // 53: drover.v1.Capacity
-	(Run_Mode)(0),                    // 54: drover.v1.Run.Mode
+	(*PortInfo)(nil),                 // 22: drover.v1.PortInfo
+	(*ListPortsRequest)(nil),         // 23: drover.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),        // 24: drover.v1.ListPortsResponse
+	(*ControllerInfo)(nil),           // 25: drover.v1.ControllerInfo
+	(*ListControllersRequest)(nil),   // 26: drover.v1.ListControllersRequest
+	(*ListControllersResponse)(nil),  // 27: drover.v1.ListControllersResponse
+	(*RemoveControllerRequest)(nil),  // 28: drover.v1.RemoveControllerRequest
+	(*RemoveControllerResponse)(nil), // 29: drover.v1.RemoveControllerResponse
+	(*GetTimingRequest)(nil),         // 30: drover.v1.GetTimingRequest
+	(*GetTimingResponse)(nil),        // 31: drover.v1.GetTimingResponse
+	(*SetTimingRequest)(nil),         // 32: drover.v1.SetTimingRequest
+	(*SetTimingResponse)(nil),        // 33: drover.v1.SetTimingResponse
+	(*TokenInfo)(nil),                // 34: drover.v1.TokenInfo
+	(*CreateTokenRequest)(nil),       // 35: drover.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 36: drover.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),        // 37: drover.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 38: drover.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 39: drover.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 40: drover.v1.RevokeTokenResponse
+	(*Span)(nil),                     // 41: drover.v1.Span
+	(*Trace)(nil),                    // 42: drover.v1.Trace
+	(*TraceSummary)(nil),             // 43: drover.v1.TraceSummary
+	(*ListTracesRequest)(nil),        // 44: drover.v1.ListTracesRequest
+	(*ListTracesResponse)(nil),       // 45: drover.v1.ListTracesResponse
+	(*GetTraceRequest)(nil),          // 46: drover.v1.GetTraceRequest
+	(*GetTraceResponse)(nil),         // 47: drover.v1.GetTraceResponse
+	(*ResolveImageRequest)(nil),      // 48: drover.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),     // 49: drover.v1.ResolveImageResponse
+	nil,                              // 50: drover.v1.NodeInfo.LabelsEntry
+	nil,                              // 51: drover.v1.NodeInfo.RolesEntry
+	nil,                              // 52: drover.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 53: drover.v1.Span.AttributesEntry
+	(Node_Availability)(0),           // 54: drover.v1.Node.Availability
+	(Node_Liveness)(0),               // 55: drover.v1.Node.Liveness
+	(*Capacity)(nil),                 // 56: drover.v1.Capacity
+	(Run_Mode)(0),                    // 57: drover.v1.Run.Mode
 }
 var file_fleet_proto_depIdxs = []int32{
-	47, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
-	51, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
-	52, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
+	50, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
+	54, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
+	55, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
 	0,  // 3: drover.v1.NodeInfo.controller:type_name -> drover.v1.ControllerInfo.Role
-	53, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
-	48, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
+	56, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
+	51, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
 	1,  // 6: drover.v1.ListNodesResponse.nodes:type_name -> drover.v1.NodeInfo
 	1,  // 7: drover.v1.GetNodeResponse.node:type_name -> drover.v1.NodeInfo
-	49, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
-	51, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
-	54, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
+	52, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
+	54, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
+	57, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
 	14, // 11: drover.v1.CreateRunResponse.tasks:type_name -> drover.v1.RunTask
 	15, // 12: drover.v1.CreateRunResponse.passed_over:type_name -> drover.v1.PassedOver
 	16, // 13: drover.v1.ListPoolsResponse.pools:type_name -> drover.v1.PoolInfo
 	18, // 14: drover.v1.ListPoolsResponse.network_pools:type_name -> drover.v1.NetworkPoolInfo
-	0,  // 15: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
-	22, // 16: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
-	31, // 17: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
-	31, // 18: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
-	50, // 19: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
-	38, // 20: drover.v1.Trace.spans:type_name -> drover.v1.Span
-	40, // 21: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
-	39, // 22: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
-	2,  // 23: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
-	4,  // 24: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
-	6,  // 25: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
-	8,  // 26: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
-	10, // 27: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
-	17, // 28: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
-	20, // 29: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
-	12, // 30: drover.v1.Runs.Create:input_type -> drover.v1.CreateRunRequest
-	23, // 31: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
-	25, // 32: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
-	27, // 33: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
-	29, // 34: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
-	32, // 35: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
-	34, // 36: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
-	36, // 37: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
-	41, // 38: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
-	43, // 39: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
-	45, // 40: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
-	3,  // 41: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
-	5,  // 42: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
-	7,  // 43: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
-	9,  // 44: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
-	11, // 45: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
-	19, // 46: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
-	21, // 47: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
-	13, // 48: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
-	24, // 49: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
-	26, // 50: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
-	28, // 51: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
-	30, // 52: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
-	33, // 53: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
-	35, // 54: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
-	37, // 55: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
-	42, // 56: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
-	44, // 57: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
-	46, // 58: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
-	41, // [41:59] is the sub-list for method output_type
-	23, // [23:41] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	22, // 15: drover.v1.ListPortsResponse.ports:type_name -> drover.v1.PortInfo
+	0,  // 16: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
+	25, // 17: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
+	34, // 18: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
+	34, // 19: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
+	53, // 20: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
+	41, // 21: drover.v1.Trace.spans:type_name -> drover.v1.Span
+	43, // 22: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
+	42, // 23: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
+	2,  // 24: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
+	4,  // 25: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
+	6,  // 26: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
+	8,  // 27: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
+	10, // 28: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
+	17, // 29: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
+	20, // 30: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
+	23, // 31: drover.v1.Ports.List:input_type -> drover.v1.ListPortsRequest
+	12, // 32: drover.v1.Runs.Create:input_type -> drover.v1.CreateRunRequest
+	26, // 33: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
+	28, // 34: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
+	30, // 35: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
+	32, // 36: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
+	35, // 37: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
+	37, // 38: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
+	39, // 39: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
+	44, // 40: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
+	46, // 41: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
+	48, // 42: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
+	3,  // 43: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
+	5,  // 44: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
+	7,  // 45: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
+	9,  // 46: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
+	11, // 47: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
+	19, // 48: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
+	21, // 49: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
+	24, // 50: drover.v1.Ports.List:output_type -> drover.v1.ListPortsResponse
+	13, // 51: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
+	27, // 52: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
+	29, // 53: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
+	31, // 54: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
+	33, // 55: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
+	36, // 56: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
+	38, // 57: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
+	40, // 58: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
+	45, // 59: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
+	47, // 60: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
+	49, // 61: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
+	43, // [43:62] is the sub-list for method output_type
+	24, // [24:43] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -3056,9 +3313,9 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   50,
+			NumMessages:   53,
 			NumExtensions: 0,
-			NumServices:   6,
+			NumServices:   7,
 		},
 		GoTypes:           file_fleet_proto_goTypes,
 		DependencyIndexes: file_fleet_proto_depIdxs,

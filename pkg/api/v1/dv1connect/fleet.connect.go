@@ -28,6 +28,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// NodesName is the fully-qualified name of the Nodes service.
 	NodesName = "drover.v1.Nodes"
+	// PortsName is the fully-qualified name of the Ports service.
+	PortsName = "drover.v1.Ports"
 	// RunsName is the fully-qualified name of the Runs service.
 	RunsName = "drover.v1.Runs"
 	// ControllersName is the fully-qualified name of the Controllers service.
@@ -62,6 +64,8 @@ const (
 	NodesListPoolsProcedure = "/drover.v1.Nodes/ListPools"
 	// NodesAddPoolProcedure is the fully-qualified name of the Nodes's AddPool RPC.
 	NodesAddPoolProcedure = "/drover.v1.Nodes/AddPool"
+	// PortsListProcedure is the fully-qualified name of the Ports's List RPC.
+	PortsListProcedure = "/drover.v1.Ports/List"
 	// RunsCreateProcedure is the fully-qualified name of the Runs's Create RPC.
 	RunsCreateProcedure = "/drover.v1.Runs/Create"
 	// ControllersListProcedure is the fully-qualified name of the Controllers's List RPC.
@@ -316,6 +320,78 @@ func (UnimplementedNodesHandler) ListPools(context.Context, *connect.Request[v1.
 
 func (UnimplementedNodesHandler) AddPool(context.Context, *connect.Request[v1.AddPoolRequest]) (*connect.Response[v1.AddPoolResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Nodes.AddPool is not implemented"))
+}
+
+// PortsClient is a client for the drover.v1.Ports service.
+type PortsClient interface {
+	// List returns the ports that running containers have published.
+	List(context.Context, *connect.Request[v1.ListPortsRequest]) (*connect.Response[v1.ListPortsResponse], error)
+}
+
+// NewPortsClient constructs a client for the drover.v1.Ports service. By default, it uses the
+// Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewPortsClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) PortsClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	portsMethods := v1.File_fleet_proto.Services().ByName("Ports").Methods()
+	return &portsClient{
+		list: connect.NewClient[v1.ListPortsRequest, v1.ListPortsResponse](
+			httpClient,
+			baseURL+PortsListProcedure,
+			connect.WithSchema(portsMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// portsClient implements PortsClient.
+type portsClient struct {
+	list *connect.Client[v1.ListPortsRequest, v1.ListPortsResponse]
+}
+
+// List calls drover.v1.Ports.List.
+func (c *portsClient) List(ctx context.Context, req *connect.Request[v1.ListPortsRequest]) (*connect.Response[v1.ListPortsResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// PortsHandler is an implementation of the drover.v1.Ports service.
+type PortsHandler interface {
+	// List returns the ports that running containers have published.
+	List(context.Context, *connect.Request[v1.ListPortsRequest]) (*connect.Response[v1.ListPortsResponse], error)
+}
+
+// NewPortsHandler builds an HTTP handler from the service implementation. It returns the path on
+// which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewPortsHandler(svc PortsHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	portsMethods := v1.File_fleet_proto.Services().ByName("Ports").Methods()
+	portsListHandler := connect.NewUnaryHandler(
+		PortsListProcedure,
+		svc.List,
+		connect.WithSchema(portsMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/drover.v1.Ports/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case PortsListProcedure:
+			portsListHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedPortsHandler returns CodeUnimplemented from all methods.
+type UnimplementedPortsHandler struct{}
+
+func (UnimplementedPortsHandler) List(context.Context, *connect.Request[v1.ListPortsRequest]) (*connect.Response[v1.ListPortsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Ports.List is not implemented"))
 }
 
 // RunsClient is a client for the drover.v1.Runs service.
