@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -45,17 +44,6 @@ const (
 	maxPause = 5 * time.Second
 )
 
-// settled is how long after its container's start a shim shrinks: one that lives for
-// moments has better things to do.
-const settled = 3 * time.Second
-
-// shrink returns the memory that the start needed to the system, and keeps the heap of a
-// shim, which there is one of for each container, close to what is in use.
-func shrink() {
-	debug.SetGCPercent(25)
-	debug.FreeOSMemory()
-}
-
 // service wraps a task service.
 type service struct {
 	taskAPI.TTRPCTaskService
@@ -87,6 +75,7 @@ func New(ctx context.Context, p shim.Publisher, sd shutdown.Service) (taskAPI.TT
 	if err != nil {
 		return nil, err
 	}
+	s.TTRPCTaskService = newCollecting(s.TTRPCTaskService)
 	return s, followLifeline(ctx, s.TTRPCTaskService, sd)
 }
 
@@ -166,9 +155,6 @@ func (s *service) Start(ctx context.Context, r *taskAPI.StartRequest) (*taskAPI.
 	case r.ExecID == "" && t != nil:
 		t.note(s.name+" start", began)
 		t.writeTimings(ctx)
-		if err == nil {
-			time.AfterFunc(settled, shrink)
-		}
 	case e != nil && err != nil:
 		e.close()
 	case e != nil:

@@ -359,6 +359,10 @@ func TestStreamsThatEndAtOnceHaveNoReaderLeft(t *testing.T) {
 // refusing is a task service that refuses execs, as that of a paused container does.
 type refusing struct{ taskAPI.TTRPCTaskService }
 
+func (refusing) Create(context.Context, *taskAPI.CreateTaskRequest) (*taskAPI.CreateTaskResponse, error) {
+	return nil, errors.New("no")
+}
+
 func (refusing) Exec(context.Context, *taskAPI.ExecProcessRequest) (*emptypb.Empty, error) {
 	return nil, errors.New("cannot exec in a paused state")
 }
