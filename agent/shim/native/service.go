@@ -4,6 +4,7 @@ package native
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"sync"
@@ -16,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
+	"github.com/opencontainers/runc/libcontainer"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -43,6 +46,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
 		return nil, fmt.Errorf("preparing inits: %w", err)
 	}
+	warm()
 	s := &Service{o: o, events: make(chan any, 128), stop: make(chan struct{}), forwarded: make(chan struct{}), orphans: newOrphans()}
 	go s.orphans.run(o.Shutdown.Done())
 	go s.forward(context.WithoutCancel(ctx))
@@ -59,6 +63,13 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		o.Shutdown.RegisterCallback(func(context.Context) error { return shim.RemoveSocket(address) })
 	}
 	return s, nil
+}
+
+// warm has encoding/json compile what reads a spec, and what writes the library's state,
+// which a spare does before it has a container.
+func warm() {
+	_ = json.Unmarshal([]byte("{}"), &specs.Spec{})
+	_, _ = json.Marshal(&libcontainer.State{})
 }
 
 // forward publishes events in order, up to a shutdown, which waits for the last ones: an
