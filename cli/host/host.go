@@ -82,12 +82,22 @@ func logger(c *config.Config, part string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("proc", part)
 }
 
+// agentGC is Go's default: an agent is on each host, and should be small.
+const agentGC = 100
+
 // startedWithin is how long a process needs memory for its start.
 const startedWithin = 10 * time.Second
 
 // returnMemory returns what a process needed only for its start to the system, for an
 // idle one would keep it: its next collection comes when the heap has doubled.
 func returnMemory() (stop func() bool) { return time.AfterFunc(startedWithin, debug.FreeOSMemory).Stop }
+
+// collectAt sets the GOGC of a daemon, unless its operator did.
+func collectAt(percent int) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
+}
 
 // Commands returns up, controller, agent and config.
 func Commands(version string) []*cobra.Command {
@@ -122,9 +132,7 @@ func controllerCommand(version string) *cobra.Command {
 		store := &trace.Store{}
 		tp := trace.Provider("controller", c.NodeName, store)
 		defer func() { _ = tp.Shutdown(context.WithoutCancel(cmd.Context())) }()
-		if os.Getenv("GOGC") == "" {
-			debug.SetGCPercent(controller.GCPercent)
-		}
+		collectAt(controller.GCPercent)
 		return controller.Run(cmd.Context(), controller.Config{
 			DataDir: c.DataDir, RunDir: c.RunDir, Listen: c.ControllerListen, Advertise: c.Advertise, Version: version,
 			Registries: c.Mirrors(), Logger: logger(c, "controller"), Tracer: tp.Tracer("drover"), Traces: store, Stdout: io.Discard,
@@ -156,6 +164,7 @@ func agentCommand(version string) *cobra.Command {
 		}
 		defer stop()
 		defer returnMemory()()
+		collectAt(agentGC)
 		tp := trace.Provider("agent", id.Name, sink)
 		defer func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), time.Second)
