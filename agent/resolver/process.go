@@ -150,17 +150,18 @@ func (r *Resolver) start(l *net.UnixListener) (*exec.Cmd, error) {
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the agent's death must not reach it
 	if r.o.LogTo != "" {
 		log, err := os.OpenFile(r.o.LogTo, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-		if err != nil {
-			return nil, err
+		if err != nil { // names are answered on a full disk, too
+			r.o.Log.Warn("the resolver's log is dropped", "err", err)
+		} else {
+			defer func() { _ = log.Close() }()
+			c.Stdout, c.Stderr = log, log
 		}
-		defer func() { _ = log.Close() }()
-		c.Stdout, c.Stderr = log, log
 	}
 	if err := c.Start(); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(r.pidFile(), []byte(strconv.Itoa(c.Process.Pid)), 0o600); err != nil {
-		return nil, errors.Join(err, c.Process.Kill(), c.Wait())
+		r.o.Log.Warn("the resolver can't be killed by another agent, should it hang", "err", err)
 	}
 	return c, nil
 }

@@ -258,6 +258,27 @@ func TestNamesAreAnsweredWithoutAnAgentAndTheNextOneTakesOver(t *testing.T) {
 	n.eventually("it ends", func() bool { return len(n.pids()) == 0 })
 }
 
+// On a full disk there is neither a log nor a file that says which process it is.
+func TestAResolverRunsWithoutItsFiles(t *testing.T) {
+	n := newNode(t)
+	n.fleet.names = []resolverapi.Name{name("web", "10.0.0.1")}
+	n.o.LogTo = t.TempDir()
+	r := New(n.o)
+	if err := os.MkdirAll(r.pidFile(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r, _ = n.agent(n.o)
+	a := n.container("a")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := r.Serve(ctx, a); err != nil {
+		t.Fatal(err)
+	}
+	n.served(a, "web.", "NOERROR 10.0.0.1")
+	r.Drop("a")
+	n.eventually("it ends", func() bool { return ask(a, "web.") == "no answer" })
+}
+
 func TestADeadResolverIsReplaced(t *testing.T) {
 	n := newNode(t)
 	n.fleet.names = []resolverapi.Name{name("web", "10.0.0.1")}
