@@ -315,3 +315,18 @@ func BenchmarkAssign(b *testing.B) {
 		})
 	}
 }
+
+// The last subnet of a pool of 4,096, which networks have the others of.
+func BenchmarkFreeSubnet(b *testing.B) {
+	f := newFleet(b)
+	f.put(&dv1.Effect{Of: &dv1.Effect_Cluster{Cluster: &dv1.Cluster{Id: "fleet", NetworkPools: []string{"base=10.64.0.0/12,size=24"}}}})
+	var taken []netip.Prefix
+	for i := range 4095 {
+		taken = append(taken, netip.PrefixFrom(subnet.Add(netip.MustParseAddr("10.64.0.0"), uint64(i)<<8), 24))
+	}
+	for b.Loop() {
+		if p, ok := FreeSubnet(f.x.View(), taken, 0); !ok || p.String() != "10.79.255.0/24" {
+			b.Fatal(p)
+		}
+	}
+}

@@ -53,9 +53,14 @@ func freeIn(s *state.Snapshot, taken []netip.Prefix, base netip.Prefix, bits int
 	if bits < base.Bits() {
 		return netip.Prefix{}, false
 	}
+	taken = slices.DeleteFunc(slices.Clone(taken), func(p netip.Prefix) bool { return !p.Overlaps(base) })
+	slices.SortFunc(taken, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	for a := base.Addr(); base.Contains(a); {
+		for len(taken) > 0 && subnet.Last(taken[0]).Less(a) {
+			taken = taken[1:]
+		}
 		p := netip.PrefixFrom(a, bits)
-		other, overlaps := Overlap(s, taken, p)
+		other, overlaps := Overlap(s, taken[:min(1, len(taken))], p) // the others are behind
 		if !overlaps {
 			return p, true
 		}
