@@ -136,7 +136,7 @@ func (n *Network) openDoors(t Topology) (open Topology, over []*holder) {
 func (n *Network) openDoor(k doorKey) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.doors[k] == nil && !slices.Contains(n.o.Reserved, k.port) {
+	if n.doors[k] == nil && !n.needed[k] && !slices.Contains(n.o.Reserved, k.port) {
 		if h, err := listen(&Port{Proto: k.proto, Host: k.port}); err == nil {
 			n.doors[k] = h
 		}
@@ -188,24 +188,35 @@ func (n *Network) mend() (changed bool, err error) {
 	return n.fabric.repair()
 }
 
-// yield closes a door whose port a container of this node needs, and reports whether there
-// was one.
-func (n *Network) yield(p Port) (was bool, err error) {
+// takeFromDoor closes a door whose port a container of this node needs, and returns who
+// holds the port then. If there is no such door it returns taken. On all addresses that is
+// the door's own socket: a closed one is still bound for a moment if a program is started
+// meanwhile, which has a copy until it runs.
+func (n *Network) takeFromDoor(p *Port, taken error) (*holder, error) {
 	k := doorKey{p.Proto, p.Host}
 	n.mu.Lock()
-	h := n.doors[k]
-	if h != nil {
-		delete(n.doors, k)
-		n.closed[k] = true
+	door := n.doors[k]
+	if door == nil {
+		n.mu.Unlock()
+		return nil, taken
 	}
+	delete(n.doors, k)
+	n.closed[k], n.needed[k] = true, true
 	n.mu.Unlock()
-	if h == nil {
-		return false, nil
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.needed, k)
+	}()
+	err := n.fabric.closeDoor(k)
+	if err == nil && p.IP == "" {
+		door.port = *p
+		return door, nil
 	}
-	if err := errors.Join(n.fabric.closeDoor(k), h.Close()); err != nil {
-		return true, fmt.Errorf("closing the door %d/%s: %w", k.port, k.proto, err)
+	if err = errors.Join(err, door.Close()); err != nil {
+		return nil, fmt.Errorf("closing the door %d/%s: %w", k.port, k.proto, err)
 	}
-	return true, nil
+	return listen(p)
 }
 
 // closeDoor removes a door from the topology that is applied.

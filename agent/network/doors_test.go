@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
@@ -389,5 +390,39 @@ func TestSCTPIsPublished(t *testing.T) {
 	var taken *PortError
 	if _, err := w.n.Attach(t.Context(), name(2), on(publish(" sctp 2905 80"))); !errors.As(err, &taken) {
 		t.Errorf("a second one: %v", err)
+	}
+}
+
+// A container gets the port of a door although programs are started at the same time, which
+// have copies of all sockets for a moment.
+func TestAContainerTakesADoorsPortWhileProgramsStart(t *testing.T) {
+	w := newWorld(t)
+	var starting sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		starting.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = exec.Command("true").Run()
+				}
+			}
+		})
+	}
+	defer func() { close(stop); starting.Wait() }()
+	k := doorKey{"udp", 8080}
+	for range 200 {
+		for !w.n.openDoor(k) { // as long as a program has a copy
+		}
+		h, err := w.n.hold(&Port{Proto: "udp", Host: 8080})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w.n.openDoor(k) {
+			t.Fatal("a door has the port of a container")
+		}
+		must(t, h.Close())
 	}
 }

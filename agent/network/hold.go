@@ -65,11 +65,7 @@ func (n *Network) hold(p *Port) (*holder, error) {
 	}
 	h, err := listen(p)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		if was, yerr := n.yield(*p); yerr != nil {
-			return nil, yerr
-		} else if was {
-			h, err = listen(p)
-		}
+		h, err = n.takeFromDoor(p, err)
 	}
 	if err != nil {
 		why := err.Error()

@@ -59,6 +59,7 @@ type Network struct {
 	nets      map[string]Fleet    // by id
 	doors     map[doorKey]*holder // bound sockets of open doors
 	closed    map[doorKey]bool    // doors whose ports are taken
+	needed    map[doorKey]bool    // those that a container is about to bind
 	sandboxes map[string]*Sandbox // by container
 	taken     map[netip.Addr]string
 	held      map[string][]*holder // bound sockets by container
@@ -78,7 +79,7 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 		}
 	}
 	n := &Network{o: o, boot: bootID(), sandboxes: map[string]*Sandbox{}, taken: map[netip.Addr]string{}, held: map[string][]*holder{},
-		doors: map[doorKey]*holder{}, closed: map[doorKey]bool{}, topology: o.Topology}
+		doors: map[doorKey]*holder{}, closed: map[doorKey]bool{}, needed: map[doorKey]bool{}, topology: o.Topology}
 	if err := n.load(); err != nil {
 		return nil, err
 	}
