@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
+	"github.com/drover/drover/agent/cgroup"
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/engine/spec"
 	"github.com/drover/drover/agent/images"
@@ -66,6 +67,7 @@ type Engine struct {
 	tasks  tasks
 	follow *follower
 
+	groups       cgroup.Host
 	boot         string
 	recordWithin time.Duration
 	node         func() (spec.Node, error) // read once
@@ -114,7 +116,7 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{o: o, c: o.Containerd, follow: f, boot: bootID(), recordWithin: recordWithin, execs: map[string]*execution{}}
+	e := &Engine{o: o, c: o.Containerd, follow: f, groups: cgroups(), boot: bootID(), recordWithin: recordWithin, execs: map[string]*execution{}}
 	e.life, e.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
 	e.node = sync.OnceValues(func() (spec.Node, error) { return readNode(e.life, o) })
 	if err := errors.Join(e.sweep(), e.holdVolumes()); err != nil {

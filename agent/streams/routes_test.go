@@ -159,6 +159,9 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"POST", "/v1/tasks/" + runs + "/resize?w=x&h=1", "", 400, "w:"},
 		{"POST", "/v1/tasks/" + runs + "/resize?w=1&h=70000", "", 400, "h:"},
 		{"POST", "/v1/tasks/" + ready + "/resize?w=1&h=1", "", 409, "not running"},
+		{"GET", "/v1/tasks/" + none + "/top", "", 404, "not found"},
+		{"GET", "/v1/tasks/" + ready + "/top", "", 409, "not running"},
+		{"GET", "/v1/tasks/" + none + "/stats", "", 404, "not found"},
 		{"POST", "/v1/tasks/" + runs + "/exec?id=e", "{", 400, "reading the request"},
 		{"POST", "/v1/tasks/" + runs + "/exec", "{}", 400, "id of the exec is missing"},
 		{"POST", "/v1/tasks/" + ready + "/exec?id=e", "{}", 409, "not running"},
@@ -452,5 +455,78 @@ func TestAProbeAsksTheNodeThatIsNamed(t *testing.T) {
 		if code, body := n.ask("GET", path, ""); code != 204 {
 			t.Errorf("%s: %d %s", path, code, body)
 		}
+	}
+}
+
+func TestTop(t *testing.T) {
+	n := newNode(t)
+	id := n.started("a", "sleep", "1000")
+	code, body := n.ask("GET", "/v1/tasks/"+id+"/top?ps_args=-ef", "")
+	var list container.TopResponse
+	if err := json.Unmarshal([]byte(body), &list); code != 200 || err != nil || len(list.Processes) != 1 || list.Processes[0][1] != "sleep 1000" {
+		t.Errorf("%d %s (%v)", code, body, err)
+	}
+}
+
+// A stream of samples, and an answer that is none, have each sample with the one before.
+func TestStats(t *testing.T) {
+	n := newNode(t)
+	id := n.started("a", "sleep", "1000")
+	read := func(query string) (s container.StatsResponse) {
+		t.Helper()
+		code, body := n.ask("GET", "/v1/tasks/"+id+"/stats?name=/a"+query, "")
+		if err := json.Unmarshal([]byte(body), &s); code != 200 || err != nil || strings.Count(body, "\n") != 1 || s.ID != id || s.Name != "/a" || s.OSType != "linux" {
+			t.Errorf("%s: %d %s (%v)", query, code, body, err)
+		}
+		return s
+	}
+	if s := read(""); s.Read.IsZero() || !s.PreRead.IsZero() || s.PreCPUStats.SystemUsage != 0 {
+		t.Errorf("one sample is %+v", s)
+	}
+	s := read("&previous=1")
+	used, all := s.CPUStats.CPUUsage.TotalUsage-s.PreCPUStats.CPUUsage.TotalUsage, s.CPUStats.SystemUsage-s.PreCPUStats.SystemUsage
+	if s.Read.Sub(s.PreRead) < sampleApart || used == 0 || all == 0 || 100*used/all < 48 || 100*used/all > 52 {
+		t.Errorf("two samples are %+v", s)
+	}
+
+	r, err := http.NewRequestWithContext(t.Context(), "GET", "http://agent/v1/tasks/"+id+"/stats?stream=1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := n.hc.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := json.NewDecoder(resp.Body)
+	next := func() (s container.StatsResponse) {
+		t.Helper()
+		if err := lines.Decode(&s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	first, second := next(), next()
+	if !first.PreRead.IsZero() || !second.PreRead.Equal(first.Read) || second.PreCPUStats.SystemUsage != first.CPUStats.SystemUsage {
+		t.Errorf("%+v, then %+v", first, second)
+	}
+	if err := n.e.Signal(t.Context(), id, "SIGKILL"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.e.Wait(t.Context(), id, life.First(1)); err != nil {
+		t.Fatal(err)
+	}
+	for s = next(); !s.Read.IsZero(); s = next() { // one may have been on its way
+	}
+	if s.ID != id || s.PidsStats.Current != 0 {
+		t.Errorf("of what ended: %+v", s)
+	}
+	if err := n.e.Remove(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	for err = nil; err == nil; err = lines.Decode(&s) {
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("once it is removed: %v", err)
 	}
 }

@@ -84,6 +84,8 @@ var table = route.Table[handler]{
 	on(http.MethodGet, "/v1/tasks/{id}/wait", route.Controller, 0, (*server).wait),
 	on(http.MethodPost, "/v1/tasks/{id}/kill", route.Controller, 0, (*server).kill),
 	on(http.MethodPost, "/v1/tasks/{id}/resize", route.Controller, 0, (*server).resize),
+	on(http.MethodGet, "/v1/tasks/{id}/top", route.Controller, 0, (*server).top),
+	on(http.MethodGet, "/v1/tasks/{id}/stats", route.Controller, 0, (*server).stats),
 	on(http.MethodPost, "/v1/tasks/{id}/exec", route.Controller, maxBody, (*server).execCreate),
 	on(http.MethodPost, "/v1/exec/{id}/start", route.Controller, 0, (*server).execStart),
 	on(http.MethodPost, "/v1/exec/{id}/resize", route.Controller, 0, (*server).execResize),

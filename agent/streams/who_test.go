@@ -20,6 +20,7 @@ func TestRoutesAreForControllersAndContentForNodes(t *testing.T) {
 	var want []string
 	for _, r := range []string{
 		"POST /v1/tasks/{id}/attach", "GET /v1/tasks/{id}/logs", "GET /v1/tasks/{id}/wait", "POST /v1/tasks/{id}/kill", "POST /v1/tasks/{id}/resize",
+		"GET /v1/tasks/{id}/top", "GET /v1/tasks/{id}/stats",
 		"POST /v1/tasks/{id}/exec 1048576", "POST /v1/exec/{id}/start", "POST /v1/exec/{id}/resize", "GET /v1/exec/{id}",
 		"POST /v1/images/pull 1048576", "DELETE /v1/images/{digest}", "POST /v1/volumes/sizes 4194304", "GET /v1/probe",
 	} {

@@ -25,6 +25,11 @@ type Streams interface {
 	// Attach connects to the running process's streams. For a task that isn't running, it
 	// waits for the life that follows, unless the log of the last one is requested.
 	Attach(ctx context.Context, id string, o AttachOptions) (Stream, error)
+	// Top lists the processes of a running task, execs among them, with the columns that
+	// args make the host's ps print.
+	Top(ctx context.Context, id, args string) (container.TopResponse, error)
+	// Stats samples what a running task uses, without names and an earlier sample.
+	Stats(ctx context.Context, id string) (container.StatsResponse, error)
 	// Logs reads the output of all lives.
 	Logs(ctx context.Context, id string, o LogOptions) (LogReader, error)
 

@@ -118,6 +118,13 @@ func (a *api) agent(node string) http.Handler {
 	mux.HandleFunc("POST /v1/tasks/{id}/attach", func(w http.ResponseWriter, r *http.Request) { streamed(a.t, w, r) })
 	mux.HandleFunc("POST /v1/exec/{id}/resize", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("POST /v1/tasks/{id}/resize", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /v1/tasks/{id}/top", func(w http.ResponseWriter, r *http.Request) {
+		_ = answer(w, http.StatusOK, container.TopResponse{Titles: []string{"PID", "CMD"}, Processes: [][]string{{"7", "sleep " + r.URL.Query().Get("ps_args")}}})
+	})
+	mux.HandleFunc("GET /v1/tasks/{id}/stats", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		_ = answer(w, http.StatusOK, container.StatsResponse{ID: r.PathValue("id"), Name: q.Get("name"), NumProcs: uint32(len(q.Get("previous")) + 2*len(q.Get("stream")))})
+	})
 	mux.HandleFunc("GET /v1/tasks/{id}/logs", func(w http.ResponseWriter, _ *http.Request) { said(w) })
 	mux.HandleFunc("GET /v1/tasks/{id}/wait", func(w http.ResponseWriter, r *http.Request) {
 		x := &dv1.Exit{Code: 9}
@@ -295,6 +302,8 @@ var calls = map[string]call{
 	"POST /containers/{id}/wait":     {"/containers/$ID/wait", "", 200, false, false},
 	"POST /containers/{id}/kill":     {"/containers/$ID/kill?signal=USR1", "", 204, true, false},
 	"POST /containers/{id}/resize":   {"/containers/$ID/resize?h=1&w=2", "", 200, true, false},
+	"GET /containers/{id}/top":       {"/containers/$ID/top", "", 200, true, false},
+	"GET /containers/{id}/stats":     {"/containers/$ID/stats?stream=0", "", 200, true, false},
 	"POST /containers/{id}/exec":     {"/containers/$ID/exec", `{"Cmd":["true"]}`, 201, true, false},
 	"POST /exec/{id}/start":          {"/exec/$EXEC/start", `{"Detach":true}`, 200, true, false},
 	"POST /exec/{id}/resize":         {"/exec/$EXEC/resize?h=1&w=2", "", 200, true, false},

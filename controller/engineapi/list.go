@@ -257,8 +257,8 @@ func (s *server) resizeContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !state.Running(t) && s.observed(r.Context(), t).GetPhase() != dv1.Phase_ACTIVE {
-		return refuse(http.StatusConflict, "container %s is not running", hexID(t))
+	if !s.running(r, t) {
+		return notRunning(t)
 	}
 	return s.relayed(w, r, t.NodeId, http.MethodPost, "/v1/tasks/"+hexID(t)+"/resize?"+q, nil, http.StatusOK)
 }

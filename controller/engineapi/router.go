@@ -94,6 +94,8 @@ var table = route.Table[handler]{
 	on("POST", "/containers/{id}/wait", route.Stream, (*server).wait),
 	on("POST", "/containers/{id}/kill", route.Stream, (*server).kill),
 	on("POST", "/containers/{id}/resize", route.Stream, (*server).resizeContainer),
+	on("GET", "/containers/{id}/top", route.Stream, (*server).top),
+	on("GET", "/containers/{id}/stats", route.Stream, (*server).stats),
 	on("POST", "/containers/{id}/exec", route.Stream, (*server).execCreate),
 	on("POST", "/exec/{id}/start", route.Stream, (*server).execStart),
 	on("POST", "/exec/{id}/resize", route.Stream, (*server).execResize),

@@ -16,6 +16,8 @@ import (
 //	GET    /v1/tasks/{id}/wait?attempt=N&restarts=M   200, JSON of dv1.Exit (protojson) when that life of attempt N has ended
 //	POST   /v1/tasks/{id}/kill?signal=S&key=K   204; 409 when not running
 //	POST   /v1/tasks/{id}/resize?w=&h=       204
+//	GET    /v1/tasks/{id}/top?ps_args=A      200, JSON of container.TopResponse; 409 when not running
+//	GET    /v1/tasks/{id}/stats?name=N&stream&previous   200, NDJSON of container.StatsResponse: one, or one a second until the task is removed
 //	POST   /v1/tasks/{id}/exec               body container.ExecCreateRequest; 201 {"Id"}
 //	POST   /v1/exec/{eid}/start?attach&w&h   101 frames as attach, or 204 without attach
 //	POST   /v1/exec/{eid}/resize?w=&h=       204

@@ -29,6 +29,8 @@ var Queries = map[string][]Param{
 	"POST /containers/{id}/attach":  {{"detachKeys", Fleet, ""}, {"logs", Fleet, ""}, {"stream", Fleet, ""}, {"stdin", Fleet, ""}, {"stdout", Fleet, ""}, {"stderr", Fleet, ""}},
 	"GET /containers/{id}/logs": {{"follow", Fleet, ""}, {"stdout", Fleet, ""}, {"stderr", Fleet, ""}, {"since", Fleet, ""}, {"until", Fleet, ""}, {"timestamps", Fleet, ""}, {"tail", Fleet, ""},
 		{"details", Inert, "they come from options of log drivers, which are refused"}},
+	"GET /containers/{id}/top":     {{"ps_args", Fleet, ""}},
+	"GET /containers/{id}/stats":   {{"stream", Fleet, ""}, {"one-shot", Fleet, ""}},
 	"POST /containers/{id}/resize": {{"h", Fleet, ""}, {"w", Fleet, ""}},
 	"POST /exec/{id}/resize":       {{"h", Fleet, ""}, {"w", Fleet, ""}},
 	"GET /events":                  {{"since", Fleet, ""}, {"until", Fleet, ""}, {"filters", Fleet, ""}},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,6 +26,8 @@ func Streams(t *testing.T, open func(t *testing.T) Subject) {
 		{"logs outlive the attempt and its release", (*suite).logs},
 		{"a stream that broke is taken up where it was", (*suite).takenUp},
 		{"exec runs beside the task and has its own exit", (*suite).exec},
+		{"top lists the task's processes and nothing else", (*suite).top},
+		{"stats are of the task, and grow", (*suite).stats},
 		{"what is not there is not found, and what does not run is not running", (*suite).absent},
 	})
 }
@@ -212,6 +215,55 @@ func (s *suite) exec() {
 	}
 }
 
+func (s *suite) top() {
+	id := s.make(nil, "sleep", "1000")
+	a := s.start(id, 1)
+	s.ok(s.Streams.ExecCreate(s.ctx, id, "t"+id[:8], container.ExecCreateRequest{Cmd: []string{"sleep", "2000"}}))
+	_, err := s.Streams.ExecStart(s.ctx, id, "t"+id[:8], false, 0, 0)
+	s.ok(err)
+	x, err := s.Streams.ExecInspect(s.ctx, id, "t"+id[:8])
+	s.ok(err)
+	want := map[string]string{strconv.Itoa(a.Pid): "sleep 1000", strconv.Itoa(x.Pid): "sleep 2000"}
+	for _, args := range []string{"", "-ef"} {
+		list, err := s.Streams.Top(s.ctx, id, args)
+		s.ok(err)
+		pid := slices.Index(list.Titles, "PID")
+		if pid < 0 || len(list.Processes) != len(want) {
+			s.Fatalf("%q: %+v, want %v", args, list, want)
+		}
+		for _, p := range list.Processes {
+			if got := p[len(p)-1]; got != want[p[pid]] && got != "[sleep]" { // one that is just becoming it has no command line
+				s.Errorf("%q: %q, want %v", args, p, want)
+			}
+		}
+	}
+	s.ok(s.Streams.Signal(s.ctx, id, "SIGKILL"))
+	s.exit(id, 1, 137)
+	if _, err := s.Streams.Top(s.ctx, id, ""); !errors.Is(err, task.ErrNotRunning) {
+		s.Errorf("of what has ended: %v", err)
+	}
+}
+
+func (s *suite) stats() {
+	id := s.make(nil, "sleep", "1000")
+	s.start(id, 1)
+	first, err := s.Streams.Stats(s.ctx, id)
+	s.ok(err)
+	second, err := s.Streams.Stats(s.ctx, id)
+	s.ok(err)
+	if first.PidsStats.Current == 0 || first.MemoryStats.Usage == 0 || first.MemoryStats.Limit <= first.MemoryStats.Usage || first.CPUStats.CPUUsage.TotalUsage == 0 || first.CPUStats.OnlineCPUs == 0 {
+		s.Errorf("%+v", first)
+	}
+	if !second.Read.After(first.Read) || second.CPUStats.SystemUsage <= first.CPUStats.SystemUsage || second.CPUStats.CPUUsage.TotalUsage < first.CPUStats.CPUUsage.TotalUsage {
+		s.Errorf("first %+v, then %+v", first, second)
+	}
+	s.ok(s.Streams.Signal(s.ctx, id, "SIGKILL"))
+	s.exit(id, 1, 137)
+	if _, err := s.Streams.Stats(s.ctx, id); !errors.Is(err, task.ErrNotRunning) {
+		s.Errorf("of what has ended: %v", err)
+	}
+}
+
 func (s *suite) absent() {
 	id := s.make(nil, "true") // and never started
 	other := strings.Repeat("0", 64)
@@ -227,6 +279,8 @@ func (s *suite) absent() {
 		},
 		"signal": func(id string) error { return s.Streams.Signal(s.ctx, id, "SIGTERM") },
 		"resize": func(id string) error { return s.Streams.Resize(s.ctx, id, 80, 24) },
+		"top":    func(id string) error { _, err := s.Streams.Top(s.ctx, id, ""); return err },
+		"stats":  func(id string) error { _, err := s.Streams.Stats(s.ctx, id); return err },
 		"exec":   func(id string) error { return s.Streams.ExecCreate(s.ctx, id, "e"+id[:8], o) },
 	} {
 		if err := of(other); !errors.Is(err, task.ErrNotFound) {
