@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,16 +15,19 @@ import (
 	"github.com/drover/drover/agent/resolver/resolverapi"
 	"github.com/drover/drover/agent/topology"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
 )
 
 // fabric brings the node's network to what the node was told, at each change, and has
-// the engine wait for that. It implements engine.Fleet.
+// the engine wait for that. It implements engine.Fleet and streams.Network.
 type fabric struct {
 	top  *topology.Topology
 	self string
 	shut bool // the node is no door
 	net  interface {
 		Apply(ctx context.Context, t network.Topology) error
+		Check(ctx context.Context) ([]string, error)
+		Ways(ctx context.Context) ([]network.Way, error)
 	}
 	log *slog.Logger
 
@@ -130,6 +134,32 @@ func (f *fabric) Await(ctx context.Context) error {
 
 // Network implements engine.Fleet.
 func (f *fabric) Network(id []byte) *dv1.Network { return f.top.Network(id) }
+
+// Check implements streams.Network. It looks once all that the node was told so far is in
+// place.
+func (f *fabric) Check(ctx context.Context) (out bulk.NetworkCheck, err error) {
+	if err := f.Await(ctx); err != nil {
+		return out, err
+	}
+	if out.Differences, err = f.net.Check(ctx); err != nil {
+		return out, err
+	}
+	if _, _, _, err := f.top.Fabric(f.self); err != nil {
+		out.Differences = append(out.Differences, "part of what the node was told is unusable: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	out.Peers, out.Networks, err = f.top.Told()
+	return out, err
+}
+
+// Ways implements streams.Network.
+func (f *fabric) Ways(ctx context.Context) ([]bulk.Way, error) {
+	all, err := f.net.Ways(ctx)
+	out := make([]bulk.Way, 0, len(all))
+	for _, w := range all {
+		out = append(out, bulk.Way{Node: w.Peer, Link: w.Link, Direct: w.Direct, MTU: w.MTU, RTT: w.RTT})
+	}
+	return out, err
+}
 
 // pass has a resolver follow the topology.
 func pass(top *topology.Topology, to *resolver.Resolver) {

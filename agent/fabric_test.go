@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,12 +16,14 @@ import (
 	"github.com/drover/drover/agent/network"
 	"github.com/drover/drover/agent/topology"
 	dv1 "github.com/drover/drover/pkg/api/v1"
+	"github.com/drover/drover/pkg/bulk"
 )
 
 // applied is a node's network in memory.
 type applied struct {
-	all   chan network.Topology
-	fails int
+	all    chan network.Topology
+	fails  int
+	unlike []string
 }
 
 func (a *applied) Apply(_ context.Context, t network.Topology) error {
@@ -30,6 +33,40 @@ func (a *applied) Apply(_ context.Context, t network.Topology) error {
 		return errors.New("no")
 	}
 	return nil
+}
+
+func (a *applied) Check(context.Context) ([]string, error) { return a.unlike, nil }
+
+func (a *applied) Ways(context.Context) ([]network.Way, error) {
+	return []network.Way{{Peer: "n2", Name: "b", Link: "eth0", Direct: true, MTU: 1500, RTT: 7}, {Peer: "n3"}}, nil
+}
+
+// Controllers are answered once what the node was told is in place, and with what that was.
+func TestControllersAskAboutTheNetwork(t *testing.T) {
+	db, err := bbolt.Open(filepath.Join(t.TempDir(), "db"), 0o600, &bbolt.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	top, err := topology.Open(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fabric{top: top, self: "n1", net: &applied{unlike: []string{"link dvn1 is missing"}}, log: slog.New(slog.DiscardHandler), done: make(chan struct{})}
+	short, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer stop()
+	if _, err := f.Check(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("before anything was applied: %v", err)
+	}
+	f.mark(top.Version())
+	c, err := f.Check(t.Context())
+	if err != nil || !slices.Equal(c.Differences, []string{"link dvn1 is missing"}) || c.Peers == "" || len(c.Networks) != 0 {
+		t.Errorf("it says %+v, %v", c, err)
+	}
+	ways, err := f.Ways(t.Context())
+	if err != nil || !slices.Equal(ways, []bulk.Way{{Node: "n2", Link: "eth0", Direct: true, MTU: 1500, RTT: 7}, {Node: "n3"}}) {
+		t.Errorf("ways are %+v, %v", ways, err)
+	}
 }
 
 func TestTheNetworkFollowsWhatTheNodeIsTold(t *testing.T) {

@@ -25,7 +25,7 @@ type Way struct {
 	RTT        time.Duration // of the smallest packet that was measured
 }
 
-// sizes are what is measured: what fits links and tunnels as they usually are.
+// sizes are what is measured, in order: what fits links and tunnels as they usually are.
 var sizes = []int{1280, 1350, 1400, 1430, 1450, 1500, 8900, 8950, 9000}
 
 // measureWithin is how long answers are waited for.
@@ -37,7 +37,6 @@ func (n *Network) Ways(ctx context.Context) ([]Way, error) {
 	f := n.fabric
 	f.mu.Lock()
 	var out []Way
-	most := 0
 	to := map[netip.Addr]int{}
 	for _, p := range f.t.Peers {
 		if p.ID == f.t.Self {
@@ -48,16 +47,19 @@ func (n *Network) Ways(ctx context.Context) ([]Way, error) {
 		out = append(out, Way{Peer: p.ID, Name: p.Name, Addr: p.Addr, Link: r.Dev, Direct: w.proven})
 	}
 	f.mu.Unlock()
-	for a := range to {
-		most = max(most, uplinkMTU(a))
+	fits := map[netip.Addr][]int{}
+	for a, i := range to {
+		if most := uplinkMTU(a); most > 0 && out[i].Link != "" {
+			fits[a] = sizesUpTo(most)
+		}
 	}
-	if most == 0 { // nobody can be reached
+	if len(fits) == 0 { // nobody can be reached
 		return out, ctx.Err()
 	}
 	ctx, cancel := context.WithTimeout(ctx, measureWithin)
 	defer cancel()
-	err := measure(ctx, n.gateway(), to, most, func(i, size int, rtt time.Duration) {
-		w := &out[i]
+	err := measure(ctx, n.gateway(), fits, func(a netip.Addr, size int, rtt time.Duration) {
+		w := &out[to[a]]
 		w.MTU = max(w.MTU, size)
 		if w.RTT == 0 || rtt < w.RTT {
 			w.RTT = rtt
@@ -66,9 +68,15 @@ func (n *Network) Ways(ctx context.Context) ([]Way, error) {
 	return out, err
 }
 
-// measure sends packets of all sizes up to most to nodes, which must not be cut, and
-// reports each that comes back.
-func measure(ctx context.Context, from netip.Addr, to map[netip.Addr]int, most int, back func(i, size int, rtt time.Duration)) error {
+// sizesUpTo returns the usual sizes that a link may carry, and the largest that it says.
+func sizesUpTo(most int) []int {
+	n, _ := slices.BinarySearch(sizes, most)
+	return append(slices.Clone(sizes[:n]), most)
+}
+
+// measure sends packets of some sizes to each node, which must not be cut, and reports
+// those that come back.
+func measure(ctx context.Context, from netip.Addr, to map[netip.Addr][]int, back func(a netip.Addr, size int, rtt time.Duration)) error {
 	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		cerr := c.Control(func(fd uintptr) {
@@ -90,14 +98,15 @@ func measure(ctx context.Context, from netip.Addr, to map[netip.Addr]int, most i
 	if _, err := rand.Read(nonce[:]); err != nil {
 		return err
 	}
-	some := slices.DeleteFunc(append(slices.Clone(sizes), most), func(s int) bool { return s > most })
-	slices.Sort(some)
-	some = slices.Compact(some)
+	open := 0
+	for _, sizes := range to {
+		open += len(sizes)
+	}
 	var sent sync.Map // of when, by address and size
 	var sending sync.WaitGroup
 	sending.Go(func() {
-		for a := range to {
-			for _, size := range some {
+		for a, sizes := range to {
+			for _, size := range sizes {
 				sent.Store(fmt.Sprint(a, size), time.Now())
 				_, _ = c.WriteTo(echoOf(size, nonce), &net.IPAddr{IP: a.AsSlice()}) // what doesn't fit isn't sent
 			}
@@ -105,20 +114,19 @@ func measure(ctx context.Context, from netip.Addr, to map[netip.Addr]int, most i
 	})
 	defer sending.Wait()
 	b := make([]byte, 1<<16)
-	for open := len(to) * len(some); open > 0; {
+	for open > 0 {
 		n, addr, err := c.ReadFrom(b)
 		if err != nil {
 			return nil //nolint:nilerror // the time is over
 		}
 		a, _ := netip.AddrFromSlice(addr.(*net.IPAddr).IP)
-		i, known := to[a.Unmap()]
-		if !known || n < 24 || b[0] != 0 || [16]byte(b[8:24]) != nonce {
+		if n < 24 || b[0] != 0 || [16]byte(b[8:24]) != nonce {
 			continue
 		}
 		size := n + 20
 		if at, ok := sent.LoadAndDelete(fmt.Sprint(a.Unmap(), size)); ok {
 			open--
-			back(i, size, time.Since(at.(time.Time)))
+			back(a.Unmap(), size, time.Since(at.(time.Time)))
 		}
 	}
 	return nil

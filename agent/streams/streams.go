@@ -46,6 +46,13 @@ type Options struct {
 	Reading func(taskID string) Reader
 	// VolumeSize returns the bytes of a volume's files; nil: of no volume.
 	VolumeSize func(ctx context.Context, id string) (int64, error)
+	Network    Network
+}
+
+// Network is the node's network, as controllers ask about it.
+type Network interface {
+	Check(ctx context.Context) (bulk.NetworkCheck, error)
+	Ways(ctx context.Context) ([]bulk.Way, error)
 }
 
 // Images is the node's image store, as used by controllers.
@@ -93,6 +100,8 @@ var table = route.Table[handler]{
 	on(http.MethodPost, "/v1/images/pull", route.Controller, maxBody, (*server).pull),
 	on(http.MethodDelete, "/v1/images/{digest}", route.Controller, 0, (*server).removeImage),
 	on(http.MethodPost, "/v1/volumes/sizes", route.Controller, maxIDs, (*server).volumeSizes),
+	on(http.MethodGet, "/v1/network/check", route.Controller, 0, (*server).checkNetwork),
+	on(http.MethodGet, "/v1/network/ways", route.Controller, 0, (*server).ways),
 	on(http.MethodGet, "/v1/probe", route.Controller, 0, (*server).answerProbe),
 
 	on(http.MethodGet, "/v2/{name...}/manifests/{reference}", route.Node, 0, (*server).content),
@@ -105,7 +114,7 @@ var Routes = table.Routes()
 // Handler serves Routes on the node's tasks and images. The caller is in the request's
 // context.
 func Handler(tasks task.Streams, images Images, o Options) http.Handler {
-	s := &server{tasks: tasks, images: images, log: o.Log, pulling: o.Pull, calls: o.Calls, reading: o.Reading, sizeOf: o.VolumeSize, probe: o.Probe, peers: o.Peers}
+	s := &server{tasks: tasks, images: images, log: o.Log, pulling: o.Pull, calls: o.Calls, reading: o.Reading, sizeOf: o.VolumeSize, network: o.Network, probe: o.Probe, peers: o.Peers}
 	if s.reading == nil {
 		s.reading = func(string) Reader { return &task.Reader{} }
 	}
@@ -140,6 +149,7 @@ type server struct {
 	probe   func(ctx context.Context, node, addr string) error
 	peers   http.Handler
 	sizeOf  func(ctx context.Context, id string) (int64, error)
+	network Network
 }
 
 func (s *server) answerProbe(w http.ResponseWriter, r *http.Request) {

@@ -24,6 +24,8 @@ import (
 //	GET    /v1/exec/{eid}                    200, JSON of task.ExecState's fields
 //	POST   /v1/images/pull                   body PullRequest; 200, NDJSON of PullLine
 //	DELETE /v1/images/{digest}               204
+//	GET    /v1/network/check                 200, JSON of NetworkCheck
+//	GET    /v1/network/ways                  200, JSON list of Way; it takes a second where a node does not answer
 //	GET    /v1/probe                         204
 //
 // An error is a status with {"message": …}; a stream's late error is a frame of
