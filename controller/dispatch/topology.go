@@ -305,10 +305,8 @@ func (p *parts) topology(snap *state.Snapshot, t *term, s *session, full bool, m
 		for slice := range snap.Slices([]byte(network)) {
 			p.slice(slice)
 		}
-		for e := range snap.EndpointsOfNetwork([]byte(network)) {
-			if n := nameOf(snap, e.NetworkId, e.TaskId); !n.Gone {
-				p.name(n)
-			}
+		for n := range namesIn(snap, []byte(network)) {
+			p.name(n)
 		}
 	}
 	if full {

@@ -38,9 +38,8 @@ type Fleet interface {
 	State(ctx context.Context, least uint64) (*state.Snapshot, error)
 	// Propose has the leader decide c; when it returns, the state here has the effects.
 	Propose(ctx context.Context, c *dv1.Command) (*dv1.CommandResult, error)
-	// Observe returns what agents reported to the leader, or without one what is known
-	// here.
-	Observe(ctx context.Context, q fleet.Query) *fleet.Observations
+	// Nodes has what agents reported to the leader, or without one what is known here.
+	fleet.Nodes
 }
 
 // Options configures New. All but Tracer, Gather and Grant are required.
@@ -98,6 +97,8 @@ var table = route.Table[service]{
 	reads(dv1connect.NodesListPoolsProcedure, route.Leader, route.User, (*server).nodes),
 	changes(dv1connect.NodesAddPoolProcedure, route.Leader, route.Admin, (*server).nodes),
 	reads(dv1connect.PortsListProcedure, route.Leader, route.User, (*server).ports),
+	reads(dv1connect.NodesCheckNetworksProcedure, route.Leader, route.User, (*server).nodes),
+	reads(dv1connect.NodesListWaysProcedure, route.Leader, route.User, (*server).nodes),
 	upTo(maxRun, changes(dv1connect.RunsCreateProcedure, route.Leader, route.User, (*server).runs)),
 	reads(dv1connect.ControllersListProcedure, route.Leader, route.User, (*server).controllers),
 	changes(dv1connect.ControllersRemoveProcedure, route.Leader, route.Admin, (*server).controllers),

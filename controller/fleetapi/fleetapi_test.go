@@ -34,10 +34,32 @@ type fake struct {
 	proposed []*dv1.Command
 	answers  []*dv1.CommandResult // in turn; then empty ones
 	err      error
+	agents   map[string]http.HandlerFunc // by node; the others' ports are closed
+	states   int                         // how often the state was read
 }
+
+func (f *fake) Agent(node string) (*http.Client, error) {
+	if f.snap.Node(node) == nil {
+		return nil, fmt.Errorf("no node %s", node)
+	}
+	return &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		h := f.agents[node]
+		if h == nil {
+			return nil, errors.New("no route to host")
+		}
+		w := httptest.NewRecorder()
+		h(w, r)
+		return w.Result(), r.Context().Err()
+	})}, nil
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func (f *fake) State(_ context.Context, least uint64) (*state.Snapshot, error) {
 	f.least = least
+	f.states++
 	return f.snap, f.err
 }
 func (f *fake) Observe(_ context.Context, q fleet.Query) *fleet.Observations {

@@ -27,6 +27,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Way_Kind int32
+
+const (
+	Way_KIND_UNSPECIFIED Way_Kind = 0
+	Way_DIRECT           Way_Kind = 1 // both nodes share a link
+	Way_TUNNEL           Way_Kind = 2
+	Way_UNREACHED        Way_Kind = 3 // there is none
+)
+
+// Enum value maps for Way_Kind.
+var (
+	Way_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "DIRECT",
+		2: "TUNNEL",
+		3: "UNREACHED",
+	}
+	Way_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"DIRECT":           1,
+		"TUNNEL":           2,
+		"UNREACHED":        3,
+	}
+)
+
+func (x Way_Kind) Enum() *Way_Kind {
+	p := new(Way_Kind)
+	*p = x
+	return p
+}
+
+func (x Way_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Way_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_fleet_proto_enumTypes[0].Descriptor()
+}
+
+func (Way_Kind) Type() protoreflect.EnumType {
+	return &file_fleet_proto_enumTypes[0]
+}
+
+func (x Way_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Way_Kind.Descriptor instead.
+func (Way_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{29, 0}
+}
+
 type ControllerInfo_Role int32
 
 const (
@@ -66,11 +118,11 @@ func (x ControllerInfo_Role) String() string {
 }
 
 func (ControllerInfo_Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_fleet_proto_enumTypes[0].Descriptor()
+	return file_fleet_proto_enumTypes[1].Descriptor()
 }
 
 func (ControllerInfo_Role) Type() protoreflect.EnumType {
-	return &file_fleet_proto_enumTypes[0]
+	return &file_fleet_proto_enumTypes[1]
 }
 
 func (x ControllerInfo_Role) Number() protoreflect.EnumNumber {
@@ -79,7 +131,7 @@ func (x ControllerInfo_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ControllerInfo_Role.Descriptor instead.
 func (ControllerInfo_Role) EnumDescriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24, 0}
+	return file_fleet_proto_rawDescGZIP(), []int{30, 0}
 }
 
 type NodeInfo struct {
@@ -1549,6 +1601,326 @@ func (x *ListPortsResponse) GetNextPageToken() string {
 	return ""
 }
 
+type CheckNetworksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []string               `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNetworksRequest) Reset() {
+	*x = CheckNetworksRequest{}
+	mi := &file_fleet_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNetworksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNetworksRequest) ProtoMessage() {}
+
+func (x *CheckNetworksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNetworksRequest.ProtoReflect.Descriptor instead.
+func (*CheckNetworksRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CheckNetworksRequest) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type CheckNetworksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NetworkCheck        `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNetworksResponse) Reset() {
+	*x = CheckNetworksResponse{}
+	mi := &file_fleet_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNetworksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNetworksResponse) ProtoMessage() {}
+
+func (x *CheckNetworksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNetworksResponse.ProtoReflect.Descriptor instead.
+func (*CheckNetworksResponse) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CheckNetworksResponse) GetNodes() []*NetworkCheck {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type NetworkCheck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`               // its name
+	Differences   []string               `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"` // a sentence each; none: all is as it should be
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`             // why the node was not checked, "" if it was
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkCheck) Reset() {
+	*x = NetworkCheck{}
+	mi := &file_fleet_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkCheck) ProtoMessage() {}
+
+func (x *NetworkCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkCheck.ProtoReflect.Descriptor instead.
+func (*NetworkCheck) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *NetworkCheck) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NetworkCheck) GetDifferences() []string {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *NetworkCheck) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type ListWaysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWaysRequest) Reset() {
+	*x = ListWaysRequest{}
+	mi := &file_fleet_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWaysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWaysRequest) ProtoMessage() {}
+
+func (x *ListWaysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWaysRequest.ProtoReflect.Descriptor instead.
+func (*ListWaysRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListWaysRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ListWaysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ways          []*Way                 `protobuf:"bytes,1,rep,name=ways,proto3" json:"ways,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWaysResponse) Reset() {
+	*x = ListWaysResponse{}
+	mi := &file_fleet_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWaysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWaysResponse) ProtoMessage() {}
+
+func (x *ListWaysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWaysResponse.ProtoReflect.Descriptor instead.
+func (*ListWaysResponse) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListWaysResponse) GetWays() []*Way {
+	if x != nil {
+		return x.Ways
+	}
+	return nil
+}
+
+type Way struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // its name
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"` // IP address of its host
+	Kind          Way_Kind               `protobuf:"varint,3,opt,name=kind,proto3,enum=drover.v1.Way_Kind" json:"kind,omitempty"`
+	Link          string                 `protobuf:"bytes,4,opt,name=link,proto3" json:"link,omitempty"` // by which packets leave
+	Mtu           uint32                 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`  // of containers' packets, as measured; 0: no answer
+	Rtt           int64                  `protobuf:"varint,6,opt,name=rtt,proto3" json:"rtt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Way) Reset() {
+	*x = Way{}
+	mi := &file_fleet_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Way) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Way) ProtoMessage() {}
+
+func (x *Way) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Way.ProtoReflect.Descriptor instead.
+func (*Way) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Way) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Way) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *Way) GetKind() Way_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Way_KIND_UNSPECIFIED
+}
+
+func (x *Way) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+func (x *Way) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Way) GetRtt() int64 {
+	if x != nil {
+		return x.Rtt
+	}
+	return 0
+}
+
 type ControllerInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1563,7 +1935,7 @@ type ControllerInfo struct {
 
 func (x *ControllerInfo) Reset() {
 	*x = ControllerInfo{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1947,7 @@ func (x *ControllerInfo) String() string {
 func (*ControllerInfo) ProtoMessage() {}
 
 func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1960,7 @@ func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerInfo.ProtoReflect.Descriptor instead.
 func (*ControllerInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ControllerInfo) GetId() string {
@@ -1641,7 +2013,7 @@ type ListControllersRequest struct {
 
 func (x *ListControllersRequest) Reset() {
 	*x = ListControllersRequest{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +2025,7 @@ func (x *ListControllersRequest) String() string {
 func (*ListControllersRequest) ProtoMessage() {}
 
 func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +2038,7 @@ func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersRequest.ProtoReflect.Descriptor instead.
 func (*ListControllersRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 type ListControllersResponse struct {
@@ -1678,7 +2050,7 @@ type ListControllersResponse struct {
 
 func (x *ListControllersResponse) Reset() {
 	*x = ListControllersResponse{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +2062,7 @@ func (x *ListControllersResponse) String() string {
 func (*ListControllersResponse) ProtoMessage() {}
 
 func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +2075,7 @@ func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersResponse.ProtoReflect.Descriptor instead.
 func (*ListControllersResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListControllersResponse) GetControllers() []*ControllerInfo {
@@ -1722,7 +2094,7 @@ type RemoveControllerRequest struct {
 
 func (x *RemoveControllerRequest) Reset() {
 	*x = RemoveControllerRequest{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +2106,7 @@ func (x *RemoveControllerRequest) String() string {
 func (*RemoveControllerRequest) ProtoMessage() {}
 
 func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +2119,7 @@ func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveControllerRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveControllerRequest) GetController() string {
@@ -1765,7 +2137,7 @@ type RemoveControllerResponse struct {
 
 func (x *RemoveControllerResponse) Reset() {
 	*x = RemoveControllerResponse{}
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +2149,7 @@ func (x *RemoveControllerResponse) String() string {
 func (*RemoveControllerResponse) ProtoMessage() {}
 
 func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +2162,7 @@ func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveControllerResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 type GetTimingRequest struct {
@@ -1801,7 +2173,7 @@ type GetTimingRequest struct {
 
 func (x *GetTimingRequest) Reset() {
 	*x = GetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +2185,7 @@ func (x *GetTimingRequest) String() string {
 func (*GetTimingRequest) ProtoMessage() {}
 
 func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2198,7 @@ func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingRequest.ProtoReflect.Descriptor instead.
 func (*GetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 type GetTimingResponse struct {
@@ -1839,7 +2211,7 @@ type GetTimingResponse struct {
 
 func (x *GetTimingResponse) Reset() {
 	*x = GetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2223,7 @@ func (x *GetTimingResponse) String() string {
 func (*GetTimingResponse) ProtoMessage() {}
 
 func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2236,7 @@ func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingResponse.ProtoReflect.Descriptor instead.
 func (*GetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetTimingResponse) GetProfile() string {
@@ -1890,7 +2262,7 @@ type SetTimingRequest struct {
 
 func (x *SetTimingRequest) Reset() {
 	*x = SetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +2274,7 @@ func (x *SetTimingRequest) String() string {
 func (*SetTimingRequest) ProtoMessage() {}
 
 func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +2287,7 @@ func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingRequest.ProtoReflect.Descriptor instead.
 func (*SetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetTimingRequest) GetTiming() string {
@@ -1933,7 +2305,7 @@ type SetTimingResponse struct {
 
 func (x *SetTimingResponse) Reset() {
 	*x = SetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2317,7 @@ func (x *SetTimingResponse) String() string {
 func (*SetTimingResponse) ProtoMessage() {}
 
 func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2330,7 @@ func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingResponse.ProtoReflect.Descriptor instead.
 func (*SetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{32}
+	return file_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 type TokenInfo struct {
@@ -1977,7 +2349,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2361,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2374,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{33}
+	return file_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -2072,7 +2444,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2456,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2469,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{34}
+	return file_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -2131,7 +2503,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2515,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2528,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{35}
+	return file_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateTokenResponse) GetToken() *TokenInfo {
@@ -2183,7 +2555,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2567,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2580,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{36}
+	return file_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListTokensRequest) GetPageSize() uint32 {
@@ -2235,7 +2607,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2247,7 +2619,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2260,7 +2632,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{37}
+	return file_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -2286,7 +2658,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +2670,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +2683,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{38}
+	return file_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -2330,7 +2702,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2342,7 +2714,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2355,7 +2727,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{39}
+	return file_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RevokeTokenResponse) GetChanged() bool {
@@ -2382,7 +2754,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2766,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2779,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{40}
+	return file_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Span) GetId() string {
@@ -2483,7 +2855,7 @@ type Trace struct {
 
 func (x *Trace) Reset() {
 	*x = Trace{}
-	mi := &file_fleet_proto_msgTypes[41]
+	mi := &file_fleet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2867,7 @@ func (x *Trace) String() string {
 func (*Trace) ProtoMessage() {}
 
 func (x *Trace) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[41]
+	mi := &file_fleet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2880,7 @@ func (x *Trace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trace.ProtoReflect.Descriptor instead.
 func (*Trace) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{41}
+	return file_fleet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Trace) GetId() string {
@@ -2539,7 +2911,7 @@ type TraceSummary struct {
 
 func (x *TraceSummary) Reset() {
 	*x = TraceSummary{}
-	mi := &file_fleet_proto_msgTypes[42]
+	mi := &file_fleet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2923,7 @@ func (x *TraceSummary) String() string {
 func (*TraceSummary) ProtoMessage() {}
 
 func (x *TraceSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[42]
+	mi := &file_fleet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2936,7 @@ func (x *TraceSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSummary.ProtoReflect.Descriptor instead.
 func (*TraceSummary) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{42}
+	return file_fleet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TraceSummary) GetId() string {
@@ -2619,7 +2991,7 @@ type ListTracesRequest struct {
 
 func (x *ListTracesRequest) Reset() {
 	*x = ListTracesRequest{}
-	mi := &file_fleet_proto_msgTypes[43]
+	mi := &file_fleet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +3003,7 @@ func (x *ListTracesRequest) String() string {
 func (*ListTracesRequest) ProtoMessage() {}
 
 func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[43]
+	mi := &file_fleet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +3016,7 @@ func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesRequest.ProtoReflect.Descriptor instead.
 func (*ListTracesRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{43}
+	return file_fleet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListTracesRequest) GetPageSize() uint32 {
@@ -2670,7 +3042,7 @@ type ListTracesResponse struct {
 
 func (x *ListTracesResponse) Reset() {
 	*x = ListTracesResponse{}
-	mi := &file_fleet_proto_msgTypes[44]
+	mi := &file_fleet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +3054,7 @@ func (x *ListTracesResponse) String() string {
 func (*ListTracesResponse) ProtoMessage() {}
 
 func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[44]
+	mi := &file_fleet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +3067,7 @@ func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesResponse.ProtoReflect.Descriptor instead.
 func (*ListTracesResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{44}
+	return file_fleet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListTracesResponse) GetTraces() []*TraceSummary {
@@ -2714,7 +3086,7 @@ type GetTraceRequest struct {
 
 func (x *GetTraceRequest) Reset() {
 	*x = GetTraceRequest{}
-	mi := &file_fleet_proto_msgTypes[45]
+	mi := &file_fleet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +3098,7 @@ func (x *GetTraceRequest) String() string {
 func (*GetTraceRequest) ProtoMessage() {}
 
 func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[45]
+	mi := &file_fleet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +3111,7 @@ func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceRequest.ProtoReflect.Descriptor instead.
 func (*GetTraceRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{45}
+	return file_fleet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetTraceRequest) GetId() string {
@@ -2758,7 +3130,7 @@ type GetTraceResponse struct {
 
 func (x *GetTraceResponse) Reset() {
 	*x = GetTraceResponse{}
-	mi := &file_fleet_proto_msgTypes[46]
+	mi := &file_fleet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +3142,7 @@ func (x *GetTraceResponse) String() string {
 func (*GetTraceResponse) ProtoMessage() {}
 
 func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[46]
+	mi := &file_fleet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +3155,7 @@ func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceResponse.ProtoReflect.Descriptor instead.
 func (*GetTraceResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{46}
+	return file_fleet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetTraceResponse) GetTrace() *Trace {
@@ -2802,7 +3174,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_fleet_proto_msgTypes[47]
+	mi := &file_fleet_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +3186,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[47]
+	mi := &file_fleet_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +3199,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{47}
+	return file_fleet_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ResolveImageRequest) GetReference() string {
@@ -2849,7 +3221,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_fleet_proto_msgTypes[48]
+	mi := &file_fleet_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +3233,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[48]
+	mi := &file_fleet_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +3246,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{48}
+	return file_fleet_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -3030,7 +3402,33 @@ const file_fleet_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\"f\n" +
 	"\x11ListPortsResponse\x12)\n" +
 	"\x05ports\x18\x01 \x03(\v2\x13.drover.v1.PortInfoR\x05ports\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x83\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\",\n" +
+	"\x14CheckNetworksRequest\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\tR\x05nodes\"F\n" +
+	"\x15CheckNetworksResponse\x12-\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x17.drover.v1.NetworkCheckR\x05nodes\"Z\n" +
+	"\fNetworkCheck\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
+	"\vdifferences\x18\x02 \x03(\tR\vdifferences\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"%\n" +
+	"\x0fListWaysRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"6\n" +
+	"\x10ListWaysResponse\x12\"\n" +
+	"\x04ways\x18\x01 \x03(\v2\x0e.drover.v1.WayR\x04ways\"\xd3\x01\n" +
+	"\x03Way\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x12'\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x13.drover.v1.Way.KindR\x04kind\x12\x12\n" +
+	"\x04link\x18\x04 \x01(\tR\x04link\x12\x10\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x10\n" +
+	"\x03rtt\x18\x06 \x01(\x03R\x03rtt\"C\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
+	"\n" +
+	"\x06DIRECT\x10\x01\x12\n" +
+	"\n" +
+	"\x06TUNNEL\x10\x02\x12\r\n" +
+	"\tUNREACHED\x10\x03\"\x83\x02\n" +
 	"\x0eControllerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3129,7 +3527,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
 	"\aholders\x18\x02 \x03(\tR\aholders\x12\x16\n" +
 	"\x06public\x18\x03 \x01(\bR\x06public\x12\x14\n" +
-	"\x05grant\x18\x04 \x01(\fR\x05grant2\xdc\x03\n" +
+	"\x05grant\x18\x04 \x01(\fR\x05grant2\xf5\x04\n" +
 	"\x05Nodes\x12A\n" +
 	"\x04List\x12\x1b.drover.v1.ListNodesRequest\x1a\x1c.drover.v1.ListNodesResponse\x12<\n" +
 	"\x03Get\x12\x19.drover.v1.GetNodeRequest\x1a\x1a.drover.v1.GetNodeResponse\x12E\n" +
@@ -3137,7 +3535,9 @@ const file_fleet_proto_rawDesc = "" +
 	"\x05Grant\x12\x17.drover.v1.GrantRequest\x1a\x18.drover.v1.GrantResponse\x12E\n" +
 	"\x06Remove\x12\x1c.drover.v1.RemoveNodeRequest\x1a\x1d.drover.v1.RemoveNodeResponse\x12F\n" +
 	"\tListPools\x12\x1b.drover.v1.ListPoolsRequest\x1a\x1c.drover.v1.ListPoolsResponse\x12@\n" +
-	"\aAddPool\x12\x19.drover.v1.AddPoolRequest\x1a\x1a.drover.v1.AddPoolResponse2J\n" +
+	"\aAddPool\x12\x19.drover.v1.AddPoolRequest\x1a\x1a.drover.v1.AddPoolResponse\x12R\n" +
+	"\rCheckNetworks\x12\x1f.drover.v1.CheckNetworksRequest\x1a .drover.v1.CheckNetworksResponse\x12C\n" +
+	"\bListWays\x12\x1a.drover.v1.ListWaysRequest\x1a\x1b.drover.v1.ListWaysResponse2J\n" +
 	"\x05Ports\x12A\n" +
 	"\x04List\x12\x1b.drover.v1.ListPortsRequest\x1a\x1c.drover.v1.ListPortsResponse2K\n" +
 	"\x04Runs\x12C\n" +
@@ -3169,136 +3569,150 @@ func file_fleet_proto_rawDescGZIP() []byte {
 	return file_fleet_proto_rawDescData
 }
 
-var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_fleet_proto_goTypes = []any{
-	(ControllerInfo_Role)(0),         // 0: drover.v1.ControllerInfo.Role
-	(*NodeInfo)(nil),                 // 1: drover.v1.NodeInfo
-	(*ListNodesRequest)(nil),         // 2: drover.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),        // 3: drover.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),           // 4: drover.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),          // 5: drover.v1.GetNodeResponse
-	(*UpdateNodeRequest)(nil),        // 6: drover.v1.UpdateNodeRequest
-	(*UpdateNodeResponse)(nil),       // 7: drover.v1.UpdateNodeResponse
-	(*GrantRequest)(nil),             // 8: drover.v1.GrantRequest
-	(*GrantResponse)(nil),            // 9: drover.v1.GrantResponse
-	(*RemoveNodeRequest)(nil),        // 10: drover.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),       // 11: drover.v1.RemoveNodeResponse
-	(*CreateRunRequest)(nil),         // 12: drover.v1.CreateRunRequest
-	(*CreateRunResponse)(nil),        // 13: drover.v1.CreateRunResponse
-	(*RunTask)(nil),                  // 14: drover.v1.RunTask
-	(*PassedOver)(nil),               // 15: drover.v1.PassedOver
-	(*PoolInfo)(nil),                 // 16: drover.v1.PoolInfo
-	(*ListPoolsRequest)(nil),         // 17: drover.v1.ListPoolsRequest
-	(*NetworkPoolInfo)(nil),          // 18: drover.v1.NetworkPoolInfo
-	(*ListPoolsResponse)(nil),        // 19: drover.v1.ListPoolsResponse
-	(*AddPoolRequest)(nil),           // 20: drover.v1.AddPoolRequest
-	(*AddPoolResponse)(nil),          // 21: drover.v1.AddPoolResponse
-	(*PortInfo)(nil),                 // 22: drover.v1.PortInfo
-	(*ListPortsRequest)(nil),         // 23: drover.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),        // 24: drover.v1.ListPortsResponse
-	(*ControllerInfo)(nil),           // 25: drover.v1.ControllerInfo
-	(*ListControllersRequest)(nil),   // 26: drover.v1.ListControllersRequest
-	(*ListControllersResponse)(nil),  // 27: drover.v1.ListControllersResponse
-	(*RemoveControllerRequest)(nil),  // 28: drover.v1.RemoveControllerRequest
-	(*RemoveControllerResponse)(nil), // 29: drover.v1.RemoveControllerResponse
-	(*GetTimingRequest)(nil),         // 30: drover.v1.GetTimingRequest
-	(*GetTimingResponse)(nil),        // 31: drover.v1.GetTimingResponse
-	(*SetTimingRequest)(nil),         // 32: drover.v1.SetTimingRequest
-	(*SetTimingResponse)(nil),        // 33: drover.v1.SetTimingResponse
-	(*TokenInfo)(nil),                // 34: drover.v1.TokenInfo
-	(*CreateTokenRequest)(nil),       // 35: drover.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),      // 36: drover.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),        // 37: drover.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),       // 38: drover.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),       // 39: drover.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),      // 40: drover.v1.RevokeTokenResponse
-	(*Span)(nil),                     // 41: drover.v1.Span
-	(*Trace)(nil),                    // 42: drover.v1.Trace
-	(*TraceSummary)(nil),             // 43: drover.v1.TraceSummary
-	(*ListTracesRequest)(nil),        // 44: drover.v1.ListTracesRequest
-	(*ListTracesResponse)(nil),       // 45: drover.v1.ListTracesResponse
-	(*GetTraceRequest)(nil),          // 46: drover.v1.GetTraceRequest
-	(*GetTraceResponse)(nil),         // 47: drover.v1.GetTraceResponse
-	(*ResolveImageRequest)(nil),      // 48: drover.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),     // 49: drover.v1.ResolveImageResponse
-	nil,                              // 50: drover.v1.NodeInfo.LabelsEntry
-	nil,                              // 51: drover.v1.NodeInfo.RolesEntry
-	nil,                              // 52: drover.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 53: drover.v1.Span.AttributesEntry
-	(Node_Availability)(0),           // 54: drover.v1.Node.Availability
-	(Node_Liveness)(0),               // 55: drover.v1.Node.Liveness
-	(*Capacity)(nil),                 // 56: drover.v1.Capacity
-	(Run_Mode)(0),                    // 57: drover.v1.Run.Mode
+	(Way_Kind)(0),                    // 0: drover.v1.Way.Kind
+	(ControllerInfo_Role)(0),         // 1: drover.v1.ControllerInfo.Role
+	(*NodeInfo)(nil),                 // 2: drover.v1.NodeInfo
+	(*ListNodesRequest)(nil),         // 3: drover.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),        // 4: drover.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),           // 5: drover.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),          // 6: drover.v1.GetNodeResponse
+	(*UpdateNodeRequest)(nil),        // 7: drover.v1.UpdateNodeRequest
+	(*UpdateNodeResponse)(nil),       // 8: drover.v1.UpdateNodeResponse
+	(*GrantRequest)(nil),             // 9: drover.v1.GrantRequest
+	(*GrantResponse)(nil),            // 10: drover.v1.GrantResponse
+	(*RemoveNodeRequest)(nil),        // 11: drover.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),       // 12: drover.v1.RemoveNodeResponse
+	(*CreateRunRequest)(nil),         // 13: drover.v1.CreateRunRequest
+	(*CreateRunResponse)(nil),        // 14: drover.v1.CreateRunResponse
+	(*RunTask)(nil),                  // 15: drover.v1.RunTask
+	(*PassedOver)(nil),               // 16: drover.v1.PassedOver
+	(*PoolInfo)(nil),                 // 17: drover.v1.PoolInfo
+	(*ListPoolsRequest)(nil),         // 18: drover.v1.ListPoolsRequest
+	(*NetworkPoolInfo)(nil),          // 19: drover.v1.NetworkPoolInfo
+	(*ListPoolsResponse)(nil),        // 20: drover.v1.ListPoolsResponse
+	(*AddPoolRequest)(nil),           // 21: drover.v1.AddPoolRequest
+	(*AddPoolResponse)(nil),          // 22: drover.v1.AddPoolResponse
+	(*PortInfo)(nil),                 // 23: drover.v1.PortInfo
+	(*ListPortsRequest)(nil),         // 24: drover.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),        // 25: drover.v1.ListPortsResponse
+	(*CheckNetworksRequest)(nil),     // 26: drover.v1.CheckNetworksRequest
+	(*CheckNetworksResponse)(nil),    // 27: drover.v1.CheckNetworksResponse
+	(*NetworkCheck)(nil),             // 28: drover.v1.NetworkCheck
+	(*ListWaysRequest)(nil),          // 29: drover.v1.ListWaysRequest
+	(*ListWaysResponse)(nil),         // 30: drover.v1.ListWaysResponse
+	(*Way)(nil),                      // 31: drover.v1.Way
+	(*ControllerInfo)(nil),           // 32: drover.v1.ControllerInfo
+	(*ListControllersRequest)(nil),   // 33: drover.v1.ListControllersRequest
+	(*ListControllersResponse)(nil),  // 34: drover.v1.ListControllersResponse
+	(*RemoveControllerRequest)(nil),  // 35: drover.v1.RemoveControllerRequest
+	(*RemoveControllerResponse)(nil), // 36: drover.v1.RemoveControllerResponse
+	(*GetTimingRequest)(nil),         // 37: drover.v1.GetTimingRequest
+	(*GetTimingResponse)(nil),        // 38: drover.v1.GetTimingResponse
+	(*SetTimingRequest)(nil),         // 39: drover.v1.SetTimingRequest
+	(*SetTimingResponse)(nil),        // 40: drover.v1.SetTimingResponse
+	(*TokenInfo)(nil),                // 41: drover.v1.TokenInfo
+	(*CreateTokenRequest)(nil),       // 42: drover.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 43: drover.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),        // 44: drover.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 45: drover.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 46: drover.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 47: drover.v1.RevokeTokenResponse
+	(*Span)(nil),                     // 48: drover.v1.Span
+	(*Trace)(nil),                    // 49: drover.v1.Trace
+	(*TraceSummary)(nil),             // 50: drover.v1.TraceSummary
+	(*ListTracesRequest)(nil),        // 51: drover.v1.ListTracesRequest
+	(*ListTracesResponse)(nil),       // 52: drover.v1.ListTracesResponse
+	(*GetTraceRequest)(nil),          // 53: drover.v1.GetTraceRequest
+	(*GetTraceResponse)(nil),         // 54: drover.v1.GetTraceResponse
+	(*ResolveImageRequest)(nil),      // 55: drover.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),     // 56: drover.v1.ResolveImageResponse
+	nil,                              // 57: drover.v1.NodeInfo.LabelsEntry
+	nil,                              // 58: drover.v1.NodeInfo.RolesEntry
+	nil,                              // 59: drover.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 60: drover.v1.Span.AttributesEntry
+	(Node_Availability)(0),           // 61: drover.v1.Node.Availability
+	(Node_Liveness)(0),               // 62: drover.v1.Node.Liveness
+	(*Capacity)(nil),                 // 63: drover.v1.Capacity
+	(Run_Mode)(0),                    // 64: drover.v1.Run.Mode
 }
 var file_fleet_proto_depIdxs = []int32{
-	50, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
-	54, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
-	55, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
-	0,  // 3: drover.v1.NodeInfo.controller:type_name -> drover.v1.ControllerInfo.Role
-	56, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
-	51, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
-	1,  // 6: drover.v1.ListNodesResponse.nodes:type_name -> drover.v1.NodeInfo
-	1,  // 7: drover.v1.GetNodeResponse.node:type_name -> drover.v1.NodeInfo
-	52, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
-	54, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
-	57, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
-	14, // 11: drover.v1.CreateRunResponse.tasks:type_name -> drover.v1.RunTask
-	15, // 12: drover.v1.CreateRunResponse.passed_over:type_name -> drover.v1.PassedOver
-	16, // 13: drover.v1.ListPoolsResponse.pools:type_name -> drover.v1.PoolInfo
-	18, // 14: drover.v1.ListPoolsResponse.network_pools:type_name -> drover.v1.NetworkPoolInfo
-	22, // 15: drover.v1.ListPortsResponse.ports:type_name -> drover.v1.PortInfo
-	0,  // 16: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
-	25, // 17: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
-	34, // 18: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
-	34, // 19: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
-	53, // 20: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
-	41, // 21: drover.v1.Trace.spans:type_name -> drover.v1.Span
-	43, // 22: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
-	42, // 23: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
-	2,  // 24: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
-	4,  // 25: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
-	6,  // 26: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
-	8,  // 27: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
-	10, // 28: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
-	17, // 29: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
-	20, // 30: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
-	23, // 31: drover.v1.Ports.List:input_type -> drover.v1.ListPortsRequest
-	12, // 32: drover.v1.Runs.Create:input_type -> drover.v1.CreateRunRequest
-	26, // 33: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
-	28, // 34: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
-	30, // 35: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
-	32, // 36: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
-	35, // 37: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
-	37, // 38: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
-	39, // 39: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
-	44, // 40: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
-	46, // 41: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
-	48, // 42: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
-	3,  // 43: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
-	5,  // 44: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
-	7,  // 45: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
-	9,  // 46: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
-	11, // 47: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
-	19, // 48: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
-	21, // 49: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
-	24, // 50: drover.v1.Ports.List:output_type -> drover.v1.ListPortsResponse
-	13, // 51: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
-	27, // 52: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
-	29, // 53: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
-	31, // 54: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
-	33, // 55: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
-	36, // 56: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
-	38, // 57: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
-	40, // 58: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
-	45, // 59: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
-	47, // 60: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
-	49, // 61: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
-	43, // [43:62] is the sub-list for method output_type
-	24, // [24:43] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	57, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
+	61, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
+	62, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
+	1,  // 3: drover.v1.NodeInfo.controller:type_name -> drover.v1.ControllerInfo.Role
+	63, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
+	58, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
+	2,  // 6: drover.v1.ListNodesResponse.nodes:type_name -> drover.v1.NodeInfo
+	2,  // 7: drover.v1.GetNodeResponse.node:type_name -> drover.v1.NodeInfo
+	59, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
+	61, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
+	64, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
+	15, // 11: drover.v1.CreateRunResponse.tasks:type_name -> drover.v1.RunTask
+	16, // 12: drover.v1.CreateRunResponse.passed_over:type_name -> drover.v1.PassedOver
+	17, // 13: drover.v1.ListPoolsResponse.pools:type_name -> drover.v1.PoolInfo
+	19, // 14: drover.v1.ListPoolsResponse.network_pools:type_name -> drover.v1.NetworkPoolInfo
+	23, // 15: drover.v1.ListPortsResponse.ports:type_name -> drover.v1.PortInfo
+	28, // 16: drover.v1.CheckNetworksResponse.nodes:type_name -> drover.v1.NetworkCheck
+	31, // 17: drover.v1.ListWaysResponse.ways:type_name -> drover.v1.Way
+	0,  // 18: drover.v1.Way.kind:type_name -> drover.v1.Way.Kind
+	1,  // 19: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
+	32, // 20: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
+	41, // 21: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
+	41, // 22: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
+	60, // 23: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
+	48, // 24: drover.v1.Trace.spans:type_name -> drover.v1.Span
+	50, // 25: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
+	49, // 26: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
+	3,  // 27: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
+	5,  // 28: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
+	7,  // 29: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
+	9,  // 30: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
+	11, // 31: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
+	18, // 32: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
+	21, // 33: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
+	26, // 34: drover.v1.Nodes.CheckNetworks:input_type -> drover.v1.CheckNetworksRequest
+	29, // 35: drover.v1.Nodes.ListWays:input_type -> drover.v1.ListWaysRequest
+	24, // 36: drover.v1.Ports.List:input_type -> drover.v1.ListPortsRequest
+	13, // 37: drover.v1.Runs.Create:input_type -> drover.v1.CreateRunRequest
+	33, // 38: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
+	35, // 39: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
+	37, // 40: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
+	39, // 41: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
+	42, // 42: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
+	44, // 43: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
+	46, // 44: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
+	51, // 45: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
+	53, // 46: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
+	55, // 47: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
+	4,  // 48: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
+	6,  // 49: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
+	8,  // 50: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
+	10, // 51: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
+	12, // 52: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
+	20, // 53: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
+	22, // 54: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
+	27, // 55: drover.v1.Nodes.CheckNetworks:output_type -> drover.v1.CheckNetworksResponse
+	30, // 56: drover.v1.Nodes.ListWays:output_type -> drover.v1.ListWaysResponse
+	25, // 57: drover.v1.Ports.List:output_type -> drover.v1.ListPortsResponse
+	14, // 58: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
+	34, // 59: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
+	36, // 60: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
+	38, // 61: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
+	40, // 62: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
+	43, // 63: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
+	45, // 64: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
+	47, // 65: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
+	52, // 66: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
+	54, // 67: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
+	56, // 68: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
+	48, // [48:69] is the sub-list for method output_type
+	27, // [27:48] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -3312,8 +3726,8 @@ func file_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   53,
+			NumEnums:      2,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

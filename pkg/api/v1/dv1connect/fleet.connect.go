@@ -64,6 +64,10 @@ const (
 	NodesListPoolsProcedure = "/drover.v1.Nodes/ListPools"
 	// NodesAddPoolProcedure is the fully-qualified name of the Nodes's AddPool RPC.
 	NodesAddPoolProcedure = "/drover.v1.Nodes/AddPool"
+	// NodesCheckNetworksProcedure is the fully-qualified name of the Nodes's CheckNetworks RPC.
+	NodesCheckNetworksProcedure = "/drover.v1.Nodes/CheckNetworks"
+	// NodesListWaysProcedure is the fully-qualified name of the Nodes's ListWays RPC.
+	NodesListWaysProcedure = "/drover.v1.Nodes/ListWays"
 	// PortsListProcedure is the fully-qualified name of the Ports's List RPC.
 	PortsListProcedure = "/drover.v1.Ports/List"
 	// RunsCreateProcedure is the fully-qualified name of the Runs's Create RPC.
@@ -102,6 +106,11 @@ type NodesClient interface {
 	Remove(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error)
 	ListPools(context.Context, *connect.Request[v1.ListPoolsRequest]) (*connect.Response[v1.ListPoolsResponse], error)
 	AddPool(context.Context, *connect.Request[v1.AddPoolRequest]) (*connect.Response[v1.AddPoolResponse], error)
+	// CheckNetworks compares what nodes have of the fleet's networks with what they should:
+	// their kernels with what they were told, and that with the fleet's state.
+	CheckNetworks(context.Context, *connect.Request[v1.CheckNetworksRequest]) (*connect.Response[v1.CheckNetworksResponse], error)
+	// ListWays returns how a node reaches the others, and measures what fits.
+	ListWays(context.Context, *connect.Request[v1.ListWaysRequest]) (*connect.Response[v1.ListWaysResponse], error)
 }
 
 // NewNodesClient constructs a client for the drover.v1.Nodes service. By default, it uses the
@@ -157,18 +166,32 @@ func NewNodesClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 			connect.WithSchema(nodesMethods.ByName("AddPool")),
 			connect.WithClientOptions(opts...),
 		),
+		checkNetworks: connect.NewClient[v1.CheckNetworksRequest, v1.CheckNetworksResponse](
+			httpClient,
+			baseURL+NodesCheckNetworksProcedure,
+			connect.WithSchema(nodesMethods.ByName("CheckNetworks")),
+			connect.WithClientOptions(opts...),
+		),
+		listWays: connect.NewClient[v1.ListWaysRequest, v1.ListWaysResponse](
+			httpClient,
+			baseURL+NodesListWaysProcedure,
+			connect.WithSchema(nodesMethods.ByName("ListWays")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodesClient implements NodesClient.
 type nodesClient struct {
-	list      *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
-	get       *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
-	update    *connect.Client[v1.UpdateNodeRequest, v1.UpdateNodeResponse]
-	grant     *connect.Client[v1.GrantRequest, v1.GrantResponse]
-	remove    *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
-	listPools *connect.Client[v1.ListPoolsRequest, v1.ListPoolsResponse]
-	addPool   *connect.Client[v1.AddPoolRequest, v1.AddPoolResponse]
+	list          *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	get           *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
+	update        *connect.Client[v1.UpdateNodeRequest, v1.UpdateNodeResponse]
+	grant         *connect.Client[v1.GrantRequest, v1.GrantResponse]
+	remove        *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
+	listPools     *connect.Client[v1.ListPoolsRequest, v1.ListPoolsResponse]
+	addPool       *connect.Client[v1.AddPoolRequest, v1.AddPoolResponse]
+	checkNetworks *connect.Client[v1.CheckNetworksRequest, v1.CheckNetworksResponse]
+	listWays      *connect.Client[v1.ListWaysRequest, v1.ListWaysResponse]
 }
 
 // List calls drover.v1.Nodes.List.
@@ -206,6 +229,16 @@ func (c *nodesClient) AddPool(ctx context.Context, req *connect.Request[v1.AddPo
 	return c.addPool.CallUnary(ctx, req)
 }
 
+// CheckNetworks calls drover.v1.Nodes.CheckNetworks.
+func (c *nodesClient) CheckNetworks(ctx context.Context, req *connect.Request[v1.CheckNetworksRequest]) (*connect.Response[v1.CheckNetworksResponse], error) {
+	return c.checkNetworks.CallUnary(ctx, req)
+}
+
+// ListWays calls drover.v1.Nodes.ListWays.
+func (c *nodesClient) ListWays(ctx context.Context, req *connect.Request[v1.ListWaysRequest]) (*connect.Response[v1.ListWaysResponse], error) {
+	return c.listWays.CallUnary(ctx, req)
+}
+
 // NodesHandler is an implementation of the drover.v1.Nodes service.
 type NodesHandler interface {
 	List(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
@@ -218,6 +251,11 @@ type NodesHandler interface {
 	Remove(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error)
 	ListPools(context.Context, *connect.Request[v1.ListPoolsRequest]) (*connect.Response[v1.ListPoolsResponse], error)
 	AddPool(context.Context, *connect.Request[v1.AddPoolRequest]) (*connect.Response[v1.AddPoolResponse], error)
+	// CheckNetworks compares what nodes have of the fleet's networks with what they should:
+	// their kernels with what they were told, and that with the fleet's state.
+	CheckNetworks(context.Context, *connect.Request[v1.CheckNetworksRequest]) (*connect.Response[v1.CheckNetworksResponse], error)
+	// ListWays returns how a node reaches the others, and measures what fits.
+	ListWays(context.Context, *connect.Request[v1.ListWaysRequest]) (*connect.Response[v1.ListWaysResponse], error)
 }
 
 // NewNodesHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -269,6 +307,18 @@ func NewNodesHandler(svc NodesHandler, opts ...connect.HandlerOption) (string, h
 		connect.WithSchema(nodesMethods.ByName("AddPool")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodesCheckNetworksHandler := connect.NewUnaryHandler(
+		NodesCheckNetworksProcedure,
+		svc.CheckNetworks,
+		connect.WithSchema(nodesMethods.ByName("CheckNetworks")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodesListWaysHandler := connect.NewUnaryHandler(
+		NodesListWaysProcedure,
+		svc.ListWays,
+		connect.WithSchema(nodesMethods.ByName("ListWays")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.Nodes/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodesListProcedure:
@@ -285,6 +335,10 @@ func NewNodesHandler(svc NodesHandler, opts ...connect.HandlerOption) (string, h
 			nodesListPoolsHandler.ServeHTTP(w, r)
 		case NodesAddPoolProcedure:
 			nodesAddPoolHandler.ServeHTTP(w, r)
+		case NodesCheckNetworksProcedure:
+			nodesCheckNetworksHandler.ServeHTTP(w, r)
+		case NodesListWaysProcedure:
+			nodesListWaysHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -320,6 +374,14 @@ func (UnimplementedNodesHandler) ListPools(context.Context, *connect.Request[v1.
 
 func (UnimplementedNodesHandler) AddPool(context.Context, *connect.Request[v1.AddPoolRequest]) (*connect.Response[v1.AddPoolResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Nodes.AddPool is not implemented"))
+}
+
+func (UnimplementedNodesHandler) CheckNetworks(context.Context, *connect.Request[v1.CheckNetworksRequest]) (*connect.Response[v1.CheckNetworksResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Nodes.CheckNetworks is not implemented"))
+}
+
+func (UnimplementedNodesHandler) ListWays(context.Context, *connect.Request[v1.ListWaysRequest]) (*connect.Response[v1.ListWaysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Nodes.ListWays is not implemented"))
 }
 
 // PortsClient is a client for the drover.v1.Ports service.
