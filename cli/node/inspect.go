@@ -1,6 +1,8 @@
 package node
 
 import (
+	"strings"
+
 	"connectrpc.com/connect"
 	"github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
@@ -32,6 +34,18 @@ type inspected struct {
 	Roles        map[string]string `json:",omitempty"`
 	Joined       int64             // Unix ns
 	Revision     uint64
+	Ways         []way  `json:",omitempty"` // to the other nodes, as the node says
+	WaysUnknown  string `json:",omitempty"` // why it does not say
+}
+
+// way is how a node reaches another one.
+type way struct {
+	Node string
+	Addr string
+	By   string // direct | tunnel | unreached
+	Link string // by which packets leave
+	MTU  uint32 // of containers' packets, as measured; 0: no answer
+	RTT  int64  // ns
 }
 
 func inspectCommand(s *client.Session) *cobra.Command {
@@ -47,7 +61,14 @@ func inspectCommand(s *client.Session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out = append(out, inspection(resp.Msg.Node))
+			n := inspection(resp.Msg.Node)
+			ways, err := api.Nodes.ListWays(cmd.Context(), connect.NewRequest(&dv1.ListWaysRequest{Node: n.ID}))
+			if err != nil {
+				n.WaysUnknown = strings.TrimPrefix(s.Explain(err), "drover: ")
+			} else {
+				n.Ways = shownWays(ways.Msg.Ways)
+			}
+			out = append(out, n)
 		}
 		return output.JSON(cmd.OutOrStdout(), out, "    ")
 	}
@@ -64,4 +85,12 @@ func inspection(n *dv1.NodeInfo) inspected {
 		Versions: map[string]string{"drover": c.GetDrover(), "containerd": c.GetContainerd(), "runc": c.GetRunc()},
 		Roles:    n.Roles, Joined: n.Joined, Revision: n.Revision,
 	}
+}
+
+func shownWays(all []*dv1.Way) []way {
+	var out []way
+	for _, w := range all {
+		out = append(out, way{w.Node, w.Addr, output.Word(w.Kind), w.Link, w.Mtu, w.Rtt})
+	}
+	return out
 }

@@ -45,6 +45,16 @@ func (n *nodes) Get(_ context.Context, r *connect.Request[dv1.GetNodeRequest]) (
 	return nil, connect.NewError(connect.CodeNotFound, errors.New("No such node: "+r.Msg.Node))
 }
 
+func (n *nodes) ListWays(_ context.Context, r *connect.Request[dv1.ListWaysRequest]) (*connect.Response[dv1.ListWaysResponse], error) {
+	if r.Msg.Node != n.all[0].Id {
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New("node c does not say how it reaches others: it has not answered for 3h0m0s"))
+	}
+	return connect.NewResponse(&dv1.ListWaysResponse{Ways: []*dv1.Way{
+		{Node: "bbbbbbbb", Addr: "10.0.0.2", Kind: dv1.Way_DIRECT, Link: "eth0", Mtu: 1500, Rtt: 213000},
+		{Node: "c", Addr: "10.0.0.3", Kind: dv1.Way_TUNNEL, Link: "dvx"}, {Node: "d", Kind: dv1.Way_UNREACHED},
+	}}), nil
+}
+
 func (n *nodes) note(m fmt.Stringer) {
 	n.asked = append(n.asked, strings.ReplaceAll(m.String(), "  ", " "))
 }

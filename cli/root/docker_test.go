@@ -59,7 +59,7 @@ func TestHelpSpeaksOfDrover(t *testing.T) {
 func TestWhichCommandsAskTheFleet(t *testing.T) {
 	root := tree(t)
 	for path, want := range map[string][2]bool{
-		"run": {true, true}, "ps": {true, true}, "container ls": {true, true}, "node ls": {true, false}, "controller ls": {true, false}, "token create": {true, false},
+		"run": {true, true}, "ps": {true, true}, "container ls": {true, true}, "node ls": {true, false}, "controller ls": {true, false}, "token create": {true, false}, "doctor": {true, false}, "doctor network": {true, false},
 		"trace": {true, false}, "up": {false, true}, "join": {false, true}, "agent": {false, true}, "config": {false, true}, "controller": {false, true}, "controller recover": {false, false},
 		"build": {false, true}, "swarm": {false, true},
 	} {

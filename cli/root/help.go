@@ -16,7 +16,7 @@ var groups = []struct {
 	commands []string
 }{
 	{"Common Commands", []string{"run", "exec", "ps", "logs", "pull", "images", "stop", "rm", "info"}},
-	{"Fleet Commands", []string{"node", "ports", "controller", "token", "trace"}},
+	{"Fleet Commands", []string{"node", "ports", "controller", "token", "doctor", "trace"}},
 	{"Host Commands", []string{"up", "join", "agent", "config"}},
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -169,11 +170,11 @@ func (a *app) complete(opts *cliflags.ClientOptions) error {
 
 func traced(cmd *cobra.Command) bool {
 	switch cmd.Name() {
-	case "trace":
+	case "trace", "doctor":
 		return false
 	}
 	p := cmd.Parent()
-	return p == nil || p.Name() != "node" && p.Name() != "token" && p.Name() != "controller"
+	return p == nil || !slices.Contains([]string{"node", "token", "controller", "doctor"}, p.Name())
 }
 
 func (a *app) trace(cmd *cobra.Command) error {

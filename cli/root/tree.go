@@ -13,6 +13,7 @@ import (
 
 	fleet "github.com/drover/drover/cli/client"
 	"github.com/drover/drover/cli/controller"
+	"github.com/drover/drover/cli/doctor"
 	"github.com/drover/drover/cli/each"
 	"github.com/drover/drover/cli/host"
 	"github.com/drover/drover/cli/node"
@@ -70,7 +71,7 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 		}
 		root.AddCommand(c)
 	}
-	root.AddCommand(node.Command(a.session), ports.Command(a.session), token.Command(a.session), trace.Command(a.session))
+	root.AddCommand(node.Command(a.session), ports.Command(a.session), doctor.Command(a.session), token.Command(a.session), trace.Command(a.session))
 	each.Add(root, a.session, dc)
 	visit(root, rename)
 	inner := root.HelpFunc()
