@@ -58,7 +58,7 @@ func upper(t *testing.T, gone chan<- struct{}) http.Handler {
 		}
 		_ = c.WriteFrame(FrameStdout, bytes.ToUpper(b))
 		_ = c.WriteFrame(FrameExit, []byte("{}"))
-		<-c.Acknowledged()
+		c.WaitAcknowledged() // or the client left, before that was sent
 	})
 }
 
