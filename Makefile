@@ -10,7 +10,7 @@ BUILD := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 SHIM_FLAGS := -tags seccomp,netgo,osusergo,no_grpc,seccompcache -ldflags '-s -w -linkmode external -extldflags -static'
 PAYLOADS := agent/payload/bin/drover-containerd.gz agent/payload/bin/drover-resolver.gz agent/payload/bin/drover-shim.gz agent/payload/bin/drover-supervisor.gz
 
-.PHONY: help setup build payload binary test unit race integration test-one cover fuzz lint bench bench-peers bench-scale generate check-generated torture demo demo-env demo-down clean
+.PHONY: help setup build payload binary test unit race integration test-one cover fuzz lint bench bench-peers bench-scale generate check-generated torture churn demo demo-env demo-down clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ SEED ?= 1
 ROUNDS ?= 1000
 torture: setup payload ## kill, stop and fail every step of what is done to containers: make torture [SEED=1] [ROUNDS=1000]
 	TORTURE_SEED=$(SEED) TORTURE_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 2h -parallel 4 -run '^TestRounds$$' ./e2e/torture
+
+churn: setup payload binary ## kill, move and restart containers, agents and nodes in three networks: make churn [SEED=1] [ROUNDS=1000]
+	CHURN_SEED=$(SEED) CHURN_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 2h -run '^TestChurn$$' ./e2e
 
 PKG ?= ./...
 test-one: ## one test, with its output: make test-one NAME=TestX [PKG=./controller]
