@@ -226,7 +226,7 @@ func (s *server) event(r *http.Request, h *dv1.Event) oldMessage {
 			for k, x := range v.configured().Labels {
 				m.Actor.Attributes[k] = x
 			}
-			m.Actor.Attributes["image"] = v.ref
+			m.Actor.Attributes["image"], m.Actor.Attributes["name"] = v.ref, t.Name
 		}
 	}
 	for k, x := range h.Attributes {
