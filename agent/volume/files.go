@@ -207,7 +207,7 @@ func (c *copying) entry(from, below string, to *os.File, name string) error {
 	if st.Nlink > 1 {
 		id := inode{uint64(st.Dev), st.Ino} //nolint:unconvert // it is not 64 bits everywhere
 		if first, ok := c.links[id]; ok {
-			return c.link(first, to, name)
+			return link(c.top, first, to, name)
 		}
 		c.links[id] = below
 	}
@@ -235,9 +235,12 @@ func (c *copying) entry(from, below string, to *os.File, name string) error {
 	return attributes(from, &st, fd)
 }
 
-// link makes another name of what was copied already.
-func (c *copying) link(first string, to *os.File, name string) error {
-	fd, err := unix.Openat2(fdOf(c.top), first, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+// within is how what was copied already is found again: below a directory, not by a link.
+var within = unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV}
+
+// link makes another name of what was copied already to a path below top.
+func link(top *os.File, first string, to *os.File, name string) error {
+	fd, err := unix.Openat2(fdOf(top), first, &within)
 	if err != nil {
 		return err
 	}
@@ -304,6 +307,11 @@ const maxPiece = 64 << 20
 // attributes makes owner, mode, times and extended attributes of what is open those of
 // another file.
 func attributes(from string, st *unix.Stat_t, fd int) error {
+	return own(fd, st, func(path string) error { return xattrs(from, path) })
+}
+
+// own sets owner, mode, times, and by a function extended attributes, of what is open.
+func own(fd int, st *unix.Stat_t, xattrs func(path string) error) error {
 	path := byFD(fd)
 	err := unix.Fchownat(fd, "", int(st.Uid), int(st.Gid), unix.AT_EMPTY_PATH)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
@@ -312,7 +320,7 @@ func attributes(from string, st *unix.Stat_t, fd int) error {
 	if err != nil {
 		return err
 	}
-	if err := xattrs(from, path); err != nil { // after the owner, whose change drops capabilities
+	if err := xattrs(path); err != nil { // after the owner, whose change drops capabilities
 		return err
 	}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{st.Atim, st.Mtim}, 0)
@@ -320,7 +328,19 @@ func attributes(from string, st *unix.Stat_t, fd int) error {
 
 // xattrs copies extended attributes, as far as the filesystem has some.
 func xattrs(from, to string) error {
-	n, err := unix.Llistxattr(from, nil)
+	return eachXattr(from, func(name string, value []byte) error { return setXattr(to, name, value) })
+}
+
+func setXattr(path, name string, value []byte) error {
+	if err := unix.Setxattr(path, name, value, 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("writing attribute %s: %w", name, err)
+	}
+	return nil
+}
+
+// eachXattr calls f with each extended attribute of a file, which is no link to one.
+func eachXattr(path string, f func(name string, value []byte) error) error {
+	n, err := unix.Llistxattr(path, nil)
 	if n == 0 || errors.Is(err, unix.ENOTSUP) {
 		return nil
 	}
@@ -328,20 +348,20 @@ func xattrs(from, to string) error {
 		return err
 	}
 	list := make([]byte, n)
-	if n, err = unix.Llistxattr(from, list); err != nil {
+	if n, err = unix.Llistxattr(path, list); err != nil {
 		return err
 	}
 	for name := range strings.SplitSeq(strings.TrimRight(string(list[:n]), "\x00"), "\x00") {
-		n, err := unix.Lgetxattr(from, name, nil)
+		n, err := unix.Lgetxattr(path, name, nil)
+		value := make([]byte, n)
+		if err == nil {
+			n, err = unix.Lgetxattr(path, name, value)
+		}
 		if err != nil {
 			return fmt.Errorf("reading attribute %s: %w", name, err)
 		}
-		value := make([]byte, n)
-		if n, err = unix.Lgetxattr(from, name, value); err != nil {
-			return fmt.Errorf("reading attribute %s: %w", name, err)
-		}
-		if err := unix.Setxattr(to, name, value[:n], 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
-			return fmt.Errorf("writing attribute %s: %w", name, err)
+		if err := f(name, value[:n]); err != nil {
+			return err
 		}
 	}
 	return nil

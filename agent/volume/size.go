@@ -21,13 +21,22 @@ func (s *Store) Size(ctx context.Context, id string) (int64, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
 	}
-	m := &measuring{ctx: ctx, shared: map[uint64]int64{}}
+	var total int64
 	if err == nil {
 		defer func() { _ = dir.Close() }()
-		err = m.dir(dir, 1)
+		total, err = measure(ctx, dir, func(st *unix.Stat_t) int64 { return st.Size })
 	}
 	if err != nil {
 		return 0, fmt.Errorf("the size of volume %.12s: %w", id, err)
+	}
+	return total, nil
+}
+
+// measure adds up what a function returns for each file in a directory that is none.
+func measure(ctx context.Context, dir *os.File, of func(*unix.Stat_t) int64) (int64, error) {
+	m := &measuring{ctx: ctx, of: of, shared: map[uint64]int64{}}
+	if err := m.dir(dir, 1); err != nil {
+		return 0, err
 	}
 	total := m.alone
 	for links, size := range m.shared {
@@ -40,6 +49,7 @@ func (s *Store) Size(ctx context.Context, id string) (int64, error) {
 // file would be up to containers.
 type measuring struct {
 	ctx    context.Context
+	of     func(*unix.Stat_t) int64
 	alone  int64            // of files with one name
 	shared map[uint64]int64 // of names, by how many their file has
 }
@@ -74,7 +84,7 @@ func (m *measuring) name(in *os.File, name string, depth int) error {
 		return &os.PathError{Op: "stat", Path: name, Err: err}
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		if depth == maxNested {
-			return fmt.Errorf("its directories are nested deeper than %d", maxNested)
+			return errNested
 		}
 		dir, err := openDir(fdOf(in), name)
 		switch {
@@ -88,9 +98,11 @@ func (m *measuring) name(in *os.File, name string, depth int) error {
 		defer func() { _ = dir.Close() }()
 		return m.dir(dir, depth+1)
 	case st.Nlink > 1:
-		m.shared[uint64(st.Nlink)] += st.Size //nolint:unconvert // it is not 64 bits everywhere
+		m.shared[uint64(st.Nlink)] += m.of(&st) //nolint:unconvert // it is not 64 bits everywhere
 	default:
-		m.alone += st.Size
+		m.alone += m.of(&st)
 	}
 	return nil
 }
+
+var errNested = fmt.Errorf("its directories are nested deeper than %d", maxNested)

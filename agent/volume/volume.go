@@ -38,7 +38,9 @@ type Options struct {
 	MountWithin time.Duration
 	// Mount mounts a device on a directory; nil runs mount(8).
 	Mount func(ctx context.Context, m Mounting) error
-	Log   *slog.Logger // nil: none
+	// Statfs returns how full a disk is; nil asks the kernel.
+	Statfs func(fd int, st *unix.Statfs_t) error
+	Log    *slog.Logger // nil: none
 }
 
 // Store is a node's volumes. Safe for concurrent use.
@@ -75,6 +77,9 @@ func Open(o Options) (*Store, error) {
 	}
 	if o.Mount == nil {
 		o.Mount = mount8
+	}
+	if o.Statfs == nil {
+		o.Statfs = unix.Fstatfs
 	}
 	// Nobody but root enters: a user of the host could run what a container's root made
 	// setuid there. Containers have them mounted.

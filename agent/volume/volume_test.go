@@ -37,7 +37,7 @@ func open(t *testing.T, change ...func(*Options)) *Store {
 	t.Helper()
 	testenv.Root(t)
 	dir := t.TempDir()
-	o := Options{Dir: filepath.Join(dir, "volumes"), RunDir: filepath.Join(dir, "run"), Node: "n1"}
+	o := Options{Dir: filepath.Join(dir, "volumes"), RunDir: filepath.Join(dir, "run"), Node: "n1", Statfs: roomy}
 	for _, f := range change {
 		f(&o)
 	}
@@ -52,6 +52,12 @@ func open(t *testing.T, change ...func(*Options)) *Store {
 		}
 	})
 	return s
+}
+
+// roomy is a disk that is half full, whatever the tests' own is.
+func roomy(_ int, st *unix.Statfs_t) error {
+	*st = unix.Statfs_t{Bsize: 4096, Blocks: 1 << 30, Bavail: 1 << 29, Files: 1 << 30, Ffree: 1 << 29}
+	return nil
 }
 
 func ok(t *testing.T, err error) {
