@@ -319,8 +319,8 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.parts.Go(func() error {
 		h := streams.Handler(a.eng, a.images, streams.Options{
 			Log: a.Logger, Probe: a.probe, Pull: a.pulling, Calls: a.store,
-			Reading:    func(id string) streams.Reader { return a.rec.Reading(id) },
-			VolumeSize: vols.Size, Network: fabric,
+			Reading: func(id string) streams.Reader { return a.rec.Reading(id) },
+			Volumes: vols, Peer: a.peers.Client, Granted: a.peers.Granted, Network: fabric,
 			Peers: registry.New(registry.Options{Store: stored.Content(), Log: a.Logger, May: a.peers.MayRead(stored)}),
 		})
 		return ended(a.ctx, "the node's port", bulk.Serve(a.ctx, a.bulk, h, a.Logger))

@@ -44,9 +44,12 @@ type Options struct {
 	Calls   Calls
 	Pull    func(bulk.PullRequest)
 	Reading func(taskID string) Reader
-	// VolumeSize returns the bytes of a volume's files; nil: of no volume.
-	VolumeSize func(ctx context.Context, id string) (int64, error)
-	Network    Network
+	Volumes Volumes // nil: the node has none
+	// Peer returns a client of the node at an address, which shows a grant, and Granted
+	// what another node was granted to read.
+	Peer    func(addr string, grant []byte) *http.Client
+	Granted func(*http.Request) (string, error)
+	Network Network
 }
 
 // Network is the node's network, as controllers ask about it.
@@ -100,12 +103,14 @@ var table = route.Table[handler]{
 	on(http.MethodPost, "/v1/images/pull", route.Controller, maxBody, (*server).pull),
 	on(http.MethodDelete, "/v1/images/{digest}", route.Controller, 0, (*server).removeImage),
 	on(http.MethodPost, "/v1/volumes/sizes", route.Controller, maxIDs, (*server).volumeSizes),
+	on(http.MethodPost, "/v1/volumes/{id}/fetch", route.Controller, maxBody, (*server).fetchVolume),
 	on(http.MethodGet, "/v1/network/check", route.Controller, 0, (*server).checkNetwork),
 	on(http.MethodGet, "/v1/network/ways", route.Controller, 0, (*server).ways),
 	on(http.MethodGet, "/v1/probe", route.Controller, 0, (*server).answerProbe),
 
 	on(http.MethodGet, "/v2/{name...}/manifests/{reference}", route.Node, 0, (*server).content),
 	on(http.MethodGet, "/v2/{name...}/blobs/{digest}", route.Node, 0, (*server).content),
+	on(http.MethodGet, "/v1/volumes/{id}/files", route.Node, 0, (*server).volumeFiles),
 }
 
 // Routes lists what Handler serves.
@@ -114,7 +119,7 @@ var Routes = table.Routes()
 // Handler serves Routes on the node's tasks and images. The caller is in the request's
 // context.
 func Handler(tasks task.Streams, images Images, o Options) http.Handler {
-	s := &server{tasks: tasks, images: images, log: o.Log, pulling: o.Pull, calls: o.Calls, reading: o.Reading, sizeOf: o.VolumeSize, network: o.Network, probe: o.Probe, peers: o.Peers}
+	s := &server{tasks: tasks, images: images, log: o.Log, pulling: o.Pull, calls: o.Calls, reading: o.Reading, volumes: o.Volumes, peer: o.Peer, granted: o.Granted, network: o.Network, probe: o.Probe, peers: o.Peers}
 	if s.reading == nil {
 		s.reading = func(string) Reader { return &task.Reader{} }
 	}
@@ -148,7 +153,9 @@ type server struct {
 	reading func(string) Reader
 	probe   func(ctx context.Context, node, addr string) error
 	peers   http.Handler
-	sizeOf  func(ctx context.Context, id string) (int64, error)
+	volumes Volumes
+	peer    func(addr string, grant []byte) *http.Client
+	granted func(*http.Request) (string, error)
 	network Network
 }
 

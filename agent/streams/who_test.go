@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/drover/drover/agent/task/faketask"
+	"github.com/drover/drover/pkg/bulk"
 	"github.com/drover/drover/pkg/pki"
 	"github.com/drover/drover/pkg/route"
 )
@@ -22,12 +23,12 @@ func TestRoutesAreForControllersAndContentForNodes(t *testing.T) {
 		"POST /v1/tasks/{id}/attach", "GET /v1/tasks/{id}/logs", "GET /v1/tasks/{id}/wait", "POST /v1/tasks/{id}/kill", "POST /v1/tasks/{id}/resize",
 		"GET /v1/tasks/{id}/top", "GET /v1/tasks/{id}/stats",
 		"POST /v1/tasks/{id}/exec 1048576", "POST /v1/exec/{id}/start", "POST /v1/exec/{id}/resize", "GET /v1/exec/{id}",
-		"POST /v1/images/pull 1048576", "DELETE /v1/images/{digest}", "POST /v1/volumes/sizes 4194304",
+		"POST /v1/images/pull 1048576", "DELETE /v1/images/{digest}", "POST /v1/volumes/sizes 4194304", "POST /v1/volumes/{id}/fetch 1048576",
 		"GET /v1/network/check", "GET /v1/network/ways", "GET /v1/probe",
 	} {
 		want = append(want, "controller: "+r)
 	}
-	want = append(want, "node: GET /v2/{name...}/manifests/{reference}", "node: GET /v2/{name...}/blobs/{digest}")
+	want = append(want, "node: GET /v2/{name...}/manifests/{reference}", "node: GET /v2/{name...}/blobs/{digest}", "node: GET /v1/volumes/{id}/files")
 	for i, r := range Routes {
 		got := r.Who.String() + ": " + r.String()
 		if r.Body.Max > 0 {
@@ -47,7 +48,7 @@ func TestRoutesAreForControllersAndContentForNodes(t *testing.T) {
 func TestOnlyWhomTheTableNamesIsAnswered(t *testing.T) {
 	content := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "content") })
 	e := faketask.New()
-	h := Handler(e, e.Images, Options{Log: slog.New(slog.DiscardHandler), Peers: content, Network: &asked{}})
+	h := Handler(e, e.Images, Options{Log: slog.New(slog.DiscardHandler), Peers: content, Network: &asked{}, Volumes: &disk{}, Granted: func(*http.Request) (string, error) { return bulk.GrantOfVolume("x"), nil }})
 	ask := func(kind, method, path string, body int64) int {
 		r := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(strings.Repeat("x", int(body))))
 		if kind != "" {

@@ -74,6 +74,30 @@ type PullLine struct {
 	Error          string   `json:",omitempty"`
 }
 
+// VolumeFetch asks an agent for a copy of a volume whose data is on another node.
+type VolumeFetch struct {
+	ID    string // of the volume there, in hex
+	Addr  string // of that node
+	Grant []byte // the right to read it
+}
+
+// VolumeLine is progress in bytes, then once Done or Error.
+type VolumeLine struct {
+	Written, Total int64  `json:",omitempty"`
+	Done           bool   `json:",omitempty"`
+	Error          string `json:",omitempty"`
+}
+
+// GrantOfVolume is what a grant to read a volume is for.
+func GrantOfVolume(id string) string { return "volume:" + id }
+
+// Headers of a volume's files: the bytes that they take on the disk, and after them, as a
+// trailer, the SHA-256 of the stream, in hex.
+const (
+	HeaderRoom = "Drover-Room"
+	HeaderSum  = "Drover-Sum"
+)
+
 // WriteFrame writes p as one or more frames of kind: [kind 0 0 0 len32 payload],
 // docker's stdcopy framing.
 func WriteFrame(w io.Writer, kind byte, p []byte) error {

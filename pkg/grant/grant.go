@@ -1,6 +1,6 @@
-// Package grant is a node's right to read an image's content from other nodes for a
-// limited time. A controller signs it when the image is assigned to the node, it is sent
-// with the assignment or pull, and the node that serves the content checks it, even
+// Package grant is a node's right to read an image's content, or a volume that moves there,
+// from other nodes for a limited time. A controller signs it when the image is assigned to
+// the node, it is sent with the assignment, pull or move, and the node that serves the content checks it, even
 // while no controller answers. Which content belongs to an image is up to the serving
 // node.
 package grant

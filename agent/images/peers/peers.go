@@ -126,11 +126,7 @@ func (p *Peers) MayRead(b Blobs) func(*http.Request, digest.Digest) error {
 			return err
 		}
 		who, _ := pki.PrincipalFrom(r.Context())
-		shown, err := base64.StdEncoding.DecodeString(r.Header.Get(wire.HeaderGrant))
-		if err != nil || len(shown) == 0 {
-			return fmt.Errorf("%s has no grant for this", who.URI)
-		}
-		image, err := grant.Check(p.o.Files, p.o.Known, shown, who.ID, time.Now())
+		image, err := p.Granted(r)
 		if err != nil {
 			return err
 		}
@@ -139,6 +135,16 @@ func (p *Peers) MayRead(b Blobs) func(*http.Request, digest.Digest) error {
 		}
 		return nil
 	}
+}
+
+// Granted returns what the caller of a request was granted to read, as it shows.
+func (p *Peers) Granted(r *http.Request) (string, error) {
+	who, _ := pki.PrincipalFrom(r.Context())
+	shown, err := base64.StdEncoding.DecodeString(r.Header.Get(wire.HeaderGrant))
+	if err != nil || len(shown) == 0 {
+		return "", fmt.Errorf("%s has no grant for this", who.URI)
+	}
+	return grant.Check(p.o.Files, p.o.Known, shown, who.ID, time.Now())
 }
 
 // granted sends a grant with each request.
@@ -169,13 +175,24 @@ func (p *Peers) Clients(digest string) (out []*http.Client) {
 		if addr == "" || addr == p.o.Addr || slices.Contains(addrs[:i], addr) {
 			continue
 		}
-		tr := granted{p.to(addr).HTTP().Transport, base64.StdEncoding.EncodeToString(from.Grant)}
-		out = append(out, &http.Client{Transport: tr})
+		out = append(out, p.client(addr, from.Grant))
 		if len(out) == maxAsked {
 			break
 		}
 	}
 	return out
+}
+
+// Client returns a connection to the node at an address, which shows a grant.
+func (p *Peers) Client(addr string, grant []byte) *http.Client {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.client(addr, grant)
+}
+
+// client must be called with mu held.
+func (p *Peers) client(addr string, grant []byte) *http.Client {
+	return &http.Client{Transport: granted{p.to(addr).HTTP().Transport, base64.StdEncoding.EncodeToString(grant)}}
 }
 
 // to must be called with mu held.

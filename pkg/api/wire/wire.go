@@ -47,8 +47,8 @@ const (
 	PeerConnWindow    = 64 << 20
 )
 
-// HeaderGrant carries a node's grant to read an image's content from another node, in
-// base64.
+// HeaderGrant carries a node's grant to read an image's content, or a volume, from another
+// node, in base64.
 const HeaderGrant = "Drover-Grant"
 
 // SocketHello is the first line of a connection over ALPNSocket, in JSON: who connected
