@@ -40,6 +40,7 @@ var commands = map[protoreflect.Name]route.Who{
 
 	"create_volume":  route.User, // command refuses users what is the host's
 	"remove_volumes": route.User,
+	"move_volume":    route.User,
 
 	"put_token":         route.Admin,
 	"revoke_token":      route.Admin,
@@ -61,6 +62,7 @@ var commands = map[protoreflect.Name]route.Who{
 	"put_controller":  route.Controller,
 	"rotate_data_key": route.Controller,
 	"fill_run":        route.Controller,
+	"end_move":        route.Controller,
 
 	"join": route.Token,
 }

@@ -71,6 +71,10 @@ func (d *decision) decide() *dv1.Error {
 		return d.createVolume(c.CreateVolume)
 	case *dv1.Command_RemoveVolumes:
 		return d.removeVolumes(c.RemoveVolumes)
+	case *dv1.Command_MoveVolume:
+		return d.moveVolume(c.MoveVolume)
+	case *dv1.Command_EndMove:
+		return d.endMove(c.EndMove)
 	case *dv1.Command_FillRun:
 		return d.fillRun(c.FillRun.RunId)
 	case *dv1.Command_Start:

@@ -248,6 +248,9 @@ func (m *mounting) use(v *dv1.Volume, target string) *dv1.Error {
 	if old != nil {
 		v.Id, v = old.Id, old
 	}
+	if v.Moving != nil {
+		return refuse(dv1.Error_UNAVAILABLE, "volume %s is being moved to %s", v.Name, m.d.homeName(v.Moving.To))
+	}
 	if volumes.Rootly(v.Options) && m.d.notRoot() {
 		return refuse(dv1.Error_FORBIDDEN, "volume %s is refused: the role user may not be root on a host, as a container with it could be", v.Name)
 	}

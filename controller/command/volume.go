@@ -71,7 +71,7 @@ func (d *decision) newVolume(v *dv1.Volume) (old *dv1.Volume, e *dv1.Error) {
 	if old := d.VolumeByName(v.Name); old != nil {
 		return old, nil
 	}
-	v.Driver, v.Created, v.Home = volumes.Local, d.now, ""
+	v.Driver, v.Created, v.Home, v.Moving = volumes.Local, d.now, "", nil
 	if e := checkOptions(v); e != nil {
 		return nil, e
 	}
@@ -161,12 +161,15 @@ func (d *decision) removeVolumes(c *dv1.RemoveVolumes) *dv1.Error {
 			if users := d.usersOf(id, nil); len(users) > 0 {
 				return refuse(dv1.Error_CONFLICT, "remove %s: volume is in use - [%s]", d.Volume(id).GetName(), strings.Join(users, ", "))
 			}
+			if v := d.Volume(id); v.GetMoving() != nil {
+				return refuse(dv1.Error_CONFLICT, "remove %s: volume is being moved to %s", v.Name, d.homeName(v.Moving.To))
+			}
 		}
 	}
 	names := make([]string, len(c.VolumeIds)) // of those that are removed
 	left := d.some(len(names), func(i int) {
 		id := c.VolumeIds[i]
-		if v := d.Volume(id); v != nil && !seen[string(id)] && len(d.usersOf(id, nil)) == 0 {
+		if v := d.Volume(id); v != nil && v.Moving == nil && !seen[string(id)] && len(d.usersOf(id, nil)) == 0 {
 			seen[string(id)] = true
 			d.dropVolume(v)
 			names[i] = v.Name
@@ -191,10 +194,15 @@ func (d *decision) usersOf(volume []byte, without map[string]bool) (ids []string
 // dropVolume removes a volume that no task mounts. Where a node has its data, a tombstone
 // informs its agent.
 func (d *decision) dropVolume(v *dv1.Volume) {
-	if d.Node(v.Home) != nil {
-		d.add(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{VolumeId: v.Id, NodeId: v.Home, At: d.now}}})
-	}
+	d.dropData(v.Id, v.Home)
 	d.add(&dv1.Effect{Of: &dv1.Effect_DeleteVolume{DeleteVolume: v.Id}})
+}
+
+// dropData has a node's agent delete the data of a volume.
+func (d *decision) dropData(volume []byte, node string) {
+	if d.Node(node) != nil {
+		d.add(&dv1.Effect{Of: &dv1.Effect_Tombstone{Tombstone: &dv1.Tombstone{VolumeId: volume, NodeId: node, At: d.now}}})
+	}
 }
 
 // dropAnonymous removes the anonymous volumes of a removed task that no other task mounts.

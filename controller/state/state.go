@@ -15,8 +15,10 @@ const (
 	LevelNetworks = 3
 	// LevelVolumes has volumes, their removals, and tasks' mounts.
 	LevelVolumes = 4
+	// LevelMoves has volumes that are being moved, which nobody may use.
+	LevelMoves = 5
 	// FeatureLevel is the highest level of entries that this build can apply.
-	FeatureLevel = LevelVolumes
+	FeatureLevel = LevelMoves
 )
 
 // Level is what entries may hold now, from 1.

@@ -96,7 +96,7 @@ func (x Error_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Error_Kind.Descriptor instead.
 func (Error_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41, 0}
+	return file_command_proto_rawDescGZIP(), []int{43, 0}
 }
 
 type Command struct {
@@ -142,6 +142,8 @@ type Command struct {
 	//	*Command_LeftNetworks
 	//	*Command_CreateVolume
 	//	*Command_RemoveVolumes
+	//	*Command_MoveVolume
+	//	*Command_EndMove
 	Of            isCommand_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -527,6 +529,24 @@ func (x *Command) GetRemoveVolumes() *RemoveVolumes {
 	return nil
 }
 
+func (x *Command) GetMoveVolume() *MoveVolume {
+	if x != nil {
+		if x, ok := x.Of.(*Command_MoveVolume); ok {
+			return x.MoveVolume
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetEndMove() *EndMove {
+	if x != nil {
+		if x, ok := x.Of.(*Command_EndMove); ok {
+			return x.EndMove
+		}
+	}
+	return nil
+}
+
 type isCommand_Of interface {
 	isCommand_Of()
 }
@@ -671,6 +691,14 @@ type Command_RemoveVolumes struct {
 	RemoveVolumes *RemoveVolumes `protobuf:"bytes,61,opt,name=remove_volumes,json=removeVolumes,proto3,oneof"`
 }
 
+type Command_MoveVolume struct {
+	MoveVolume *MoveVolume `protobuf:"bytes,62,opt,name=move_volume,json=moveVolume,proto3,oneof"`
+}
+
+type Command_EndMove struct {
+	EndMove *EndMove `protobuf:"bytes,63,opt,name=end_move,json=endMove,proto3,oneof"`
+}
+
 func (*Command_Init) isCommand_Of() {}
 
 func (*Command_Create) isCommand_Of() {}
@@ -740,6 +768,10 @@ func (*Command_LeftNetworks) isCommand_Of() {}
 func (*Command_CreateVolume) isCommand_Of() {}
 
 func (*Command_RemoveVolumes) isCommand_Of() {}
+
+func (*Command_MoveVolume) isCommand_Of() {}
+
+func (*Command_EndMove) isCommand_Of() {}
 
 type Init struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1694,6 +1726,130 @@ func (x *RemoveVolumes) GetUnused() bool {
 	return false
 }
 
+// MoveVolume begins the move of a volume that nobody uses. The id of the copy is minted by the
+// receiver.
+type MoveVolume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	CopyId        []byte                 `protobuf:"bytes,3,opt,name=copy_id,json=copyId,proto3" json:"copy_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolume) Reset() {
+	*x = MoveVolume{}
+	mi := &file_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolume) ProtoMessage() {}
+
+func (x *MoveVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolume.ProtoReflect.Descriptor instead.
+func (*MoveVolume) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *MoveVolume) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *MoveVolume) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *MoveVolume) GetCopyId() []byte {
+	if x != nil {
+		return x.CopyId
+	}
+	return nil
+}
+
+// EndMove makes the copy the volume and removes the data at its former home, or gives the
+// move up and removes the copy.
+type EndMove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	CopyId        []byte                 `protobuf:"bytes,2,opt,name=copy_id,json=copyId,proto3" json:"copy_id,omitempty"`
+	Copied        bool                   `protobuf:"varint,3,opt,name=copied,proto3" json:"copied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndMove) Reset() {
+	*x = EndMove{}
+	mi := &file_command_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndMove) ProtoMessage() {}
+
+func (x *EndMove) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndMove.ProtoReflect.Descriptor instead.
+func (*EndMove) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *EndMove) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *EndMove) GetCopyId() []byte {
+	if x != nil {
+		return x.CopyId
+	}
+	return nil
+}
+
+func (x *EndMove) GetCopied() bool {
+	if x != nil {
+		return x.Copied
+	}
+	return false
+}
+
 type CommitImage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
@@ -1704,7 +1860,7 @@ type CommitImage struct {
 
 func (x *CommitImage) Reset() {
 	*x = CommitImage{}
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +1872,7 @@ func (x *CommitImage) String() string {
 func (*CommitImage) ProtoMessage() {}
 
 func (x *CommitImage) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[17]
+	mi := &file_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +1885,7 @@ func (x *CommitImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitImage.ProtoReflect.Descriptor instead.
 func (*CommitImage) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{17}
+	return file_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CommitImage) GetImage() *Image {
@@ -1756,7 +1912,7 @@ type PutTag struct {
 
 func (x *PutTag) Reset() {
 	*x = PutTag{}
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1924,7 @@ func (x *PutTag) String() string {
 func (*PutTag) ProtoMessage() {}
 
 func (x *PutTag) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[18]
+	mi := &file_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1937,7 @@ func (x *PutTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTag.ProtoReflect.Descriptor instead.
 func (*PutTag) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{18}
+	return file_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PutTag) GetRef() string {
@@ -1809,7 +1965,7 @@ type Untag struct {
 
 func (x *Untag) Reset() {
 	*x = Untag{}
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1977,7 @@ func (x *Untag) String() string {
 func (*Untag) ProtoMessage() {}
 
 func (x *Untag) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[19]
+	mi := &file_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1990,7 @@ func (x *Untag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Untag.ProtoReflect.Descriptor instead.
 func (*Untag) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{19}
+	return file_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Untag) GetRef() string {
@@ -1867,7 +2023,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2035,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[20]
+	mi := &file_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2048,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{20}
+	return file_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RegisterNode) GetNode() *Node {
@@ -1911,7 +2067,7 @@ type SetLiveness struct {
 
 func (x *SetLiveness) Reset() {
 	*x = SetLiveness{}
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2079,7 @@ func (x *SetLiveness) String() string {
 func (*SetLiveness) ProtoMessage() {}
 
 func (x *SetLiveness) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[21]
+	mi := &file_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2092,7 @@ func (x *SetLiveness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiveness.ProtoReflect.Descriptor instead.
 func (*SetLiveness) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{21}
+	return file_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetLiveness) GetNodes() []*Verdict {
@@ -1956,7 +2112,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2124,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[22]
+	mi := &file_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2137,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{22}
+	return file_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Verdict) GetNodeId() string {
@@ -2008,7 +2164,7 @@ type AckTombstones struct {
 
 func (x *AckTombstones) Reset() {
 	*x = AckTombstones{}
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2176,7 @@ func (x *AckTombstones) String() string {
 func (*AckTombstones) ProtoMessage() {}
 
 func (x *AckTombstones) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[23]
+	mi := &file_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2189,7 @@ func (x *AckTombstones) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckTombstones.ProtoReflect.Descriptor instead.
 func (*AckTombstones) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{23}
+	return file_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AckTombstones) GetTaskIds() [][]byte {
@@ -2066,7 +2222,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2234,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[24]
+	mi := &file_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2247,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{24}
+	return file_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Join) GetTokenId() string {
@@ -2145,7 +2301,7 @@ type PutToken struct {
 
 func (x *PutToken) Reset() {
 	*x = PutToken{}
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2313,7 @@ func (x *PutToken) String() string {
 func (*PutToken) ProtoMessage() {}
 
 func (x *PutToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[25]
+	mi := &file_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2326,7 @@ func (x *PutToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
 func (*PutToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{25}
+	return file_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PutToken) GetToken() *Token {
@@ -2189,7 +2345,7 @@ type RevokeToken struct {
 
 func (x *RevokeToken) Reset() {
 	*x = RevokeToken{}
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2357,7 @@ func (x *RevokeToken) String() string {
 func (*RevokeToken) ProtoMessage() {}
 
 func (x *RevokeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[26]
+	mi := &file_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2370,7 @@ func (x *RevokeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeToken.ProtoReflect.Descriptor instead.
 func (*RevokeToken) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{26}
+	return file_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RevokeToken) GetId() string {
@@ -2237,7 +2393,7 @@ type UpdateNode struct {
 
 func (x *UpdateNode) Reset() {
 	*x = UpdateNode{}
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2405,7 @@ func (x *UpdateNode) String() string {
 func (*UpdateNode) ProtoMessage() {}
 
 func (x *UpdateNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[27]
+	mi := &file_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2418,7 @@ func (x *UpdateNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNode.ProtoReflect.Descriptor instead.
 func (*UpdateNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{27}
+	return file_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UpdateNode) GetNodeId() string {
@@ -2310,7 +2466,7 @@ type RemoveNode struct {
 
 func (x *RemoveNode) Reset() {
 	*x = RemoveNode{}
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2478,7 @@ func (x *RemoveNode) String() string {
 func (*RemoveNode) ProtoMessage() {}
 
 func (x *RemoveNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[28]
+	mi := &file_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2491,7 @@ func (x *RemoveNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
 func (*RemoveNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{28}
+	return file_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RemoveNode) GetNodeId() string {
@@ -2361,7 +2517,7 @@ type RemoveController struct {
 
 func (x *RemoveController) Reset() {
 	*x = RemoveController{}
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2529,7 @@ func (x *RemoveController) String() string {
 func (*RemoveController) ProtoMessage() {}
 
 func (x *RemoveController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[29]
+	mi := &file_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2542,7 @@ func (x *RemoveController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveController.ProtoReflect.Descriptor instead.
 func (*RemoveController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{29}
+	return file_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RemoveController) GetId() string {
@@ -2405,7 +2561,7 @@ type PutController struct {
 
 func (x *PutController) Reset() {
 	*x = PutController{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +2573,7 @@ func (x *PutController) String() string {
 func (*PutController) ProtoMessage() {}
 
 func (x *PutController) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +2586,7 @@ func (x *PutController) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutController.ProtoReflect.Descriptor instead.
 func (*PutController) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PutController) GetController() *Controller {
@@ -2451,7 +2607,7 @@ type AddPool struct {
 
 func (x *AddPool) Reset() {
 	*x = AddPool{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2463,7 +2619,7 @@ func (x *AddPool) String() string {
 func (*AddPool) ProtoMessage() {}
 
 func (x *AddPool) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2476,7 +2632,7 @@ func (x *AddPool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPool.ProtoReflect.Descriptor instead.
 func (*AddPool) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AddPool) GetPool() string {
@@ -2502,7 +2658,7 @@ type SetTiming struct {
 
 func (x *SetTiming) Reset() {
 	*x = SetTiming{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2670,7 @@ func (x *SetTiming) String() string {
 func (*SetTiming) ProtoMessage() {}
 
 func (x *SetTiming) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2683,7 @@ func (x *SetTiming) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTiming.ProtoReflect.Descriptor instead.
 func (*SetTiming) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetTiming) GetTiming() *Timing {
@@ -2546,7 +2702,7 @@ type PutIdentity struct {
 
 func (x *PutIdentity) Reset() {
 	*x = PutIdentity{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2714,7 @@ func (x *PutIdentity) String() string {
 func (*PutIdentity) ProtoMessage() {}
 
 func (x *PutIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2727,7 @@ func (x *PutIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIdentity.ProtoReflect.Descriptor instead.
 func (*PutIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PutIdentity) GetIdentity() *Identity {
@@ -2590,7 +2746,7 @@ type PutSealed struct {
 
 func (x *PutSealed) Reset() {
 	*x = PutSealed{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +2758,7 @@ func (x *PutSealed) String() string {
 func (*PutSealed) ProtoMessage() {}
 
 func (x *PutSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +2771,7 @@ func (x *PutSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSealed.ProtoReflect.Descriptor instead.
 func (*PutSealed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PutSealed) GetSealed() *Sealed {
@@ -2636,7 +2792,7 @@ type RotateDataKey struct {
 
 func (x *RotateDataKey) Reset() {
 	*x = RotateDataKey{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +2804,7 @@ func (x *RotateDataKey) String() string {
 func (*RotateDataKey) ProtoMessage() {}
 
 func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +2817,7 @@ func (x *RotateDataKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDataKey.ProtoReflect.Descriptor instead.
 func (*RotateDataKey) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RotateDataKey) GetFrom() string {
@@ -2689,7 +2845,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2857,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2870,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Report) GetNodeId() string {
@@ -2746,7 +2902,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +2914,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +2927,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TaskReport) GetTaskId() []byte {
@@ -2847,7 +3003,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2859,7 +3015,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2872,7 +3028,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CommandResult) GetIndex() uint64 {
@@ -2998,7 +3154,7 @@ type Placed struct {
 
 func (x *Placed) Reset() {
 	*x = Placed{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3166,7 @@ func (x *Placed) String() string {
 func (*Placed) ProtoMessage() {}
 
 func (x *Placed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3179,7 @@ func (x *Placed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placed.ProtoReflect.Descriptor instead.
 func (*Placed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Placed) GetTaskId() []byte {
@@ -3057,7 +3213,7 @@ type Rejected struct {
 
 func (x *Rejected) Reset() {
 	*x = Rejected{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3069,7 +3225,7 @@ func (x *Rejected) String() string {
 func (*Rejected) ProtoMessage() {}
 
 func (x *Rejected) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3082,7 +3238,7 @@ func (x *Rejected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
 func (*Rejected) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Rejected) GetNodes() uint32 {
@@ -3110,7 +3266,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +3278,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +3291,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Error) GetKind() Error_Kind {
@@ -3156,7 +3312,7 @@ var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xf4\x0f\n" +
+	"\rcommand.proto\x12\tdrover.v1\x1a\vstate.proto\"\xdf\x10\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x1c\n" +
@@ -3203,7 +3359,10 @@ const file_command_proto_rawDesc = "" +
 	"disconnect\x12>\n" +
 	"\rleft_networks\x186 \x01(\v2\x17.drover.v1.LeftNetworksH\x00R\fleftNetworks\x12>\n" +
 	"\rcreate_volume\x18< \x01(\v2\x17.drover.v1.CreateVolumeH\x00R\fcreateVolume\x12A\n" +
-	"\x0eremove_volumes\x18= \x01(\v2\x18.drover.v1.RemoveVolumesH\x00R\rremoveVolumesB\x04\n" +
+	"\x0eremove_volumes\x18= \x01(\v2\x18.drover.v1.RemoveVolumesH\x00R\rremoveVolumes\x128\n" +
+	"\vmove_volume\x18> \x01(\v2\x15.drover.v1.MoveVolumeH\x00R\n" +
+	"moveVolume\x12/\n" +
+	"\bend_move\x18? \x01(\v2\x12.drover.v1.EndMoveH\x00R\aendMoveB\x04\n" +
 	"\x02of\"\xcb\x01\n" +
 	"\x04Init\x12,\n" +
 	"\acluster\x18\x01 \x01(\v2\x12.drover.v1.ClusterR\acluster\x123\n" +
@@ -3277,7 +3436,16 @@ const file_command_proto_rawDesc = "" +
 	"\rRemoveVolumes\x12\x1d\n" +
 	"\n" +
 	"volume_ids\x18\x01 \x03(\fR\tvolumeIds\x12\x16\n" +
-	"\x06unused\x18\x02 \x01(\bR\x06unused\"I\n" +
+	"\x06unused\x18\x02 \x01(\bR\x06unused\"R\n" +
+	"\n" +
+	"MoveVolume\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x17\n" +
+	"\acopy_id\x18\x03 \x01(\fR\x06copyId\"W\n" +
+	"\aEndMove\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x17\n" +
+	"\acopy_id\x18\x02 \x01(\fR\x06copyId\x12\x16\n" +
+	"\x06copied\x18\x03 \x01(\bR\x06copied\"I\n" +
 	"\vCommitImage\x12&\n" +
 	"\x05image\x18\x01 \x01(\v2\x10.drover.v1.ImageR\x05image\x12\x12\n" +
 	"\x04refs\x18\x02 \x03(\tR\x04refs\"2\n" +
@@ -3423,7 +3591,7 @@ func file_command_proto_rawDescGZIP() []byte {
 }
 
 var file_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_command_proto_goTypes = []any{
 	(Error_Kind)(0),          // 0: drover.v1.Error.Kind
 	(*Command)(nil),          // 1: drover.v1.Command
@@ -3443,50 +3611,52 @@ var file_command_proto_goTypes = []any{
 	(*Killed)(nil),           // 15: drover.v1.Killed
 	(*CreateVolume)(nil),     // 16: drover.v1.CreateVolume
 	(*RemoveVolumes)(nil),    // 17: drover.v1.RemoveVolumes
-	(*CommitImage)(nil),      // 18: drover.v1.CommitImage
-	(*PutTag)(nil),           // 19: drover.v1.PutTag
-	(*Untag)(nil),            // 20: drover.v1.Untag
-	(*RegisterNode)(nil),     // 21: drover.v1.RegisterNode
-	(*SetLiveness)(nil),      // 22: drover.v1.SetLiveness
-	(*Verdict)(nil),          // 23: drover.v1.Verdict
-	(*AckTombstones)(nil),    // 24: drover.v1.AckTombstones
-	(*Join)(nil),             // 25: drover.v1.Join
-	(*PutToken)(nil),         // 26: drover.v1.PutToken
-	(*RevokeToken)(nil),      // 27: drover.v1.RevokeToken
-	(*UpdateNode)(nil),       // 28: drover.v1.UpdateNode
-	(*RemoveNode)(nil),       // 29: drover.v1.RemoveNode
-	(*RemoveController)(nil), // 30: drover.v1.RemoveController
-	(*PutController)(nil),    // 31: drover.v1.PutController
-	(*AddPool)(nil),          // 32: drover.v1.AddPool
-	(*SetTiming)(nil),        // 33: drover.v1.SetTiming
-	(*PutIdentity)(nil),      // 34: drover.v1.PutIdentity
-	(*PutSealed)(nil),        // 35: drover.v1.PutSealed
-	(*RotateDataKey)(nil),    // 36: drover.v1.RotateDataKey
-	(*Report)(nil),           // 37: drover.v1.Report
-	(*TaskReport)(nil),       // 38: drover.v1.TaskReport
-	(*CommandResult)(nil),    // 39: drover.v1.CommandResult
-	(*Placed)(nil),           // 40: drover.v1.Placed
-	(*Rejected)(nil),         // 41: drover.v1.Rejected
-	(*Error)(nil),            // 42: drover.v1.Error
-	nil,                      // 43: drover.v1.UpdateNode.SetLabelsEntry
-	nil,                      // 44: drover.v1.UpdateNode.RolesEntry
-	(*Cluster)(nil),          // 45: drover.v1.Cluster
-	(*Identity)(nil),         // 46: drover.v1.Identity
-	(*Sealed)(nil),           // 47: drover.v1.Sealed
-	(*Controller)(nil),       // 48: drover.v1.Controller
-	(*Spec)(nil),             // 49: drover.v1.Spec
-	(Run_Mode)(0),            // 50: drover.v1.Run.Mode
-	(*Endpoint)(nil),         // 51: drover.v1.Endpoint
-	(*Network)(nil),          // 52: drover.v1.Network
-	(*Volume)(nil),           // 53: drover.v1.Volume
-	(*Image)(nil),            // 54: drover.v1.Image
-	(*Node)(nil),             // 55: drover.v1.Node
-	(Node_Liveness)(0),       // 56: drover.v1.Node.Liveness
-	(*Token)(nil),            // 57: drover.v1.Token
-	(Node_Availability)(0),   // 58: drover.v1.Node.Availability
-	(*Timing)(nil),           // 59: drover.v1.Timing
-	(*Exit)(nil),             // 60: drover.v1.Exit
-	(*Port)(nil),             // 61: drover.v1.Port
+	(*MoveVolume)(nil),       // 18: drover.v1.MoveVolume
+	(*EndMove)(nil),          // 19: drover.v1.EndMove
+	(*CommitImage)(nil),      // 20: drover.v1.CommitImage
+	(*PutTag)(nil),           // 21: drover.v1.PutTag
+	(*Untag)(nil),            // 22: drover.v1.Untag
+	(*RegisterNode)(nil),     // 23: drover.v1.RegisterNode
+	(*SetLiveness)(nil),      // 24: drover.v1.SetLiveness
+	(*Verdict)(nil),          // 25: drover.v1.Verdict
+	(*AckTombstones)(nil),    // 26: drover.v1.AckTombstones
+	(*Join)(nil),             // 27: drover.v1.Join
+	(*PutToken)(nil),         // 28: drover.v1.PutToken
+	(*RevokeToken)(nil),      // 29: drover.v1.RevokeToken
+	(*UpdateNode)(nil),       // 30: drover.v1.UpdateNode
+	(*RemoveNode)(nil),       // 31: drover.v1.RemoveNode
+	(*RemoveController)(nil), // 32: drover.v1.RemoveController
+	(*PutController)(nil),    // 33: drover.v1.PutController
+	(*AddPool)(nil),          // 34: drover.v1.AddPool
+	(*SetTiming)(nil),        // 35: drover.v1.SetTiming
+	(*PutIdentity)(nil),      // 36: drover.v1.PutIdentity
+	(*PutSealed)(nil),        // 37: drover.v1.PutSealed
+	(*RotateDataKey)(nil),    // 38: drover.v1.RotateDataKey
+	(*Report)(nil),           // 39: drover.v1.Report
+	(*TaskReport)(nil),       // 40: drover.v1.TaskReport
+	(*CommandResult)(nil),    // 41: drover.v1.CommandResult
+	(*Placed)(nil),           // 42: drover.v1.Placed
+	(*Rejected)(nil),         // 43: drover.v1.Rejected
+	(*Error)(nil),            // 44: drover.v1.Error
+	nil,                      // 45: drover.v1.UpdateNode.SetLabelsEntry
+	nil,                      // 46: drover.v1.UpdateNode.RolesEntry
+	(*Cluster)(nil),          // 47: drover.v1.Cluster
+	(*Identity)(nil),         // 48: drover.v1.Identity
+	(*Sealed)(nil),           // 49: drover.v1.Sealed
+	(*Controller)(nil),       // 50: drover.v1.Controller
+	(*Spec)(nil),             // 51: drover.v1.Spec
+	(Run_Mode)(0),            // 52: drover.v1.Run.Mode
+	(*Endpoint)(nil),         // 53: drover.v1.Endpoint
+	(*Network)(nil),          // 54: drover.v1.Network
+	(*Volume)(nil),           // 55: drover.v1.Volume
+	(*Image)(nil),            // 56: drover.v1.Image
+	(*Node)(nil),             // 57: drover.v1.Node
+	(Node_Liveness)(0),       // 58: drover.v1.Node.Liveness
+	(*Token)(nil),            // 59: drover.v1.Token
+	(Node_Availability)(0),   // 60: drover.v1.Node.Availability
+	(*Timing)(nil),           // 61: drover.v1.Timing
+	(*Exit)(nil),             // 62: drover.v1.Exit
+	(*Port)(nil),             // 63: drover.v1.Port
 }
 var file_command_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Command.init:type_name -> drover.v1.Init
@@ -3496,26 +3666,26 @@ var file_command_proto_depIdxs = []int32{
 	12, // 4: drover.v1.Command.restart:type_name -> drover.v1.Restart
 	13, // 5: drover.v1.Command.rename:type_name -> drover.v1.Rename
 	14, // 6: drover.v1.Command.remove:type_name -> drover.v1.Remove
-	18, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
-	19, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
-	20, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
-	21, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
-	22, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
-	37, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
-	24, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
-	34, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
-	35, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
+	20, // 7: drover.v1.Command.commit_image:type_name -> drover.v1.CommitImage
+	21, // 8: drover.v1.Command.put_tag:type_name -> drover.v1.PutTag
+	22, // 9: drover.v1.Command.untag:type_name -> drover.v1.Untag
+	23, // 10: drover.v1.Command.register_node:type_name -> drover.v1.RegisterNode
+	24, // 11: drover.v1.Command.set_liveness:type_name -> drover.v1.SetLiveness
+	39, // 12: drover.v1.Command.report:type_name -> drover.v1.Report
+	26, // 13: drover.v1.Command.ack_tombstones:type_name -> drover.v1.AckTombstones
+	36, // 14: drover.v1.Command.put_identity:type_name -> drover.v1.PutIdentity
+	37, // 15: drover.v1.Command.put_sealed:type_name -> drover.v1.PutSealed
 	15, // 16: drover.v1.Command.killed:type_name -> drover.v1.Killed
-	25, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
-	26, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
-	27, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
-	28, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
-	29, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
-	30, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
-	31, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
-	36, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
-	33, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
-	32, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
+	27, // 17: drover.v1.Command.join:type_name -> drover.v1.Join
+	28, // 18: drover.v1.Command.put_token:type_name -> drover.v1.PutToken
+	29, // 19: drover.v1.Command.revoke_token:type_name -> drover.v1.RevokeToken
+	30, // 20: drover.v1.Command.update_node:type_name -> drover.v1.UpdateNode
+	31, // 21: drover.v1.Command.remove_node:type_name -> drover.v1.RemoveNode
+	32, // 22: drover.v1.Command.remove_controller:type_name -> drover.v1.RemoveController
+	33, // 23: drover.v1.Command.put_controller:type_name -> drover.v1.PutController
+	38, // 24: drover.v1.Command.rotate_data_key:type_name -> drover.v1.RotateDataKey
+	35, // 25: drover.v1.Command.set_timing:type_name -> drover.v1.SetTiming
+	34, // 26: drover.v1.Command.add_pool:type_name -> drover.v1.AddPool
 	9,  // 27: drover.v1.Command.fill_run:type_name -> drover.v1.FillRun
 	4,  // 28: drover.v1.Command.create_network:type_name -> drover.v1.CreateNetwork
 	5,  // 29: drover.v1.Command.remove_network:type_name -> drover.v1.RemoveNetwork
@@ -3524,45 +3694,47 @@ var file_command_proto_depIdxs = []int32{
 	8,  // 32: drover.v1.Command.left_networks:type_name -> drover.v1.LeftNetworks
 	16, // 33: drover.v1.Command.create_volume:type_name -> drover.v1.CreateVolume
 	17, // 34: drover.v1.Command.remove_volumes:type_name -> drover.v1.RemoveVolumes
-	45, // 35: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
-	46, // 36: drover.v1.Init.identities:type_name -> drover.v1.Identity
-	47, // 37: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
-	48, // 38: drover.v1.Init.controller:type_name -> drover.v1.Controller
-	49, // 39: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
-	50, // 40: drover.v1.CreateRun.mode:type_name -> drover.v1.Run.Mode
-	51, // 41: drover.v1.CreateRun.endpoints:type_name -> drover.v1.Endpoint
-	52, // 42: drover.v1.CreateNetwork.network:type_name -> drover.v1.Network
-	51, // 43: drover.v1.Connect.endpoint:type_name -> drover.v1.Endpoint
-	53, // 44: drover.v1.CreateVolume.volume:type_name -> drover.v1.Volume
-	54, // 45: drover.v1.CommitImage.image:type_name -> drover.v1.Image
-	55, // 46: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
-	23, // 47: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
-	56, // 48: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
-	55, // 49: drover.v1.Join.node:type_name -> drover.v1.Node
-	46, // 50: drover.v1.Join.identities:type_name -> drover.v1.Identity
-	48, // 51: drover.v1.Join.controller:type_name -> drover.v1.Controller
-	47, // 52: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
-	57, // 53: drover.v1.PutToken.token:type_name -> drover.v1.Token
-	43, // 54: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
-	58, // 55: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
-	44, // 56: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
-	48, // 57: drover.v1.PutController.controller:type_name -> drover.v1.Controller
-	59, // 58: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
-	46, // 59: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
-	47, // 60: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
-	47, // 61: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
-	38, // 62: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
-	60, // 63: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
-	61, // 64: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
-	42, // 65: drover.v1.CommandResult.error:type_name -> drover.v1.Error
-	40, // 66: drover.v1.CommandResult.placed:type_name -> drover.v1.Placed
-	41, // 67: drover.v1.CommandResult.rejected:type_name -> drover.v1.Rejected
-	0,  // 68: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
-	69, // [69:69] is the sub-list for method output_type
-	69, // [69:69] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	18, // 35: drover.v1.Command.move_volume:type_name -> drover.v1.MoveVolume
+	19, // 36: drover.v1.Command.end_move:type_name -> drover.v1.EndMove
+	47, // 37: drover.v1.Init.cluster:type_name -> drover.v1.Cluster
+	48, // 38: drover.v1.Init.identities:type_name -> drover.v1.Identity
+	49, // 39: drover.v1.Init.sealed:type_name -> drover.v1.Sealed
+	50, // 40: drover.v1.Init.controller:type_name -> drover.v1.Controller
+	51, // 41: drover.v1.CreateRun.spec:type_name -> drover.v1.Spec
+	52, // 42: drover.v1.CreateRun.mode:type_name -> drover.v1.Run.Mode
+	53, // 43: drover.v1.CreateRun.endpoints:type_name -> drover.v1.Endpoint
+	54, // 44: drover.v1.CreateNetwork.network:type_name -> drover.v1.Network
+	53, // 45: drover.v1.Connect.endpoint:type_name -> drover.v1.Endpoint
+	55, // 46: drover.v1.CreateVolume.volume:type_name -> drover.v1.Volume
+	56, // 47: drover.v1.CommitImage.image:type_name -> drover.v1.Image
+	57, // 48: drover.v1.RegisterNode.node:type_name -> drover.v1.Node
+	25, // 49: drover.v1.SetLiveness.nodes:type_name -> drover.v1.Verdict
+	58, // 50: drover.v1.Verdict.liveness:type_name -> drover.v1.Node.Liveness
+	57, // 51: drover.v1.Join.node:type_name -> drover.v1.Node
+	48, // 52: drover.v1.Join.identities:type_name -> drover.v1.Identity
+	50, // 53: drover.v1.Join.controller:type_name -> drover.v1.Controller
+	49, // 54: drover.v1.Join.sealed:type_name -> drover.v1.Sealed
+	59, // 55: drover.v1.PutToken.token:type_name -> drover.v1.Token
+	45, // 56: drover.v1.UpdateNode.set_labels:type_name -> drover.v1.UpdateNode.SetLabelsEntry
+	60, // 57: drover.v1.UpdateNode.availability:type_name -> drover.v1.Node.Availability
+	46, // 58: drover.v1.UpdateNode.roles:type_name -> drover.v1.UpdateNode.RolesEntry
+	50, // 59: drover.v1.PutController.controller:type_name -> drover.v1.Controller
+	61, // 60: drover.v1.SetTiming.timing:type_name -> drover.v1.Timing
+	48, // 61: drover.v1.PutIdentity.identity:type_name -> drover.v1.Identity
+	49, // 62: drover.v1.PutSealed.sealed:type_name -> drover.v1.Sealed
+	49, // 63: drover.v1.RotateDataKey.sealed:type_name -> drover.v1.Sealed
+	40, // 64: drover.v1.Report.tasks:type_name -> drover.v1.TaskReport
+	62, // 65: drover.v1.TaskReport.exit:type_name -> drover.v1.Exit
+	63, // 66: drover.v1.TaskReport.ports:type_name -> drover.v1.Port
+	44, // 67: drover.v1.CommandResult.error:type_name -> drover.v1.Error
+	42, // 68: drover.v1.CommandResult.placed:type_name -> drover.v1.Placed
+	43, // 69: drover.v1.CommandResult.rejected:type_name -> drover.v1.Rejected
+	0,  // 70: drover.v1.Error.kind:type_name -> drover.v1.Error.Kind
+	71, // [71:71] is the sub-list for method output_type
+	71, // [71:71] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -3607,6 +3779,8 @@ func file_command_proto_init() {
 		(*Command_LeftNetworks)(nil),
 		(*Command_CreateVolume)(nil),
 		(*Command_RemoveVolumes)(nil),
+		(*Command_MoveVolume)(nil),
+		(*Command_EndMove)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3614,7 +3788,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   44,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -76,7 +76,7 @@ func (x Way_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Way_Kind.Descriptor instead.
 func (Way_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29, 0}
+	return file_fleet_proto_rawDescGZIP(), []int{31, 0}
 }
 
 type ControllerInfo_Role int32
@@ -131,7 +131,7 @@ func (x ControllerInfo_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ControllerInfo_Role.Descriptor instead.
 func (ControllerInfo_Role) EnumDescriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30, 0}
+	return file_fleet_proto_rawDescGZIP(), []int{32, 0}
 }
 
 type NodeInfo struct {
@@ -1067,6 +1067,134 @@ func (x *PassedOver) GetWhy() string {
 	return ""
 }
 
+type MoveVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // its name
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`     // name or id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolumeRequest) Reset() {
+	*x = MoveVolumeRequest{}
+	mi := &file_fleet_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolumeRequest) ProtoMessage() {}
+
+func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
+func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *MoveVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *MoveVolumeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type MoveVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Written       int64                  `protobuf:"varint,1,opt,name=written,proto3" json:"written,omitempty"` // bytes
+	Total         int64                  `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`     // about
+	Done          bool                   `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	FromNode      string                 `protobuf:"bytes,4,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"` // names
+	ToNode        string                 `protobuf:"bytes,5,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolumeResponse) Reset() {
+	*x = MoveVolumeResponse{}
+	mi := &file_fleet_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolumeResponse) ProtoMessage() {}
+
+func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
+func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *MoveVolumeResponse) GetWritten() int64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
+func (x *MoveVolumeResponse) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *MoveVolumeResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *MoveVolumeResponse) GetFromNode() string {
+	if x != nil {
+		return x.FromNode
+	}
+	return ""
+}
+
+func (x *MoveVolumeResponse) GetToNode() string {
+	if x != nil {
+		return x.ToNode
+	}
+	return ""
+}
+
 type PoolInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`    // 10.224.0.0/12
@@ -1078,7 +1206,7 @@ type PoolInfo struct {
 
 func (x *PoolInfo) Reset() {
 	*x = PoolInfo{}
-	mi := &file_fleet_proto_msgTypes[15]
+	mi := &file_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1218,7 @@ func (x *PoolInfo) String() string {
 func (*PoolInfo) ProtoMessage() {}
 
 func (x *PoolInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[15]
+	mi := &file_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1231,7 @@ func (x *PoolInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolInfo.ProtoReflect.Descriptor instead.
 func (*PoolInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{15}
+	return file_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PoolInfo) GetPool() string {
@@ -1135,7 +1263,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_fleet_proto_msgTypes[16]
+	mi := &file_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1275,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[16]
+	mi := &file_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1288,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{16}
+	return file_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 // NetworkPoolInfo is a pool that the subnets of networks come from.
@@ -1176,7 +1304,7 @@ type NetworkPoolInfo struct {
 
 func (x *NetworkPoolInfo) Reset() {
 	*x = NetworkPoolInfo{}
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1316,7 @@ func (x *NetworkPoolInfo) String() string {
 func (*NetworkPoolInfo) ProtoMessage() {}
 
 func (x *NetworkPoolInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1329,7 @@ func (x *NetworkPoolInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPoolInfo.ProtoReflect.Descriptor instead.
 func (*NetworkPoolInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{17}
+	return file_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NetworkPoolInfo) GetBase() string {
@@ -1242,7 +1370,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1382,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1395,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{18}
+	return file_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolInfo {
@@ -1294,7 +1422,7 @@ type AddPoolRequest struct {
 
 func (x *AddPoolRequest) Reset() {
 	*x = AddPoolRequest{}
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1434,7 @@ func (x *AddPoolRequest) String() string {
 func (*AddPoolRequest) ProtoMessage() {}
 
 func (x *AddPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1447,7 @@ func (x *AddPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPoolRequest.ProtoReflect.Descriptor instead.
 func (*AddPoolRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{19}
+	return file_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AddPoolRequest) GetPool() string {
@@ -1344,7 +1472,7 @@ type AddPoolResponse struct {
 
 func (x *AddPoolResponse) Reset() {
 	*x = AddPoolResponse{}
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1484,7 @@ func (x *AddPoolResponse) String() string {
 func (*AddPoolResponse) ProtoMessage() {}
 
 func (x *AddPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1497,7 @@ func (x *AddPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPoolResponse.ProtoReflect.Descriptor instead.
 func (*AddPoolResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{20}
+	return file_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 // PortInfo is a published port, and where it answers.
@@ -1392,7 +1520,7 @@ type PortInfo struct {
 
 func (x *PortInfo) Reset() {
 	*x = PortInfo{}
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1532,7 @@ func (x *PortInfo) String() string {
 func (*PortInfo) ProtoMessage() {}
 
 func (x *PortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1545,7 @@ func (x *PortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortInfo.ProtoReflect.Descriptor instead.
 func (*PortInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PortInfo) GetIp() string {
@@ -1507,7 +1635,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1647,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1660,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -1559,7 +1687,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1699,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1712,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortInfo {
@@ -1610,7 +1738,7 @@ type CheckNetworksRequest struct {
 
 func (x *CheckNetworksRequest) Reset() {
 	*x = CheckNetworksRequest{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1750,7 @@ func (x *CheckNetworksRequest) String() string {
 func (*CheckNetworksRequest) ProtoMessage() {}
 
 func (x *CheckNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1763,7 @@ func (x *CheckNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNetworksRequest.ProtoReflect.Descriptor instead.
 func (*CheckNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CheckNetworksRequest) GetNodes() []string {
@@ -1654,7 +1782,7 @@ type CheckNetworksResponse struct {
 
 func (x *CheckNetworksResponse) Reset() {
 	*x = CheckNetworksResponse{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1794,7 @@ func (x *CheckNetworksResponse) String() string {
 func (*CheckNetworksResponse) ProtoMessage() {}
 
 func (x *CheckNetworksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1807,7 @@ func (x *CheckNetworksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNetworksResponse.ProtoReflect.Descriptor instead.
 func (*CheckNetworksResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CheckNetworksResponse) GetNodes() []*NetworkCheck {
@@ -1700,7 +1828,7 @@ type NetworkCheck struct {
 
 func (x *NetworkCheck) Reset() {
 	*x = NetworkCheck{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1840,7 @@ func (x *NetworkCheck) String() string {
 func (*NetworkCheck) ProtoMessage() {}
 
 func (x *NetworkCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1853,7 @@ func (x *NetworkCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkCheck.ProtoReflect.Descriptor instead.
 func (*NetworkCheck) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NetworkCheck) GetNode() string {
@@ -1758,7 +1886,7 @@ type ListWaysRequest struct {
 
 func (x *ListWaysRequest) Reset() {
 	*x = ListWaysRequest{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1898,7 @@ func (x *ListWaysRequest) String() string {
 func (*ListWaysRequest) ProtoMessage() {}
 
 func (x *ListWaysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1911,7 @@ func (x *ListWaysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWaysRequest.ProtoReflect.Descriptor instead.
 func (*ListWaysRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListWaysRequest) GetNode() string {
@@ -1802,7 +1930,7 @@ type ListWaysResponse struct {
 
 func (x *ListWaysResponse) Reset() {
 	*x = ListWaysResponse{}
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1942,7 @@ func (x *ListWaysResponse) String() string {
 func (*ListWaysResponse) ProtoMessage() {}
 
 func (x *ListWaysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1955,7 @@ func (x *ListWaysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWaysResponse.ProtoReflect.Descriptor instead.
 func (*ListWaysResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListWaysResponse) GetWays() []*Way {
@@ -1851,7 +1979,7 @@ type Way struct {
 
 func (x *Way) Reset() {
 	*x = Way{}
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1991,7 @@ func (x *Way) String() string {
 func (*Way) ProtoMessage() {}
 
 func (x *Way) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2004,7 @@ func (x *Way) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Way.ProtoReflect.Descriptor instead.
 func (*Way) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Way) GetNode() string {
@@ -1935,7 +2063,7 @@ type ControllerInfo struct {
 
 func (x *ControllerInfo) Reset() {
 	*x = ControllerInfo{}
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2075,7 @@ func (x *ControllerInfo) String() string {
 func (*ControllerInfo) ProtoMessage() {}
 
 func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2088,7 @@ func (x *ControllerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerInfo.ProtoReflect.Descriptor instead.
 func (*ControllerInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ControllerInfo) GetId() string {
@@ -2013,7 +2141,7 @@ type ListControllersRequest struct {
 
 func (x *ListControllersRequest) Reset() {
 	*x = ListControllersRequest{}
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2153,7 @@ func (x *ListControllersRequest) String() string {
 func (*ListControllersRequest) ProtoMessage() {}
 
 func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2166,7 @@ func (x *ListControllersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersRequest.ProtoReflect.Descriptor instead.
 func (*ListControllersRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 type ListControllersResponse struct {
@@ -2050,7 +2178,7 @@ type ListControllersResponse struct {
 
 func (x *ListControllersResponse) Reset() {
 	*x = ListControllersResponse{}
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2190,7 @@ func (x *ListControllersResponse) String() string {
 func (*ListControllersResponse) ProtoMessage() {}
 
 func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2203,7 @@ func (x *ListControllersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListControllersResponse.ProtoReflect.Descriptor instead.
 func (*ListControllersResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{32}
+	return file_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListControllersResponse) GetControllers() []*ControllerInfo {
@@ -2094,7 +2222,7 @@ type RemoveControllerRequest struct {
 
 func (x *RemoveControllerRequest) Reset() {
 	*x = RemoveControllerRequest{}
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2234,7 @@ func (x *RemoveControllerRequest) String() string {
 func (*RemoveControllerRequest) ProtoMessage() {}
 
 func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2247,7 @@ func (x *RemoveControllerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveControllerRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{33}
+	return file_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveControllerRequest) GetController() string {
@@ -2137,7 +2265,7 @@ type RemoveControllerResponse struct {
 
 func (x *RemoveControllerResponse) Reset() {
 	*x = RemoveControllerResponse{}
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2277,7 @@ func (x *RemoveControllerResponse) String() string {
 func (*RemoveControllerResponse) ProtoMessage() {}
 
 func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[34]
+	mi := &file_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2290,7 @@ func (x *RemoveControllerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveControllerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveControllerResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{34}
+	return file_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 type GetTimingRequest struct {
@@ -2173,7 +2301,7 @@ type GetTimingRequest struct {
 
 func (x *GetTimingRequest) Reset() {
 	*x = GetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2313,7 @@ func (x *GetTimingRequest) String() string {
 func (*GetTimingRequest) ProtoMessage() {}
 
 func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[35]
+	mi := &file_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2326,7 @@ func (x *GetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingRequest.ProtoReflect.Descriptor instead.
 func (*GetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{35}
+	return file_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 type GetTimingResponse struct {
@@ -2211,7 +2339,7 @@ type GetTimingResponse struct {
 
 func (x *GetTimingResponse) Reset() {
 	*x = GetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2351,7 @@ func (x *GetTimingResponse) String() string {
 func (*GetTimingResponse) ProtoMessage() {}
 
 func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[36]
+	mi := &file_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2364,7 @@ func (x *GetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimingResponse.ProtoReflect.Descriptor instead.
 func (*GetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{36}
+	return file_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetTimingResponse) GetProfile() string {
@@ -2262,7 +2390,7 @@ type SetTimingRequest struct {
 
 func (x *SetTimingRequest) Reset() {
 	*x = SetTimingRequest{}
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2402,7 @@ func (x *SetTimingRequest) String() string {
 func (*SetTimingRequest) ProtoMessage() {}
 
 func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[37]
+	mi := &file_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2415,7 @@ func (x *SetTimingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingRequest.ProtoReflect.Descriptor instead.
 func (*SetTimingRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{37}
+	return file_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetTimingRequest) GetTiming() string {
@@ -2305,7 +2433,7 @@ type SetTimingResponse struct {
 
 func (x *SetTimingResponse) Reset() {
 	*x = SetTimingResponse{}
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2445,7 @@ func (x *SetTimingResponse) String() string {
 func (*SetTimingResponse) ProtoMessage() {}
 
 func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[38]
+	mi := &file_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2458,7 @@ func (x *SetTimingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimingResponse.ProtoReflect.Descriptor instead.
 func (*SetTimingResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{38}
+	return file_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 type TokenInfo struct {
@@ -2349,7 +2477,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2489,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[39]
+	mi := &file_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2502,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{39}
+	return file_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -2444,7 +2572,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2584,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[40]
+	mi := &file_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2597,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{40}
+	return file_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -2503,7 +2631,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[41]
+	mi := &file_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2643,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[41]
+	mi := &file_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2656,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{41}
+	return file_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenResponse) GetToken() *TokenInfo {
@@ -2555,7 +2683,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_fleet_proto_msgTypes[42]
+	mi := &file_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2695,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[42]
+	mi := &file_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2708,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{42}
+	return file_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListTokensRequest) GetPageSize() uint32 {
@@ -2607,7 +2735,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_fleet_proto_msgTypes[43]
+	mi := &file_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2747,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[43]
+	mi := &file_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2760,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{43}
+	return file_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -2658,7 +2786,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_fleet_proto_msgTypes[44]
+	mi := &file_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +2798,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[44]
+	mi := &file_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +2811,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{44}
+	return file_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -2702,7 +2830,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_fleet_proto_msgTypes[45]
+	mi := &file_fleet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2842,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[45]
+	mi := &file_fleet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2855,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{45}
+	return file_fleet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RevokeTokenResponse) GetChanged() bool {
@@ -2754,7 +2882,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_fleet_proto_msgTypes[46]
+	mi := &file_fleet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2894,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[46]
+	mi := &file_fleet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2907,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{46}
+	return file_fleet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Span) GetId() string {
@@ -2855,7 +2983,7 @@ type Trace struct {
 
 func (x *Trace) Reset() {
 	*x = Trace{}
-	mi := &file_fleet_proto_msgTypes[47]
+	mi := &file_fleet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2867,7 +2995,7 @@ func (x *Trace) String() string {
 func (*Trace) ProtoMessage() {}
 
 func (x *Trace) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[47]
+	mi := &file_fleet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2880,7 +3008,7 @@ func (x *Trace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trace.ProtoReflect.Descriptor instead.
 func (*Trace) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{47}
+	return file_fleet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Trace) GetId() string {
@@ -2911,7 +3039,7 @@ type TraceSummary struct {
 
 func (x *TraceSummary) Reset() {
 	*x = TraceSummary{}
-	mi := &file_fleet_proto_msgTypes[48]
+	mi := &file_fleet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2923,7 +3051,7 @@ func (x *TraceSummary) String() string {
 func (*TraceSummary) ProtoMessage() {}
 
 func (x *TraceSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[48]
+	mi := &file_fleet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2936,7 +3064,7 @@ func (x *TraceSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSummary.ProtoReflect.Descriptor instead.
 func (*TraceSummary) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{48}
+	return file_fleet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TraceSummary) GetId() string {
@@ -2991,7 +3119,7 @@ type ListTracesRequest struct {
 
 func (x *ListTracesRequest) Reset() {
 	*x = ListTracesRequest{}
-	mi := &file_fleet_proto_msgTypes[49]
+	mi := &file_fleet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3131,7 @@ func (x *ListTracesRequest) String() string {
 func (*ListTracesRequest) ProtoMessage() {}
 
 func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[49]
+	mi := &file_fleet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3144,7 @@ func (x *ListTracesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesRequest.ProtoReflect.Descriptor instead.
 func (*ListTracesRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{49}
+	return file_fleet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListTracesRequest) GetPageSize() uint32 {
@@ -3042,7 +3170,7 @@ type ListTracesResponse struct {
 
 func (x *ListTracesResponse) Reset() {
 	*x = ListTracesResponse{}
-	mi := &file_fleet_proto_msgTypes[50]
+	mi := &file_fleet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3182,7 @@ func (x *ListTracesResponse) String() string {
 func (*ListTracesResponse) ProtoMessage() {}
 
 func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[50]
+	mi := &file_fleet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3195,7 @@ func (x *ListTracesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTracesResponse.ProtoReflect.Descriptor instead.
 func (*ListTracesResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{50}
+	return file_fleet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListTracesResponse) GetTraces() []*TraceSummary {
@@ -3086,7 +3214,7 @@ type GetTraceRequest struct {
 
 func (x *GetTraceRequest) Reset() {
 	*x = GetTraceRequest{}
-	mi := &file_fleet_proto_msgTypes[51]
+	mi := &file_fleet_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3226,7 @@ func (x *GetTraceRequest) String() string {
 func (*GetTraceRequest) ProtoMessage() {}
 
 func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[51]
+	mi := &file_fleet_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3239,7 @@ func (x *GetTraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceRequest.ProtoReflect.Descriptor instead.
 func (*GetTraceRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{51}
+	return file_fleet_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetTraceRequest) GetId() string {
@@ -3130,7 +3258,7 @@ type GetTraceResponse struct {
 
 func (x *GetTraceResponse) Reset() {
 	*x = GetTraceResponse{}
-	mi := &file_fleet_proto_msgTypes[52]
+	mi := &file_fleet_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3142,7 +3270,7 @@ func (x *GetTraceResponse) String() string {
 func (*GetTraceResponse) ProtoMessage() {}
 
 func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[52]
+	mi := &file_fleet_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3155,7 +3283,7 @@ func (x *GetTraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTraceResponse.ProtoReflect.Descriptor instead.
 func (*GetTraceResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{52}
+	return file_fleet_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetTraceResponse) GetTrace() *Trace {
@@ -3174,7 +3302,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_fleet_proto_msgTypes[53]
+	mi := &file_fleet_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3186,7 +3314,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[53]
+	mi := &file_fleet_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3199,7 +3327,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{53}
+	return file_fleet_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ResolveImageRequest) GetReference() string {
@@ -3221,7 +3349,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_fleet_proto_msgTypes[54]
+	mi := &file_fleet_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3361,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[54]
+	mi := &file_fleet_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3374,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{54}
+	return file_fleet_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -3365,7 +3493,16 @@ const file_fleet_proto_rawDesc = "" +
 	"\n" +
 	"PassedOver\x12\x14\n" +
 	"\x05nodes\x18\x01 \x01(\rR\x05nodes\x12\x10\n" +
-	"\x03why\x18\x02 \x01(\tR\x03why\"H\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"?\n" +
+	"\x11MoveVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"\x8e\x01\n" +
+	"\x12MoveVolumeResponse\x12\x18\n" +
+	"\awritten\x18\x01 \x01(\x03R\awritten\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\bR\x04done\x12\x1b\n" +
+	"\tfrom_node\x18\x04 \x01(\tR\bfromNode\x12\x17\n" +
+	"\ato_node\x18\x05 \x01(\tR\x06toNode\"H\n" +
 	"\bPoolInfo\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x14\n" +
 	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x12\n" +
@@ -3541,7 +3678,9 @@ const file_fleet_proto_rawDesc = "" +
 	"\x05Ports\x12A\n" +
 	"\x04List\x12\x1b.drover.v1.ListPortsRequest\x1a\x1c.drover.v1.ListPortsResponse2K\n" +
 	"\x04Runs\x12C\n" +
-	"\x06Create\x12\x1b.drover.v1.CreateRunRequest\x1a\x1c.drover.v1.CreateRunResponse2\xbf\x02\n" +
+	"\x06Create\x12\x1b.drover.v1.CreateRunRequest\x1a\x1c.drover.v1.CreateRunResponse2P\n" +
+	"\aVolumes\x12E\n" +
+	"\x04Move\x12\x1c.drover.v1.MoveVolumeRequest\x1a\x1d.drover.v1.MoveVolumeResponse0\x012\xbf\x02\n" +
 	"\vControllers\x12M\n" +
 	"\x04List\x12!.drover.v1.ListControllersRequest\x1a\".drover.v1.ListControllersResponse\x12Q\n" +
 	"\x06Remove\x12\".drover.v1.RemoveControllerRequest\x1a#.drover.v1.RemoveControllerResponse\x12F\n" +
@@ -3570,7 +3709,7 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_fleet_proto_goTypes = []any{
 	(Way_Kind)(0),                    // 0: drover.v1.Way.Kind
 	(ControllerInfo_Role)(0),         // 1: drover.v1.ControllerInfo.Role
@@ -3589,127 +3728,131 @@ var file_fleet_proto_goTypes = []any{
 	(*CreateRunResponse)(nil),        // 14: drover.v1.CreateRunResponse
 	(*RunTask)(nil),                  // 15: drover.v1.RunTask
 	(*PassedOver)(nil),               // 16: drover.v1.PassedOver
-	(*PoolInfo)(nil),                 // 17: drover.v1.PoolInfo
-	(*ListPoolsRequest)(nil),         // 18: drover.v1.ListPoolsRequest
-	(*NetworkPoolInfo)(nil),          // 19: drover.v1.NetworkPoolInfo
-	(*ListPoolsResponse)(nil),        // 20: drover.v1.ListPoolsResponse
-	(*AddPoolRequest)(nil),           // 21: drover.v1.AddPoolRequest
-	(*AddPoolResponse)(nil),          // 22: drover.v1.AddPoolResponse
-	(*PortInfo)(nil),                 // 23: drover.v1.PortInfo
-	(*ListPortsRequest)(nil),         // 24: drover.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),        // 25: drover.v1.ListPortsResponse
-	(*CheckNetworksRequest)(nil),     // 26: drover.v1.CheckNetworksRequest
-	(*CheckNetworksResponse)(nil),    // 27: drover.v1.CheckNetworksResponse
-	(*NetworkCheck)(nil),             // 28: drover.v1.NetworkCheck
-	(*ListWaysRequest)(nil),          // 29: drover.v1.ListWaysRequest
-	(*ListWaysResponse)(nil),         // 30: drover.v1.ListWaysResponse
-	(*Way)(nil),                      // 31: drover.v1.Way
-	(*ControllerInfo)(nil),           // 32: drover.v1.ControllerInfo
-	(*ListControllersRequest)(nil),   // 33: drover.v1.ListControllersRequest
-	(*ListControllersResponse)(nil),  // 34: drover.v1.ListControllersResponse
-	(*RemoveControllerRequest)(nil),  // 35: drover.v1.RemoveControllerRequest
-	(*RemoveControllerResponse)(nil), // 36: drover.v1.RemoveControllerResponse
-	(*GetTimingRequest)(nil),         // 37: drover.v1.GetTimingRequest
-	(*GetTimingResponse)(nil),        // 38: drover.v1.GetTimingResponse
-	(*SetTimingRequest)(nil),         // 39: drover.v1.SetTimingRequest
-	(*SetTimingResponse)(nil),        // 40: drover.v1.SetTimingResponse
-	(*TokenInfo)(nil),                // 41: drover.v1.TokenInfo
-	(*CreateTokenRequest)(nil),       // 42: drover.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),      // 43: drover.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),        // 44: drover.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),       // 45: drover.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),       // 46: drover.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),      // 47: drover.v1.RevokeTokenResponse
-	(*Span)(nil),                     // 48: drover.v1.Span
-	(*Trace)(nil),                    // 49: drover.v1.Trace
-	(*TraceSummary)(nil),             // 50: drover.v1.TraceSummary
-	(*ListTracesRequest)(nil),        // 51: drover.v1.ListTracesRequest
-	(*ListTracesResponse)(nil),       // 52: drover.v1.ListTracesResponse
-	(*GetTraceRequest)(nil),          // 53: drover.v1.GetTraceRequest
-	(*GetTraceResponse)(nil),         // 54: drover.v1.GetTraceResponse
-	(*ResolveImageRequest)(nil),      // 55: drover.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),     // 56: drover.v1.ResolveImageResponse
-	nil,                              // 57: drover.v1.NodeInfo.LabelsEntry
-	nil,                              // 58: drover.v1.NodeInfo.RolesEntry
-	nil,                              // 59: drover.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 60: drover.v1.Span.AttributesEntry
-	(Node_Availability)(0),           // 61: drover.v1.Node.Availability
-	(Node_Liveness)(0),               // 62: drover.v1.Node.Liveness
-	(*Capacity)(nil),                 // 63: drover.v1.Capacity
-	(Run_Mode)(0),                    // 64: drover.v1.Run.Mode
+	(*MoveVolumeRequest)(nil),        // 17: drover.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),       // 18: drover.v1.MoveVolumeResponse
+	(*PoolInfo)(nil),                 // 19: drover.v1.PoolInfo
+	(*ListPoolsRequest)(nil),         // 20: drover.v1.ListPoolsRequest
+	(*NetworkPoolInfo)(nil),          // 21: drover.v1.NetworkPoolInfo
+	(*ListPoolsResponse)(nil),        // 22: drover.v1.ListPoolsResponse
+	(*AddPoolRequest)(nil),           // 23: drover.v1.AddPoolRequest
+	(*AddPoolResponse)(nil),          // 24: drover.v1.AddPoolResponse
+	(*PortInfo)(nil),                 // 25: drover.v1.PortInfo
+	(*ListPortsRequest)(nil),         // 26: drover.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),        // 27: drover.v1.ListPortsResponse
+	(*CheckNetworksRequest)(nil),     // 28: drover.v1.CheckNetworksRequest
+	(*CheckNetworksResponse)(nil),    // 29: drover.v1.CheckNetworksResponse
+	(*NetworkCheck)(nil),             // 30: drover.v1.NetworkCheck
+	(*ListWaysRequest)(nil),          // 31: drover.v1.ListWaysRequest
+	(*ListWaysResponse)(nil),         // 32: drover.v1.ListWaysResponse
+	(*Way)(nil),                      // 33: drover.v1.Way
+	(*ControllerInfo)(nil),           // 34: drover.v1.ControllerInfo
+	(*ListControllersRequest)(nil),   // 35: drover.v1.ListControllersRequest
+	(*ListControllersResponse)(nil),  // 36: drover.v1.ListControllersResponse
+	(*RemoveControllerRequest)(nil),  // 37: drover.v1.RemoveControllerRequest
+	(*RemoveControllerResponse)(nil), // 38: drover.v1.RemoveControllerResponse
+	(*GetTimingRequest)(nil),         // 39: drover.v1.GetTimingRequest
+	(*GetTimingResponse)(nil),        // 40: drover.v1.GetTimingResponse
+	(*SetTimingRequest)(nil),         // 41: drover.v1.SetTimingRequest
+	(*SetTimingResponse)(nil),        // 42: drover.v1.SetTimingResponse
+	(*TokenInfo)(nil),                // 43: drover.v1.TokenInfo
+	(*CreateTokenRequest)(nil),       // 44: drover.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 45: drover.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),        // 46: drover.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 47: drover.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 48: drover.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 49: drover.v1.RevokeTokenResponse
+	(*Span)(nil),                     // 50: drover.v1.Span
+	(*Trace)(nil),                    // 51: drover.v1.Trace
+	(*TraceSummary)(nil),             // 52: drover.v1.TraceSummary
+	(*ListTracesRequest)(nil),        // 53: drover.v1.ListTracesRequest
+	(*ListTracesResponse)(nil),       // 54: drover.v1.ListTracesResponse
+	(*GetTraceRequest)(nil),          // 55: drover.v1.GetTraceRequest
+	(*GetTraceResponse)(nil),         // 56: drover.v1.GetTraceResponse
+	(*ResolveImageRequest)(nil),      // 57: drover.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),     // 58: drover.v1.ResolveImageResponse
+	nil,                              // 59: drover.v1.NodeInfo.LabelsEntry
+	nil,                              // 60: drover.v1.NodeInfo.RolesEntry
+	nil,                              // 61: drover.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 62: drover.v1.Span.AttributesEntry
+	(Node_Availability)(0),           // 63: drover.v1.Node.Availability
+	(Node_Liveness)(0),               // 64: drover.v1.Node.Liveness
+	(*Capacity)(nil),                 // 65: drover.v1.Capacity
+	(Run_Mode)(0),                    // 66: drover.v1.Run.Mode
 }
 var file_fleet_proto_depIdxs = []int32{
-	57, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
-	61, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
-	62, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
+	59, // 0: drover.v1.NodeInfo.labels:type_name -> drover.v1.NodeInfo.LabelsEntry
+	63, // 1: drover.v1.NodeInfo.availability:type_name -> drover.v1.Node.Availability
+	64, // 2: drover.v1.NodeInfo.liveness:type_name -> drover.v1.Node.Liveness
 	1,  // 3: drover.v1.NodeInfo.controller:type_name -> drover.v1.ControllerInfo.Role
-	63, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
-	58, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
+	65, // 4: drover.v1.NodeInfo.capacity:type_name -> drover.v1.Capacity
+	60, // 5: drover.v1.NodeInfo.roles:type_name -> drover.v1.NodeInfo.RolesEntry
 	2,  // 6: drover.v1.ListNodesResponse.nodes:type_name -> drover.v1.NodeInfo
 	2,  // 7: drover.v1.GetNodeResponse.node:type_name -> drover.v1.NodeInfo
-	59, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
-	61, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
-	64, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
+	61, // 8: drover.v1.UpdateNodeRequest.set_labels:type_name -> drover.v1.UpdateNodeRequest.SetLabelsEntry
+	63, // 9: drover.v1.UpdateNodeRequest.availability:type_name -> drover.v1.Node.Availability
+	66, // 10: drover.v1.CreateRunRequest.mode:type_name -> drover.v1.Run.Mode
 	15, // 11: drover.v1.CreateRunResponse.tasks:type_name -> drover.v1.RunTask
 	16, // 12: drover.v1.CreateRunResponse.passed_over:type_name -> drover.v1.PassedOver
-	17, // 13: drover.v1.ListPoolsResponse.pools:type_name -> drover.v1.PoolInfo
-	19, // 14: drover.v1.ListPoolsResponse.network_pools:type_name -> drover.v1.NetworkPoolInfo
-	23, // 15: drover.v1.ListPortsResponse.ports:type_name -> drover.v1.PortInfo
-	28, // 16: drover.v1.CheckNetworksResponse.nodes:type_name -> drover.v1.NetworkCheck
-	31, // 17: drover.v1.ListWaysResponse.ways:type_name -> drover.v1.Way
+	19, // 13: drover.v1.ListPoolsResponse.pools:type_name -> drover.v1.PoolInfo
+	21, // 14: drover.v1.ListPoolsResponse.network_pools:type_name -> drover.v1.NetworkPoolInfo
+	25, // 15: drover.v1.ListPortsResponse.ports:type_name -> drover.v1.PortInfo
+	30, // 16: drover.v1.CheckNetworksResponse.nodes:type_name -> drover.v1.NetworkCheck
+	33, // 17: drover.v1.ListWaysResponse.ways:type_name -> drover.v1.Way
 	0,  // 18: drover.v1.Way.kind:type_name -> drover.v1.Way.Kind
 	1,  // 19: drover.v1.ControllerInfo.role:type_name -> drover.v1.ControllerInfo.Role
-	32, // 20: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
-	41, // 21: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
-	41, // 22: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
-	60, // 23: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
-	48, // 24: drover.v1.Trace.spans:type_name -> drover.v1.Span
-	50, // 25: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
-	49, // 26: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
+	34, // 20: drover.v1.ListControllersResponse.controllers:type_name -> drover.v1.ControllerInfo
+	43, // 21: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.TokenInfo
+	43, // 22: drover.v1.ListTokensResponse.tokens:type_name -> drover.v1.TokenInfo
+	62, // 23: drover.v1.Span.attributes:type_name -> drover.v1.Span.AttributesEntry
+	50, // 24: drover.v1.Trace.spans:type_name -> drover.v1.Span
+	52, // 25: drover.v1.ListTracesResponse.traces:type_name -> drover.v1.TraceSummary
+	51, // 26: drover.v1.GetTraceResponse.trace:type_name -> drover.v1.Trace
 	3,  // 27: drover.v1.Nodes.List:input_type -> drover.v1.ListNodesRequest
 	5,  // 28: drover.v1.Nodes.Get:input_type -> drover.v1.GetNodeRequest
 	7,  // 29: drover.v1.Nodes.Update:input_type -> drover.v1.UpdateNodeRequest
 	9,  // 30: drover.v1.Nodes.Grant:input_type -> drover.v1.GrantRequest
 	11, // 31: drover.v1.Nodes.Remove:input_type -> drover.v1.RemoveNodeRequest
-	18, // 32: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
-	21, // 33: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
-	26, // 34: drover.v1.Nodes.CheckNetworks:input_type -> drover.v1.CheckNetworksRequest
-	29, // 35: drover.v1.Nodes.ListWays:input_type -> drover.v1.ListWaysRequest
-	24, // 36: drover.v1.Ports.List:input_type -> drover.v1.ListPortsRequest
+	20, // 32: drover.v1.Nodes.ListPools:input_type -> drover.v1.ListPoolsRequest
+	23, // 33: drover.v1.Nodes.AddPool:input_type -> drover.v1.AddPoolRequest
+	28, // 34: drover.v1.Nodes.CheckNetworks:input_type -> drover.v1.CheckNetworksRequest
+	31, // 35: drover.v1.Nodes.ListWays:input_type -> drover.v1.ListWaysRequest
+	26, // 36: drover.v1.Ports.List:input_type -> drover.v1.ListPortsRequest
 	13, // 37: drover.v1.Runs.Create:input_type -> drover.v1.CreateRunRequest
-	33, // 38: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
-	35, // 39: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
-	37, // 40: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
-	39, // 41: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
-	42, // 42: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
-	44, // 43: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
-	46, // 44: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
-	51, // 45: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
-	53, // 46: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
-	55, // 47: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
-	4,  // 48: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
-	6,  // 49: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
-	8,  // 50: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
-	10, // 51: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
-	12, // 52: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
-	20, // 53: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
-	22, // 54: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
-	27, // 55: drover.v1.Nodes.CheckNetworks:output_type -> drover.v1.CheckNetworksResponse
-	30, // 56: drover.v1.Nodes.ListWays:output_type -> drover.v1.ListWaysResponse
-	25, // 57: drover.v1.Ports.List:output_type -> drover.v1.ListPortsResponse
-	14, // 58: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
-	34, // 59: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
-	36, // 60: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
-	38, // 61: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
-	40, // 62: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
-	43, // 63: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
-	45, // 64: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
-	47, // 65: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
-	52, // 66: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
-	54, // 67: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
-	56, // 68: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
-	48, // [48:69] is the sub-list for method output_type
-	27, // [27:48] is the sub-list for method input_type
+	17, // 38: drover.v1.Volumes.Move:input_type -> drover.v1.MoveVolumeRequest
+	35, // 39: drover.v1.Controllers.List:input_type -> drover.v1.ListControllersRequest
+	37, // 40: drover.v1.Controllers.Remove:input_type -> drover.v1.RemoveControllerRequest
+	39, // 41: drover.v1.Controllers.GetTiming:input_type -> drover.v1.GetTimingRequest
+	41, // 42: drover.v1.Controllers.SetTiming:input_type -> drover.v1.SetTimingRequest
+	44, // 43: drover.v1.Tokens.Create:input_type -> drover.v1.CreateTokenRequest
+	46, // 44: drover.v1.Tokens.List:input_type -> drover.v1.ListTokensRequest
+	48, // 45: drover.v1.Tokens.Revoke:input_type -> drover.v1.RevokeTokenRequest
+	53, // 46: drover.v1.Traces.List:input_type -> drover.v1.ListTracesRequest
+	55, // 47: drover.v1.Traces.Get:input_type -> drover.v1.GetTraceRequest
+	57, // 48: drover.v1.Images.Resolve:input_type -> drover.v1.ResolveImageRequest
+	4,  // 49: drover.v1.Nodes.List:output_type -> drover.v1.ListNodesResponse
+	6,  // 50: drover.v1.Nodes.Get:output_type -> drover.v1.GetNodeResponse
+	8,  // 51: drover.v1.Nodes.Update:output_type -> drover.v1.UpdateNodeResponse
+	10, // 52: drover.v1.Nodes.Grant:output_type -> drover.v1.GrantResponse
+	12, // 53: drover.v1.Nodes.Remove:output_type -> drover.v1.RemoveNodeResponse
+	22, // 54: drover.v1.Nodes.ListPools:output_type -> drover.v1.ListPoolsResponse
+	24, // 55: drover.v1.Nodes.AddPool:output_type -> drover.v1.AddPoolResponse
+	29, // 56: drover.v1.Nodes.CheckNetworks:output_type -> drover.v1.CheckNetworksResponse
+	32, // 57: drover.v1.Nodes.ListWays:output_type -> drover.v1.ListWaysResponse
+	27, // 58: drover.v1.Ports.List:output_type -> drover.v1.ListPortsResponse
+	14, // 59: drover.v1.Runs.Create:output_type -> drover.v1.CreateRunResponse
+	18, // 60: drover.v1.Volumes.Move:output_type -> drover.v1.MoveVolumeResponse
+	36, // 61: drover.v1.Controllers.List:output_type -> drover.v1.ListControllersResponse
+	38, // 62: drover.v1.Controllers.Remove:output_type -> drover.v1.RemoveControllerResponse
+	40, // 63: drover.v1.Controllers.GetTiming:output_type -> drover.v1.GetTimingResponse
+	42, // 64: drover.v1.Controllers.SetTiming:output_type -> drover.v1.SetTimingResponse
+	45, // 65: drover.v1.Tokens.Create:output_type -> drover.v1.CreateTokenResponse
+	47, // 66: drover.v1.Tokens.List:output_type -> drover.v1.ListTokensResponse
+	49, // 67: drover.v1.Tokens.Revoke:output_type -> drover.v1.RevokeTokenResponse
+	54, // 68: drover.v1.Traces.List:output_type -> drover.v1.ListTracesResponse
+	56, // 69: drover.v1.Traces.Get:output_type -> drover.v1.GetTraceResponse
+	58, // 70: drover.v1.Images.Resolve:output_type -> drover.v1.ResolveImageResponse
+	49, // [49:71] is the sub-list for method output_type
+	27, // [27:49] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -3727,9 +3870,9 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   59,
+			NumMessages:   61,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_fleet_proto_goTypes,
 		DependencyIndexes: file_fleet_proto_depIdxs,

@@ -238,7 +238,7 @@ func (x Node_Availability) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Node_Availability.Descriptor instead.
 func (Node_Availability) EnumDescriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{8, 0}
+	return file_state_proto_rawDescGZIP(), []int{9, 0}
 }
 
 type Node_Liveness int32
@@ -290,7 +290,7 @@ func (x Node_Liveness) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Node_Liveness.Descriptor instead.
 func (Node_Liveness) EnumDescriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{8, 1}
+	return file_state_proto_rawDescGZIP(), []int{9, 1}
 }
 
 // Spec is docker's create request, kept as sent, once per version.
@@ -976,6 +976,7 @@ type Volume struct {
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
 	Home          string                 `protobuf:"bytes,7,opt,name=home,proto3" json:"home,omitempty"` // id of the node with its data; "" before it is used, and if it has no home
 	Revision      uint64                 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	Moving        *Moving                `protobuf:"bytes,9,opt,name=moving,proto3" json:"moving,omitempty"` // set while its data is being copied to another node: nobody can use it then
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1066,6 +1067,67 @@ func (x *Volume) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Volume) GetMoving() *Moving {
+	if x != nil {
+		return x.Moving
+	}
+	return nil
+}
+
+// Moving is where a volume's data is being copied to. The copy becomes the volume with the
+// last entry of a move, or is removed.
+type Moving struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`                       // node id
+	CopyId        []byte                 `protobuf:"bytes,2,opt,name=copy_id,json=copyId,proto3" json:"copy_id,omitempty"` // the id of the volume that it will be, 32 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Moving) Reset() {
+	*x = Moving{}
+	mi := &file_state_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Moving) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Moving) ProtoMessage() {}
+
+func (x *Moving) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Moving.ProtoReflect.Descriptor instead.
+func (*Moving) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Moving) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Moving) GetCopyId() []byte {
+	if x != nil {
+		return x.CopyId
+	}
+	return nil
+}
+
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`       // "" is every address
@@ -1078,7 +1140,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_state_proto_msgTypes[6]
+	mi := &file_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1152,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[6]
+	mi := &file_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1165,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{6}
+	return file_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Port) GetIp() string {
@@ -1150,7 +1212,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_state_proto_msgTypes[7]
+	mi := &file_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1224,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[7]
+	mi := &file_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1237,7 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{7}
+	return file_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Tombstone) GetTaskId() []byte {
@@ -1249,7 +1311,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_state_proto_msgTypes[8]
+	mi := &file_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1323,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[8]
+	mi := &file_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1336,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{8}
+	return file_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Node) GetId() string {
@@ -1390,7 +1452,7 @@ type Controller struct {
 
 func (x *Controller) Reset() {
 	*x = Controller{}
-	mi := &file_state_proto_msgTypes[9]
+	mi := &file_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1464,7 @@ func (x *Controller) String() string {
 func (*Controller) ProtoMessage() {}
 
 func (x *Controller) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[9]
+	mi := &file_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1477,7 @@ func (x *Controller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Controller.ProtoReflect.Descriptor instead.
 func (*Controller) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{9}
+	return file_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Controller) GetId() string {
@@ -1478,7 +1540,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_state_proto_msgTypes[10]
+	mi := &file_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1552,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[10]
+	mi := &file_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1565,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{10}
+	return file_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Token) GetId() string {
@@ -1590,7 +1652,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_state_proto_msgTypes[11]
+	mi := &file_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1664,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[11]
+	mi := &file_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1677,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{11}
+	return file_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Capacity) GetNanoCpus() int64 {
@@ -1728,7 +1790,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_state_proto_msgTypes[12]
+	mi := &file_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1802,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[12]
+	mi := &file_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1815,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{12}
+	return file_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Image) GetDigest() string {
@@ -1830,7 +1892,7 @@ type Tag struct {
 
 func (x *Tag) Reset() {
 	*x = Tag{}
-	mi := &file_state_proto_msgTypes[13]
+	mi := &file_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1904,7 @@ func (x *Tag) String() string {
 func (*Tag) ProtoMessage() {}
 
 func (x *Tag) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[13]
+	mi := &file_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1917,7 @@ func (x *Tag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tag.ProtoReflect.Descriptor instead.
 func (*Tag) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{13}
+	return file_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Tag) GetRef() string {
@@ -1891,7 +1953,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_state_proto_msgTypes[14]
+	mi := &file_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +1965,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[14]
+	mi := &file_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +1978,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{14}
+	return file_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Identity) GetUri() string {
@@ -1959,7 +2021,7 @@ type Sealed struct {
 
 func (x *Sealed) Reset() {
 	*x = Sealed{}
-	mi := &file_state_proto_msgTypes[15]
+	mi := &file_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2033,7 @@ func (x *Sealed) String() string {
 func (*Sealed) ProtoMessage() {}
 
 func (x *Sealed) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[15]
+	mi := &file_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2046,7 @@ func (x *Sealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sealed.ProtoReflect.Descriptor instead.
 func (*Sealed) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{15}
+	return file_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Sealed) GetName() string {
@@ -2033,7 +2095,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_state_proto_msgTypes[16]
+	mi := &file_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2107,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[16]
+	mi := &file_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2120,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{16}
+	return file_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Cluster) GetId() string {
@@ -2143,7 +2205,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_state_proto_msgTypes[17]
+	mi := &file_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2217,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[17]
+	mi := &file_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2230,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{17}
+	return file_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Timing) GetHeartbeat() int64 {
@@ -2219,7 +2281,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_state_proto_msgTypes[18]
+	mi := &file_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2293,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[18]
+	mi := &file_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2306,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{18}
+	return file_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Network) GetId() []byte {
@@ -2380,7 +2442,7 @@ type Subnet struct {
 
 func (x *Subnet) Reset() {
 	*x = Subnet{}
-	mi := &file_state_proto_msgTypes[19]
+	mi := &file_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2454,7 @@ func (x *Subnet) String() string {
 func (*Subnet) ProtoMessage() {}
 
 func (x *Subnet) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[19]
+	mi := &file_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2467,7 @@ func (x *Subnet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subnet.ProtoReflect.Descriptor instead.
 func (*Subnet) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{19}
+	return file_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Subnet) GetPrefix() string {
@@ -2456,7 +2518,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_state_proto_msgTypes[20]
+	mi := &file_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2530,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[20]
+	mi := &file_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2543,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{20}
+	return file_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Slice) GetNetworkId() []byte {
@@ -2542,7 +2604,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_state_proto_msgTypes[21]
+	mi := &file_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2616,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[21]
+	mi := &file_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2629,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{21}
+	return file_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Endpoint) GetTaskId() []byte {
@@ -2788,7 +2850,7 @@ const file_state_proto_rawDesc = "" +
 	"\x04mode\x18\b \x01(\tR\x04mode\x12 \n" +
 	"\vpropagation\x18\t \x01(\tR\vpropagation\x12#\n" +
 	"\rcreate_source\x18\n" +
-	" \x01(\bR\fcreateSource\"\xf6\x02\n" +
+	" \x01(\bR\fcreateSource\"\xa1\x03\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2797,13 +2859,17 @@ const file_state_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v2\x1d.drover.v1.Volume.LabelsEntryR\x06labels\x12\x18\n" +
 	"\acreated\x18\x06 \x01(\x03R\acreated\x12\x12\n" +
 	"\x04home\x18\a \x01(\tR\x04home\x12\x1a\n" +
-	"\brevision\x18\b \x01(\x04R\brevision\x1a:\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\x12)\n" +
+	"\x06moving\x18\t \x01(\v2\x11.drover.v1.MovingR\x06moving\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"^\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +
+	"\x06Moving\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\x12\x17\n" +
+	"\acopy_id\x18\x02 \x01(\fR\x06copyId\"^\n" +
 	"\x04Port\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x14\n" +
 	"\x05proto\x18\x02 \x01(\tR\x05proto\x12\x12\n" +
@@ -3046,7 +3112,7 @@ func file_state_proto_rawDescGZIP() []byte {
 }
 
 var file_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_state_proto_goTypes = []any{
 	(Desired)(0),           // 0: drover.v1.Desired
 	(Phase)(0),             // 1: drover.v1.Phase
@@ -3059,64 +3125,66 @@ var file_state_proto_goTypes = []any{
 	(*Task)(nil),           // 8: drover.v1.Task
 	(*Mount)(nil),          // 9: drover.v1.Mount
 	(*Volume)(nil),         // 10: drover.v1.Volume
-	(*Port)(nil),           // 11: drover.v1.Port
-	(*Tombstone)(nil),      // 12: drover.v1.Tombstone
-	(*Node)(nil),           // 13: drover.v1.Node
-	(*Controller)(nil),     // 14: drover.v1.Controller
-	(*Token)(nil),          // 15: drover.v1.Token
-	(*Capacity)(nil),       // 16: drover.v1.Capacity
-	(*Image)(nil),          // 17: drover.v1.Image
-	(*Tag)(nil),            // 18: drover.v1.Tag
-	(*Identity)(nil),       // 19: drover.v1.Identity
-	(*Sealed)(nil),         // 20: drover.v1.Sealed
-	(*Cluster)(nil),        // 21: drover.v1.Cluster
-	(*Timing)(nil),         // 22: drover.v1.Timing
-	(*Network)(nil),        // 23: drover.v1.Network
-	(*Subnet)(nil),         // 24: drover.v1.Subnet
-	(*Slice)(nil),          // 25: drover.v1.Slice
-	(*Endpoint)(nil),       // 26: drover.v1.Endpoint
-	nil,                    // 27: drover.v1.Volume.OptionsEntry
-	nil,                    // 28: drover.v1.Volume.LabelsEntry
-	nil,                    // 29: drover.v1.Node.LabelsEntry
-	nil,                    // 30: drover.v1.Node.SetLabelsEntry
-	nil,                    // 31: drover.v1.Node.RolesEntry
-	nil,                    // 32: drover.v1.Capacity.RuntimesEntry
-	nil,                    // 33: drover.v1.Network.OptionsEntry
-	nil,                    // 34: drover.v1.Network.LabelsEntry
-	nil,                    // 35: drover.v1.Network.IpamOptionsEntry
-	nil,                    // 36: drover.v1.Subnet.ReservedEntry
-	nil,                    // 37: drover.v1.Endpoint.DriverOptsEntry
-	nil,                    // 38: drover.v1.Endpoint.LinksEntry
+	(*Moving)(nil),         // 11: drover.v1.Moving
+	(*Port)(nil),           // 12: drover.v1.Port
+	(*Tombstone)(nil),      // 13: drover.v1.Tombstone
+	(*Node)(nil),           // 14: drover.v1.Node
+	(*Controller)(nil),     // 15: drover.v1.Controller
+	(*Token)(nil),          // 16: drover.v1.Token
+	(*Capacity)(nil),       // 17: drover.v1.Capacity
+	(*Image)(nil),          // 18: drover.v1.Image
+	(*Tag)(nil),            // 19: drover.v1.Tag
+	(*Identity)(nil),       // 20: drover.v1.Identity
+	(*Sealed)(nil),         // 21: drover.v1.Sealed
+	(*Cluster)(nil),        // 22: drover.v1.Cluster
+	(*Timing)(nil),         // 23: drover.v1.Timing
+	(*Network)(nil),        // 24: drover.v1.Network
+	(*Subnet)(nil),         // 25: drover.v1.Subnet
+	(*Slice)(nil),          // 26: drover.v1.Slice
+	(*Endpoint)(nil),       // 27: drover.v1.Endpoint
+	nil,                    // 28: drover.v1.Volume.OptionsEntry
+	nil,                    // 29: drover.v1.Volume.LabelsEntry
+	nil,                    // 30: drover.v1.Node.LabelsEntry
+	nil,                    // 31: drover.v1.Node.SetLabelsEntry
+	nil,                    // 32: drover.v1.Node.RolesEntry
+	nil,                    // 33: drover.v1.Capacity.RuntimesEntry
+	nil,                    // 34: drover.v1.Network.OptionsEntry
+	nil,                    // 35: drover.v1.Network.LabelsEntry
+	nil,                    // 36: drover.v1.Network.IpamOptionsEntry
+	nil,                    // 37: drover.v1.Subnet.ReservedEntry
+	nil,                    // 38: drover.v1.Endpoint.DriverOptsEntry
+	nil,                    // 39: drover.v1.Endpoint.LinksEntry
 }
 var file_state_proto_depIdxs = []int32{
 	2,  // 0: drover.v1.Run.mode:type_name -> drover.v1.Run.Mode
-	26, // 1: drover.v1.Run.endpoints:type_name -> drover.v1.Endpoint
+	27, // 1: drover.v1.Run.endpoints:type_name -> drover.v1.Endpoint
 	0,  // 2: drover.v1.Task.desired:type_name -> drover.v1.Desired
 	7,  // 3: drover.v1.Task.exit:type_name -> drover.v1.Exit
-	11, // 4: drover.v1.Task.ports:type_name -> drover.v1.Port
+	12, // 4: drover.v1.Task.ports:type_name -> drover.v1.Port
 	9,  // 5: drover.v1.Task.mounts:type_name -> drover.v1.Mount
-	27, // 6: drover.v1.Volume.options:type_name -> drover.v1.Volume.OptionsEntry
-	28, // 7: drover.v1.Volume.labels:type_name -> drover.v1.Volume.LabelsEntry
-	29, // 8: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
-	16, // 9: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
-	3,  // 10: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
-	4,  // 11: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
-	30, // 12: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
-	31, // 13: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
-	32, // 14: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
-	22, // 15: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
-	24, // 16: drover.v1.Network.subnets:type_name -> drover.v1.Subnet
-	33, // 17: drover.v1.Network.options:type_name -> drover.v1.Network.OptionsEntry
-	34, // 18: drover.v1.Network.labels:type_name -> drover.v1.Network.LabelsEntry
-	35, // 19: drover.v1.Network.ipam_options:type_name -> drover.v1.Network.IpamOptionsEntry
-	36, // 20: drover.v1.Subnet.reserved:type_name -> drover.v1.Subnet.ReservedEntry
-	37, // 21: drover.v1.Endpoint.driver_opts:type_name -> drover.v1.Endpoint.DriverOptsEntry
-	38, // 22: drover.v1.Endpoint.links:type_name -> drover.v1.Endpoint.LinksEntry
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	28, // 6: drover.v1.Volume.options:type_name -> drover.v1.Volume.OptionsEntry
+	29, // 7: drover.v1.Volume.labels:type_name -> drover.v1.Volume.LabelsEntry
+	11, // 8: drover.v1.Volume.moving:type_name -> drover.v1.Moving
+	30, // 9: drover.v1.Node.labels:type_name -> drover.v1.Node.LabelsEntry
+	17, // 10: drover.v1.Node.capacity:type_name -> drover.v1.Capacity
+	3,  // 11: drover.v1.Node.availability:type_name -> drover.v1.Node.Availability
+	4,  // 12: drover.v1.Node.liveness:type_name -> drover.v1.Node.Liveness
+	31, // 13: drover.v1.Node.set_labels:type_name -> drover.v1.Node.SetLabelsEntry
+	32, // 14: drover.v1.Node.roles:type_name -> drover.v1.Node.RolesEntry
+	33, // 15: drover.v1.Capacity.runtimes:type_name -> drover.v1.Capacity.RuntimesEntry
+	23, // 16: drover.v1.Cluster.timing:type_name -> drover.v1.Timing
+	25, // 17: drover.v1.Network.subnets:type_name -> drover.v1.Subnet
+	34, // 18: drover.v1.Network.options:type_name -> drover.v1.Network.OptionsEntry
+	35, // 19: drover.v1.Network.labels:type_name -> drover.v1.Network.LabelsEntry
+	36, // 20: drover.v1.Network.ipam_options:type_name -> drover.v1.Network.IpamOptionsEntry
+	37, // 21: drover.v1.Subnet.reserved:type_name -> drover.v1.Subnet.ReservedEntry
+	38, // 22: drover.v1.Endpoint.driver_opts:type_name -> drover.v1.Endpoint.DriverOptsEntry
+	39, // 23: drover.v1.Endpoint.links:type_name -> drover.v1.Endpoint.LinksEntry
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -3130,7 +3198,7 @@ func file_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -32,6 +32,8 @@ const (
 	PortsName = "drover.v1.Ports"
 	// RunsName is the fully-qualified name of the Runs service.
 	RunsName = "drover.v1.Runs"
+	// VolumesName is the fully-qualified name of the Volumes service.
+	VolumesName = "drover.v1.Volumes"
 	// ControllersName is the fully-qualified name of the Controllers service.
 	ControllersName = "drover.v1.Controllers"
 	// TokensName is the fully-qualified name of the Tokens service.
@@ -72,6 +74,8 @@ const (
 	PortsListProcedure = "/drover.v1.Ports/List"
 	// RunsCreateProcedure is the fully-qualified name of the Runs's Create RPC.
 	RunsCreateProcedure = "/drover.v1.Runs/Create"
+	// VolumesMoveProcedure is the fully-qualified name of the Volumes's Move RPC.
+	VolumesMoveProcedure = "/drover.v1.Volumes/Move"
 	// ControllersListProcedure is the fully-qualified name of the Controllers's List RPC.
 	ControllersListProcedure = "/drover.v1.Controllers/List"
 	// ControllersRemoveProcedure is the fully-qualified name of the Controllers's Remove RPC.
@@ -528,6 +532,82 @@ type UnimplementedRunsHandler struct{}
 
 func (UnimplementedRunsHandler) Create(context.Context, *connect.Request[v1.CreateRunRequest]) (*connect.Response[v1.CreateRunResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Runs.Create is not implemented"))
+}
+
+// VolumesClient is a client for the drover.v1.Volumes service.
+type VolumesClient interface {
+	// Move copies a volume's data to another node, and makes that its home. It is refused while
+	// a container mounts the volume. When the caller is gone, the move is given up, and the
+	// volume is as it was. The last message says that it is done.
+	Move(context.Context, *connect.Request[v1.MoveVolumeRequest]) (*connect.ServerStreamForClient[v1.MoveVolumeResponse], error)
+}
+
+// NewVolumesClient constructs a client for the drover.v1.Volumes service. By default, it uses the
+// Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewVolumesClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) VolumesClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	volumesMethods := v1.File_fleet_proto.Services().ByName("Volumes").Methods()
+	return &volumesClient{
+		move: connect.NewClient[v1.MoveVolumeRequest, v1.MoveVolumeResponse](
+			httpClient,
+			baseURL+VolumesMoveProcedure,
+			connect.WithSchema(volumesMethods.ByName("Move")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// volumesClient implements VolumesClient.
+type volumesClient struct {
+	move *connect.Client[v1.MoveVolumeRequest, v1.MoveVolumeResponse]
+}
+
+// Move calls drover.v1.Volumes.Move.
+func (c *volumesClient) Move(ctx context.Context, req *connect.Request[v1.MoveVolumeRequest]) (*connect.ServerStreamForClient[v1.MoveVolumeResponse], error) {
+	return c.move.CallServerStream(ctx, req)
+}
+
+// VolumesHandler is an implementation of the drover.v1.Volumes service.
+type VolumesHandler interface {
+	// Move copies a volume's data to another node, and makes that its home. It is refused while
+	// a container mounts the volume. When the caller is gone, the move is given up, and the
+	// volume is as it was. The last message says that it is done.
+	Move(context.Context, *connect.Request[v1.MoveVolumeRequest], *connect.ServerStream[v1.MoveVolumeResponse]) error
+}
+
+// NewVolumesHandler builds an HTTP handler from the service implementation. It returns the path on
+// which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewVolumesHandler(svc VolumesHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	volumesMethods := v1.File_fleet_proto.Services().ByName("Volumes").Methods()
+	volumesMoveHandler := connect.NewServerStreamHandler(
+		VolumesMoveProcedure,
+		svc.Move,
+		connect.WithSchema(volumesMethods.ByName("Move")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/drover.v1.Volumes/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case VolumesMoveProcedure:
+			volumesMoveHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedVolumesHandler returns CodeUnimplemented from all methods.
+type UnimplementedVolumesHandler struct{}
+
+func (UnimplementedVolumesHandler) Move(context.Context, *connect.Request[v1.MoveVolumeRequest], *connect.ServerStream[v1.MoveVolumeResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.Volumes.Move is not implemented"))
 }
 
 // ControllersClient is a client for the drover.v1.Controllers service.
