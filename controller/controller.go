@@ -37,6 +37,7 @@ import (
 	"github.com/drover/drover/controller/fleetapi"
 	"github.com/drover/drover/controller/gateway"
 	"github.com/drover/drover/controller/membership"
+	"github.com/drover/drover/controller/moves"
 	"github.com/drover/drover/controller/peer"
 	"github.com/drover/drover/controller/runs"
 	"github.com/drover/drover/controller/state"
@@ -278,8 +279,9 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 	hub := dispatch.New(dispatch.Options{Self: c.files.Principal.URI, Log: log, Logger: c.Logger, OnStatus: func(id string) { local.StatusChanged(id) }, OnEvent: func(e *dv1.Event) { local.Reported(e) }, Keys: v.GossipKeys, Grant: c.grants.For, Probe: func(ctx context.Context, id string) bool { return c.agents.Probe(ctx, log.Snapshot(), id) }})
 	local = views.NewLocal(views.LocalOptions{Log: log, Reports: hub, Dial: c.agents.Client, Contact: c.contact})
 	c.fleet, c.peers = views.New(local, others, log), others
+	mover := moves.New(moves.Options{Fleet: c.fleet, Self: c.files.Principal.URI, Snapshot: node.Snapshot, Grant: c.grants.For, Logger: c.Logger})
 	committed := func(effects []*dv1.Effect) {
-		for _, room := range []interface{ Committed([]*dv1.Effect) }{gw, c.agents, keys, quorum, place, filler} {
+		for _, room := range []interface{ Committed([]*dv1.Effect) }{gw, c.agents, keys, quorum, place, filler, mover} {
 			room.Committed(effects)
 		}
 	}
@@ -293,13 +295,13 @@ func (c *controller) serve(ctx context.Context, gw *gateway.Gateway, node *conse
 		committed(between(before, after))
 	})
 	defer c.start(ctx, "leadership", func(ctx context.Context) error {
-		return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run, filler.Run) // all that only a leader does
+		return lead(ctx, node, hub.Run, clock.Run, quorum.Run, keys.Run, filler.Run, mover.Run) // all that only a leader does
 	})()
 	defer c.start(ctx, "its host's admin", func(ctx context.Context) error {
 		return vault.OwnAdmin(ctx, vault.AdminOptions{Dir: identity.AdminPKI(c.DataDir), Self: c.files.Principal,
 			Snapshot: log.Snapshot, Propose: others.Own, Authority: v.Authority, Logger: c.Logger})
 	})()
-	apis := c.api(quorum)
+	apis := c.api(quorum, mover)
 	soon, enough := context.WithTimeout(ctx, settle)
 	c.fleet.CatchUp(soon) // otherwise it wouldn't know who was admitted while it was down
 	enough()
@@ -319,10 +321,10 @@ type apis struct {
 	docker *engineapi.API
 }
 
-func (c *controller) api(quorum *membership.Quorum) apis {
+func (c *controller) api(quorum *membership.Quorum, mover *moves.Mover) apis {
 	return apis{
 		docker: engineapi.New(engineapi.Options{Fleet: c.fleet, Registry: c.registry, Logger: c.Logger, Tracer: c.Tracer, Version: c.Version, Grant: c.grants.For}),
-		ours:   fleetapi.New(fleetapi.Options{Tracer: c.Tracer, Grant: c.grants.For, Traces: c.Traces, Gather: c.peers.Gather, Fleet: c.fleet, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }}),
+		ours:   fleetapi.New(fleetapi.Options{Tracer: c.Tracer, Grant: c.grants.For, Traces: c.Traces, Gather: c.peers.Gather, Fleet: c.fleet, Move: mover.Move, Members: quorum.Members, Remove: quorum.Remove, Pin: func() string { return pki.Pin(c.files.Bundle[0].Raw) }}),
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 var floors = [][]string{
 	{"state"},
 	{"access", "agents", "dispatch", "fleet", "ipam", "runs", "scheduler"},
-	{"command"},
+	{"command", "moves"},
 	{"consensus", "images", "vault"},
 	{"admission", "bootstrap", "create"},
 	{"engineapi", "fleetapi"},

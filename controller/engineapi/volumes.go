@@ -46,6 +46,9 @@ func shownVolume(snap *state.Snapshot, v *dv1.Volume) volume.Volume {
 	if v.Home != "" {
 		out.Labels[create.LabelNode] = nodeNameIn(snap, v.Home)
 	}
+	if v.Moving != nil {
+		out.Status = map[string]any{"moving": "to " + nodeNameIn(snap, v.Moving.To)}
+	}
 	return out
 }
 

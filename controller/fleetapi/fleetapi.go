@@ -60,6 +60,8 @@ type Options struct {
 	// Remove calls do to remove a controller, by name or id. It returns do's error, or
 	// why the quorum can't lose that controller.
 	Remove func(ctx context.Context, controller string, do func() error) error
+	// Move moves the data of a volume for as long as ctx lasts: begin begins it.
+	Move func(ctx context.Context, volume, copied []byte, begin func() (*dv1.CommandResult, error), progress func(written, total int64)) error
 }
 
 type server struct{ Options }
@@ -100,6 +102,7 @@ var table = route.Table[service]{
 	reads(dv1connect.NodesCheckNetworksProcedure, route.Leader, route.User, (*server).nodes),
 	reads(dv1connect.NodesListWaysProcedure, route.Leader, route.User, (*server).nodes),
 	upTo(maxRun, changes(dv1connect.RunsCreateProcedure, route.Leader, route.User, (*server).runs)),
+	changes(dv1connect.VolumesMoveProcedure, route.Leader, route.User, (*server).volumes),
 	reads(dv1connect.ControllersListProcedure, route.Leader, route.User, (*server).controllers),
 	changes(dv1connect.ControllersRemoveProcedure, route.Leader, route.Admin, (*server).controllers),
 	reads(dv1connect.ControllersGetTimingProcedure, route.Leader, route.User, (*server).controllers),
@@ -130,6 +133,10 @@ func (s *server) ports(o ...connect.HandlerOption) http.Handler {
 
 func (s *server) runs(o ...connect.HandlerOption) http.Handler {
 	return handlerOf(dv1connect.NewRunsHandler(runs{s}, o...))
+}
+
+func (s *server) volumes(o ...connect.HandlerOption) http.Handler {
+	return handlerOf(dv1connect.NewVolumesHandler(volumes{s}, o...))
 }
 
 func (s *server) controllers(o ...connect.HandlerOption) http.Handler {
