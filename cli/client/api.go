@@ -24,6 +24,7 @@ type API struct {
 	Controllers dv1connect.ControllersClient
 	Tokens      dv1connect.TokensClient
 	Traces      dv1connect.TracesClient
+	Volumes     dv1connect.VolumesClient
 }
 
 // API returns a client of the fleet API. A request left undecided by a broken connection
@@ -37,7 +38,7 @@ func (s *Session) API() (*API, error) {
 	o := connect.WithClientOptions(connect.WithReadMaxBytes(maxAnswer), connect.WithInterceptors(repeated()))
 	return &API{
 		dv1connect.NewNodesClient(h, base, o), dv1connect.NewPortsClient(h, base, o), dv1connect.NewRunsClient(h, base, o), dv1connect.NewControllersClient(h, base, o),
-		dv1connect.NewTokensClient(h, base, o), dv1connect.NewTracesClient(h, base, o),
+		dv1connect.NewTokensClient(h, base, o), dv1connect.NewTracesClient(h, base, o), dv1connect.NewVolumesClient(h, base, o),
 	}, nil
 }
 

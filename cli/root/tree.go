@@ -20,6 +20,7 @@ import (
 	"github.com/drover/drover/cli/ports"
 	"github.com/drover/drover/cli/token"
 	"github.com/drover/drover/cli/trace"
+	"github.com/drover/drover/cli/volume"
 )
 
 // command builds the whole tree.
@@ -73,6 +74,9 @@ func (a *app) command(ctx context.Context, args []string) (*cobra.Command, error
 	}
 	root.AddCommand(node.Command(a.session), ports.Command(a.session), doctor.Command(a.session), token.Command(a.session), trace.Command(a.session))
 	each.Add(root, a.session, dc)
+	if cmd, _, err := root.Find([]string{"volume"}); err == nil && cmd != root {
+		cmd.AddCommand(volume.MvCommand(a.session))
+	}
 	visit(root, rename)
 	inner := root.HelpFunc()
 	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
