@@ -8,7 +8,7 @@ BUILD := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 # ours (pkg/testenv builds it alike). For arm64: GOARCH=arm64 CC=aarch64-linux-gnu-gcc, and
 # PKG_CONFIG_PATH of that architecture's libseccomp-dev.
 SHIM_FLAGS := -tags seccomp,netgo,osusergo,no_grpc,seccompcache -ldflags '-s -w -linkmode external -extldflags -static'
-PAYLOADS := agent/payload/bin/drover-containerd.gz agent/payload/bin/drover-resolver.gz agent/payload/bin/drover-shim.gz agent/payload/bin/drover-supervisor.gz
+PAYLOADS := agent/payload/bin/drover-archive.gz agent/payload/bin/drover-containerd.gz agent/payload/bin/drover-resolver.gz agent/payload/bin/drover-shim.gz agent/payload/bin/drover-supervisor.gz
 
 .PHONY: help setup build payload binary test unit race integration test-one cover fuzz lint bench bench-peers bench-scale generate check-generated torture churn demo demo-env demo-down clean
 
@@ -18,11 +18,11 @@ help: ## what there is
 setup: ## install the packages that building and testing need
 	@deploy/setup.sh
 
-payload: ## the embedded daemons: containerd, the resolver, the shim and the supervisor, compressed
-	@$(GO) build -trimpath -ldflags '-s -w' -o agent/payload/bin/ ./agent/containerd/drover-containerd ./agent/resolver/drover-resolver ./cli/supervisor/drover-supervisor
+payload: ## the embedded programs: containerd, the resolver, the shim, the supervisor and the archiver, compressed
+	@$(GO) build -trimpath -ldflags '-s -w' -o agent/payload/bin/ ./agent/archive/drover-archive ./agent/containerd/drover-containerd ./agent/resolver/drover-resolver ./cli/supervisor/drover-supervisor
 	@modfile=$$(agent/shim/native/filters/runc/modfile.sh) && \
 	  CGO_ENABLED=1 $(GO) build -trimpath -modfile=$$modfile $(SHIM_FLAGS) -o agent/payload/bin/ ./agent/shim/drover-shim
-	@cd agent/payload/bin && for f in drover-containerd drover-resolver drover-shim drover-supervisor; do \
+	@cd agent/payload/bin && for f in drover-archive drover-containerd drover-resolver drover-shim drover-supervisor; do \
 	  gzip -9nc $$f > $$f.gz.new && rm $$f && { cmp -s $$f.gz.new $$f.gz && rm $$f.gz.new || mv $$f.gz.new $$f.gz; }; done
 
 build: setup payload binary ## bin/drover, payloads first

@@ -297,6 +297,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 		DataDir: a.DataDir, RunDir: a.RunDir, NodeID: a.NodeID, HostName: a.Name, ClusterID: a.ClusterID,
 		Containerd: a.daemon, ShimPath: a.paths.Shim, Network: a.net, Fleet: a.fabric, Resolver: a.names, Images: stored, Volumes: vols,
 		Spares: a.Spares, Event: a.event, VolumeEvent: a.volumeEvent, Log: a.Logger,
+		ArchivePath: func() (string, error) { return payload.Archive(filepath.Join(a.DataDir, "bin")) },
 	})
 	if err != nil {
 		return err
@@ -318,7 +319,7 @@ func (a *agent) bring(ctx context.Context, subnet string) error {
 	a.parts.Go(func() error { return names.Run(a.ctx) })
 	a.parts.Go(func() error {
 		h := streams.Handler(a.eng, a.images, streams.Options{
-			Log: a.Logger, Probe: a.probe, Pull: a.pulling, Calls: a.store,
+			Log: a.Logger, Files: a.eng, Probe: a.probe, Pull: a.pulling, Calls: a.store,
 			Reading: func(id string) streams.Reader { return a.rec.Reading(id) },
 			Volumes: vols, Peer: a.peers.Client, Granted: a.peers.Granted, Network: fabric,
 			Peers: registry.New(registry.Options{Store: stored.Content(), Log: a.Logger, May: a.peers.MayRead(stored)}),

@@ -1,5 +1,5 @@
 // Package engine runs containers in shims, on containerd's images and snapshots: it
-// implements task.Runtime and task.Streams. When a task should run is up to the
+// implements task.Runtime, task.Streams and task.Files. When a task should run is up to the
 // reconciler, images are up to agent/images, and what becomes of a container's output is
 // up to its shim.
 package engine
@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
+	"github.com/drover/drover/agent/archive"
 	"github.com/drover/drover/agent/cgroup"
 	"github.com/drover/drover/agent/containerd"
 	"github.com/drover/drover/agent/engine/spec"
@@ -47,6 +48,7 @@ type Options struct {
 	ClusterID        string
 	Containerd       *client.Client
 	ShimPath         string
+	ArchivePath      func() (string, error) // of drover-archive; called when it is needed first
 	Network          *network.Network
 	Fleet            Fleet
 	Resolver         Resolver
@@ -60,12 +62,14 @@ type Options struct {
 	Log         *slog.Logger
 }
 
-// Engine implements task.Runtime and task.Streams. Safe for concurrent use.
+// Engine implements task.Runtime, task.Streams and task.Files. Safe for concurrent use.
 type Engine struct {
 	o      Options
 	c      *client.Client
 	tasks  tasks
 	follow *follower
+	files  *archive.Archive
+	copies copies
 
 	groups       cgroup.Host
 	boot         string
@@ -87,12 +91,14 @@ type tasks interface {
 	Begin(ctx context.Context, c shims.Container) (pid uint32, err error)
 	Has(id string) bool
 	Spec(id string) ([]byte, error)
+	Rootfs(id string) string
 	Close() error
 }
 
 var (
 	_ task.Runtime = (*Engine)(nil)
 	_ task.Streams = (*Engine)(nil)
+	_ task.Files   = (*Engine)(nil)
 )
 
 // Open returns the engine of o.Containerd, which need not answer yet. Close stops the
@@ -112,11 +118,15 @@ func Open(o Options) (*Engine, error) {
 			return nil, fmt.Errorf("opening the engine: %w", err)
 		}
 	}
+	files, err := archive.New(archive.Options{Binary: o.ArchivePath, At: filepath.Join(o.RunDir, "files")})
+	if err != nil {
+		return nil, err
+	}
 	f, err := newFollower()
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{o: o, c: o.Containerd, follow: f, groups: cgroups(), boot: bootID(), recordWithin: recordWithin, execs: map[string]*execution{}}
+	e := &Engine{o: o, c: o.Containerd, follow: f, files: files, groups: cgroups(), boot: bootID(), recordWithin: recordWithin, execs: map[string]*execution{}}
 	e.life, e.end = context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
 	e.node = sync.OnceValues(func() (spec.Node, error) { return readNode(e.life, o) })
 	if err := errors.Join(e.sweep(), e.holdVolumes()); err != nil {

@@ -59,6 +59,7 @@ func newWorld(t *testing.T) *world {
 	testenv.BuildShim(t, w.dir+"/drover-shim")
 	testenv.Build(t, w.dir+"/drover-containerd", "../containerd/drover-containerd")
 	testenv.Build(t, w.dir+"/drover-resolver", "../resolver/drover-resolver")
+	testenv.Build(t, w.dir+"/drover-archive", "../archive/drover-archive")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	co := containerd.Options{Binary: w.dir + "/drover-containerd", Root: w.dir + "/root", State: run + "/st", Socket: run + "/s", LogTo: w.dir + "/log", Log: slog.New(slog.DiscardHandler)}
@@ -97,7 +98,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.o = engine.Options{DataDir: w.dir, RunDir: run, NodeID: "enginetest" + strconv.Itoa(seq), HostName: "h", ClusterID: "c",
-		ShimPath: w.dir + "/drover-shim", Network: net, Spares: 1}
+		ShimPath: w.dir + "/drover-shim", ArchivePath: func() (string, error) { return w.dir + "/drover-archive", nil }, Network: net, Spares: 1}
 	w.tell(net)
 	w.socket, w.images.Registry = co.Socket, reg
 	return w

@@ -410,6 +410,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	if err := e.disconnect(ctx, id); err != nil {
 		return err
 	}
+	e.copies.stop(id)
 	failpoint.Here("engine.remove.before")
 	// Only what earlier agents prepared has a record in containerd.
 	if err := e.c.ContainerService().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {

@@ -81,6 +81,14 @@ func refused(ctx context.Context, err error) error {
 
 // useVolumes readies the volumes of a task that is about to start, and notes where they are.
 func (e *Engine) useVolumes(ctx context.Context, s *prepared) error {
+	return e.useVolumesAs(ctx, s.ID, s, func(m task.Mount) {
+		e.o.VolumeEvent(s.ID, m.Volume.Name, "mount", map[string]string{"driver": volumes.Local, "container": s.ID, "destination": m.Target,
+			"read/write": strconv.FormatBool(!m.ReadOnly), "propagation": ""})
+	})
+}
+
+// useVolumesAs does the same for a user other than the task itself.
+func (e *Engine) useVolumesAs(ctx context.Context, user string, s *prepared, used func(task.Mount)) error {
 	s.sources = nil
 	for i, m := range s.Mounts {
 		v := m.Volume
@@ -88,17 +96,16 @@ func (e *Engine) useVolumes(ctx context.Context, s *prepared) error {
 			s.sources = append(s.sources, m.Source)
 			continue
 		}
-		err := e.o.Volumes.Use(ctx, s.ID, *v)
+		err := e.o.Volumes.Use(ctx, user, *v)
 		source := e.o.Volumes.Path(v.ID)
 		if err == nil && m.Subpath != "" {
-			source, err = e.o.Volumes.Pin(s.ID, i, *v, m.Subpath)
+			source, err = e.o.Volumes.Pin(user, i, *v, m.Subpath)
 		}
 		if err != nil {
 			return refused(ctx, fmt.Errorf("error while mounting volume '%s': %w", v.Name, err))
 		}
 		s.sources = append(s.sources, source)
-		e.o.VolumeEvent(s.ID, v.Name, "mount", map[string]string{"driver": volumes.Local, "container": s.ID, "destination": m.Target,
-			"read/write": strconv.FormatBool(!m.ReadOnly), "propagation": ""})
+		used(m)
 	}
 	return nil
 }

@@ -51,6 +51,10 @@ func Extract(dir string) (p Paths, err error) {
 // its path.
 func Supervisor(dir string) (string, error) { return extract(dir, "drover-supervisor") }
 
+// Archive extracts the program that reads and writes containers' files, and returns its
+// path. It is called when somebody wants to: most nodes never need it.
+func Archive(dir string) (string, error) { return extract(dir, "drover-archive") }
+
 // extract streams: what it would read whole stays on an idle agent's heap for long.
 func extract(dir, name string) (path string, err error) {
 	defer func() {

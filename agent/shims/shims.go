@@ -193,6 +193,9 @@ func (s *Shims) Spec(id string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(s.bundle(id), specFile))
 }
 
+// Rootfs returns where a container's files are mounted while it runs.
+func (s *Shims) Rootfs(id string) string { return filepath.Join(s.bundle(id), rootfsDir) }
+
 // lock returns the record of a container's shim, whether it has one or not, for the
 // caller alone until it is unlocked.
 func (s *Shims) lock(id string) *shim {

@@ -39,6 +39,7 @@ const pullQuiet = 100 * time.Millisecond
 // to be pulled, and Reading when a reader of a task's output arrives; both may be nil.
 type Options struct {
 	Log     *slog.Logger
+	Files   task.Files // of the node's tasks; nil: of none
 	Probe   func(ctx context.Context, node, addr string) error
 	Peers   http.Handler
 	Calls   Calls
@@ -87,6 +88,11 @@ func on(method, pattern string, who route.Who, body int64, h handler) route.Hand
 	return route.Handled[handler]{Route: route.Route{Method: method, Pattern: pattern, At: route.Here, Who: who, Body: route.Bounded(body)}, Handle: h}
 }
 
+// streamed is a row whose body has no limit, for controllers.
+func streamed(method, pattern string, h handler) route.Handled[handler] {
+	return route.Handled[handler]{Route: route.Route{Method: method, Pattern: pattern, At: route.Here, Who: route.Controller, Body: route.Streamed(0)}, Handle: h}
+}
+
 // table lists pkg/bulk's paths, for controllers, and what other nodes may read.
 var table = route.Table[handler]{
 	on(http.MethodPost, "/v1/tasks/{id}/attach", route.Controller, 0, (*server).attach),
@@ -96,6 +102,10 @@ var table = route.Table[handler]{
 	on(http.MethodPost, "/v1/tasks/{id}/resize", route.Controller, 0, (*server).resize),
 	on(http.MethodGet, "/v1/tasks/{id}/top", route.Controller, 0, (*server).top),
 	on(http.MethodGet, "/v1/tasks/{id}/stats", route.Controller, 0, (*server).stats),
+	on(http.MethodGet, "/v1/tasks/{id}/archive", route.Controller, 0, files((*server).readPath)),
+	streamed(http.MethodPut, "/v1/tasks/{id}/archive", files((*server).writePath)),
+	on(http.MethodGet, "/v1/tasks/{id}/export", route.Controller, 0, files((*server).export)),
+	on(http.MethodGet, "/v1/tasks/{id}/changes", route.Controller, 0, files((*server).changes)),
 	on(http.MethodPost, "/v1/tasks/{id}/exec", route.Controller, maxBody, (*server).execCreate),
 	on(http.MethodPost, "/v1/exec/{id}/start", route.Controller, 0, (*server).execStart),
 	on(http.MethodPost, "/v1/exec/{id}/resize", route.Controller, 0, (*server).execResize),
@@ -119,7 +129,7 @@ var Routes = table.Routes()
 // Handler serves Routes on the node's tasks and images. The caller is in the request's
 // context.
 func Handler(tasks task.Streams, images Images, o Options) http.Handler {
-	s := &server{tasks: tasks, images: images, log: o.Log, pulling: o.Pull, calls: o.Calls, reading: o.Reading, volumes: o.Volumes, peer: o.Peer, granted: o.Granted, network: o.Network, probe: o.Probe, peers: o.Peers}
+	s := &server{tasks: tasks, images: images, files: o.Files, log: o.Log, pulling: o.Pull, calls: o.Calls, reading: o.Reading, volumes: o.Volumes, peer: o.Peer, granted: o.Granted, network: o.Network, probe: o.Probe, peers: o.Peers}
 	if s.reading == nil {
 		s.reading = func(string) Reader { return &task.Reader{} }
 	}
@@ -147,6 +157,7 @@ func Handler(tasks task.Streams, images Images, o Options) http.Handler {
 type server struct {
 	tasks   task.Streams
 	images  Images
+	files   task.Files
 	log     *slog.Logger
 	pulling func(bulk.PullRequest)
 	calls   Calls
@@ -591,7 +602,12 @@ func refuse(w http.ResponseWriter, err error) {
 	code := http.StatusInternalServerError
 	var se *bulk.StatusError
 	var start *task.StartError
+	var file *task.FileError
 	switch {
+	case errors.As(err, &file) && file.Missing:
+		code = http.StatusNotFound
+	case errors.As(err, &file):
+		code = http.StatusBadRequest
 	case errors.As(err, &se):
 		code = se.Code
 	case errors.As(err, &start):

@@ -22,6 +22,7 @@ func TestRoutesAreForControllersAndContentForNodes(t *testing.T) {
 	for _, r := range []string{
 		"POST /v1/tasks/{id}/attach", "GET /v1/tasks/{id}/logs", "GET /v1/tasks/{id}/wait", "POST /v1/tasks/{id}/kill", "POST /v1/tasks/{id}/resize",
 		"GET /v1/tasks/{id}/top", "GET /v1/tasks/{id}/stats",
+		"GET /v1/tasks/{id}/archive", "PUT /v1/tasks/{id}/archive", "GET /v1/tasks/{id}/export", "GET /v1/tasks/{id}/changes",
 		"POST /v1/tasks/{id}/exec 1048576", "POST /v1/exec/{id}/start", "POST /v1/exec/{id}/resize", "GET /v1/exec/{id}",
 		"POST /v1/images/pull 1048576", "DELETE /v1/images/{digest}", "POST /v1/volumes/sizes 4194304", "POST /v1/volumes/{id}/fetch 1048576",
 		"GET /v1/network/check", "GET /v1/network/ways", "GET /v1/probe",
@@ -48,7 +49,7 @@ func TestRoutesAreForControllersAndContentForNodes(t *testing.T) {
 func TestOnlyWhomTheTableNamesIsAnswered(t *testing.T) {
 	content := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "content") })
 	e := faketask.New()
-	h := Handler(e, e.Images, Options{Log: slog.New(slog.DiscardHandler), Peers: content, Network: &asked{}, Volumes: &disk{}, Granted: func(*http.Request) (string, error) { return bulk.GrantOfVolume("x"), nil }})
+	h := Handler(e, e.Images, Options{Log: slog.New(slog.DiscardHandler), Files: &someFiles{}, Peers: content, Network: &asked{}, Volumes: &disk{}, Granted: func(*http.Request) (string, error) { return bulk.GrantOfVolume("x"), nil }})
 	ask := func(kind, method, path string, body int64) int {
 		r := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(strings.Repeat("x", int(body))))
 		if kind != "" {

@@ -7,6 +7,7 @@ package bulk
 import (
 	"encoding/binary"
 	"io"
+	"time"
 )
 
 // Paths on the agent. {id} is a task id in hex.
@@ -18,6 +19,11 @@ import (
 //	POST   /v1/tasks/{id}/resize?w=&h=       204
 //	GET    /v1/tasks/{id}/top?ps_args=A      200, JSON of container.TopResponse; 409 when not running
 //	GET    /v1/tasks/{id}/stats?name=N&stream&previous   200, NDJSON of container.StatsResponse: one, or one a second until the task is removed
+//	HEAD   /v1/tasks/{id}/archive?path       200, HeaderPathStat
+//	GET    /v1/tasks/{id}/archive?path       200, HeaderPathStat and a tar archive
+//	PUT    /v1/tasks/{id}/archive?path&nooverwrite&chown   body an archive; 204
+//	GET    /v1/tasks/{id}/export             200, a tar archive
+//	GET    /v1/tasks/{id}/changes            200, docker's JSON
 //	POST   /v1/tasks/{id}/exec               body container.ExecCreateRequest; 201 {"Id"}
 //	POST   /v1/exec/{eid}/start?attach&w&h   101 frames as attach, or 204 without attach
 //	POST   /v1/exec/{eid}/resize?w=&h=       204
@@ -29,7 +35,8 @@ import (
 //	GET    /v1/probe                         204
 //
 // An error is a status with {"message": …}; a stream's late error is a frame of
-// FrameError. P is the payload of a FramePos in hex.
+// FrameError. An archive that breaks off has no end. Of a task's files, 404 is a path that
+// is missing and 410 the task. P is the payload of a FramePos in hex.
 const (
 	FrameStdin  byte = 0 // up: within the server's credit
 	FrameStdout byte = 1
@@ -45,6 +52,12 @@ const (
 	FrameStdinEnd byte = 32 // up: stdin's half-close
 	FrameRead     byte = 33 // up: all frames were received
 )
+
+// HeaderPathStat describes what is at a path, as docker has it: JSON in base64.
+const HeaderPathStat = "X-Docker-Container-Path-Stat"
+
+// Linger is for how long a sender whose request is answered may go on sending it.
+const Linger = time.Second
 
 // Flags of a FrameBegin.
 const (
