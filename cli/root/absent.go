@@ -26,7 +26,7 @@ var absent = map[string]string{
 	"search": noSearch, "context": noContext, "compose": noCompose,
 	"plugin": never, "trust": never, "manifest": never, "checkpoint": never,
 	"system prune": notYet, "volume update": noSwarm,
-	"commit": notYet, "cp": notYet, "diff": notYet, "export": notYet, "pause": notYet, "unpause": notYet, "update": notYet,
+	"commit": notYet, "pause": notYet, "unpause": notYet, "update": notYet,
 	"history": notYet, "import": notYet, "load": notYet, "push": notYet, "save": notYet,
 	"container prune": notYet, "image prune": notYet,
 }

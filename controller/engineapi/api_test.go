@@ -83,6 +83,7 @@ func (a *api) agent(node string) http.Handler {
 			a.f.Exit(id, 137)
 		}
 	})
+	serveFiles(mux)
 	mux.HandleFunc("POST /v1/tasks/{id}/exec", func(_ http.ResponseWriter, r *http.Request) {
 		st := &execState{ID: r.URL.Query().Get("id"), TaskID: r.PathValue("id"), Pid: 7}
 		if err := json.NewDecoder(r.Body).Decode(&st.Options); err != nil {
@@ -304,6 +305,10 @@ var calls = map[string]call{
 	"POST /containers/{id}/resize":   {"/containers/$ID/resize?h=1&w=2", "", 200, true, false},
 	"GET /containers/{id}/top":       {"/containers/$ID/top", "", 200, true, false},
 	"GET /containers/{id}/stats":     {"/containers/$ID/stats?stream=0", "", 200, true, false},
+	"GET /containers/{id}/archive":   {"/containers/$ID/archive?path=/etc", "", 200, true, false},
+	"PUT /containers/{id}/archive":   {"/containers/$ID/archive?path=/etc", "tar", 200, true, false},
+	"GET /containers/{id}/export":    {"/containers/$ID/export", "", 200, true, false},
+	"GET /containers/{id}/changes":   {"/containers/$ID/changes", "", 200, true, false},
 	"POST /containers/{id}/exec":     {"/containers/$ID/exec", `{"Cmd":["true"]}`, 201, true, false},
 	"POST /exec/{id}/start":          {"/exec/$EXEC/start", `{"Detach":true}`, 200, true, false},
 	"POST /exec/{id}/resize":         {"/exec/$EXEC/resize?h=1&w=2", "", 200, true, false},

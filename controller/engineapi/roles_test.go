@@ -47,6 +47,9 @@ func TestTheRoleUserIsNotRoot(t *testing.T) {
 		{"POST", "/exec/" + privileged + "/start", `{"Detach":true}`, 403, "HostConfig.Privileged"},
 		{"POST", "/containers/host/attach?stdin=1&stream=1", "", 403, "HostConfig.PidMode"},
 		{"GET", "/containers/host/logs?stdout=1", "", 200, "out"},
+		{"GET", "/containers/plain/archive?path=/etc", "", 200, "tar"},
+		{"GET", "/containers/mounts/archive?path=/srv", "", 403, "volume srv is refused"},
+		{"PUT", "/containers/host/archive?path=/", "tar", 403, "HostConfig.PidMode"},
 		{"GET", "/containers/json", "", 200, `"/host"`},
 	} {
 		a.is(a.user(c.method, c.path, c.body), c.method+" "+c.path+" "+c.body, c.code, c.words)

@@ -69,6 +69,11 @@ func on(method, pattern string, at route.Place, h handler) route.Handled[handler
 	return route.Handled[handler]{Route: route.Route{Method: method, Pattern: pattern, At: at, Who: route.User, Body: route.Bounded(maxBody)}, Handle: h}
 }
 
+// uploaded returns a row whose body passes through to a node, however long it is.
+func uploaded(method, pattern string, h handler) route.Handled[handler] {
+	return route.Handled[handler]{Route: route.Route{Method: method, Pattern: pattern, At: route.Stream, Who: route.User, Body: route.Streamed(0)}, Handle: h}
+}
+
 // table is the whole API, at paths without a version. Image names contain slashes;
 // the last row matches everything else.
 var table = route.Table[handler]{
@@ -96,6 +101,10 @@ var table = route.Table[handler]{
 	on("POST", "/containers/{id}/resize", route.Stream, (*server).resizeContainer),
 	on("GET", "/containers/{id}/top", route.Stream, (*server).top),
 	on("GET", "/containers/{id}/stats", route.Stream, (*server).stats),
+	on("GET", "/containers/{id}/archive", route.Stream, (*server).readPath),
+	uploaded("PUT", "/containers/{id}/archive", (*server).writePath),
+	on("GET", "/containers/{id}/export", route.Stream, (*server).export),
+	on("GET", "/containers/{id}/changes", route.Stream, (*server).changes),
 	on("POST", "/containers/{id}/exec", route.Stream, (*server).execCreate),
 	on("POST", "/exec/{id}/start", route.Stream, (*server).execStart),
 	on("POST", "/exec/{id}/resize", route.Stream, (*server).execResize),

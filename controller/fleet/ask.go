@@ -60,8 +60,27 @@ const (
 // the response's body, whatever its status. Errors are ctx's, a *SilentError or an
 // *UnreachableError.
 func Ask(ctx context.Context, f Nodes, node, method, path string, body []byte) (*http.Response, error) {
+	return patiently(ctx, func() (*http.Response, error) {
+		kind := ""
+		if body != nil {
+			kind = "application/json"
+		}
+		return ask(ctx, f, node, method, path, kind, bytes.NewReader(body))
+	})
+}
+
+// Send is Ask with a body that is passed on as it is read. It may still be read when Send
+// has returned, if the node answered before its end.
+func Send(ctx context.Context, f Nodes, node, method, path, kind string, body io.Reader) (*http.Response, error) {
+	return patiently(ctx, func() (*http.Response, error) { // what was refused has read nothing
+		return ask(ctx, f, node, method, path, kind, struct{ io.Reader }{body})
+	})
+}
+
+// patiently retries while a node's agent is being restarted.
+func patiently(ctx context.Context, ask func() (*http.Response, error)) (*http.Response, error) {
 	for end := time.Now().Add(restartWithin); ; {
-		resp, err := ask(ctx, f, node, method, path, body)
+		resp, err := ask()
 		if !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(end) {
 			return resp, err
 		}
@@ -73,7 +92,7 @@ func Ask(ctx context.Context, f Nodes, node, method, path string, body []byte) (
 	}
 }
 
-func ask(ctx context.Context, f Nodes, node, method, path string, body []byte) (*http.Response, error) {
+func ask(ctx context.Context, f Nodes, node, method, path, kind string, body io.Reader) (*http.Response, error) {
 	if since, silent := f.Observe(ctx, Query{}).Silent(node); silent {
 		return nil, &SilentError{node, time.Since(time.Unix(0, since))}
 	}
@@ -81,12 +100,12 @@ func ask(ctx context.Context, f Nodes, node, method, path string, body []byte) (
 	if err != nil {
 		return nil, &UnreachableError{node, err}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("asking node %s: %w", node, err)
 	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+	if kind != "" {
+		req.Header.Set("Content-Type", kind)
 	}
 	resp, err := c.Do(req)
 	switch {

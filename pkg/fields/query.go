@@ -31,6 +31,8 @@ var Queries = map[string][]Param{
 		{"details", Inert, "they come from options of log drivers, which are refused"}},
 	"GET /containers/{id}/top":     {{"ps_args", Fleet, ""}},
 	"GET /containers/{id}/stats":   {{"stream", Fleet, ""}, {"one-shot", Fleet, ""}},
+	"GET /containers/{id}/archive": {{"path", Fleet, ""}},
+	"PUT /containers/{id}/archive": {{"path", Fleet, ""}, {"noOverwriteDirNonDir", Fleet, ""}, {"copyUIDGID", Fleet, ""}},
 	"POST /containers/{id}/resize": {{"h", Fleet, ""}, {"w", Fleet, ""}},
 	"POST /exec/{id}/resize":       {{"h", Fleet, ""}, {"w", Fleet, ""}},
 	"GET /events":                  {{"since", Fleet, ""}, {"until", Fleet, ""}, {"filters", Fleet, ""}},
