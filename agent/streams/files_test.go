@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
@@ -24,7 +26,7 @@ import (
 type someFiles struct {
 	end     error
 	written string
-	closed  int
+	closed  atomic.Int32
 }
 
 func (f *someFiles) of(id, path string) error {
@@ -46,7 +48,7 @@ type sent struct {
 	f *someFiles
 }
 
-func (s sent) Close() error { s.f.closed++; return nil }
+func (s sent) Close() error { s.f.closed.Add(1); return nil }
 
 type ends struct{ err error }
 
@@ -95,7 +97,10 @@ func TestFilesOfATask(t *testing.T) {
 	f := &someFiles{}
 	e := faketask.New()
 	h := Handler(e, e.Images, Options{Log: slog.New(slog.DiscardHandler), Files: f})
+	var handling sync.WaitGroup // answers end before their handlers
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handling.Add(1)
+		defer handling.Done()
 		h.ServeHTTP(w, r.WithContext(pki.WithPrincipal(r.Context(), pki.Principal{Kind: pki.KindController, ID: "1"})))
 	}))
 	defer srv.Close()
@@ -137,8 +142,8 @@ func TestFilesOfATask(t *testing.T) {
 			t.Errorf("%s %s: %d %s %v", c.method, c.path, code, got, err)
 		}
 	}
-	if f.closed != 3 {
-		t.Errorf("%d streams of 3 were closed", f.closed)
+	if handling.Wait(); f.closed.Load() != 3 {
+		t.Errorf("%d streams of 3 were closed", f.closed.Load())
 	}
 	if _, _, _ = do("PUT", "x/archive?path=/a&chown=1&nooverwrite=1", "an archive"); f.written != "an archive to /a, {NoOverwriteDir:true Chown:true}" {
 		t.Error(f.written)
@@ -149,8 +154,8 @@ func TestFilesOfATask(t *testing.T) {
 			t.Errorf("%s broke off, and ended well: %s", path, got)
 		}
 	}
-	if f.closed < 5 { // a request that ended before its answer is made again
-		t.Errorf("%d streams of 5 were closed", f.closed)
+	if handling.Wait(); f.closed.Load() < 5 { // a request that ended before its answer is made again
+		t.Errorf("%d streams of 5 were closed", f.closed.Load())
 	}
 	h = Handler(e, e.Images, Options{Log: slog.New(slog.DiscardHandler)})
 	if code, got, _ := do("GET", "x/export", ""); code != http.StatusNotImplemented {
