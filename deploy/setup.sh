@@ -7,7 +7,7 @@ set -euo pipefail
 declare -A need=(
   [gcc]=gcc [runc]=runc [ip]=iproute2 [nsenter]=util-linux [nft]=nftables
   [busybox]=busybox-static [docker-registry]=docker-registry [protoc]=protobuf-compiler
-  [curl]=curl [jq]=jq [git]=git [script]=bsdutils [pkg-config]=pkg-config
+  [curl]=curl [jq]=jq [git]=git [script]=bsdutils [pkg-config]=pkg-config [ps]=procps
 )
 missing=()
 for cmd in "${!need[@]}"; do
